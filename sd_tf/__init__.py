@@ -1,0 +1,30 @@
+"""Text-to-image latent diffusion in TensorFlow and Keras 3.
+
+    import sd_tf
+    model = sd_tf.load("fashion-mnist")
+    images = model.generate("a red dress", num_images=4, seed=0)
+
+The names below are imported when they are first used, so that `import sd_tf` is instant, prints
+nothing and touches neither network nor disk.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["InputError", "LatentDiffusion", "load"]
+
+_HOMES = {
+    "InputError": "sd_tf.errors",
+    "LatentDiffusion": "sd_tf.latent.model",
+    "load": "sd_tf.checkpoints.folder",
+}
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sd_tf' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])

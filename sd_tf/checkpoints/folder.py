@@ -1,0 +1,258 @@
+"""Models as folders: what diffusers' `StableDiffusionPipeline` and transformers write and read.
+
+Every part is a folder with a configuration and one safetensors file. A part is written beside its
+place and then renamed into it, so a killed save leaves the old part whole.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sd_tf.checkpoints import configs
+from sd_tf.checkpoints.names import assign, keyed_variables, to_torch
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.errors import InputError, unknown
+from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.unet import UNet
+from sd_tf.text.clip import CLIPModel, CLIPTextModel
+from sd_tf.text.tokenizer import Tokenizer
+
+BUNDLED = Path(__file__).parent.parent / "weights"
+CHECKOUT = Path(__file__).parent.parent.parent / "weights"
+DTYPES = ("float16", "float32")
+
+
+def bundled_folder(name: str) -> Path | None:
+    """The folder of a bundled model, in an installed copy or in a checkout; None for another name."""
+    for root in (BUNDLED, CHECKOUT):
+        if (root / name).is_dir() and name == Path(name).name:
+            return root / name
+    return None
+
+
+def bundled_names() -> list[str]:
+    """The names that `load` and `load_clip` know without a path."""
+    roots = [root for root in (BUNDLED, CHECKOUT) if root.is_dir()]
+    return sorted({path.name for root in roots for path in root.iterdir() if path.is_dir()} - {"__pycache__"})
+
+
+def resolve(name_or_folder) -> Path:
+    """A bundled name or a path -> the folder.
+
+    Raises:
+        InputError: neither is there.
+    """
+    folder = bundled_folder(str(name_or_folder)) or Path(name_or_folder)
+    if not folder.is_dir():
+        if os.sep in str(name_or_folder) or str(name_or_folder).startswith("."):
+            raise InputError(f"no folder {str(name_or_folder)!r}: train one with python -m sd_tf.train")
+        raise unknown("model", name_or_folder, [*bundled_names(), "a folder that holds one"])
+    return folder
+
+
+class Tensors:
+    """One safetensors file, read tensor by tensor."""
+
+    def __init__(self, file: Path):
+        if not file.is_file():
+            raise InputError(f"{file} is missing")
+        try:
+            self._file = safe_open(file, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is no readable safetensors file: {error}") from None
+
+    def keys(self):
+        return self._file.keys()
+
+    def shape(self, key):
+        return self._file.get_slice(key).get_shape()
+
+    def __getitem__(self, key):
+        return self._file.get_tensor(key)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path):
+    """A new, empty folder that takes the place of `folder` when the block ends well."""
+    new, old = (folder.with_name(f".{folder.name}.{state}-{os.getpid()}") for state in ("new", "old"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(file: Path, values: dict):
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_tensors(file: Path, model, dtype: str):
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    tensors = {
+        key: to_torch(variable).astype(dtype, order="C")
+        for key, variable in keyed_variables(model).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def save_autoencoder(autoencoder, folder, dtype="float32"):
+    """Writes what `diffusers.AutoencoderKL.from_pretrained` opens."""
+    with _replacing(Path(folder)) as new:
+        write_json(new / "config.json", configs.autoencoder_json(autoencoder.config))
+        _write_tensors(new / "diffusion_pytorch_model.safetensors", autoencoder, dtype)
+
+
+def load_autoencoder(folder, dtype=None) -> AutoencoderKL:
+    """Reads what `save_autoencoder` or diffusers wrote."""
+    folder = Path(folder)
+    config = configs.AUTOENCODER.from_json(
+        configs.read_json(folder / "config.json"), str(folder / "config.json")
+    )
+    return _filled(AutoencoderKL(config, dtype=dtype), folder / "diffusion_pytorch_model.safetensors")
+
+
+def save_unet(unet, folder, dtype="float32"):
+    """Writes what `diffusers.UNet2DConditionModel.from_pretrained` opens."""
+    with _replacing(Path(folder)) as new:
+        write_json(new / "config.json", configs.UNET.to_json(unet.config))
+        _write_tensors(new / "diffusion_pytorch_model.safetensors", unet, dtype)
+
+
+def load_unet(folder, dtype=None) -> UNet:
+    """Reads what `save_unet` or diffusers wrote."""
+    folder = Path(folder)
+    config = configs.UNET.from_json(configs.read_json(folder / "config.json"), str(folder / "config.json"))
+    return _filled(UNet(config, dtype=dtype), folder / "diffusion_pytorch_model.safetensors")
+
+
+def save_text_encoder(text_encoder, folder, dtype="float32"):
+    """Writes what `transformers.CLIPTextModel.from_pretrained` opens."""
+    with _replacing(Path(folder)) as new:
+        write_json(new / "config.json", configs.CLIP_TEXT.to_json(text_encoder.config))
+        _write_tensors(new / "model.safetensors", text_encoder, dtype)
+
+
+def load_text_encoder(folder, dtype=None) -> CLIPTextModel:
+    """Reads the text tower from a folder of a `CLIPTextModel`, or of a whole `CLIPModel`."""
+    folder = Path(folder)
+    values, source = configs.read_json(folder / "config.json"), str(folder / "config.json")
+    if "text_config" in values:
+        return clip_text_encoder(load_clip(folder, dtype))
+    config = configs.CLIP_TEXT.from_json(values, source)
+    return _filled(CLIPTextModel(config, dtype=dtype), folder / "model.safetensors")
+
+
+def clip_text_encoder(clip: CLIPModel) -> CLIPTextModel:
+    """The text tower of a CLIP, on its own."""
+    text_encoder = CLIPTextModel(clip.text_config, dtype=clip.dtype_policy)
+    text_encoder.build()
+    for variable, source in zip(text_encoder.variables, clip.text_model.variables, strict=True):
+        variable.assign(source)
+    return text_encoder
+
+
+def save_clip(clip, tokenizer, folder, dtype="float32"):
+    """Writes both towers as what `transformers.CLIPModel.from_pretrained` opens, with the tokenizer."""
+    with _replacing(Path(folder)) as new:
+        values = {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": clip.text_config.projection_dim,
+            "text_config": configs.CLIP_TEXT.to_json(clip.text_config),
+            "vision_config": configs.CLIP_VISION.to_json(clip.vision_config),
+        }
+        write_json(new / "config.json", values)
+        _write_tensors(new / "model.safetensors", clip, dtype)
+        tokenizer.save(new)
+
+
+def load_clip(folder, dtype=None) -> CLIPModel:
+    """Reads both towers from what `save_clip` or transformers wrote."""
+    folder = resolve(folder)
+    values, source = configs.read_json(folder / "config.json"), str(folder / "config.json")
+    for part in ("text_config", "vision_config"):
+        if not isinstance(values.get(part), dict):
+            raise InputError(f"{source}: no {part}: this is no CLIP with both towers")
+    projection = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+    clip = CLIPModel(
+        configs.CLIP_TEXT.from_json(values["text_config"] | projection, source),
+        configs.CLIP_VISION.from_json(values["vision_config"] | projection, source),
+        dtype=dtype,
+    )
+    return _filled(clip, folder / "model.safetensors")
+
+
+def _filled(model, file: Path):
+    model.build()
+    assign(model, Tensors(file), str(file))
+    return model
+
+
+def save(model: LatentDiffusion, folder, dtype="float32"):
+    """Writes a whole model as what `diffusers.StableDiffusionPipeline.from_pretrained` opens.
+
+    Args:
+        model: the model.
+        folder: made if it is not there; other things in it are left alone.
+        dtype: of the tensors in the files, "float32" or "float16".
+
+    Raises:
+        InputError: the folder cannot be written, or the dtype is unknown.
+    """
+    folder = Path(folder)
+    save_autoencoder(model.autoencoder, folder / "vae", dtype)
+    save_unet(model.unet, folder / "unet", dtype)
+    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype)
+    with _replacing(folder / "tokenizer") as new:
+        model.tokenizer.save(new)
+    with _replacing(folder / "scheduler") as new:
+        write_json(new / "scheduler_config.json", configs.SCHEDULE.to_json(model.schedule.config))
+    write_json(folder / "model_index.json", configs.model_index())
+
+
+def load(name_or_folder, dtype=None) -> LatentDiffusion:
+    """Reads a whole model.
+
+    Args:
+        name_or_folder: a bundled name such as "fashion-mnist", or a folder that `LatentDiffusion.save`,
+            `sd_tf.train` or diffusers wrote.
+        dtype: a Keras precision policy for all networks, such as "mixed_bfloat16"; None for Keras' own.
+
+    Raises:
+        InputError: no such model, a file is missing or damaged, or a tensor is missing, left over or
+            of the wrong shape.
+    """
+    folder = resolve(name_or_folder)
+    if not (folder / "model_index.json").is_file():
+        unfinished = (folder / "run.json").is_file()
+        way_out = "this run is not finished: start it again to resume" if unfinished else "is it a model?"
+        raise InputError(f"{folder} has no model_index.json: {way_out}")
+    pipeline = configs.read_json(folder / "model_index.json").get("_class_name")
+    if pipeline != "StableDiffusionPipeline":
+        raise InputError(f"{folder} holds a {pipeline}, only StableDiffusionPipeline is supported")
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    schedule = configs.SCHEDULE.from_json(configs.read_json(scheduler_file), str(scheduler_file))
+    text_encoder = load_text_encoder(folder / "text_encoder", dtype)
+    return LatentDiffusion(
+        autoencoder=load_autoencoder(folder / "vae", dtype),
+        unet=load_unet(folder / "unet", dtype),
+        text_encoder=text_encoder,
+        tokenizer=Tokenizer.load(
+            folder / "tokenizer", max_length=text_encoder.config.max_position_embeddings
+        ),
+        schedule=NoiseSchedule(schedule),
+    )

@@ -1,0 +1,73 @@
+"""What every command line shares: flags from a dataclass, quiet libraries, one line for bad input."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import typing
+import warnings
+
+from sd_tf.errors import InputError
+
+
+def add_flags(parser: argparse.ArgumentParser, dataclass: type):
+    """One flag for each field of a configuration, named, typed, defaulted and explained by it."""
+    types = typing.get_type_hints(dataclass)
+    for field in dataclasses.fields(dataclass):
+        options = [t for t in typing.get_args(types[field.name]) if t is not type(None)]
+        kind = options[0] if options else types[field.name]
+        choices = field.metadata["choices"]
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=field.default,
+            metavar="|".join(choices) if choices else kind.__name__.upper(),
+            help=field.metadata["help"] + ("" if field.default is None else f" (default: {field.default})"),
+        )
+
+
+def from_flags(arguments: argparse.Namespace, dataclass: type):
+    """The configuration that the flags ask for."""
+    return dataclass(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(dataclass)})
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    """TensorFlow's libraries write to file descriptor 2 while they load, whatever they are told."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def load_tensorflow():
+    """Imports TensorFlow and Keras and starts the devices' runtime, without the chatter."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with _silent_stderr():
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        tf.get_logger().setLevel("ERROR")
+        tf.config.list_physical_devices()
+
+
+def run(main: typing.Callable[[], None]):
+    """Runs a command line: exit status 2 and one line for bad input, 130 for Ctrl-C."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(141) from None

@@ -1,0 +1,186 @@
+"""Frozen dataclasses, one for each part.
+
+The fields of the network and schedule configurations carry the names of the `config.json` files
+that diffusers and transformers write, so a configuration *is* its file: `to_json` and `from_json`
+only add and check the class name.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from sd_tf.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """`diffusers.AutoencoderKL`; the defaults are Stable Diffusion 1.x."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 512  # pixels
+    scaling_factor: float = 0.18215
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent along a side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """`diffusers.UNet2DConditionModel`; the defaults are Stable Diffusion 1.x.
+
+    `attention_head_dim` is what diffusers' files call it and what diffusers means by it: the
+    number of heads, for all levels or one for each.
+    """
+
+    sample_size: int = 64  # latents
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    attention_head_dim: int | tuple[int, ...] = 8
+    cross_attention_dim: int = 768
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """`transformers.CLIPTextConfig`; the defaults are OpenAI's ViT-L/14."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 49407
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+
+
+@dataclass(frozen=True)
+class CLIPVisionConfig:
+    """`transformers.CLIPVisionConfig`; the defaults are OpenAI's ViT-L/14."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    projection_dim: int = 768
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule, as diffusers' schedulers store it; the defaults are Stable Diffusion 1.x."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    clip_sample: bool = False
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How one stage of training optimises: AdamW, warm-up, cosine decay to zero, clipping, EMA."""
+
+    batch_size: int
+    learning_rate: float
+    share: float  # of the run's minutes
+    max_steps: int  # where no minutes are given
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+
+
+def _flag(default, text, choices=None):
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+STAGES = ("clip", "autoencoder", "diffusion")
+STRATEGIES = ("none", "mirrored")
+DATASETS = ("fashion_mnist", "garments")
+NOT_PART_OF_A_RUN = ("output", "data_dir", "cache_dir", "save_dtype", "checkpoint_seconds")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run; each field is a flag of `python -m sd_tf.train`."""
+
+    dataset: str = _flag("fashion_mnist", "what to learn", DATASETS)
+    data_dir: str | None = _flag(None, "folder of the Fashion-MNIST files (default: $SD_TF_DATA_DIR)")
+    output: str = _flag("runs/{dataset}", "run folder; the same command resumes the run in it")
+    preset: str | None = _flag(None, "sizes and budgets (default: the data set's own)")
+    stage: str | None = _flag(None, "run this stage alone (default: all that are needed)", STAGES)
+    text_encoder: str | None = _flag(
+        None, "frozen CLIP: a bundled name or a transformers folder; 'none' trains one (default: the preset's)"
+    )
+    max_minutes: float | None = _flag(None, "wall-clock budget of the run (default: the preset's)")
+    max_steps: int | None = _flag(None, "steps of each stage, instead of a budget in minutes")
+    batch_size: int | None = _flag(None, "global batch of every stage (default: the preset's)")
+    learning_rate: float | None = _flag(None, "peak learning rate of every stage (default: the preset's)")
+    prediction_type: str | None = _flag(
+        None, "what the UNet predicts (default: the preset's)", ("epsilon", "v_prediction")
+    )
+    beta_schedule: str | None = _flag(
+        None, "noise schedule (default: the preset's)", ("scaled_linear", "squaredcos_cap_v2")
+    )
+    caption_dropout: float = _flag(0.1, "share of captions replaced by the empty one, for guidance")
+    precision: str = _flag("float32", "of the networks' arithmetic", PRECISIONS)
+    strategy: str = _flag("none", "how to use several devices", STRATEGIES)
+    replicas: int | None = _flag(None, "of --strategy mirrored (default: all GPUs; on a CPU, 2)")
+    seed: int = _flag(0, "of everything random")
+    image_size: int = _flag(32, "of --dataset garments: 32 or 64")
+    cache_dir: str | None = _flag(None, "folder of cached latents (default: inside the run folder)")
+    save_dtype: str = _flag("float32", "of the finished model's files", ("float32", "float16"))
+    checkpoint_seconds: float = _flag(60.0, "between two checkpoints")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value is not None and value not in choices:
+                raise unknown(f"--{field.name.replace('_', '-')}", value, choices)
+        for name, least in {
+            "max_minutes": 0.01,
+            "max_steps": 1,
+            "batch_size": 1,
+            "learning_rate": 1e-12,
+            "replicas": 1,
+            "checkpoint_seconds": 0,
+        }.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
+        if not 0 <= self.caption_dropout < 1:
+            raise InputError(f"--caption-dropout is {self.caption_dropout}: give 0 or more, below 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
+        if self.image_size not in (32, 64):
+            raise InputError(f"--image-size is {self.image_size}: give 32 or 64")
+        if self.max_minutes is not None and self.max_steps is not None:
+            raise InputError("--max-minutes and --max-steps are both given: a run has one budget")

@@ -1,0 +1,1 @@
+"""Captioned pictures and the endless, resumable streams of batches made of them."""

@@ -1,0 +1,114 @@
+"""From a captioned data set to an endless stream of batches that can resume at any step."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from sd_tf.errors import InputError
+
+
+class Examples(NamedTuple):
+    """Captioned pictures of one request, in the order of its indices."""
+
+    images: np.ndarray  # uint8 (n, size, size, 3)
+    captions: list[str]
+    groups: np.ndarray  # int32 (n,); examples of one group mean the same
+
+
+class CaptionedImages(Protocol):
+    """What every captioned data set offers."""
+
+    name: str
+    image_size: int  # pixels along a side
+    fingerprint: str  # short hex digest of everything that pictures and captions depend on
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Pictures in one epoch."""
+        ...
+
+    def examples(self, indices: Sequence[int], epoch: int) -> Examples:
+        """The pictures `indices` of an epoch, with captions: a pure function of (seed, epoch, index)."""
+        ...
+
+
+def stream(
+    fetch: Callable[[np.ndarray, int], dict[str, np.ndarray]],
+    num_examples: int,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Endless shuffled batches; batch k is a pure function of (seed, k).
+
+    Every epoch visits each example once, in an order of its own. The epochs are laid end to end and
+    cut into batches, so a batch may straddle two epochs and none is ever short. A run that stopped
+    after k batches sees, with `first_step=k`, what it would have seen without the stop.
+
+    Args:
+        fetch: `fetch(indices, epoch)` -> arrays of b rows each, for int64 indices (b,). It is called
+            from several threads. Row shapes and dtypes must not vary between calls.
+        num_examples: examples in one epoch.
+        batch_size: rows of every batch.
+        seed: a non-negative integer.
+        first_step: the number of the first batch.
+
+    Returns:
+        A dataset of dictionaries with `fetch`'s keys, each value (batch_size, ...), static in shape.
+
+    Raises:
+        InputError: for a `num_examples` or `batch_size` below 1, a `seed` or `first_step` below 0.
+    """
+    limits = {"num_examples": 1, "batch_size": 1, "seed": 0, "first_step": 0}
+    for (name, least), value in zip(
+        limits.items(), (num_examples, batch_size, seed, first_step), strict=True
+    ):
+        if value < least:
+            raise InputError(f"{name} is {value}: give an integer of {least} or more.")
+
+    def batch(step):
+        position = int(step) * batch_size
+        parts, missing = [], batch_size
+        while missing:
+            epoch, start = divmod(position, num_examples)
+            indices = _permutation(num_examples, seed, epoch)[start : start + missing]
+            parts.append(fetch(indices, epoch))
+            position, missing = position + len(indices), missing - len(indices)
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    probe = {key: tf.convert_to_tensor(value) for key, value in batch(first_step).items()}
+
+    def load(step):
+        arrays = tf.numpy_function(
+            lambda step: list(batch(step).values()), [step], [value.dtype for value in probe.values()]
+        )
+        return {
+            key: tf.ensure_shape(array, value.shape)
+            for (key, value), array in zip(probe.items(), arrays, strict=True)
+        }
+
+    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    batches = steps.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_examples, seed, epoch):
+    """int64 (num_examples,). Sorts raw bits, the one stream that numpy promises never to change."""
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_examples)
+    order = np.argsort(bits, kind="stable")
+    order.setflags(write=False)  # the cache hands the same array to every thread
+    return order
+
+
+def to_unit(images: np.ndarray) -> np.ndarray:
+    """uint8 pictures of any shape -> float32 in [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Float pictures of any shape in [-1, 1] -> uint8, rounded; values beyond the range are clipped."""
+    return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)

@@ -1,0 +1,88 @@
+"""The one place where noise (epsilon), velocity (v) and clean latents (x0) are converted.
+
+With signal rate a and noise rate s of a timestep (a^2 + s^2 = 1), noisy latents are
+x = a x0 + s epsilon, and v = a epsilon - s x0 (Salimans & Ho 2022, appendix D).
+"""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+
+class Prediction(NamedTuple):
+    """What a network says of noisy latents: both parts, each (batch, h, w, channels), unclipped."""
+
+    x0: Any
+    noise: Any
+
+
+def to_prediction(output, noisy, t, schedule) -> Prediction:
+    """What a network's output says of the clean latents and of the noise.
+
+    Args:
+        output: the network's, (batch, h, w, channels), meaning `schedule.config.prediction_type`;
+            cast to the dtype of `noisy`.
+        noisy: x_t, (batch, h, w, channels), float32 where precision matters: at a high timestep
+            epsilon is amplified by 1 / signal rate.
+        t: the timestep of `noisy`: a Python int, a scalar or (batch,) int tensor.
+        schedule: a `NoiseSchedule`.
+
+    Returns:
+        A `Prediction` of the dtype of `noisy`, with signal rate * x0 + noise rate * noise = noisy.
+
+    Raises:
+        InputError: for a Python int `t` outside the schedule.
+    """
+    output = ops.cast(output, noisy.dtype)
+    signal_rate, noise_rate = schedule.rates(t, noisy)
+    prediction_type = schedule.config.prediction_type
+    if prediction_type == "epsilon":
+        return Prediction((noisy - noise_rate * output) / signal_rate, output)
+    if prediction_type == "sample":
+        return Prediction(output, (noisy - signal_rate * output) / noise_rate)
+    return Prediction(signal_rate * noisy - noise_rate * output, signal_rate * output + noise_rate * noisy)
+
+
+def training_target(latents, noise, t, schedule):
+    """The output that a perfect network gives for `schedule.add_noise(latents, noise, t)`.
+
+    Args:
+        latents: x_0, (batch, h, w, channels), float.
+        noise: the noise that was added, the shape and dtype of `latents`.
+        t: int, (batch,); or one for all, an int or a scalar.
+        schedule: a `NoiseSchedule`.
+
+    Returns:
+        (batch, h, w, channels), of the dtype of `latents`: epsilon, v or x0, by
+        `schedule.config.prediction_type`.
+
+    Raises:
+        InputError: for a Python int `t` outside the schedule, with v-prediction.
+    """
+    prediction_type = schedule.config.prediction_type
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return latents
+    signal_rate, noise_rate = schedule.rates(t, latents)
+    return signal_rate * noise - noise_rate * latents
+
+
+def denoiser(network, schedule, context):
+    """The network as a function of noisy latents and one timestep, which is all a sampler sees.
+
+    Args:
+        network: `network(latents, timesteps, context) -> output`, timesteps int32 (batch,).
+        schedule: the `NoiseSchedule` that the network was trained on.
+        context: (batch, tokens, width), handed to the network as it is.
+
+    Returns:
+        `denoise(x, t) -> Prediction`, with x (batch, h, w, channels), and t one Python int or
+        scalar int tensor for the whole batch.
+    """
+
+    def denoise(x, t):
+        timesteps = ops.broadcast_to(ops.cast(t, "int32"), (ops.shape(x)[0],))
+        return to_prediction(network(x, timesteps, context), x, t, schedule)
+
+    return denoise

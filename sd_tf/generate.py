@@ -1,0 +1,68 @@
+"""Draws pictures: `python -m sd_tf.generate "a red dress" --num-images 16 --output out/`."""
+
+import argparse
+import os
+from pathlib import Path
+
+from sd_tf import commandline
+from sd_tf.errors import InputError
+
+
+def main(arguments=None):
+    """Parses flags, draws and writes PNG files and, for several pictures, a sheet of all."""
+    parser = argparse.ArgumentParser("python -m sd_tf.generate", description=__doc__)
+    parser.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several rows")
+    parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
+    parser.add_argument("--num-images", type=int, default=1, help="for each prompt (default: 1)")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="pull of the prompt (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
+    parser.add_argument("--negative-prompt", default="", help="what to lean away from")
+    parser.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: ddim)")
+    parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: 0)")
+    parser.add_argument("--precision", default=None, help="a Keras policy (default: float32)")
+    parser.add_argument("--output", default="out", help="folder for the pictures (default: out)")
+    flags = parser.parse_args(arguments)
+
+    output = Path(flags.output)
+    _check_writable(output)
+    commandline.load_tensorflow()
+    import sd_tf
+    from sd_tf.config import PRECISIONS
+    from sd_tf.errors import unknown
+    from sd_tf.pictures import file_name, save_png, save_sheet
+
+    if flags.precision is not None and flags.precision not in PRECISIONS:
+        raise unknown("--precision", flags.precision, PRECISIONS)
+    settings = {
+        name: getattr(flags, name)
+        for name in ("steps", "guidance_scale", "negative_prompt", "sampler", "eta", "seed")
+    }
+    model = sd_tf.load(flags.model, dtype=flags.precision)
+    images = model.generate(flags.prompt, num_images=flags.num_images, **settings)
+
+    output.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        prompt, seed = flags.prompt[i // flags.num_images], flags.seed + i % flags.num_images
+        file = output / file_name(prompt, seed)
+        save_png(file, image, {**settings, "model": flags.model, "prompt": prompt, "seed": seed})
+        print(file)
+    if len(images) > 1:
+        columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
+        save_sheet(
+            output / "grid.png", images, columns, {**settings, "model": flags.model, "prompt": flags.prompt}
+        )
+        print(output / "grid.png")
+
+
+def _check_writable(folder: Path):
+    """Fails before the work is done, not after."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--output {folder} cannot be written: {parent} is no folder you may write to")
+
+
+if __name__ == "__main__":
+    commandline.run(main)

@@ -1,0 +1,202 @@
+"""Text to picture: the text tower, the UNet, the autoencoder and the noise schedule as one model."""
+
+import numbers
+import warnings
+
+import numpy as np
+from tqdm import tqdm
+
+from sd_tf.compiled import compiled
+from sd_tf.data.noise import normals
+from sd_tf.diffusion.guidance import classifier_free
+from sd_tf.diffusion.losses import diffusion_loss
+from sd_tf.diffusion.samplers import SAMPLERS
+from sd_tf.errors import InputError, unknown
+
+LARGEST_SEED = 2**32 - 1
+PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
+
+
+class LatentDiffusion:
+    """A text-to-image latent diffusion model (Rombach et al. 2022).
+
+    Args:
+        autoencoder: an `AutoencoderKL`.
+        unet: a `UNet` whose context is as wide as the text tower and whose latents are the autoencoder's.
+        text_encoder: a `CLIPTextModel`, frozen.
+        tokenizer: its `Tokenizer`.
+        schedule: the `NoiseSchedule` that the UNet was, or will be, trained on.
+
+    Example:
+        >>> model = sd_tf.load("fashion-mnist")
+        >>> images = model.generate("a red dress", num_images=4, seed=0)  # uint8 (4, 32, 32, 3)
+        >>> model.save("my-model")
+
+    Raises:
+        InputError: the parts do not fit together.
+    """
+
+    def __init__(self, autoencoder, unet, text_encoder, tokenizer, schedule):
+        if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+            raise InputError(
+                f"the UNet's context is {unet.config.cross_attention_dim} wide, the text tower's states "
+                f"{text_encoder.config.hidden_size}: take the tower that the UNet was trained with"
+            )
+        if unet.config.in_channels != autoencoder.config.latent_channels:
+            raise InputError(
+                f"the UNet takes latents of {unet.config.in_channels} channels, the autoencoder's have "
+                f"{autoencoder.config.latent_channels}: take the autoencoder that the UNet was trained with"
+            )
+        self.autoencoder, self.unet = autoencoder, unet
+        self.text_encoder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
+        self._network = compiled(unet)
+        self._decode = compiled(autoencoder.decode)
+        self._encode_tokens = compiled(lambda token_ids: text_encoder(token_ids).last_hidden_state)
+
+    def encode_prompts(self, prompts):
+        """Prompts (n strings) -> context, float32 (n, tokens, width)."""
+        return np.asarray(self._encode_tokens(self.tokenizer(prompts)), "float32")
+
+    def loss(self, latents, context, timesteps, noise):
+        """The training loss of each example, float32 (batch,); see `sd_tf.diffusion.losses`."""
+        return diffusion_loss(self.unet, latents, context, timesteps, noise, self.schedule)
+
+    def generate(
+        self,
+        prompt,
+        num_images=1,
+        steps=20,
+        guidance_scale=3.0,
+        seed=0,
+        negative_prompt="",
+        sampler="ddim",
+        eta=0.0,
+        batch_size=64,
+        callback=None,
+        progress=True,
+    ):
+        """Draws pictures from text.
+
+        Picture j of a prompt depends on the prompt, the settings and `seed + j` alone: it is the same
+        (up to rounding, at most 1 of 255) drawn alone with that seed, beside other prompts or in
+        another batch size.
+
+        Args:
+            prompt: a string or a list of strings.
+            num_images: pictures for each prompt.
+            steps: sampling steps, 1 to the schedule's number of timesteps.
+            guidance_scale: 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
+            seed: of the first picture of each prompt; 0 to 2**32 - 1.
+            negative_prompt: what to lean away from: a string for all, or one for each prompt.
+            sampler: "ddim" or "ddpm".
+            eta: 0 to 1, the share of fresh noise in each step of DDIM.
+            batch_size: pictures drawn at once; it bounds memory.
+            callback: `callback(step, latents, prediction)` after each step of each batch.
+            progress: shows a progress bar, if standard error is a terminal.
+
+        Returns:
+            uint8 (prompts x num_images, height, width, 3), prompt by prompt.
+
+        Raises:
+            InputError: an argument is of the wrong type or out of range.
+
+        Warns:
+            UserWarning: a prompt is longer than the text tower, or has no Latin letter.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        _check_prompts(prompts)
+        _check_whole("num_images", num_images, 1, 2**20)
+        _check_whole("batch_size", batch_size, 1, 2**20)
+        _check_whole("steps", steps, 1, self.schedule.config.num_train_timesteps)
+        _check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
+        _check_number("guidance_scale", guidance_scale, 0, 1000)
+        _check_number("eta", eta, 0, 1)
+        if sampler not in SAMPLERS:
+            raise unknown("sampler", sampler, SAMPLERS)
+        if eta and sampler != "ddim":
+            raise InputError(f"eta is {eta}, but sampler {sampler!r} has no eta: leave it at 0, or take 'ddim'")
+        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        if len(negatives) != len(prompts):
+            raise InputError(
+                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each"
+            )
+
+        contexts, negative_contexts = self.encode_prompts(prompts), self.encode_prompts(negatives)
+        of_prompt = np.repeat(np.arange(len(prompts)), num_images)
+        seeds = seed + np.tile(np.arange(num_images), len(prompts))
+        batches = [slice(i, i + batch_size) for i in range(0, len(seeds), batch_size)]
+        options = {"eta": eta} if sampler == "ddim" else {}
+        images = []
+        with tqdm(
+            total=steps * len(batches), unit="step", disable=None if progress else True, leave=False
+        ) as bar:
+
+            def after_step(step, latents, prediction):
+                bar.update()
+                if callback is not None:
+                    callback(step, latents, prediction)
+
+            for batch in batches:
+                denoise = classifier_free(
+                    self._network,
+                    self.schedule,
+                    contexts[of_prompt[batch]],
+                    negative_contexts[of_prompt[batch]],
+                    guidance_scale,
+                )
+                latents = SAMPLERS[sampler](
+                    denoise,
+                    self._noise(seeds[batch], 0),
+                    self.schedule.inference_timesteps(steps),
+                    self.schedule,
+                    lambda step, seeds=seeds[batch]: self._noise(seeds, step + 1),
+                    after_step,
+                    **options,
+                )
+                images.append(_to_uint8(np.asarray(self._decode(latents))))
+        return np.concatenate(images)
+
+    def _noise(self, seeds, draw):
+        """Standard normal latents, one for each seed; draw 0 begins a picture, draw k is step k's."""
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        return normals((PICTURE_NOISE, draw), seeds, (size, size, channels))
+
+    def save(self, folder, dtype="float32"):
+        """Writes the folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
+
+        Args:
+            folder: made if it is not there.
+            dtype: of the files' tensors, "float32" or "float16".
+        """
+        from sd_tf.checkpoints.folder import save  # the one import against the stream: see ARCHITECTURE.md
+
+        save(self, folder, dtype)
+
+
+def _to_uint8(images):
+    return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def _check_prompts(prompts):
+    if not isinstance(prompts, (list, tuple)) or not prompts:
+        raise InputError(f"prompt is {prompts!r}: give a string or a list of strings")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {prompt!r} is a {type(prompt).__name__}: give a string")
+        if not prompt.strip():
+            raise InputError("the prompt is empty: say what to draw, such as 'a red dress'")
+        if not any("a" <= letter <= "z" for letter in prompt.lower()):
+            warnings.warn(
+                f"prompt {prompt!r} has no Latin letter: the text tower learned English captions",
+                stacklevel=3,
+            )
+
+
+def _check_whole(name, value, least, most):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}: give a whole number from {least} to {most}")
+
+
+def _check_number(name, value, least, most):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}: give a number from {least} to {most}")

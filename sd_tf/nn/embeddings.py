@@ -1,0 +1,46 @@
+"""The timestep, as a vector."""
+
+import math
+
+import keras
+from keras import ops
+
+
+def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
+    """Sines and cosines of `t` at frequencies from 1 down to 1/10000 (Ho et al. 2020; diffusers' `Timesteps`).
+
+    Args:
+        t: (batch,), integer or float.
+        width: an even number; half of it cosines, half sines.
+        flip_sin_to_cos: cosines first, as Stable Diffusion has it.
+        freq_shift: subtracted from the number of frequencies in the exponent.
+
+    Returns:
+        float32 (batch, width).
+    """
+    half = width // 2
+    exponent = -math.log(10000.0) * ops.arange(half, dtype="float32") / (half - freq_shift)
+    angles = ops.cast(t, "float32")[:, None] * ops.exp(exponent)[None, :]
+    parts = [ops.cos(angles), ops.sin(angles)]
+    return ops.concatenate(parts if flip_sin_to_cos else parts[::-1], axis=-1)
+
+
+@keras.saving.register_keras_serializable("sd_tf")
+class TimestepEmbedding(keras.layers.Layer):
+    """Two dense layers with SiLU between: (batch, features) -> (batch, width)."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.linear_1 = keras.layers.Dense(width, dtype=self.dtype_policy, name="linear_1")
+        self.linear_2 = keras.layers.Dense(width, dtype=self.dtype_policy, name="linear_2")
+
+    def build(self, input_shape):
+        self.linear_1.build(input_shape)
+        self.linear_2.build((None, self.width))
+
+    def call(self, x):
+        return self.linear_2(ops.silu(self.linear_1(x)))
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}

@@ -1,0 +1,39 @@
+"""Pictures on disk: PNG files that say how they were made, and sheets of many."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+
+def save_png(file, image: np.ndarray, settings: dict | None = None):
+    """Writes uint8 (height, width, 3), with `settings` as PNG text chunks."""
+    text = PngInfo()
+    for name, value in (settings or {}).items():
+        text.add_itxt(name, str(value))
+    Image.fromarray(image).save(file, pnginfo=text)
+
+
+def sheet(images: np.ndarray, columns: int, gap: int = 2, scale: int = 2) -> np.ndarray:
+    """Pictures uint8 (n, height, width, 3), row by row on one: uint8 (rows, columns, 3), dark gaps between."""
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    page = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 40, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
+        page[top : top + height, left : left + width] = image
+    return page
+
+
+def save_sheet(file, images: np.ndarray, columns: int, settings: dict | None = None):
+    """Writes pictures on one page."""
+    save_png(file, sheet(images, columns), settings)
+
+
+def file_name(prompt: str, seed: int) -> str:
+    """A file name from a prompt and a seed: "a red dress", 7 -> "a-red-dress-7.png"."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60] or "picture"
+    return str(Path(f"{words}-{seed}.png"))

@@ -1,0 +1,79 @@
+"""Sizes and budgets that work, by name: what made the bundled weights, how long it took, what they score."""
+
+from dataclasses import dataclass, replace
+
+from sd_tf.config import (
+    AutoencoderConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    ScheduleConfig,
+    StageConfig,
+    UNetConfig,
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that a run needs besides its data."""
+
+    autoencoder: AutoencoderConfig
+    unet: UNetConfig
+    schedule: ScheduleConfig
+    text: CLIPTextConfig  # of the CLIP trained where no pretrained one is given
+    vision: CLIPVisionConfig
+    vocab_size: int
+    clip_stage: StageConfig
+    autoencoder_stage: StageConfig
+    diffusion_stage: StageConfig
+    max_minutes: float
+    text_encoder: str | None = None  # a bundled CLIP
+    cached_epochs: int = 4  # pictures whose latents are cached, in epochs of the data set
+    command: str = ""
+    runtime: str = ""
+    scores: str = ""
+
+
+FASHION_MNIST = Preset(
+    autoencoder=AutoencoderConfig(
+        block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=32
+    ),
+    unet=UNetConfig(
+        sample_size=8,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=128,
+        norm_num_groups=16,
+    ),
+    schedule=ScheduleConfig(prediction_type="v_prediction", timestep_spacing="trailing"),
+    text=CLIPTextConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+    ),
+    vision=CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    ),
+    vocab_size=1024,
+    clip_stage=StageConfig(batch_size=128, learning_rate=1e-3, share=0.15, max_steps=1000),
+    autoencoder_stage=StageConfig(batch_size=32, learning_rate=1e-3, share=0.3, max_steps=5000),
+    diffusion_stage=StageConfig(batch_size=64, learning_rate=1e-3, share=0.7, max_steps=5000),
+    max_minutes=55,
+    text_encoder="clip-mini",
+)
+
+GARMENTS = replace(FASHION_MNIST, text_encoder=None)
+
+PRESETS = {"fashion-mnist": FASHION_MNIST, "garments": GARMENTS}
+OF_DATASET = {"fashion_mnist": "fashion-mnist", "garments": "garments"}

@@ -1,0 +1,1 @@
+"""From captions to the tokens, states and features of CLIP."""

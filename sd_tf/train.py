@@ -1,0 +1,24 @@
+"""Trains a model: `python -m sd_tf.train --dataset fashion_mnist --output runs/mine`.
+
+Started again with the same flags, it resumes from the last checkpoint.
+"""
+
+import argparse
+
+from sd_tf import commandline
+from sd_tf.config import RunConfig
+
+
+def main(arguments=None):
+    """Parses flags and trains; `arguments` are the words after the command."""
+    parser = argparse.ArgumentParser("python -m sd_tf.train", description=__doc__)
+    commandline.add_flags(parser, RunConfig)
+    config = commandline.from_flags(parser.parse_args(arguments), RunConfig)
+    commandline.load_tensorflow()
+    from sd_tf.training.run import Run
+
+    Run(config).train()
+
+
+if __name__ == "__main__":
+    commandline.run(main)

@@ -1,0 +1,310 @@
+"""A training run: a folder in which stages follow each other, and which resumes where it was left.
+
+    run.json                the configuration, to be the same at every start
+    log.jsonl tensorboard/  losses, pictures per second
+    samples/                sheets of pictures over time
+    checkpoints/            training state of each stage
+    clip/                   the CLIP that the first stage trained, if it was trained here
+    vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
+"""
+
+import dataclasses
+import json
+import signal
+import threading
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from sd_tf.checkpoints import folder as checkpoints
+from sd_tf.compiled import compiled
+from sd_tf.config import NOT_PART_OF_A_RUN, RunConfig
+from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
+from sd_tf.data.captions import corpus
+from sd_tf.data.fashion_mnist import FashionMNIST
+from sd_tf.data.garments import Garments
+from sd_tf.data.pipeline import to_unit
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.errors import InputError, unknown
+from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.unet import UNet
+from sd_tf.presets import OF_DATASET, PRESETS
+from sd_tf.text.clip import CLIPModel
+from sd_tf.text.tokenizer import Tokenizer
+from sd_tf.training import strategy as strategies
+from sd_tf.training.callbacks import Log, Previews, ProgressBar
+from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
+from sd_tf.training.trainer import Budget, Trainer
+
+CACHE_SHARE = 0.2  # of the last stage's minutes: latents are cached for so long at most
+
+
+class Run:
+    """A run in its folder, new or resumed.
+
+    Args:
+        config: a `RunConfig`.
+
+    Raises:
+        InputError: the folder holds a run of another configuration or cannot be written, or the data
+            is not there. Nothing is written then.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        preset = config.preset or OF_DATASET[config.dataset]
+        if preset not in PRESETS:
+            raise unknown("--preset", preset, PRESETS)
+        self.preset = PRESETS[preset]
+        self.folder = Path(config.output.format(dataset=config.dataset))
+        self._check_resumable()
+        self.strategy = strategies.make(config.strategy, config.replicas)
+        keras.utils.set_random_seed(config.seed)
+        self.dataset = _dataset(config)
+        if self.dataset.image_size != self.preset.autoencoder.sample_size:
+            self.preset = _resized(self.preset, self.dataset.image_size)
+        text_encoder = config.text_encoder or self.preset.text_encoder or "none"
+        if config.stage in ("clip", "autoencoder"):
+            text_encoder = "none"  # not needed
+        self.clip_folder = None if text_encoder == "none" else checkpoints.resolve(text_encoder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.write_json(self.folder / "run.json", self._identity())
+        except OSError as error:
+            raise InputError(f"--output {self.folder} cannot be written: {error.strerror}") from None
+
+    def train(self):
+        """Runs the stages that are left, in order."""
+        only = self.config.stage
+        stages = {"clip": self._clip, "autoencoder": self._autoencoder, "diffusion": self._diffusion}
+        if self.clip_folder is not None:
+            del stages["clip"]
+        with _terminate_like_ctrl_c():
+            for name, stage in stages.items():
+                if only in (None, name):
+                    stage()
+        print(f"finished: {self.folder}")
+
+    # -- the stages -----------------------------------------------------------------------------
+
+    def _clip(self):
+        if (self.folder / "clip").is_dir():
+            return
+        patterns = self.config.dataset == "garments"
+        tokenizer = Tokenizer.learn(
+            corpus(patterns), self.preset.vocab_size, self.preset.text.max_position_embeddings
+        )
+        text = dataclasses.replace(
+            self.preset.text,
+            vocab_size=tokenizer.vocab_size,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with self.strategy.scope():
+            clip = CLIPModel(text, self.preset.vision, dtype=self.config.precision)
+            clip.build()
+        stage = ClipStage(
+            self._stage_config(self.preset.clip_stage), clip, tokenizer, self.dataset, self.config.seed
+        )
+        self._fit(stage)
+        checkpoints.save_clip(clip, tokenizer, self.folder / "clip", self.config.save_dtype)
+
+    def _autoencoder(self):
+        if (self.folder / "vae").is_dir():
+            return
+        with self.strategy.scope():
+            autoencoder = AutoencoderKL(self.preset.autoencoder, dtype=self.config.precision)
+            autoencoder.build()
+        stage = AutoencoderStage(
+            self._stage_config(self.preset.autoencoder_stage), autoencoder, self.dataset, self.config.seed
+        )
+        self._fit(stage)
+        stage.calibrate()
+        checkpoints.save_autoencoder(autoencoder, self.folder / "vae", self.config.save_dtype)
+
+    def _diffusion(self):
+        if (self.folder / "model_index.json").is_file():
+            return
+        clip_folder = self.clip_folder or self.folder / "clip"
+        for needed, stage in ((clip_folder, "clip"), (self.folder / "vae", "autoencoder")):
+            if not needed.is_dir():
+                raise InputError(f"{needed} is missing: run --stage {stage} first, or leave --stage out")
+        precision = self.config.precision
+        with self.strategy.scope():
+            autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
+            text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
+            unet = UNet(
+                dataclasses.replace(
+                    self.preset.unet, cross_attention_dim=text_encoder.config.hidden_size
+                ),
+                dtype=precision,
+            )
+            unet.build()
+        model = LatentDiffusion(
+            autoencoder,
+            unet,
+            text_encoder,
+            Tokenizer.load(clip_folder, max_length=text_encoder.config.max_position_embeddings),
+            NoiseSchedule(self._schedule()),
+        )
+        config = self._stage_config(self.preset.diffusion_stage)
+        budget = self._budget(config)
+        cache = self._cache(model, budget)
+        stage = DiffusionStage(config, model, cache, self.config.caption_dropout, self.config.seed)
+        if budget.seconds is not None:
+            budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
+        self._fit(stage, budget)
+        model.save(self.folder, self.config.save_dtype)
+
+    def _fit(self, stage, budget=None):
+        """Trains one stage; its network then holds the averaged weights."""
+        budget = budget or self._budget(stage.config)
+        trainer = Trainer(
+            stage,
+            self.strategy,
+            budget,
+            self.folder / "checkpoints" / stage.name,
+            self.config.precision,
+            self.config.checkpoint_seconds,
+        )
+        observers = (
+            ProgressBar(stage, budget),
+            Log(stage, self.folder, int(trainer.step.numpy())),
+            Previews(stage, self.folder / "samples", budget),
+        )
+        try:
+            trainer.fit(observers)
+        except KeyboardInterrupt:
+            message = f"stopped at step {int(trainer.step.numpy())} of stage {stage.name}, checkpoint written: "
+            raise KeyboardInterrupt(message + "the same command resumes") from None
+        trainer.ema.copy_to_variables()
+
+    def _cache(self, model, budget):
+        """The latents and captions of this run's data, autoencoder and tower."""
+        config, preset = self.config, self.preset
+        encode = _compiled_encoder(model.autoencoder)
+        key = fingerprint(
+            self.dataset.fingerprint,
+            weights_fingerprint(model.autoencoder),
+            model.autoencoder.config,
+            weights_fingerprint(model.text_encoder),
+            sorted(model.tokenizer.vocab.items()),
+            preset.cached_epochs,
+            budget.seconds,
+            config.precision,
+        )
+        with tqdm(total=100.0, desc="caching    ", bar_format="{desc} {percentage:3.0f}% |{bar:24}|") as bar:
+
+            def progress(done, total):
+                bar.n = round(100.0 * done / total, 1)
+                bar.refresh()
+
+            return latent_cache(
+                config.cache_dir or self.folder / "cache",
+                key,
+                self.dataset,
+                encode,
+                model.encode_prompts,
+                preset.cached_epochs,
+                None if budget.seconds is None else CACHE_SHARE * budget.seconds,
+                progress=progress,
+            )
+
+    # -- configuration --------------------------------------------------------------------------
+
+    def _stage_config(self, config):
+        given = {
+            name: getattr(self.config, name)
+            for name in ("batch_size", "learning_rate")
+            if getattr(self.config, name) is not None
+        }
+        return dataclasses.replace(config, **given)
+
+    def _schedule(self):
+        given = {
+            name: getattr(self.config, name)
+            for name in ("prediction_type", "beta_schedule")
+            if getattr(self.config, name) is not None
+        }
+        return dataclasses.replace(self.preset.schedule, **given)
+
+    def _budget(self, config):
+        """The stage's part of the run's minutes; one stage alone has all of them."""
+        if self.config.max_steps is not None:
+            return Budget(None, self.config.max_steps)
+        minutes = self.config.max_minutes or self.preset.max_minutes
+        share = 1.0 if self.config.stage else config.share
+        if self.config.stage is None and self.clip_folder is None and config is not self.preset.clip_stage:
+            share *= 1.0 - self.preset.clip_stage.share
+        return Budget(60.0 * minutes * share, None)
+
+    def _identity(self):
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self.config).items()
+            if name not in NOT_PART_OF_A_RUN
+        }
+
+    def _check_resumable(self):
+        file = self.folder / "run.json"
+        if not file.exists():
+            if self.folder.exists() and not self.folder.is_dir():
+                raise InputError(f"--output {self.folder} is a file: name a folder")
+            return
+        before, now = json.loads(file.read_text()), self._identity()
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            changes = ", ".join(
+                f"--{name.replace('_', '-')} {before.get(name)} -> {now[name]}" for name in changed
+            )
+            raise InputError(
+                f"{self.folder} holds a run of another configuration ({changes}): "
+                "use the same flags to resume it, or another --output"
+            )
+
+
+def _dataset(config):
+    if config.dataset == "garments":
+        return Garments(config.image_size, config.seed)
+    if config.image_size != 32:
+        raise InputError(f"--image-size is {config.image_size}: {config.dataset} has pictures of 32 pixels")
+    return FashionMNIST("train", config.data_dir, config.seed)
+
+
+def _resized(preset, image_size):
+    """The preset for pictures of another size: latents grow with them."""
+    autoencoder = dataclasses.replace(preset.autoencoder, sample_size=image_size)
+    return dataclasses.replace(
+        preset,
+        autoencoder=autoencoder,
+        unet=dataclasses.replace(preset.unet, sample_size=image_size // autoencoder.downsampling),
+        vision=dataclasses.replace(
+            preset.vision, image_size=image_size, patch_size=preset.vision.patch_size * image_size // 32
+        ),
+    )
+
+
+def _compiled_encoder(autoencoder):
+    encode = compiled(autoencoder.encode)
+
+    def encode_images(images):
+        mean, std = encode(to_unit(images))
+        return np.asarray(mean), np.asarray(std)
+
+    return encode_images
+
+
+class _terminate_like_ctrl_c:
+    """SIGTERM, which schedulers send before they kill, stops a run as Ctrl-C does."""
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __exit__(self, *exception):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

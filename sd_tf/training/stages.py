@@ -1,0 +1,154 @@
+"""What each stage of training learns: its network, its batches, its loss and the pictures that show it.
+
+A stage is (name, config, network, batches, loss, preview); the `Trainer` knows no more of it.
+Everything random in a batch (captions, noise, timesteps) is drawn with the batch, each example's by
+its own index, so the loss is a pure function of the batch however it is divided.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from sd_tf.data.captions import CLASS_NAMES
+from sd_tf.data.noise import normals, uniforms
+from sd_tf.data.pipeline import stream, to_uint8, to_unit
+from sd_tf.diffusion.guidance import drop_captions
+from sd_tf.text.clip import contrastive_loss
+
+# Names of the streams of random numbers; 1 is `generate`'s.
+LATENT_NOISE, DIFFUSION_NOISE, TIMESTEPS = 2, 3, 4
+PREVIEW_PROMPTS = ("a red dress", "a blue bag", "a t-shirt", "a green pullover", "an ankle boot", "a pink shirt")
+
+
+class ClipStage:
+    """Both CLIP towers, contrastively (Radford et al. 2021)."""
+
+    name = "clip"
+
+    def __init__(self, config, clip, tokenizer, dataset, seed):
+        self.config, self.network, self.tokenizer = config, clip, tokenizer
+        self.dataset, self.seed = dataset, seed
+
+    def batches(self, first_step):
+        def fetch(indices, epoch):
+            examples = self.dataset.examples(indices, epoch)
+            return {
+                "images": to_unit(examples.images),
+                "token_ids": self.tokenizer(examples.captions),
+                "groups": examples.groups,
+            }
+
+        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step)
+
+    def loss(self, batch):
+        clip = self.network
+        text = clip.text_features(batch["token_ids"])
+        image = clip.image_features(clip.preprocess(batch["images"]))
+        # Every replica's examples are negatives for the others, so the global batch counts.
+        text_all, image_all, groups = _gathered(text), _gathered(image), _gathered(batch["groups"])
+        losses = contrastive_loss(text_all, image_all, clip.logit_scale, groups)
+        best = tf.argmax(tf.matmul(image_all, text_all, transpose_b=True), axis=1)
+        matched = tf.cast(tf.gather(groups, best) == groups, tf.float32)
+        return {"loss": _own_part(losses), "matched": _own_part(matched)}
+
+    def preview(self):
+        return None
+
+
+class AutoencoderStage:
+    """The KL autoencoder: mean absolute error, and a weak pull of the latents towards a standard normal."""
+
+    name = "autoencoder"
+    KL_WEIGHT = 1e-4  # beside errors of about 0.03: latents stay bounded, pictures stay sharp
+
+    def __init__(self, config, autoencoder, dataset, seed):
+        self.config, self.network, self.dataset, self.seed = config, autoencoder, dataset, seed
+
+    def batches(self, first_step):
+        side = self.dataset.image_size // self.network.config.downsampling
+        shape = (side, side, self.network.config.latent_channels)
+
+        def fetch(indices, epoch):
+            return {
+                "images": to_unit(self.dataset.examples(indices, epoch).images),
+                "noise": normals((LATENT_NOISE, self.seed, epoch), indices, shape),
+            }
+
+        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step)
+
+    def loss(self, batch):
+        autoencoder, images = self.network, batch["images"]
+        mean, log_variance = autoencoder.moments(images)
+        latents = mean + tf.exp(0.5 * log_variance) * batch["noise"]
+        rebuilt = autoencoder.decode(latents * autoencoder.config.scaling_factor)
+        error = tf.reduce_mean(tf.abs(rebuilt - images), axis=(1, 2, 3))
+        kl = 0.5 * tf.reduce_mean(
+            tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=(1, 2, 3)
+        )
+        return {"loss": error + self.KL_WEIGHT * kl, "error": error, "kl": kl}
+
+    def calibrate(self, num_images=2048):
+        """Sets the scaling factor to 1 / (the latents' standard deviation) on training pictures."""
+        images = self.dataset.examples(np.arange(min(num_images, len(self.dataset))), 0).images
+        encode = tf.function(self.network.moments)
+        moments = [encode(to_unit(images[i : i + 256])) for i in range(0, len(images), 256)]
+        mean, log_variance = (np.concatenate([np.asarray(m[i]) for m in moments]) for i in (0, 1))
+        deviation = float(np.sqrt(np.mean(np.exp(log_variance)) + np.var(mean)))
+        self.network.config = dataclasses.replace(self.network.config, scaling_factor=1.0 / deviation)
+
+    def preview(self):
+        """Two rows: pictures above, what the autoencoder makes of them below."""
+        images = self.dataset.examples(np.arange(12), 0).images
+        rebuilt = to_uint8(np.asarray(self.network(to_unit(images))))
+        return np.concatenate([images, rebuilt]), 12
+
+
+class DiffusionStage:
+    """The UNet, on cached latents and captions, of which some are dropped (Ho & Salimans 2022)."""
+
+    name = "diffusion"
+
+    def __init__(self, config, model, cache, caption_dropout, seed):
+        self.config, self.network, self.model = config, model.unet, model
+        self.cache, self.caption_dropout, self.seed = cache, caption_dropout, seed
+        self.empty_context = np.asarray(cache.contexts[-1:], np.float32)
+
+    def batches(self, first_step):
+        cache, num_timesteps = self.cache, self.model.schedule.config.num_train_timesteps
+        latent_shape = cache.mean.shape[1:]
+
+        def fetch(indices, epoch):
+            draws = uniforms((TIMESTEPS, self.seed, epoch), indices, 2)
+            fresh = normals((LATENT_NOISE, self.seed, epoch), indices, latent_shape)
+            return {
+                "latents": cache.mean[indices] + cache.std[indices] * fresh,
+                "context": cache.contexts[cache.caption[indices]].astype(np.float32),
+                "noise": normals((DIFFUSION_NOISE, self.seed, epoch), indices, latent_shape),
+                "timesteps": (draws[:, 0] * num_timesteps).astype(np.int32),
+                "dropped": draws[:, 1] < self.caption_dropout,
+            }
+
+        return stream(fetch, len(cache), self.config.batch_size, self.seed, first_step)
+
+    def loss(self, batch):
+        context = drop_captions(batch["context"], self.empty_context, batch["dropped"])
+        return {"loss": self.model.loss(batch["latents"], context, batch["timesteps"], batch["noise"])}
+
+    def preview(self):
+        """Fixed prompts, two pictures each."""
+        images = self.model.generate(list(PREVIEW_PROMPTS), num_images=2, steps=20, seed=0, progress=False)
+        return images, len(PREVIEW_PROMPTS)
+
+
+def _gathered(x):
+    """The global batch's rows, from every replica."""
+    context = tf.distribute.get_replica_context()
+    return x if context.num_replicas_in_sync == 1 else context.all_gather(x, axis=0)
+
+
+def _own_part(x):
+    """This replica's rows of a global batch."""
+    context = tf.distribute.get_replica_context()
+    rows = x.shape[0] // context.num_replicas_in_sync
+    return x[context.replica_id_in_sync_group * rows :][:rows]

@@ -1,0 +1,140 @@
+"""The compiled training step, and the loop around it that keeps time, checkpoints and can be killed."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from sd_tf.errors import InputError
+from sd_tf.training.ema import ExponentialMovingAverage
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a stage lasts: so many seconds, or so many steps (the other is None)."""
+
+    seconds: float | None
+    steps: int | None
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """0 at the start, 1 at the end."""
+        return min(1.0, step / self.steps if self.steps is not None else elapsed / self.seconds)
+
+
+class Trainer:
+    """Trains the network of one stage.
+
+    Args:
+        stage: one of `sd_tf.training.stages`, made under the strategy's scope.
+        strategy: a `tf.distribute.Strategy`.
+        budget: a `Budget`, which the learning rate's decay follows.
+        folder: where checkpoints go; a checkpoint found there is resumed.
+        precision: a Keras policy; "mixed_float16" adds dynamic loss scaling.
+        checkpoint_seconds: between two checkpoints.
+    """
+
+    def __init__(self, stage, strategy, budget, folder, precision, checkpoint_seconds):
+        self.stage, self.strategy, self.budget = stage, strategy, budget
+        self.checkpoint_seconds = checkpoint_seconds
+        config = stage.config
+        if config.batch_size % strategy.num_replicas_in_sync:
+            raise InputError(
+                f"--batch-size {config.batch_size} does not divide among {strategy.num_replicas_in_sync} replicas"
+            )
+        with strategy.scope():
+            self.variables = stage.network.trainable_variables
+            optimizer = keras.optimizers.AdamW(learning_rate=0.0, weight_decay=config.weight_decay)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "logit_scale"])
+            if precision == "mixed_float16":
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            optimizer.build(self.variables)
+            self.optimizer = optimizer
+            self.ema = ExponentialMovingAverage(self.variables, config.ema_decay)
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+            self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
+        checkpoint = tf.train.Checkpoint(
+            network=stage.network, optimizer=optimizer, ema=self.ema, step=self.step, elapsed=self.elapsed
+        )
+        self.checkpoints = tf.train.CheckpointManager(checkpoint, str(Path(folder)), KEPT_CHECKPOINTS)
+        if self.checkpoints.latest_checkpoint:
+            checkpoint.restore(self.checkpoints.latest_checkpoint).assert_existing_objects_matched()
+
+    @tf.function
+    def train_step(self, batch):
+        """One step on a global batch; returns the means of the loss and of the stage's metrics."""
+        losses = self.strategy.run(self._replica_step, args=(batch,))
+        self.step.assign_add(1)
+        self.ema.update(self.step)
+        return {
+            name: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
+            for name, value in losses.items()
+        }
+
+    def _replica_step(self, batch):
+        """Forward and backward of one replica's part, and the update, which is the same on each."""
+        config, optimizer = self.stage.config, self.optimizer
+        with tf.GradientTape() as tape:
+            losses = self.stage.loss(batch)  # name -> (examples,)
+            # The mean over the global batch: the replicas' parts are summed below.
+            means = {name: tf.reduce_sum(value) / config.batch_size for name, value in losses.items()}
+            objective = optimizer.scale_loss(means["loss"])
+        gradients = tape.gradient(objective, self.variables)
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas > 1:
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients = _clip(gradients, optimizer.scale_loss(config.gradient_clip))
+        # Keras' optimizer sums over replicas once more, so that each hands over its share of the whole.
+        optimizer.apply([gradient / replicas for gradient in gradients], self.variables)
+        return means
+
+    def fit(self, observers=()):
+        """Trains to the end of the budget, from the last checkpoint where there is one.
+
+        Args:
+            observers: called after each step as `observer(self, means, progress)`.
+        """
+        step, restored = int(self.step.numpy()), float(self.elapsed.numpy())
+        batches = iter(self.strategy.experimental_distribute_dataset(self.stage.batches(first_step=step)))
+        began = last_checkpoint = time.monotonic()
+        elapsed, untraced = restored, True
+        try:
+            while self.budget.progress(step, elapsed) < 1.0:
+                self._set_learning_rate(step, self.budget.progress(step, elapsed))
+                means = self.train_step(next(batches))
+                step += 1
+                if untraced:  # tracing the step is start-up, not training
+                    began, untraced = time.monotonic(), False
+                elapsed = restored + time.monotonic() - began
+                for observer in observers:
+                    observer(self, step, elapsed, means)
+                if time.monotonic() - last_checkpoint >= self.checkpoint_seconds:
+                    self.save(step, elapsed)
+                    last_checkpoint = time.monotonic()
+        finally:
+            # Also on Ctrl-C: the update is one graph, so the state is that of a whole step.
+            self.save(step, elapsed)
+
+    def save(self, step, elapsed):
+        """Writes a checkpoint; TensorFlow renames it into place."""
+        self.elapsed.assign(elapsed)
+        self.checkpoints.save(step)
+
+    def _set_learning_rate(self, step, progress):
+        config = self.stage.config
+        warmup = min(1.0, (step + 1) / config.warmup_steps)
+        self.optimizer.learning_rate.assign(
+            config.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
+        )
+
+
+def _clip(gradients, largest):
+    """Gradients scaled so that their global norm is at most `largest`."""
+    norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
+    factor = tf.minimum(1.0, largest / tf.maximum(norm, 1e-12))
+    return [gradient * factor for gradient in gradients]

@@ -1,0 +1,102 @@
+"""Guidance is its formula, at the price of one network call."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sd_tf.config import ScheduleConfig
+from sd_tf.diffusion.denoiser import denoiser
+from sd_tf.diffusion.guidance import classifier_free, drop_captions
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.errors import InputError
+
+T = 400
+
+
+class CountedNetwork:
+    """A network that depends on all it is given, and remembers the size of each batch it saw."""
+
+    def __init__(self, dtype="float32"):
+        self.batches, self.dtype = [], dtype
+
+    def __call__(self, latents, timesteps, context):
+        self.batches.append(int(latents.shape[0]))
+        assert latents.shape[0] == timesteps.shape[0] == context.shape[0]
+        caption = tf.reduce_mean(context, axis=(1, 2))[:, None, None, None]
+        time = tf.cast(timesteps, "float32")[:, None, None, None] / 1000
+        return tf.cast(tf.sin(latents + caption) + time * caption, self.dtype)
+
+
+@pytest.fixture
+def parts():
+    """Noisy latents (2, 3, 3, 2), the context of two captions and that of two negative ones, (2, 4, 5)."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 3, 3, 2), (2, 4, 5), (2, 4, 5)
+    return [tf.constant(rng.normal(size=shape), "float32") for shape in shapes]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, 7.5])
+def test_guidance_is_its_formula_for_noise_and_for_clean_latents(prediction_type, scale, parts):
+    x, context, negative = parts
+    schedule, network = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type)), CountedNetwork()
+    guided = classifier_free(network, schedule, context, negative, scale)(x, T)
+    cond, uncond = denoiser(network, schedule, context)(x, T), denoiser(network, schedule, negative)(x, T)
+    for ours, c, u in zip(guided, cond, uncond, strict=True):
+        np.testing.assert_allclose(ours, u + scale * (c - u), atol=5e-6 * max(1, scale))
+
+
+def test_guided_step_is_one_call_on_the_doubled_batch(parts):
+    network = CountedNetwork()
+    x, context, negative = parts
+    classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 3.0)(x, T)
+    assert network.batches == [4]
+
+
+def test_scale_one_is_one_call_on_the_batch_itself_and_ignores_the_negative_context(parts):
+    network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
+    x, context, negative = parts
+    guided = classifier_free(network, schedule, context, negative, 1)(x, T)
+    assert network.batches == [2]
+    np.testing.assert_array_equal(guided.noise, denoiser(network, schedule, context)(x, T).noise)
+
+
+def test_same_captions_on_both_sides_leave_nothing_to_guide(parts):
+    network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
+    x, context, _ = parts
+    guided = classifier_free(network, schedule, context, context, 7.5)(x, T)
+    np.testing.assert_allclose(guided.noise, denoiser(network, schedule, context)(x, T).noise, atol=1e-6)
+
+
+def test_half_precision_network_is_guided_in_the_precision_of_the_latents(parts):
+    x, context, negative = parts
+    network = CountedNetwork("float16")
+    guided = classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 7.5)(x, T)
+    timesteps = tf.fill((2,), T)
+    cond, uncond = (network(x, timesteps, c).numpy().astype("float64") for c in (context, negative))
+    assert guided.noise.dtype == "float32"
+    np.testing.assert_allclose(guided.noise, uncond + 7.5 * (cond - uncond), atol=1e-5)
+
+
+def test_guidance_compiles_to_what_it_does_eagerly(parts):
+    x, context, negative = parts
+    denoise = classifier_free(CountedNetwork(), NoiseSchedule(ScheduleConfig()), context, negative, 3.0)
+    np.testing.assert_allclose(tf.function(denoise)(x, tf.constant(T)).x0, denoise(x, T).x0, atol=1e-5)
+
+
+def test_contexts_of_different_shapes_are_refused_by_their_shapes(parts):
+    _, context, negative = parts
+    with pytest.raises(InputError, match=r"negative_context has shape \(1, 4, 5\), context \(2, 4, 5\)"):
+        classifier_free(CountedNetwork(), NoiseSchedule(ScheduleConfig()), context, negative[:1], 3.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_dropped_captions_are_the_empty_one_and_the_others_untouched(dtype):
+    context = tf.cast(tf.random.normal((3, 4, 5), seed=0), dtype)
+    empty = tf.random.normal((1, 4, 5), seed=1)
+    for drop in (drop_captions, tf.function(drop_captions)):
+        mixed = drop(context, empty, tf.constant([True, False, True]))
+        assert mixed.dtype == dtype
+        np.testing.assert_array_equal(mixed[1], context[1])
+        for dropped in (0, 2):
+            np.testing.assert_array_equal(mixed[dropped], tf.cast(empty[0], dtype))

@@ -1,0 +1,350 @@
+"""Samplers take diffusers' steps, and carry Gaussian data to where mathematics says."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sd_tf.config import ScheduleConfig
+from sd_tf.diffusion.denoiser import Prediction, to_prediction
+from sd_tf.diffusion.samplers import SAMPLERS, ddim, ddpm
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.errors import InputError
+
+SHAPE = (2, 4, 4, 3)
+PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
+SPACINGS = ["leading", "trailing", "linspace"]
+BETA_SCHEDULES = ["scaled_linear", "squaredcos_cap_v2"]
+
+
+def diffusers_scheduler(name, config):
+    """diffusers' scheduler of the same configuration, with its own betas multiplied up in float64.
+
+    In float32 1 - alphas_cumprod loses digits at small t, which shifts samples by up to 6e-4 of their
+    deviation (cosine schedule, "sample" prediction), and so does 1 - 0.999, the cosine's last factor.
+    """
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    fields = {k: v for k, v in vars(config).items() if name == "DDIMScheduler" or k != "set_alpha_to_one"}
+    scheduler = getattr(diffusers, name)(**fields)
+    betas = scheduler.betas.double()
+    scheduler.alphas_cumprod = torch.cumprod(1 - torch.where(betas > 0.998999, 0.999, betas), dim=0)
+    if name == "DDIMScheduler" and not config.set_alpha_to_one:
+        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    return scheduler
+
+
+def step_to(scheduler, t, next_t):
+    """Make diffusers' DDIM step from t to next_t, which it reckons as t - 1000 // num_inference_steps."""
+    scheduler.num_inference_steps = Fraction(1000, t - next_t)
+
+
+def models(steps):
+    """Two networks as (x, t, step) -> output in numpy: fixed random outputs, and a smooth function."""
+    outputs = np.random.default_rng(1).normal(size=(steps, *SHAPE)).astype("float32")
+    return {
+        "random": lambda x, t, step: outputs[step],
+        "smooth": lambda x, t, step: np.tanh(x * np.float32(0.3 + t / 2000)) * np.float32(0.8),
+    }
+
+
+def our_states(sampler, model, latents, noises, timesteps, schedule, **options):
+    """The latents after each step of our sampler."""
+    states, timesteps_seen = [], []
+
+    def denoise(x, t):
+        output = model(x.numpy(), t, len(timesteps_seen))
+        timesteps_seen.append(t)
+        return to_prediction(tf.constant(output), x, t, schedule)
+
+    last = sampler(
+        denoise,
+        tf.constant(latents),
+        timesteps,
+        schedule,
+        lambda step: tf.constant(noises[step]),
+        callback=lambda step, x, prediction: states.append(x.numpy()),
+        **options,
+    )
+    assert timesteps_seen == list(timesteps)
+    np.testing.assert_array_equal(last, states[-1])
+    return states
+
+
+def assert_same_states(ours, theirs):
+    assert len(ours) == len(theirs)
+    for step, (x, reference) in enumerate(zip(ours, theirs, strict=True)):
+        np.testing.assert_allclose(x, reference, rtol=0, atol=1e-5 * reference.std(), err_msg=f"step {step}")
+
+
+def draw(steps):
+    noises = np.random.default_rng(2).normal(size=(steps + 1, *SHAPE)).astype("float32")
+    return noises[0], noises[1:]
+
+
+@pytest.mark.parametrize("model", ["random", "smooth"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize("beta_schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_every_ddim_step_is_that_of_diffusers(prediction_type, spacing, beta_schedule, steps, eta, model):
+    config = ScheduleConfig(
+        prediction_type=prediction_type, timestep_spacing=spacing, beta_schedule=beta_schedule
+    )
+    schedule, scheduler = NoiseSchedule(config), diffusers_scheduler("DDIMScheduler", config)
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    (latents, noises), network = draw(steps), models(steps)[model]
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps.tolist()
+
+    x, theirs = torch.from_numpy(latents), []
+    for step, t in enumerate(timesteps):
+        if spacing == "linspace":
+            step_to(scheduler, t, timesteps[step + 1] if step + 1 < steps else -1)
+        output, noise = torch.from_numpy(network(x.numpy(), t, step)), torch.from_numpy(noises[step])
+        x = scheduler.step(output, t, x, eta=eta, variance_noise=noise if eta else None).prev_sample
+        theirs.append(x.numpy())
+
+    assert_same_states(our_states(ddim, network, latents, noises, timesteps, schedule, eta=eta), theirs)
+
+
+@pytest.mark.parametrize("model", ["random", "smooth"])
+@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize("beta_schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_every_ddpm_step_is_that_of_diffusers(
+    prediction_type, spacing, beta_schedule, steps, model, monkeypatch
+):
+    config = ScheduleConfig(
+        prediction_type=prediction_type, timestep_spacing=spacing, beta_schedule=beta_schedule
+    )
+    schedule, scheduler = NoiseSchedule(config), diffusers_scheduler("DDPMScheduler", config)
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    (latents, noises), network = draw(steps), models(steps)[model]
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps.tolist()
+
+    x, theirs = torch.from_numpy(latents), []
+    for step, t in enumerate(timesteps):
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+            lambda *_, step=step, **__: torch.from_numpy(noises[step]),
+        )
+        x = scheduler.step(torch.from_numpy(network(x.numpy(), t, step)), t, x).prev_sample
+        theirs.append(x.numpy())
+
+    assert_same_states(our_states(ddpm, network, latents, noises, timesteps, schedule), theirs)
+
+
+@pytest.mark.parametrize("name, sampler", [("DDIMScheduler", ddim), ("DDPMScheduler", ddpm)])
+def test_stable_diffusion_settings_agree_with_an_untouched_diffusers(name, sampler):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    config = ScheduleConfig()
+    fields = {k: v for k, v in vars(config).items() if name == "DDIMScheduler" or k != "set_alpha_to_one"}
+    scheduler = getattr(diffusers, name)(**fields)
+    scheduler.set_timesteps(50)
+    timesteps = scheduler.timesteps.tolist()
+    (latents, noises), network = draw(50), models(50)["smooth"]
+
+    generator = torch.Generator().manual_seed(0)
+    if sampler is ddpm:  # the noise that diffusers is about to draw
+        noises = np.stack([torch.randn(SHAPE, generator=generator).numpy() for _ in timesteps])
+        generator.manual_seed(0)
+    x = torch.from_numpy(latents)
+    for step, t in enumerate(timesteps):
+        output = torch.from_numpy(network(x.numpy(), t, step))
+        x = scheduler.step(output, t, x, generator=generator).prev_sample
+
+    ours = our_states(sampler, network, latents, noises, timesteps, NoiseSchedule(config))[-1]
+    np.testing.assert_allclose(ours, x.numpy(), rtol=0, atol=2e-5 * x.numpy().std())
+
+
+# Gaussian data x0 ~ N(MEAN, STD^2): the exact denoiser is linear. Every sampler is then affine in the
+# noise it starts from and the noise it adds, so unit vectors of noise give its exact mean and deviation.
+MEAN = 1.5
+
+
+def gaussian_denoiser(schedule, std):
+    def denoise(x, t):
+        level = float(schedule.alphas_cumprod[t])
+        gain = std**2 * math.sqrt(level) / (std**2 * level + 1 - level)
+        x0 = MEAN + gain * (x - math.sqrt(level) * MEAN)
+        return Prediction(x0, (x - math.sqrt(level) * x0) / math.sqrt(1 - level))
+
+    return denoise
+
+
+def distribution(sampler, schedule, steps, std, **options):
+    """Mean and standard deviation of what a sampler makes of standard normal latents, in float64."""
+    # One example without noise, one with a unit at the start, and one with a unit in each step.
+    units = np.eye(steps + 2)[:, :, None, None, None]
+    x = sampler(
+        gaussian_denoiser(schedule, std),
+        tf.constant(units[1]),
+        schedule.inference_timesteps(steps),
+        schedule,
+        lambda step: tf.constant(units[2 + step]),
+        **options,
+    )
+    x = x.numpy().ravel()
+    return x[0], math.sqrt(np.sum((x[1:] - x[0]) ** 2))
+
+
+def levels_of(schedule, steps, final):
+    """alphas_cumprod at the start of each step, and at the end."""
+    return [*schedule.alphas_cumprod[schedule.inference_timesteps(steps)], final]
+
+
+def gaussian_variance(level, std):
+    """Of x where a share `level` of its variance is signal."""
+    return level * std**2 + 1 - level
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("steps", [1, 7, 50])
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddim_of_gaussian_data_has_the_exact_mean_and_deviation(spacing, set_alpha_to_one, steps, std):
+    schedule = NoiseSchedule(ScheduleConfig(timestep_spacing=spacing, set_alpha_to_one=set_alpha_to_one))
+    levels = levels_of(schedule, steps, schedule.final_alpha_cumprod)
+    # Each step scales x - E[x] by the correlation of x before and after, as if both had the same noise.
+    scale = math.prod(
+        (math.sqrt(a * b) * std**2 + math.sqrt((1 - a) * (1 - b))) / gaussian_variance(a, std)
+        for a, b in itertools.pairwise(levels)
+    )
+    mean = MEAN * (math.sqrt(levels[-1]) - scale * math.sqrt(levels[0]))  # it starts at 0, not at E[x]
+    assert distribution(ddim, schedule, steps, std) == pytest.approx((mean, scale), rel=1e-9)
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("steps", [1, 7, 50])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddpm_of_gaussian_data_has_the_exact_mean_and_deviation(spacing, steps, std):
+    schedule = NoiseSchedule(ScheduleConfig(timestep_spacing=spacing))
+    levels = levels_of(schedule, steps, 1.0)
+    # The posterior means telescope: the mean is the same at any number of steps from the same level.
+    mean = MEAN * (1 - levels[0] * std**2 / gaussian_variance(levels[0], std))
+    variance = 1.0
+    for a, b in itertools.pairwise(levels):
+        scale = math.sqrt(a / b) * gaussian_variance(b, std) / gaussian_variance(a, std)
+        variance = scale**2 * variance + (1 - b) / (1 - a) * (1 - a / b)
+    assert distribution(ddpm, schedule, steps, std) == pytest.approx((mean, math.sqrt(variance)), rel=1e-9)
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_ddim_error_shrinks_at_first_order_towards_the_probability_flow(std):
+    schedule = NoiseSchedule(ScheduleConfig(timestep_spacing="trailing", set_alpha_to_one=True))
+    start = schedule.alphas_cumprod[-1]
+    # Along the flow (Song et al. 2021) x - E[x] grows as the standard deviation of x does.
+    scale = std / math.sqrt(gaussian_variance(start, std))
+    exact = np.array([MEAN * (1 - scale * math.sqrt(start)), scale])
+    errors = [np.abs(distribution(ddim, schedule, steps, std) - exact) for steps in (25, 50, 100, 200)]
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    # A logarithm stays beside 1 / steps: the noise rate goes as the root of t where t ends.
+    assert np.all((orders > 0.8) & (orders < 1.2)), orders
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+@pytest.mark.parametrize("sampler, options", [(ddim, {}), (ddim, {"eta": 0.5}), (ddpm, {})])
+def test_samples_converge_to_the_data_with_more_steps(sampler, options, std):
+    # The cosine schedule ends in noise alone, so that no mean is lost at the start.
+    schedule = NoiseSchedule(
+        ScheduleConfig(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", set_alpha_to_one=True)
+    )
+    means, deviations = zip(
+        *(distribution(sampler, schedule, steps, std, **options) for steps in (10, 40, 160)), strict=True
+    )
+    np.testing.assert_allclose(means, MEAN, rtol=1e-3)
+    errors = np.abs(np.array(deviations) - std)
+    assert errors[2] < 0.03 * std
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddpm_is_ddim_at_eta_one_that_ends_free_of_noise(spacing):
+    schedule = NoiseSchedule(ScheduleConfig(timestep_spacing=spacing, set_alpha_to_one=True))
+    (latents, noises), network = draw(10), models(10)["smooth"]
+    timesteps = schedule.inference_timesteps(10)
+    ours = our_states(ddpm, network, latents, noises, timesteps, schedule)
+    assert_same_states(ours, our_states(ddim, network, latents, noises, timesteps, schedule, eta=1.0))
+
+
+@pytest.mark.parametrize(
+    "sampler, options, set_alpha_to_one, expected",
+    [
+        (ddim, {}, False, []),
+        (ddim, {"eta": 0.5}, True, [0, 1, 2]),
+        (ddim, {"eta": 0.5}, False, [0, 1, 2, 3]),
+        (ddpm, {}, False, [0, 1, 2]),
+    ],
+)
+def test_noise_is_asked_for_in_the_steps_that_add_it_and_no_other(
+    sampler, options, set_alpha_to_one, expected
+):
+    schedule, asked = NoiseSchedule(ScheduleConfig(set_alpha_to_one=set_alpha_to_one)), []
+
+    def noise(step):
+        asked.append(step)
+        return tf.zeros((1, 2, 2, 1))
+
+    denoise, timesteps = gaussian_denoiser(schedule, 1.0), schedule.inference_timesteps(4)
+    sampler(denoise, tf.ones((1, 2, 2, 1)), timesteps, schedule, noise, **options)
+    assert asked == expected
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_callback_sees_each_step_with_the_prediction_it_was_made_from(sampler):
+    schedule, made, seen = NoiseSchedule(ScheduleConfig()), [], []
+
+    def denoise(x, t):
+        made.append(gaussian_denoiser(schedule, 1.0)(x, t))
+        return made[-1]
+
+    last = sampler(
+        denoise,
+        tf.ones((1, 2, 2, 1)),
+        schedule.inference_timesteps(4),
+        schedule,
+        lambda step: tf.zeros((1, 2, 2, 1)),
+        callback=lambda *arguments: seen.append(arguments),
+    )
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
+    assert all(prediction is other for (_, _, prediction), other in zip(seen, made, strict=True))
+    assert seen[-1][1] is last
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_tail_of_the_timesteps_continues_where_the_whole_was(sampler):
+    schedule = NoiseSchedule(ScheduleConfig())
+    (latents, noises), network = draw(10), models(10)["smooth"]
+    timesteps = schedule.inference_timesteps(10)
+    whole = our_states(sampler, network, latents, noises, timesteps, schedule)
+    tail = our_states(sampler, network, whole[5], noises[6:], timesteps[6:], schedule)
+    np.testing.assert_array_equal(tail, whole[6:])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize(
+    "timesteps, message",
+    [
+        ([1, 501], r"timesteps \[1, 501\] do not descend"),
+        ([501, 501], r"timesteps \[501, 501\] do not descend"),
+        ([1000, 1], r"timesteps \[1000, 1\] leave the schedule: give them from 0 to 999"),
+        ([1, -1], r"timesteps \[1, -1\] leave the schedule"),
+    ],
+)
+def test_timesteps_that_lead_nowhere_are_refused_before_any_work(sampler, timesteps, message):
+    with pytest.raises(InputError, match=message):
+        sampler(None, np.zeros((1, 2, 2, 1)), timesteps, NoiseSchedule(ScheduleConfig()), None)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+def test_eta_outside_its_range_is_refused_by_its_value(eta):
+    with pytest.raises(InputError, match=f"eta is {eta}: give a number from 0"):
+        ddim(None, np.zeros((1, 2, 2, 1)), [1], NoiseSchedule(ScheduleConfig()), None, eta=eta)
