@@ -7,6 +7,7 @@ import os
 import sys
 import typing
 import warnings
+from pathlib import Path
 
 from sd_tf.errors import InputError
 
@@ -29,7 +30,8 @@ def add_flags(parser: argparse.ArgumentParser, dataclass: type):
 
 def from_flags(arguments: argparse.Namespace, dataclass: type):
     """The configuration that the flags ask for."""
-    return dataclass(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(dataclass)})
+    names = [field.name for field in dataclasses.fields(dataclass)]
+    return dataclass(**{name: getattr(arguments, name) for name in names})
 
 
 @contextlib.contextmanager
@@ -56,6 +58,15 @@ def load_tensorflow():
 
         tf.get_logger().setLevel("ERROR")
         tf.config.list_physical_devices()
+
+
+def check_writable(folder: Path):
+    """Raises `InputError` where an output folder cannot be made: before the work is done, not after."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--output {folder} cannot be written: {parent} is no folder you may write to")
 
 
 def run(main: typing.Callable[[], None]):

@@ -138,7 +138,7 @@ class RunConfig:
     preset: str | None = _flag(None, "sizes and budgets (default: the data set's own)")
     stage: str | None = _flag(None, "run this stage alone (default: all that are needed)", STAGES)
     text_encoder: str | None = _flag(
-        None, "frozen CLIP: a bundled name or a transformers folder; 'none' trains one (default: the preset's)"
+        None, "frozen CLIP: a bundled name, a folder or a hub id; 'none' trains one (default: the preset's)"
     )
     max_minutes: float | None = _flag(None, "wall-clock budget of the run (default: the preset's)")
     max_steps: int | None = _flag(None, "steps of each stage, instead of a budget in minutes")

@@ -1,11 +1,9 @@
 """Draws pictures: `python -m sd_tf.generate "a red dress" --num-images 16 --output out/`."""
 
 import argparse
-import os
 from pathlib import Path
 
 from sd_tf import commandline
-from sd_tf.errors import InputError
 
 
 def main(arguments=None):
@@ -25,7 +23,7 @@ def main(arguments=None):
     flags = parser.parse_args(arguments)
 
     output = Path(flags.output)
-    _check_writable(output)
+    commandline.check_writable(output)
     commandline.load_tensorflow()
     import sd_tf
     from sd_tf.config import PRECISIONS
@@ -53,15 +51,6 @@ def main(arguments=None):
             output / "grid.png", images, columns, {**settings, "model": flags.model, "prompt": flags.prompt}
         )
         print(output / "grid.png")
-
-
-def _check_writable(folder: Path):
-    """Fails before the work is done, not after."""
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--output {folder} cannot be written: {parent} is no folder you may write to")
 
 
 if __name__ == "__main__":

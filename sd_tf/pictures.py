@@ -17,7 +17,7 @@ def save_png(file, image: np.ndarray, settings: dict | None = None):
 
 
 def sheet(images: np.ndarray, columns: int, gap: int = 2, scale: int = 2) -> np.ndarray:
-    """Pictures uint8 (n, height, width, 3), row by row on one: uint8 (rows, columns, 3), dark gaps between."""
+    """Pictures uint8 (n, height, width, 3), row by row on one page, uint8, with dark gaps between."""
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     n, height, width, channels = images.shape
     rows = -(-n // columns)

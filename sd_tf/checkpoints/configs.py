@@ -7,6 +7,8 @@ is refused rather than misread.
 
 import dataclasses
 import json
+import types
+import typing
 from pathlib import Path
 
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
@@ -17,11 +19,16 @@ DIFFUSERS_VERSION = "0.30.0"  # the layout written; diffusers reads older layout
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How one configuration stands in its file."""
+    """How one configuration stands in its file; `absent` is what missing fields mean, if not our default.
+
+    `siblings` are other classes whose files say the same in the same words.
+    """
 
     dataclass: type
     header: dict
     fixed: dict
+    absent: dict = dataclasses.field(default_factory=dict)
+    siblings: tuple[str, ...] = ()
 
     def to_json(self, config, extra=()) -> dict:
         fields = {
@@ -31,23 +38,35 @@ class Kind:
         return {**self.header, **self.fixed, **fields, **dict(extra)}
 
     def from_json(self, values: dict, source: str):
+        for name in ("_class_name", "model_type"):
+            names = (self.header.get(name), *self.siblings)
+            if name in values and name in self.header and values[name] not in names:
+                raise InputError(
+                    f"{source}: {name} is {values[name]!r}, only {' or '.join(map(repr, names))} is supported"
+                )
         for name, supported in self.fixed.items():
             if name in values and values[name] != supported:
                 raise InputError(f"{source}: {name} is {values[name]!r}, only {supported!r} is supported")
-        known = {field.name: field for field in dataclasses.fields(self.dataclass)}
+        known = typing.get_type_hints(self.dataclass)
         given = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
             if name in known
         }
         for name, value in given.items():
-            default = known[name].default
-            number = isinstance(default, (int, float)) and not isinstance(default, bool)
-            if number and not isinstance(value, (int, float, tuple)) or isinstance(value, bool) != isinstance(
-                default, bool
-            ):
+            if not _is_a(value, known[name]):
+                default = getattr(self.dataclass, name)
                 raise InputError(f"{source}: {name} is {value!r}, expected something like {default!r}")
-        return self.dataclass(**given)
+        return self.dataclass(**{**self.absent, **given})
+
+
+def _is_a(value, kind) -> bool:
+    """Whether a value from a file is of the type that a configuration's field is declared to have."""
+    if typing.get_origin(kind) is types.UnionType:
+        return any(_is_a(value, each) for each in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(each, typing.get_args(kind)[0]) for each in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def _diffusers(name, **fields):
@@ -92,12 +111,45 @@ UNET = Kind(
     },
 )
 
-CLIP_TEXT = Kind(CLIPTextConfig, {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}, {})
+# transformers leaves out of a file what its classes have as defaults, those of OpenAI's ViT-B/32.
+CLIP_TEXT = Kind(
+    CLIPTextConfig,
+    {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
+    {},
+    {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "projection_dim": 512,
+        "num_attention_heads": 8,
+        "pad_token_id": 1,
+    },
+)
 CLIP_VISION = Kind(
-    CLIPVisionConfig, {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}, {}
+    CLIPVisionConfig,
+    {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"},
+    {},
+    {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "projection_dim": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 32,
+    },
 )
 SCHEDULE = Kind(
-    ScheduleConfig, _diffusers("DDIMScheduler"), {"trained_betas": None, "rescale_betas_zero_snr": False}
+    ScheduleConfig,
+    _diffusers("DDIMScheduler"),
+    {"trained_betas": None, "rescale_betas_zero_snr": False},
+    siblings=(
+        "DDPMScheduler",
+        "PNDMScheduler",
+        "LMSDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+    ),
 )
 
 

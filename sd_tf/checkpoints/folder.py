@@ -7,10 +7,10 @@ place and then renamed into it, so a killed save leaves the old part whole.
 import contextlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -24,58 +24,79 @@ from sd_tf.latent.unet import UNet
 from sd_tf.text.clip import CLIPModel, CLIPTextModel
 from sd_tf.text.tokenizer import Tokenizer
 
-BUNDLED = Path(__file__).parent.parent / "weights"
-CHECKOUT = Path(__file__).parent.parent.parent / "weights"
+PACKAGE = Path(__file__).parent.parent
+INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
+BUNDLED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 DTYPES = ("float16", "float32")
-
-
-def bundled_folder(name: str) -> Path | None:
-    """The folder of a bundled model, in an installed copy or in a checkout; None for another name."""
-    for root in (BUNDLED, CHECKOUT):
-        if (root / name).is_dir() and name == Path(name).name:
-            return root / name
-    return None
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def bundled_names() -> list[str]:
     """The names that `load` and `load_clip` know without a path."""
-    roots = [root for root in (BUNDLED, CHECKOUT) if root.is_dir()]
-    return sorted({path.name for root in roots for path in root.iterdir() if path.is_dir()} - {"__pycache__"})
+    return sorted({path.parent.name for path in BUNDLED.glob("*/*.json")})
 
 
 def resolve(name_or_folder) -> Path:
-    """A bundled name or a path -> the folder.
+    """A bundled name, a path or a hub id -> the folder.
 
     Raises:
-        InputError: neither is there.
+        InputError: it is none of these, or the hub cannot be reached.
     """
-    folder = bundled_folder(str(name_or_folder)) or Path(name_or_folder)
-    if not folder.is_dir():
-        if os.sep in str(name_or_folder) or str(name_or_folder).startswith("."):
-            raise InputError(f"no folder {str(name_or_folder)!r}: train one with python -m sd_tf.train")
-        raise unknown("model", name_or_folder, [*bundled_names(), "a folder that holds one"])
-    return folder
+    name = str(name_or_folder)
+    if name in bundled_names():
+        return BUNDLED / name
+    if Path(name).is_dir():
+        return Path(name)
+    if HUB_ID.fullmatch(name):
+        return _downloaded(name)
+    if os.sep in name or name.startswith("."):
+        raise InputError(f"no folder {name!r}: train one with python -m sd_tf.train")
+    raise unknown("model", name, [*bundled_names(), "a folder that holds one"])
+
+
+def _downloaded(hub_id):
+    import huggingface_hub  # only here: it is slow to import, and most models are on disk
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors"], ignore_patterns=["*.fp16.*"]
+            )
+        )
+    except Exception as error:  # whatever goes wrong between here and the hub has one way out
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"no folder {hub_id!r}, and the hub's model of that name cannot be had ({reason}): "
+            "check the name and the network, or download the folder and name its path"
+        ) from None
 
 
 class Tensors:
-    """One safetensors file, read tensor by tensor."""
+    """One safetensors file, read tensor by tensor.
 
-    def __init__(self, file: Path):
+    `tower` is a name that all keys begin with, or that all leave out: a text tower stands alone in
+    its file, and transformers 5 then writes no `text_model.` before its keys, as earlier ones did.
+    """
+
+    def __init__(self, file: Path, tower: str = ""):
         if not file.is_file():
             raise InputError(f"{file} is missing")
         try:
             self._file = safe_open(file, framework="numpy")
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is no readable safetensors file: {error}") from None
+        keys = self._file.keys()
+        left_out = "" if any(key.startswith(tower) for key in keys) else tower
+        self._keys = {left_out + key: key for key in keys}
 
     def keys(self):
-        return self._file.keys()
+        return self._keys.keys()
 
     def shape(self, key):
-        return self._file.get_slice(key).get_shape()
+        return self._file.get_slice(self._keys[key]).get_shape()
 
     def __getitem__(self, key):
-        return self._file.get_tensor(key)
+        return self._file.get_tensor(self._keys[key])
 
 
 @contextlib.contextmanager
@@ -87,7 +108,12 @@ def _replacing(folder: Path):
         yield new
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:
@@ -153,7 +179,7 @@ def load_text_encoder(folder, dtype=None) -> CLIPTextModel:
     if "text_config" in values:
         return clip_text_encoder(load_clip(folder, dtype))
     config = configs.CLIP_TEXT.from_json(values, source)
-    return _filled(CLIPTextModel(config, dtype=dtype), folder / "model.safetensors")
+    return _filled(CLIPTextModel(config, dtype=dtype), folder / "model.safetensors", "text_model.")
 
 
 def clip_text_encoder(clip: CLIPModel) -> CLIPTextModel:
@@ -196,9 +222,9 @@ def load_clip(folder, dtype=None) -> CLIPModel:
     return _filled(clip, folder / "model.safetensors")
 
 
-def _filled(model, file: Path):
+def _filled(model, file: Path, tower: str = ""):
     model.build()
-    assign(model, Tensors(file), str(file))
+    assign(model, Tensors(file, tower), str(file))
     return model
 
 

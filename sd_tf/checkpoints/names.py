@@ -55,7 +55,7 @@ def assign(model, tensors, source: str):
 
     Args:
         model: a built Keras model.
-        tensors: a mapping with `keys()`, `shape(key)` and `[key] -> np.ndarray`, as `Shards` of
+        tensors: a mapping with `keys()`, `shape(key)` and `[key] -> np.ndarray`, as `Tensors` of
             `sd_tf.checkpoints.folder` is; nothing is read before all keys and shapes are checked.
         source: the file's name, for errors.
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf.data import captions
-from sd_tf.data.pipeline import Examples
 from sd_tf.data.noise import uniforms
+from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError, unknown
 
 FILES = {  # name: (bytes, md5), as published by the authors

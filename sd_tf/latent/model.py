@@ -47,6 +47,12 @@ class LatentDiffusion:
                 f"the UNet takes latents of {unet.config.in_channels} channels, the autoencoder's have "
                 f"{autoencoder.config.latent_channels}: take the autoencoder that the UNet was trained with"
             )
+        positions, rows = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
+        if tokenizer.max_length > positions or tokenizer.vocab_size > rows:
+            raise InputError(
+                f"the tokenizer gives {tokenizer.max_length} of {tokenizer.vocab_size} tokens, the text tower "
+                f"reads {positions} of {rows}: take the tokenizer that the tower was trained with"
+            )
         self.autoencoder, self.unet = autoencoder, unet
         self.text_encoder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
         self._network = compiled(unet)
@@ -111,11 +117,13 @@ class LatentDiffusion:
         _check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
         _check_number("guidance_scale", guidance_scale, 0, 1000)
         _check_number("eta", eta, 0, 1)
-        if sampler not in SAMPLERS:
+        if sampler not in tuple(SAMPLERS):
             raise unknown("sampler", sampler, SAMPLERS)
         if eta and sampler != "ddim":
-            raise InputError(f"eta is {eta}, but sampler {sampler!r} has no eta: leave it at 0, or take 'ddim'")
+            raise InputError(f"eta is {eta}, but sampler {sampler!r} has none: leave it out, or take 'ddim'")
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        if not isinstance(negatives, (list, tuple)) or not all(isinstance(text, str) for text in negatives):
+            raise InputError(f"negative_prompt is {negative_prompt!r}: give a string or a list of strings")
         if len(negatives) != len(prompts):
             raise InputError(
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each"

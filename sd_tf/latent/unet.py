@@ -39,7 +39,7 @@ class Block(keras.layers.Layer):
             )
             for i in range(len(self.input_channels))
         ]
-        for resnet, channels in zip(self.resnets, self.input_channels):
+        for resnet, channels in zip(self.resnets, self.input_channels, strict=True):
             resnet.build((None, None, None, channels), time_shape)
         self.attentions = []
         if self.heads is not None:

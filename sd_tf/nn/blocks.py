@@ -13,7 +13,7 @@ def conv(channels, size, name, dtype, **kwargs):
 
 @keras.saving.register_keras_serializable("sd_tf")
 class ResidualBlock(keras.layers.Layer):
-    """Norm, SiLU, convolution, twice; the timestep's embedding is added between (`diffusers` `ResnetBlock2D`).
+    """Norm, SiLU, convolution, twice, the timestep's embedding added between (diffusers' `ResnetBlock2D`).
 
     Args:
         channels: of the result; a 1x1 convolution fits the input to it where they differ.
@@ -63,7 +63,7 @@ class ResidualBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("sd_tf")
 class Downsample(keras.layers.Layer):
-    """A 3x3 convolution of stride 2: (batch, height, width, channels) -> (batch, height/2, width/2, channels).
+    """A 3x3 convolution of stride 2, which halves (batch, height, width, channels) along both sides.
 
     Args:
         padding: (before, after) in pixels, on both sides alike. Stable Diffusion's UNet has (1, 1),

@@ -7,7 +7,7 @@ from keras import ops
 
 
 def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
-    """Sines and cosines of `t` at frequencies from 1 down to 1/10000 (Ho et al. 2020; diffusers' `Timesteps`).
+    """Sines and cosines of `t` at frequencies from 1 to 1/10000 (Ho et al. 2020; diffusers' `Timesteps`).
 
     Args:
         t: (batch,), integer or float.

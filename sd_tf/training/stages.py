@@ -10,7 +10,6 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from sd_tf.data.captions import CLASS_NAMES
 from sd_tf.data.noise import normals, uniforms
 from sd_tf.data.pipeline import stream, to_uint8, to_unit
 from sd_tf.diffusion.guidance import drop_captions
