@@ -12,6 +12,13 @@ from pathlib import Path
 from sd_tf.errors import InputError
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a flag as other bad input is said: in one line, without the usage."""
+
+    def error(self, message):
+        raise InputError(f"{message}; {self.prog} --help lists the flags")
+
+
 def add_flags(parser: argparse.ArgumentParser, dataclass: type):
     """One flag for each field of a configuration, named, typed, defaulted and explained by it."""
     types = typing.get_type_hints(dataclass)

@@ -13,4 +13,4 @@ def compiled(function):
         return function
     import tensorflow as tf
 
-    return tf.function(function, reduce_retracing=True)
+    return tf.function(function, autograph=False, reduce_retracing=True)

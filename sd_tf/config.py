@@ -6,6 +6,7 @@ only add and check the class name.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from sd_tf.errors import InputError, unknown
@@ -125,7 +126,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
 STRATEGIES = ("none", "mirrored")
 DATASETS = ("fashion_mnist", "garments")
-NOT_PART_OF_A_RUN = ("output", "data_dir", "cache_dir", "save_dtype", "checkpoint_seconds")
+NOT_PART_OF_A_RUN = ("output", "data_dir", "cache_dir", "stage", "save_dtype", "checkpoint_seconds")
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class RunConfig:
             "checkpoint_seconds": 0,
         }.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if value is not None and not least <= value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
         if not 0 <= self.caption_dropout < 1:
             raise InputError(f"--caption-dropout is {self.caption_dropout}: give 0 or more, below 1")

@@ -1,6 +1,5 @@
 """Scores a model: `python -m sd_tf.evaluate --model fashion-mnist --dataset fashion_mnist`."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from sd_tf.errors import unknown
 
 def main(arguments=None):
     """Draws pictures for every class and colour, judges them and writes report.json and two sheets."""
-    parser = argparse.ArgumentParser("python -m sd_tf.evaluate", description=__doc__)
+    parser = commandline.Parser("python -m sd_tf.evaluate", description=__doc__)
     parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
     parser.add_argument("--dataset", default="fashion_mnist", help="fashion_mnist, whose classes are judged")
     parser.add_argument("--data-dir", help="folder of the Fashion-MNIST files (default: $SD_TF_DATA_DIR)")

@@ -1,6 +1,5 @@
 """Draws pictures: `python -m sd_tf.generate "a red dress" --num-images 16 --output out/`."""
 
-import argparse
 from pathlib import Path
 
 from sd_tf import commandline
@@ -8,7 +7,7 @@ from sd_tf import commandline
 
 def main(arguments=None):
     """Parses flags, draws and writes PNG files and, for several pictures, a sheet of all."""
-    parser = argparse.ArgumentParser("python -m sd_tf.generate", description=__doc__)
+    parser = commandline.Parser("python -m sd_tf.generate", description=__doc__)
     parser.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several rows")
     parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
     parser.add_argument("--num-images", type=int, default=1, help="for each prompt (default: 1)")
@@ -40,9 +39,13 @@ def main(arguments=None):
     images = model.generate(flags.prompt, num_images=flags.num_images, **settings)
 
     output.mkdir(parents=True, exist_ok=True)
+    written = set()
     for i, image in enumerate(images):
         prompt, seed = flags.prompt[i // flags.num_images], flags.seed + i % flags.num_images
         file = output / file_name(prompt, seed)
+        if file in written:  # two prompts alike in their letters, or in their first sixty
+            file = file.with_stem(f"{file.stem}-{i}")
+        written.add(file)
         save_png(file, image, {**settings, "model": flags.model, "prompt": prompt, "seed": seed})
         print(file)
     if len(images) > 1:

@@ -3,15 +3,13 @@
 Started again with the same flags, it resumes from the last checkpoint.
 """
 
-import argparse
-
 from sd_tf import commandline
 from sd_tf.config import RunConfig
 
 
 def main(arguments=None):
     """Parses flags and trains; `arguments` are the words after the command."""
-    parser = argparse.ArgumentParser("python -m sd_tf.train", description=__doc__)
+    parser = commandline.Parser("python -m sd_tf.train", description=__doc__)
     commandline.add_flags(parser, RunConfig)
     config = commandline.from_flags(parser.parse_args(arguments), RunConfig)
     commandline.load_tensorflow()

@@ -105,8 +105,12 @@ UNET = Kind(
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "num_attention_heads": None,
         "only_cross_attention": False,
+        "resnet_out_scale_factor": 1.0,
+        "resnet_skip_time_act": False,
         "resnet_time_scale_shift": "default",
+        "time_embedding_act_fn": None,
         "time_embedding_type": "positional",
+        "timestep_post_act": None,
         "transformer_layers_per_block": 1,
     },
 )

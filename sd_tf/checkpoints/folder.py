@@ -76,6 +76,7 @@ class Tensors:
 
     `tower` is a name that all keys begin with, or that all leave out: a text tower stands alone in
     its file, and transformers 5 then writes no `text_model.` before its keys, as earlier ones did.
+    `position_ids`, in files older than transformers 4.31, count 0, 1, 2 … and are no weights.
     """
 
     def __init__(self, file: Path, tower: str = ""):
@@ -86,6 +87,7 @@ class Tensors:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is no readable safetensors file: {error}") from None
         keys = self._file.keys()
+        keys = [key for key in keys if not key.endswith("embeddings.position_ids")]
         left_out = "" if any(key.startswith(tower) for key in keys) else tower
         self._keys = {left_out + key: key for key in keys}
 
@@ -122,7 +124,13 @@ def _replacing(folder: Path):
 
 
 def write_json(file: Path, values: dict):
-    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    """Writes the file whole or, where the process is killed, not at all."""
+    new = file.with_name(f".{file.name}.new-{os.getpid()}")
+    try:
+        new.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _write_tensors(file: Path, model, dtype: str):

@@ -26,6 +26,7 @@ def fingerprint(*parts) -> str:
             digest.update(np.ascontiguousarray(part))
         else:
             digest.update(repr(part).encode())
+        digest.update(b"\0")  # 1, 23 are not 12, 3
     return digest.hexdigest()[:16]
 
 
@@ -55,19 +56,27 @@ class LatentCache:
 
 
 def latent_cache(
-    folder, key, dataset, encode_images, encode_captions, variants, max_seconds, batch_size=256, progress=None
+    folder,
+    key,
+    dataset,
+    encode_images,
+    encode_captions,
+    num_examples,
+    max_seconds=None,
+    batch_size=256,
+    progress=None,
 ) -> LatentCache:
     """Opens the cache of `key`, or computes it.
 
     Args:
         folder: of all caches.
         key: of this one, from `fingerprint`.
-        dataset: a `CaptionedImages`; epoch v gives each picture its v-th caption.
+        dataset: a `CaptionedImages`, cached epoch by epoch, so that a picture has several captions.
         encode_images: uint8 (n, size, size, 3) -> (mean, std), each (n, h, w, channels).
         encode_captions: list of n strings -> (n, tokens, width).
-        variants: epochs to cache at most, each with other captions (and tints).
-        max_seconds: stop after so long with what is done by then, None for no limit. The pictures are
-            taken in a shuffled order, so a part of an epoch is a fair sample.
+        num_examples: pictures to cache at most. They are taken in a shuffled order, so that a part
+            of an epoch is a fair sample.
+        max_seconds: stop after so long with what is done by then, None for no limit.
         batch_size: pictures encoded at once.
         progress: called as `progress(done, total)`.
 
@@ -80,11 +89,10 @@ def latent_cache(
     new = final.with_name(f".{key}.new-{os.getpid()}")
     began, size = time.monotonic(), len(dataset)
     means, stds, captions, numbers, done = [], [], [], {}, 0
-    while done < size * variants and (
-        max_seconds is None or not done or time.monotonic() - began < max_seconds
-    ):
+    while done < num_examples and (max_seconds is None or not done or time.monotonic() - began < max_seconds):
         epoch, start = divmod(done, size)
-        order = np.random.default_rng([epoch, size]).permutation(size)[start : start + batch_size]
+        order = np.random.default_rng([epoch, size]).permutation(size)
+        order = order[start : start + min(batch_size, num_examples - done)]
         examples = dataset.examples(order, epoch)
         mean, std = encode_images(examples.images)
         means.append(np.asarray(mean, np.float16))
@@ -92,7 +100,7 @@ def latent_cache(
         captions += [numbers.setdefault(caption, len(numbers)) for caption in examples.captions]
         done += len(order)
         if progress is not None:
-            progress(done, size * variants)
+            progress(done, num_examples)
     texts = [*numbers, ""]
     contexts = [encode_captions(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
     try:
@@ -104,7 +112,8 @@ def latent_cache(
         (new / "cache.json").write_text(json.dumps({"seconds": time.monotonic() - began}))
         new.rename(final)
     except OSError as error:
-        raise InputError(f"cannot write the cache {final}: {error.strerror or error}") from None
+        if not final.is_dir():  # else another run of the same made it meanwhile
+            raise InputError(f"cannot write the cache {final}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return LatentCache(final)

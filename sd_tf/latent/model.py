@@ -50,8 +50,8 @@ class LatentDiffusion:
         positions, rows = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
         if tokenizer.max_length > positions or tokenizer.vocab_size > rows:
             raise InputError(
-                f"the tokenizer gives {tokenizer.max_length} of {tokenizer.vocab_size} tokens, the text tower "
-                f"reads {positions} of {rows}: take the tokenizer that the tower was trained with"
+                f"the tokenizer gives {tokenizer.max_length} of {tokenizer.vocab_size} tokens, the text "
+                f"tower reads {positions} of {rows}: take the tokenizer that the tower was trained with"
             )
         self.autoencoder, self.unet = autoencoder, unet
         self.text_encoder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule

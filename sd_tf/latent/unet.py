@@ -10,10 +10,14 @@ import keras
 from keras import ops
 
 from sd_tf.config import UNetConfig
+from sd_tf.errors import InputError, unknown
 from sd_tf.nn.attention import SpatialTransformer
 from sd_tf.nn.blocks import Downsample, ResidualBlock, Upsample, conv
 from sd_tf.nn.embeddings import TimestepEmbedding, sinusoidal_embedding
 from sd_tf.nn.norm import GroupNorm
+
+DOWN_BLOCK_TYPES = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP_BLOCK_TYPES = ("UpBlock2D", "CrossAttnUpBlock2D")
 
 
 class Block(keras.layers.Layer):
@@ -125,6 +129,9 @@ class UNet(keras.Model):
 
     Called with latents (batch, h, w, in channels), any float; timesteps (batch,), integer; context
     (batch, tokens, cross_attention_dim). Returns float32 (batch, h, w, out channels).
+
+    Raises:
+        InputError: a block type is unknown, or the fields disagree on the number of levels.
     """
 
     def __init__(self, config=UNetConfig(), **kwargs):
@@ -134,6 +141,9 @@ class UNet(keras.Model):
         levels = len(widths)
         heads = config.attention_head_dim
         heads = (heads,) * levels if isinstance(heads, int) else tuple(heads)
+        _check_levels("attention_head_dim", heads, levels)
+        _check_levels("down_block_types", config.down_block_types, levels, DOWN_BLOCK_TYPES)
+        _check_levels("up_block_types", config.up_block_types, levels, UP_BLOCK_TYPES)
 
         self.time_embedding = TimestepEmbedding(4 * widths[0], dtype=policy, name="time_embedding")
         self.conv_in = conv(widths[0], 3, "conv_in", policy)
@@ -207,3 +217,11 @@ class UNet(keras.Model):
 
     def get_config(self):
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}
+
+
+def _check_levels(name, values, levels, valid=None):
+    if len(values) != levels:
+        raise InputError(f"{name} has {len(values)} entries for {levels} block_out_channels: give {levels}")
+    for value in values:
+        if valid is not None and value not in valid:
+            raise unknown(name, value, valid)

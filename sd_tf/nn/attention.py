@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from sd_tf.errors import InputError
 from sd_tf.nn.norm import GroupNorm
 
 
@@ -52,7 +53,9 @@ class Attention(keras.layers.Layer):
         width = x_shape[-1]
         context_shape = context_shape or x_shape
         if width % self.num_heads:
-            raise ValueError(f"{width} channels do not divide into {self.num_heads} heads")
+            raise InputError(
+                f"{width} channels do not divide into {self.num_heads} heads: change one of them"
+            )
 
         def dense(name, bias):
             return keras.layers.Dense(width, use_bias=bias, dtype=self.dtype_policy, name=name)

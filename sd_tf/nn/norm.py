@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from sd_tf.errors import InputError
+
 
 @keras.saving.register_keras_serializable("sd_tf")
 class GroupNorm(keras.layers.Layer):
@@ -21,7 +23,9 @@ class GroupNorm(keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         if channels % self.groups:
-            raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
+            raise InputError(
+                f"{channels} channels do not divide into {self.groups} groups: change one of them"
+            )
         self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
 

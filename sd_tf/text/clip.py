@@ -344,6 +344,14 @@ class CLIPVisionModel(_Configured, keras.Model):
 
 
 @keras.saving.register_keras_serializable("sd_tf")
+class LogitScaleLimit(keras.constraints.Constraint):
+    """Keeps cosines from being multiplied by more than 100, as OpenAI's training did."""
+
+    def __call__(self, logit_scale):
+        return ops.minimum(logit_scale, LARGEST_LOGIT_SCALE)
+
+
+@keras.saving.register_keras_serializable("sd_tf")
 class CLIPModel(keras.Model):
     """Both towers and their projections into one space.
 
@@ -410,7 +418,7 @@ class CLIPModel(keras.Model):
         self.logit_scale = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(math.log(1 / 0.07)),
-            constraint=_at_most_largest_logit_scale,
+            constraint=LogitScaleLimit(),
             dtype="float32",  # its steps vanish in half precision
             aggregation="only_first_replica",  # replicas hold the same value: without it none may clamp it
             name="logit_scale",
@@ -510,10 +518,6 @@ def _logits(text_features, image_features, logit_scale):
 
 def _unit(features):
     return ops.normalize(ops.cast(features, "float32"), axis=-1)
-
-
-def _at_most_largest_logit_scale(logit_scale):
-    return ops.minimum(logit_scale, LARGEST_LOGIT_SCALE)
 
 
 def _layer_norm(owner, name):

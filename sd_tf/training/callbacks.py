@@ -19,12 +19,13 @@ PREVIEWS = 8  # sheets of pictures in a stage
 class ProgressBar:
     """One line: how far, the loss, pictures per second, the time left."""
 
-    def __init__(self, stage, budget):
+    def __init__(self, stage, budget, progress):
         self.batch_size = stage.config.batch_size
         self.bar = tqdm(
             total=100.0,
+            initial=round(100.0 * progress, 1),
             desc=f"{stage.name:<11}",
-            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {postfix}",
+            bar_format="{desc} |{bar:24}| {percentage:3.0f}%{postfix}",
             mininterval=0.0,
         )
         self.budget, self.shown, self.first = budget, 0.0, None
@@ -36,15 +37,16 @@ class ProgressBar:
         if time.monotonic() - self.shown < 1.0 and progress < 1.0:
             return
         self.shown = time.monotonic()
-        seconds = elapsed - self.first[1]
-        rate = (step - self.first[0]) / seconds if seconds else 0.0  # steps a second
+        rate = _rate(self.first, (step, elapsed))
         self.bar.n = round(100.0 * progress, 1)
         self.bar.set_postfix_str(
             f"step {step}  loss {float(means['loss']):.4f}  {rate * self.batch_size:.0f} images/s  "
             f"{_clock(_seconds_left(self.budget, step, elapsed, rate))} left"
         )
-        if progress >= 1.0:
-            self.bar.close()
+
+    def close(self):
+        """Leaves the bar as it is and goes on to the next line."""
+        self.bar.close()
 
 
 class Log:
@@ -62,13 +64,12 @@ class Log:
         self.count += 1
         ended = trainer.budget.progress(step, elapsed) >= 1.0
         if self.written is None:
-            self.written = (step - 1, elapsed)
+            self.written = (step, elapsed)
         if elapsed - self.written[1] < SECONDS_BETWEEN_LINES and not ended:
             return
-        seconds = max(elapsed - self.written[1], 1e-9)
         values = {name: float(total) / self.count for name, total in self.sums.items()}
-        values["images_per_second"] = (step - self.written[0]) * self.stage.config.batch_size / seconds
-        values["learning_rate"] = float(trainer.optimizer.learning_rate)
+        values["images_per_second"] = self.stage.config.batch_size * _rate(self.written, (step, elapsed))
+        values["learning_rate"] = float(trainer.optimizer.learning_rate.numpy())
         with self.file.open("a") as file:
             line = {"stage": self.stage.name, "step": step, "elapsed": round(elapsed, 2), **values}
             file.write(json.dumps(line) + "\n")
@@ -82,22 +83,27 @@ class Log:
 class Previews:
     """Sheets of pictures drawn with the averaged weights, some times in a stage."""
 
-    def __init__(self, stage, folder: Path, budget):
+    def __init__(self, stage, folder: Path, budget, progress):
         self.stage, self.folder, self.budget = stage, folder, budget
-        self.due = None
+        self.drawn = int(progress * PREVIEWS)
 
     def __call__(self, trainer, step, elapsed, means):
         progress = self.budget.progress(step, elapsed)
-        if self.due is None:
-            self.due = (int(progress * PREVIEWS) + 1) / PREVIEWS
-        if progress < self.due:
+        sheets = int(progress * PREVIEWS)  # that belong here by now
+        if sheets <= self.drawn:
             return
-        self.due += 1 / PREVIEWS
+        self.drawn = sheets
         with trainer.ema.in_place():
             preview = self.stage.preview()
         if preview is not None:
             self.folder.mkdir(exist_ok=True)
             save_sheet(self.folder / f"{self.stage.name}-{step:07d}.png", *preview)
+
+
+def _rate(before, now):
+    """Steps a second between two pairs (step, seconds); 0 where no time has passed."""
+    steps, seconds = now[0] - before[0], now[1] - before[1]
+    return steps / seconds if seconds > 0 else 0.0
 
 
 def _seconds_left(budget, step, elapsed, rate):
@@ -123,4 +129,6 @@ def _forget_after(file: Path, stage, step):
             continue  # torn by the kill
         if entry["stage"] != stage or entry["step"] <= step:
             kept.append(line + "\n")
-    file.write_text("".join(kept))
+    new = file.with_name(f".{file.name}.new")
+    new.write_text("".join(kept))
+    new.replace(file)  # a run killed here keeps its log

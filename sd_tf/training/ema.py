@@ -33,8 +33,8 @@ class ExponentialMovingAverage(tf.Module):
     def in_place(self):
         """Within the block the variables hold the averages; afterwards their own values again."""
         own = [source.numpy() for source in self.sources]
-        self.copy_to_variables()
         try:
+            self.copy_to_variables()
             yield
         finally:
             for source, value in zip(self.sources, own, strict=True):

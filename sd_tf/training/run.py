@@ -1,13 +1,15 @@
 """A training run: a folder in which stages follow each other, and which resumes where it was left.
 
-    run.json                the configuration, to be the same at every start
-    log.jsonl tensorboard/  losses, pictures per second
-    samples/                sheets of pictures over time
-    checkpoints/            training state of each stage
-    clip/                   the CLIP that the first stage trained, if it was trained here
-    vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
+run.json                the configuration, to be the same at every start
+log.jsonl tensorboard/  losses, pictures per second
+samples/                sheets of pictures over time
+checkpoints/            training state of each stage
+cache/                  latents and caption embeddings of the last stage
+clip/                   the CLIP that the first stage trained, if it was trained here
+vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
 """
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -59,10 +61,11 @@ class Run:
         if preset not in PRESETS:
             raise unknown("--preset", preset, PRESETS)
         self.preset = PRESETS[preset]
-        self.folder = Path(config.output.format(dataset=config.dataset))
+        self.folder = Path(config.output.replace("{dataset}", config.dataset))
         self._check_resumable()
         self.strategy = strategies.make(config.strategy, config.replicas)
-        keras.utils.set_random_seed(config.seed)
+        for stage in (self.preset.clip_stage, self.preset.autoencoder_stage, self.preset.diffusion_stage):
+            strategies.check_batch_size(self._stage_config(stage).batch_size, self.strategy)
         self.dataset = _dataset(config)
         if self.dataset.image_size != self.preset.autoencoder.sample_size:
             self.preset = _resized(self.preset, self.dataset.image_size)
@@ -70,11 +73,15 @@ class Run:
         if config.stage in ("clip", "autoencoder"):
             text_encoder = "none"  # not needed
         self.clip_folder = None if text_encoder == "none" else checkpoints.resolve(text_encoder)
-        try:
+        if config.stage == "diffusion":
+            self._check_earlier_stages()
+        self.cache_folder = Path(config.cache_dir or self.folder / "cache")
+        if config.cache_dir:
+            with _writing("--cache-dir", self.cache_folder):
+                self.cache_folder.mkdir(parents=True, exist_ok=True)
+        with _writing("--output", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoints.write_json(self.folder / "run.json", self._identity())
-        except OSError as error:
-            raise InputError(f"--output {self.folder} cannot be written: {error.strerror}") from None
 
     def train(self):
         """Runs the stages that are left, in order."""
@@ -85,6 +92,8 @@ class Run:
         with _terminate_like_ctrl_c():
             for name, stage in stages.items():
                 if only in (None, name):
+                    # Anew for each stage: a resumed run skips the stages, and their draws, before it.
+                    keras.utils.set_random_seed(self.config.seed)
                     stage()
         print(f"finished: {self.folder}")
 
@@ -130,17 +139,12 @@ class Run:
         if (self.folder / "model_index.json").is_file():
             return
         clip_folder = self.clip_folder or self.folder / "clip"
-        for needed, stage in ((clip_folder, "clip"), (self.folder / "vae", "autoencoder")):
-            if not needed.is_dir():
-                raise InputError(f"{needed} is missing: run --stage {stage} first, or leave --stage out")
         precision = self.config.precision
         with self.strategy.scope():
             autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
             text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
             unet = UNet(
-                dataclasses.replace(
-                    self.preset.unet, cross_attention_dim=text_encoder.config.hidden_size
-                ),
+                dataclasses.replace(self.preset.unet, cross_attention_dim=text_encoder.config.hidden_size),
                 dtype=precision,
             )
             unet.build()
@@ -153,7 +157,7 @@ class Run:
         )
         config = self._stage_config(self.preset.diffusion_stage)
         budget = self._budget(config)
-        cache = self._cache(model, budget)
+        cache = self._cache(model, budget, config.batch_size)
         stage = DiffusionStage(config, model, cache, self.config.caption_dropout, self.config.seed)
         if budget.seconds is not None:
             budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
@@ -171,45 +175,47 @@ class Run:
             self.config.precision,
             self.config.checkpoint_seconds,
         )
-        observers = (
-            ProgressBar(stage, budget),
-            Log(stage, self.folder, int(trainer.step.numpy())),
-            Previews(stage, self.folder / "samples", budget),
-        )
+        log = Log(stage, self.folder, int(trainer.step.numpy()))
+        previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
         try:
-            trainer.fit(observers)
+            with contextlib.closing(ProgressBar(stage, budget, trainer.progress)) as bar:
+                trainer.fit((bar, log, previews))
         except KeyboardInterrupt:
-            message = f"stopped at step {int(trainer.step.numpy())} of stage {stage.name}, checkpoint written: "
-            raise KeyboardInterrupt(message + "the same command resumes") from None
+            latest = trainer.checkpoints.latest_checkpoint
+            raise KeyboardInterrupt(
+                f"stopped in stage {stage.name}: the same command resumes from "
+                + (Path(latest).name if latest else "the stage's start")
+            ) from None
         trainer.ema.copy_to_variables()
 
-    def _cache(self, model, budget):
+    def _cache(self, model, budget, batch_size):
         """The latents and captions of this run's data, autoencoder and tower."""
-        config, preset = self.config, self.preset
-        encode = _compiled_encoder(model.autoencoder)
+        num_examples = self.preset.cached_epochs * len(self.dataset)
+        if budget.steps is not None:  # no more than are looked at
+            num_examples = min(num_examples, budget.steps * batch_size)
         key = fingerprint(
             self.dataset.fingerprint,
             weights_fingerprint(model.autoencoder),
             model.autoencoder.config,
             weights_fingerprint(model.text_encoder),
             sorted(model.tokenizer.vocab.items()),
-            preset.cached_epochs,
+            num_examples,
             budget.seconds,
-            config.precision,
+            self.config.precision,
         )
-        with tqdm(total=100.0, desc="caching    ", bar_format="{desc} {percentage:3.0f}% |{bar:24}|") as bar:
+        with tqdm(total=100.0, desc="caching    ", bar_format="{desc} |{bar:24}| {percentage:3.0f}%") as bar:
 
             def progress(done, total):
                 bar.n = round(100.0 * done / total, 1)
                 bar.refresh()
 
             return latent_cache(
-                config.cache_dir or self.folder / "cache",
+                self.cache_folder,
                 key,
                 self.dataset,
-                encode,
+                _compiled_encoder(model.autoencoder),
                 model.encode_prompts,
-                preset.cached_epochs,
+                num_examples,
                 None if budget.seconds is None else CACHE_SHARE * budget.seconds,
                 progress=progress,
             )
@@ -255,7 +261,10 @@ class Run:
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"--output {self.folder} is a file: name a folder")
             return
-        before, now = json.loads(file.read_text()), self._identity()
+        try:
+            before, now = json.loads(file.read_text()), self._identity()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({error}): name another --output") from None
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             changes = ", ".join(
@@ -265,6 +274,12 @@ class Run:
                 f"{self.folder} holds a run of another configuration ({changes}): "
                 "use the same flags to resume it, or another --output"
             )
+
+    def _check_earlier_stages(self):
+        clip_folder = self.clip_folder or self.folder / "clip"
+        for needed, stage in ((clip_folder, "clip"), (self.folder / "vae", "autoencoder")):
+            if not needed.is_dir():
+                raise InputError(f"{needed} is missing: run --stage {stage} first, or leave --stage out")
 
 
 def _dataset(config):
@@ -298,13 +313,22 @@ def _compiled_encoder(autoencoder):
     return encode_images
 
 
-class _terminate_like_ctrl_c:
+@contextlib.contextmanager
+def _writing(flag, folder):
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{flag} {folder} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _terminate_like_ctrl_c():
     """SIGTERM, which schedulers send before they kill, stops a run as Ctrl-C does."""
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def __exit__(self, *exception):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from sd_tf.compiled import compiled
 from sd_tf.data.noise import normals, uniforms
 from sd_tf.data.pipeline import stream, to_uint8, to_unit
 from sd_tf.diffusion.guidance import drop_captions
@@ -17,7 +18,14 @@ from sd_tf.text.clip import contrastive_loss
 
 # Names of the streams of random numbers; 1 is `generate`'s.
 LATENT_NOISE, DIFFUSION_NOISE, TIMESTEPS = 2, 3, 4
-PREVIEW_PROMPTS = ("a red dress", "a blue bag", "a t-shirt", "a green pullover", "an ankle boot", "a pink shirt")
+PREVIEW_PROMPTS = (
+    "a red dress",
+    "a blue bag",
+    "a t-shirt",
+    "a green pullover",
+    "an ankle boot",
+    "a pink shirt",
+)
 
 
 class ClipStage:
@@ -82,15 +90,13 @@ class AutoencoderStage:
         latents = mean + tf.exp(0.5 * log_variance) * batch["noise"]
         rebuilt = autoencoder.decode(latents * autoencoder.config.scaling_factor)
         error = tf.reduce_mean(tf.abs(rebuilt - images), axis=(1, 2, 3))
-        kl = 0.5 * tf.reduce_mean(
-            tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=(1, 2, 3)
-        )
+        kl = 0.5 * tf.reduce_mean(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=(1, 2, 3))
         return {"loss": error + self.KL_WEIGHT * kl, "error": error, "kl": kl}
 
     def calibrate(self, num_images=2048):
         """Sets the scaling factor to 1 / (the latents' standard deviation) on training pictures."""
         images = self.dataset.examples(np.arange(min(num_images, len(self.dataset))), 0).images
-        encode = tf.function(self.network.moments)
+        encode = compiled(self.network.moments)
         moments = [encode(to_unit(images[i : i + 256])) for i in range(0, len(images), 256)]
         mean, log_variance = (np.concatenate([np.asarray(m[i]) for m in moments]) for i in (0, 1))
         deviation = float(np.sqrt(np.mean(np.exp(log_variance)) + np.var(mean)))
@@ -149,5 +155,5 @@ def _gathered(x):
 def _own_part(x):
     """This replica's rows of a global batch."""
     context = tf.distribute.get_replica_context()
-    rows = x.shape[0] // context.num_replicas_in_sync
+    rows = tf.shape(x)[0] // context.num_replicas_in_sync  # what was gathered has no static size
     return x[context.replica_id_in_sync_group * rows :][:rows]

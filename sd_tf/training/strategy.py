@@ -5,6 +5,15 @@ import tensorflow as tf
 from sd_tf.errors import InputError
 
 
+def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy):
+    """Raises `InputError` where the replicas cannot have equal parts of a batch."""
+    if batch_size % strategy.num_replicas_in_sync:
+        raise InputError(
+            f"--batch-size {batch_size} does not divide among {strategy.num_replicas_in_sync} replicas: "
+            "give a multiple of them"
+        )
+
+
 def make(name: str, replicas: int | None) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy of a run; call it before anything else uses TensorFlow's devices.
 

@@ -1,7 +1,10 @@
 """The compiled training step, and the loop around it that keeps time, checkpoints and can be killed."""
 
+import contextlib
 import dataclasses
 import math
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import tensorflow as tf
 
 from sd_tf.errors import InputError
 from sd_tf.training.ema import ExponentialMovingAverage
+from sd_tf.training.strategy import check_batch_size
 
 KEPT_CHECKPOINTS = 2
 
@@ -42,10 +46,7 @@ class Trainer:
         self.stage, self.strategy, self.budget = stage, strategy, budget
         self.checkpoint_seconds = checkpoint_seconds
         config = stage.config
-        if config.batch_size % strategy.num_replicas_in_sync:
-            raise InputError(
-                f"--batch-size {config.batch_size} does not divide among {strategy.num_replicas_in_sync} replicas"
-            )
+        check_batch_size(config.batch_size, strategy)
         with strategy.scope():
             self.variables = stage.network.trainable_variables
             optimizer = keras.optimizers.AdamW(learning_rate=0.0, weight_decay=config.weight_decay)
@@ -64,12 +65,18 @@ class Trainer:
         if self.checkpoints.latest_checkpoint:
             checkpoint.restore(self.checkpoints.latest_checkpoint).assert_existing_objects_matched()
 
-    @tf.function
+    @property
+    def progress(self) -> float:
+        """Of the last checkpoint: 0 where there is none, 1 at the end of the budget."""
+        return self.budget.progress(int(self.step.numpy()), float(self.elapsed.numpy()))
+
+    @tf.function(autograph=False)
     def train_step(self, batch):
         """One step on a global batch; returns the means of the loss and of the stage's metrics."""
         losses = self.strategy.run(self._replica_step, args=(batch,))
         self.step.assign_add(1)
-        self.ema.update(self.step)
+        with self.strategy.scope():
+            self.ema.update(self.step)
         return {
             name: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
             for name, value in losses.items()
@@ -97,14 +104,20 @@ class Trainer:
         """Trains to the end of the budget, from the last checkpoint where there is one.
 
         Args:
-            observers: called after each step as `observer(self, means, progress)`.
+            observers: called after each step as `observer(trainer, step, elapsed, means)`, with the
+                number of steps and the seconds so far.
+
+        Raises:
+            InputError: the weights are no longer finite; the last checkpoint stays as it was.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came; the step that ran then is finished and saved.
         """
         step, restored = int(self.step.numpy()), float(self.elapsed.numpy())
-        batches = iter(self.strategy.experimental_distribute_dataset(self.stage.batches(first_step=step)))
-        began = last_checkpoint = time.monotonic()
         elapsed, untraced = restored, True
-        try:
-            while self.budget.progress(step, elapsed) < 1.0:
+        ended = self.progress >= 1.0
+        batches = iter(self.strategy.experimental_distribute_dataset(self.stage.batches(first_step=step)))
+        began = saved = time.monotonic()
+        with _interrupts_noted() as interrupted:
+            while not ended:
                 self._set_learning_rate(step, self.budget.progress(step, elapsed))
                 means = self.train_step(next(batches))
                 step += 1
@@ -113,21 +126,27 @@ class Trainer:
                 elapsed = restored + time.monotonic() - began
                 for observer in observers:
                     observer(self, step, elapsed, means)
-                if time.monotonic() - last_checkpoint >= self.checkpoint_seconds:
-                    self.save(step, elapsed)
-                    last_checkpoint = time.monotonic()
-        finally:
-            # Also on Ctrl-C: the update is one graph, so the state is that of a whole step.
-            self.save(step, elapsed)
+                ended, stopped = self.budget.progress(step, elapsed) >= 1.0, interrupted.is_set()
+                if ended or stopped or time.monotonic() - saved >= self.checkpoint_seconds:
+                    self.save(elapsed)
+                    saved = time.monotonic()
+                if stopped:
+                    raise KeyboardInterrupt
 
-    def save(self, step, elapsed):
+    def save(self, elapsed):
         """Writes a checkpoint; TensorFlow renames it into place."""
+        step = int(self.step.numpy())
+        if not all(bool(tf.reduce_all(tf.math.is_finite(variable))) for variable in self.variables):
+            raise InputError(
+                f"stage {self.stage.name} diverged, weights are not finite at step {step}: start another "
+                f"--output with a --learning-rate below {self.stage.config.learning_rate}"
+            )
         self.elapsed.assign(elapsed)
         self.checkpoints.save(step)
 
     def _set_learning_rate(self, step, progress):
         config = self.stage.config
-        warmup = min(1.0, (step + 1) / config.warmup_steps)
+        warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
         self.optimizer.learning_rate.assign(
             config.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
         )
@@ -138,3 +157,30 @@ def _clip(gradients, largest):
     norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
     factor = tf.minimum(1.0, largest / tf.maximum(norm, 1e-12))
     return [gradient * factor for gradient in gradients]
+
+
+@contextlib.contextmanager
+def _interrupts_noted():
+    """An event that Ctrl-C and SIGTERM set, instead of interrupting; the second of them interrupts.
+
+    Only signals with a Python handler are noted: those that are ignored, or end the process, still do.
+    """
+    event, handlers = threading.Event(), {}
+    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: handler for number, handler in found.items() if callable(handler)}
+
+    def restore():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number, frame):
+        event.set()
+        restore()
+
+    try:
+        for number in handlers:
+            signal.signal(number, note)
+        yield event
+    finally:
+        restore()

@@ -1,0 +1,409 @@
+"""Model folders: opened by diffusers and transformers, written by them and opened here, and damaged."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sd_tf
+from sd_tf.checkpoints import folder as folders
+from sd_tf.config import CLIPTextConfig, CLIPVisionConfig
+from sd_tf.errors import InputError
+from sd_tf.text.clip import CLIPModel
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+PARTS = ("autoencoder", "unet", "text_encoder")
+FOLDERS = {"autoencoder": "vae", "unet": "unet", "text_encoder": "text_encoder"}
+FILES = {
+    "autoencoder": "diffusion_pytorch_model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+LOAD = {
+    "autoencoder": folders.load_autoencoder,
+    "unet": folders.load_unet,
+    "text_encoder": folders.load_text_encoder,
+}
+REFERENCES = {
+    "autoencoder": diffusers.AutoencoderKL,
+    "unet": diffusers.UNet2DConditionModel,
+    "text_encoder": transformers.CLIPTextModel,
+}
+RNG = np.random.default_rng(0)
+WORD_IDS = np.array([[0, 7, 300, 512, 4, 513, 513, 513, 513, 513]], "int32")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    """The folder of the tiny model; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tiny_model.save(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def opened(part, folder):
+    """The part as its reference library opens it, which must neither miss a key nor have one left."""
+    model, report = REFERENCES[part].from_pretrained(folder, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not report[kind], (kind, report[kind])
+    return model.eval()
+
+
+def channels_last(tensor):
+    return tensor.numpy().transpose(0, 2, 3, 1)
+
+
+def outputs(part, ours, theirs, size=8):
+    """What both say to the same random input."""
+    channels = ours.config.in_channels if part != "text_encoder" else None
+    with torch.no_grad():
+        if part == "autoencoder":
+            images = RNG.uniform(-1, 1, (2, 2 * size, 2 * size, channels)).astype("float32")
+            expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).sample
+            return ours(images), channels_last(expected)
+        if part == "unet":
+            latents = RNG.standard_normal((2, size, size, channels)).astype("float32")
+            context = RNG.standard_normal((2, 5, ours.config.cross_attention_dim)).astype("float32")
+            timesteps = np.array([20, 900])
+            expected = theirs(
+                torch.from_numpy(latents.transpose(0, 3, 1, 2).copy()),
+                torch.from_numpy(timesteps),
+                torch.from_numpy(context),
+            ).sample
+            return ours(latents, timesteps, context), channels_last(expected)
+        ids = np.minimum(WORD_IDS, ours.config.vocab_size - 1)
+        expected = theirs(torch.from_numpy(ids).long()).last_hidden_state
+        return ours(ids).last_hidden_state, expected.numpy()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_diffusers_and_transformers_open_what_we_write(part, tiny_model, saved, distance):
+    theirs = opened(part, saved / FOLDERS[part])
+    assert distance(*outputs(part, getattr(tiny_model, part), theirs)) < 2e-5
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_we_open_what_diffusers_and_transformers_write(part, saved, tmp_path, distance):
+    theirs = opened(part, saved / FOLDERS[part])
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1)
+    theirs.save_pretrained(tmp_path)
+    assert distance(*outputs(part, LOAD[part](tmp_path), theirs)) < 2e-5
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."], ids=["as transformers 5", "as transformers 4"])
+def test_a_text_tower_opens_with_and_without_its_name_before_the_keys(prefix, tiny_model, copy):
+    file = copy / "text_encoder" / "model.safetensors"
+    tensors = {prefix + key.removeprefix("text_model."): value for key, value in load_file(file).items()}
+    tensors[prefix + "embeddings.position_ids"] = np.arange(10)[None]  # in files older than transformers 4.31
+    save_file(tensors, file)
+    text_encoder = folders.load_text_encoder(copy / "text_encoder")
+    for ours, expected in zip(text_encoder.get_weights(), tiny_model.text_encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    tensors.pop(prefix + "final_layer_norm.bias")
+    save_file(tensors, file)
+    with pytest.raises(InputError, match="missing 1 tensor: text_model.final_layer_norm.bias"):
+        folders.load_text_encoder(copy / "text_encoder")
+
+
+def test_transformers_reads_the_tokenizer(tiny_model, saved):
+    reference = transformers.CLIPTokenizer.from_pretrained(saved / "tokenizer")
+    prompts = ["a red dress", "", "A blue-ish BAG, 42!"]
+    expected = reference(prompts, padding="max_length", truncation=True)["input_ids"]
+    assert reference.model_max_length == 10
+    np.testing.assert_array_equal(tiny_model.tokenizer(["a red dress", ""]), expected[:2])
+    with pytest.warns(UserWarning, match="cut off"):
+        np.testing.assert_array_equal(tiny_model.tokenizer(prompts), expected)
+
+
+def test_a_round_trip_keeps_every_bit_and_the_configurations(tiny_model, saved):
+    loaded = sd_tf.load(saved)
+    for part in PARTS:
+        ours, expected = getattr(loaded, part), getattr(tiny_model, part)
+        assert ours.config == expected.config
+        for value, old in zip(ours.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_array_equal(value, old)
+    assert loaded.schedule.config == tiny_model.schedule.config
+    np.testing.assert_array_equal(loaded.tokenizer(["a red bag"]), tiny_model.tokenizer(["a red bag"]))
+
+
+def test_half_precision_files_hold_the_nearest_halves_and_are_half_the_size(tiny_model, saved, tmp_path):
+    tiny_model.save(tmp_path / "half", dtype="float16")
+    loaded = sd_tf.load(tmp_path / "half")
+    for part in PARTS:
+        file = f"{FOLDERS[part]}/{FILES[part]}"
+        assert {str(value.dtype) for value in load_file(tmp_path / "half" / file).values()} == {"float16"}
+        for value, old in zip(
+            getattr(loaded, part).get_weights(), getattr(tiny_model, part).get_weights(), strict=True
+        ):
+            assert value.dtype == "float32"
+            np.testing.assert_array_equal(value, old.astype("float16"))
+    opened("unet", tmp_path / "half" / "unet")
+
+
+def test_a_precision_policy_reaches_every_network(saved):
+    loaded = sd_tf.load(saved, dtype="mixed_bfloat16")
+    assert {getattr(loaded, part).dtype_policy.name for part in PARTS} == {"mixed_bfloat16"}
+
+
+def test_an_unknown_dtype_is_refused(tiny_model, tmp_path):
+    with pytest.raises(InputError, match="unknown dtype 'float61': did you mean 'float16'"):
+        tiny_model.save(tmp_path / "model", dtype="float61")
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def change_tensors(file, change):
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+KEYS = {
+    "autoencoder": "decoder.conv_in.weight",
+    "unet": "mid_block.attentions.0.proj_in.weight",
+    "text_encoder": "text_model.encoder.layers.1.mlp.fc1.weight",
+}
+DAMAGES = {
+    "missing tensor": (lambda file, key: change_tensors(file, lambda t: t.pop(key)), True),
+    "extra tensor": (lambda file, key: change_tensors(file, lambda t: t.update({key + "2": t[key]})), True),
+    "wrong shape": (lambda file, key: change_tensors(file, lambda t: t.update({key: t[key][:-1]})), True),
+    "truncated": (lambda file, key: cut_short(file), False),
+    "empty": (lambda file, key: file.write_bytes(b""), False),
+    "no safetensors": (lambda file, key: file.write_text("hello, this is text"), False),
+    "absent": (lambda file, key: file.unlink(), False),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_damaged_file_is_refused_in_one_line_that_names_it(part, damage, copy):
+    file = copy / FOLDERS[part] / FILES[part]
+    change, names_the_key = DAMAGES[damage]
+    change(file, KEYS[part])
+    with pytest.raises(InputError) as error:
+        LOAD[part](file.parent)
+    message = str(error.value)
+    assert str(file) in message and "\n" not in message
+    assert (KEYS[part] in message) == names_the_key
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("vae/config.json", lambda f: f.write_text("{"), "cannot be read as JSON"),
+        ("vae/config.json", lambda f: f.write_bytes(b"\xff\xfe"), "cannot be read as JSON"),
+        ("vae/config.json", lambda f: f.write_text("[]"), "holds a list, expected a JSON object"),
+        ("vae/config.json", lambda f: f.unlink(), "is missing"),
+        ("vae/config.json", lambda f: change_json(f, _class_name="VQModel"), "_class_name is 'VQModel'"),
+        ("vae/config.json", lambda f: change_json(f, block_out_channels=8), "block_out_channels is 8"),
+        ("vae/config.json", lambda f: change_json(f, block_out_channels=[8, "16"]), "block_out_channels is"),
+        ("vae/config.json", lambda f: change_json(f, layers_per_block=1.5), "layers_per_block is 1.5"),
+        ("vae/config.json", lambda f: change_json(f, shift_factor=0.1), "shift_factor is 0.1, only None"),
+        ("unet/config.json", lambda f: change_json(f, _class_name="UNet1DModel"), "is 'UNet1DModel', only"),
+        ("unet/config.json", lambda f: change_json(f, attention_head_dim=None), "attention_head_dim is None"),
+        ("unet/config.json", lambda f: change_json(f, use_linear_projection=1), "use_linear_projection is 1"),
+        ("unet/config.json", lambda f: change_json(f, class_embed_type="timestep"), "class_embed_type is"),
+        ("text_encoder/config.json", lambda f: change_json(f, model_type="t5"), "model_type is 't5', only"),
+        ("text_encoder/config.json", lambda f: change_json(f, hidden_size="16"), "hidden_size is '16'"),
+        ("scheduler/scheduler_config.json", lambda f: change_json(f, beta_end="x"), "beta_end is 'x'"),
+        (
+            "scheduler/scheduler_config.json",
+            lambda f: change_json(f, _class_name="FlowMatchEulerDiscreteScheduler"),
+            "_class_name is 'FlowMatchEulerDiscreteScheduler'",
+        ),
+        ("model_index.json", lambda f: f.write_text("nonsense"), "cannot be read as JSON"),
+        ("model_index.json", lambda f: change_json(f, _class_name="FluxPipeline"), "holds a FluxPipeline"),
+        ("model_index.json", lambda f: f.unlink(), "has no model_index.json"),
+        ("tokenizer/vocab.json", lambda f: f.unlink(), "vocab.json is missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_configuration_is_refused_in_one_line_that_names_it(file, change, message, copy):
+    change(copy / file)
+    with pytest.raises(InputError) as error:
+        sd_tf.load(copy)
+    text = str(error.value)
+    assert message in text and "\n" not in text
+    assert str(copy / file) in text or file == "model_index.json"
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"])
+def test_schedulers_of_the_same_noise_schedule_open(name, tiny_model, copy):
+    file = copy / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    del config["_class_name"]
+    file.unlink()
+    getattr(diffusers, name).from_config(config).save_pretrained(file.parent)
+    loaded = sd_tf.load(copy)
+    np.testing.assert_array_equal(loaded.schedule.alphas_cumprod, tiny_model.schedule.alphas_cumprod)
+    assert loaded.schedule.config.prediction_type == "v_prediction"
+
+
+def test_a_name_that_is_no_model_gets_the_names_that_are(tmp_path):
+    with pytest.raises(InputError, match="unknown model 'clip-mimi': did you mean 'clip-mini'"):
+        sd_tf.load("clip-mimi")
+    with pytest.raises(InputError, match="no folder '.*nowhere'"):
+        sd_tf.load(tmp_path / "nowhere")
+
+
+def fail_to_write(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("moment", ["tensors", "rename"])
+def test_a_save_that_fails_half_way_leaves_the_old_part_whole(moment, tiny_model, copy, monkeypatch):
+    before = {file: file.read_bytes() for file in copy.glob("**/*") if file.is_file()}
+    if moment == "tensors":
+        monkeypatch.setattr(folders, "save_file", fail_to_write)
+    else:
+        rename = type(copy).rename
+
+        def fail_for_the_new(path, target):
+            return fail_to_write() if ".new-" in path.name else rename(path, target)
+
+        monkeypatch.setattr(type(copy), "rename", fail_for_the_new)
+    with pytest.raises(InputError, match="cannot write .*vae: No space left on device"):
+        tiny_model.save(copy)
+    assert {file: file.read_bytes() for file in copy.glob("**/*") if file.is_file()} == before
+    assert not [path for path in copy.iterdir() if path.name.startswith(".")]
+
+
+def test_a_save_replaces_a_part_and_leaves_other_things_alone(tiny_model, copy):
+    (copy / "vae" / "stale.safetensors").write_text("of an older layout")
+    (copy / "notes.txt").write_text("mine")
+    tiny_model.save(copy)
+    assert not (copy / "vae" / "stale.safetensors").exists()
+    assert (copy / "notes.txt").read_text() == "mine"
+    assert sd_tf.load(copy).unet.config == tiny_model.unet.config
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write .*file/model/vae"):
+        tiny_model.save(tmp_path / "file" / "model")
+
+
+TEXT = CLIPTextConfig(
+    vocab_size=530,
+    hidden_size=16,
+    intermediate_size=24,
+    projection_dim=6,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    max_position_embeddings=10,
+    bos_token_id=528,
+    eos_token_id=529,
+    pad_token_id=529,
+)
+VISION = CLIPVisionConfig(
+    hidden_size=12,
+    intermediate_size=20,
+    projection_dim=6,
+    num_hidden_layers=1,
+    num_attention_heads=3,
+    image_size=16,
+    patch_size=8,
+)
+
+
+def assert_same_features(ours, theirs, distance, tolerance):
+    ids = np.full((2, ours.text_config.max_position_embeddings), ours.text_config.eos_token_id, "int32")
+    ids[:, :4] = [[ours.text_config.bos_token_id, 5, 6, 7], [ours.text_config.bos_token_id, 9, 300, 1]]
+    size = ours.vision_config.image_size
+    images = np.random.default_rng(2).standard_normal((2, size, size, 3)).astype("float32")
+    with torch.no_grad():
+        theirs = theirs(
+            input_ids=torch.from_numpy(ids).long(),
+            pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
+        )
+    assert distance(ours.text_features(ids), theirs.text_embeds.numpy()) < tolerance
+    assert distance(ours.image_features(images), theirs.image_embeds.numpy()) < tolerance
+    assert distance(ours(ids, images), theirs.logits_per_text.numpy()) < tolerance
+
+
+def test_transformers_opens_the_clip_we_write_and_we_the_one_it_writes(tiny_model, tmp_path, distance):
+    clip = CLIPModel(TEXT, VISION)
+    clip.build()
+    folders.save_clip(clip, tiny_model.tokenizer, tmp_path / "ours")
+    reference, report = transformers.CLIPModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert_same_features(clip, reference.eval(), distance, 1e-4)
+
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.05)
+    reference.save_pretrained(tmp_path / "theirs")
+    loaded = folders.load_clip(tmp_path / "theirs")
+    assert (loaded.text_config, loaded.vision_config) == (TEXT, VISION)
+    assert_same_features(loaded, reference, distance, 1e-4)
+
+    text_encoder = folders.load_text_encoder(tmp_path / "theirs")
+    for ours, expected in zip(text_encoder.variables, loaded.text_model.variables, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_fields_that_a_clip_file_leaves_out_mean_what_they_mean_to_transformers(tiny_model, tmp_path):
+    clip = CLIPModel(
+        dataclasses.replace(TEXT, hidden_size=512, num_attention_heads=8, num_hidden_layers=1),
+        dataclasses.replace(VISION, hidden_size=768, num_attention_heads=12, patch_size=8),
+    )
+    clip.build()
+    folders.save_clip(clip, tiny_model.tokenizer, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name in ("hidden_size", "num_attention_heads"):
+        del values["text_config"][name], values["vision_config"][name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    loaded, reference = folders.load_clip(tmp_path), transformers.CLIPConfig.from_pretrained(tmp_path)
+    for ours, theirs in (
+        (loaded.text_config, reference.text_config),
+        (loaded.vision_config, reference.vision_config),
+    ):
+        fields = {field.name for field in dataclasses.fields(ours)} - {"projection_dim"}
+        assert {name: getattr(ours, name) for name in fields} == {
+            name: getattr(theirs, name) for name in fields
+        }
+
+
+@pytest.mark.parametrize("config", [CLIPTextConfig, CLIPVisionConfig])
+def test_an_empty_configuration_means_the_defaults_of_transformers(config):
+    kind = {CLIPTextConfig: folders.configs.CLIP_TEXT, CLIPVisionConfig: folders.configs.CLIP_VISION}[config]
+    reference = getattr(transformers, config.__name__)()
+    ours = dataclasses.asdict(kind.from_json({}, "config.json"))
+    assert ours == {name: getattr(reference, name) for name in ours}
+
+
+def test_the_bundled_clip_opens_in_transformers_with_the_same_features(distance):
+    folder = folders.resolve("clip-mini")
+    reference, report = transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert_same_features(folders.load_clip(folder), reference.float().eval(), distance, 1e-3)
+
+
+@pytest.mark.skipif(
+    "fashion-mnist" not in folders.bundled_names(), reason="weights/fashion-mnist is not there"
+)
+@pytest.mark.parametrize("part", PARTS)
+def test_the_bundled_model_agrees_with_diffusers_and_transformers(part, distance):
+    folder = folders.resolve("fashion-mnist") / FOLDERS[part]
+    theirs = opened(part, folder).float()
+    assert distance(*outputs(part, LOAD[part](folder), theirs)) < 1e-3

@@ -1,0 +1,124 @@
+"""The rule between Keras paths and checkpoint keys, against the keys and shapes of diffusers."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from sd_tf.checkpoints.names import assign, from_torch, key_of, keyed_variables, to_torch, torch_shape
+from sd_tf.errors import InputError
+
+
+class Tensors(dict):
+    """What `assign` reads from, in memory."""
+
+    def shape(self, key):
+        return self[key].shape
+
+
+def tensors(model):
+    return Tensors({key: to_torch(variable) for key, variable in keyed_variables(model).items()})
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("autoencoder", "AutoencoderKL"), ("unet", "UNet2DConditionModel")]
+)
+def test_keys_and_shapes_are_those_of_diffusers(tiny_model, part, name):
+    diffusers = pytest.importorskip("diffusers")
+    ours = getattr(tiny_model, part)
+    options = dataclasses.asdict(ours.config)
+    if part == "autoencoder":
+        options |= {
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+        }
+    state = getattr(diffusers, name)(**options).state_dict()
+    assert {key: torch_shape(variable) for key, variable in keyed_variables(ours).items()} == {
+        key: tuple(value.shape) for key, value in state.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "key", "stored"),
+    [
+        ("m/a.0/conv/kernel", (3, 5, 2, 7), "a.0.conv.weight", (7, 2, 3, 5)),
+        ("m/a/to_out.0/kernel", (4, 6), "a.to_out.0.weight", (6, 4)),
+        ("m/a/norm/gamma", (4,), "a.norm.weight", (4,)),
+        ("m/a/norm/beta", (4,), "a.norm.bias", (4,)),
+        ("m/a/bias", (4,), "a.bias", (4,)),
+        ("m/token/embeddings", (9, 4), "token.weight", (9, 4)),
+        ("m/logit_scale", (), "logit_scale", ()),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_path_is_a_key_and_a_kernel_turns_its_axes(path, shape, key, stored):
+    value = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    variable = keras.Variable(value, name=path.rpartition("/")[2])
+    variable._path = path
+    assert key_of(variable) == key
+    assert torch_shape(variable) == to_torch(variable).shape == stored
+    np.testing.assert_array_equal(from_torch(variable, to_torch(variable)), value)
+
+
+def test_a_dense_kernel_multiplies_as_torch_does():
+    torch = pytest.importorskip("torch")
+    layer = keras.layers.Dense(6, name="dense")
+    layer.build((None, 4))
+    layer.bias.assign(np.arange(6.0))
+    state = {key: torch.from_numpy(value.copy()) for key, value in tensors(layer).items()}
+    reference = torch.nn.Linear(4, 6)
+    reference.load_state_dict(state)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
+    np.testing.assert_allclose(layer(x), reference(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+
+
+def small_layer():
+    layer = keras.layers.Dense(3, name="dense")
+    layer.build((None, 2))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.pop("bias"), "F: missing 1 tensor: bias"),
+        (lambda file: file.update(extra=np.zeros(1)), "F: has 1 tensor: extra that the model does not"),
+        (
+            lambda file: file.update(weight=np.zeros((2, 3))),
+            r"F: weight has shape \(2, 3\), the configuration wants \(3, 2\)",
+        ),
+        (
+            lambda file: file.update({f"x{i}": np.zeros(1) for i in range(5)}),
+            "5 tensors: x0, x1, x2 and 2 more",
+        ),
+    ],
+    ids=["missing", "extra", "wrong shape", "many"],
+)
+def test_a_file_that_does_not_fit_is_refused_and_nothing_is_assigned(change, message):
+    layer = small_layer()
+    before = layer.get_weights()
+    file = Tensors({"weight": np.ones((3, 2)), "bias": np.ones(3)})
+    change(file)
+    with pytest.raises(InputError, match=message):
+        assign(layer, file, "F")
+    for value, old in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, old)
+
+
+def test_every_key_is_used_once():
+    file = Tensors({"weight": np.arange(6.0).reshape(3, 2), "bias": np.arange(3.0)})
+    layer = small_layer()
+    assign(layer, file, "F")
+    kernel, bias = layer.get_weights()
+    np.testing.assert_array_equal(kernel, file["weight"].T)
+    np.testing.assert_array_equal(bias, file["bias"])
+
+
+def test_two_variables_with_one_key_are_noticed():
+    model = keras.Sequential([keras.layers.Dense(2, name="same"), keras.layers.Dense(2, name="other")])
+    model.build((None, 2))
+    for variable in model.layers[1].variables:
+        variable._path = variable.path.replace("other", "same")
+    with pytest.raises(ValueError, match="two variables of .* have one checkpoint key"):
+        keyed_variables(model)

@@ -1,0 +1,123 @@
+"""What holds the package together: imports point one way, and `import sd_tf` does nothing else."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sd_tf
+
+PACKAGE = Path(sd_tf.__file__).parent
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path.parts)
+
+# A module may import from rooms before its own, and from its own. Files beside the rooms that hold what
+# everybody needs come first, command lines last.
+STREAM = [
+    {"errors", "config", "compiled", "pictures", "presets", "commandline"},
+    {"nn", "data", "diffusion"},
+    {"text"},
+    {"latent"},
+    {"checkpoints", "training", "evaluation"},
+    {"__init__", "train", "generate", "evaluate"},
+]
+# `model.save` is what a user types; the writer knows the model's parts.
+AGAINST_THE_STREAM = {("latent/model.py", "sd_tf.checkpoints.folder")}
+WITHIN_A_LEVEL = {("training", "checkpoints")}  # a run saves the parts that it has trained
+MAY_IMPORT_TENSORFLOW = {"data", "training", "compiled", "commandline"}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def level(name):
+    return next(i for i, names in enumerate(STREAM) if name in names)
+
+
+def imports(path):
+    """Every module that a file imports, wherever in it the import stands, with the function it stands in."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports by a relative name: give the whole one"
+            if node.module == "sd_tf":
+                for alias in node.names:
+                    yield f"sd_tf.{alias.name}", id(node) in inside
+            else:
+                yield node.module, id(node) in inside
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    for module, inside_function in imports(path):
+        if not module.startswith("sd_tf."):
+            continue
+        own, other = room(path), module.split(".")[1]
+        if (str(path.relative_to(PACKAGE)), module) in AGAINST_THE_STREAM:
+            assert inside_function, f"{path} imports {module} against the stream, at its top"
+        elif level(own) == level(other) and own != other and level(own) > 0:
+            assert (own, other) in WITHIN_A_LEVEL, f"{path} imports {module}, a sibling"
+        else:
+            assert level(other) <= level(own), f"{path} imports {module}, against the stream"
+
+
+def test_the_exceptions_are_still_needed():
+    for file, module in AGAINST_THE_STREAM:
+        assert module in [name for name, _ in imports(PACKAGE / file)]
+    for own, other in WITHIN_A_LEVEL:
+        found = {name for path in MODULES if room(path) == own for name, _ in imports(path)}
+        assert any(name.split(".")[:2] == ["sd_tf", other] for name in found)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_tensorflow_is_imported_only_where_it_is_at_home(path):
+    if room(path) not in MAY_IMPORT_TENSORFLOW:
+        assert "tensorflow" not in {module.split(".")[0] for module, _ in imports(path)}
+
+
+def test_torch_and_its_libraries_are_imported_nowhere():
+    for path in MODULES:
+        found = {module.split(".")[0] for module, _ in imports(path)}
+        assert not found & {"torch", "diffusers", "transformers"}, path
+
+
+def test_no_file_is_a_drawer_for_everything():
+    assert not [path for path in MODULES if path.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def test_import_sd_tf_prints_nothing_makes_nothing_and_loads_no_backend(tmp_path):
+    program = (
+        "import sys, sd_tf; sd_tf.__version__; dir(sd_tf)\n"
+        "heavy = {'keras', 'tensorflow', 'numpy', 'tokenizers', 'socket'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    home = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "KERAS_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        cwd=tmp_path,
+        env=os.environ | home | {"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_public_names_are_few_and_there():
+    assert set(sd_tf.__all__) == {"InputError", "LatentDiffusion", "load"}
+    assert all(hasattr(sd_tf, name) for name in sd_tf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        sd_tf.lode  # noqa: B018

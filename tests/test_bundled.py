@@ -1,0 +1,60 @@
+"""What the bundled weights promise to somebody who has just installed the package."""
+
+import numpy as np
+import pytest
+
+import sd_tf
+from sd_tf.checkpoints.folder import BUNDLED
+from sd_tf.data.captions import PALETTE
+from sd_tf.data.fashion_mnist import FashionMNIST
+from sd_tf.evaluation import alignment, features
+from sd_tf.presets import FASHION_MNIST
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sd_tf.load("fashion-mnist")
+
+
+def test_weights_are_at_most_20_mb():
+    sizes = [file.stat().st_size for file in (BUNDLED / "fashion-mnist").rglob("*")]
+    assert 1e6 < sum(sizes) <= 20e6
+
+
+def test_weights_are_those_of_the_preset(model):
+    assert model.unet.config == FASHION_MNIST.unet
+    assert model.autoencoder.config.block_out_channels == FASHION_MNIST.autoencoder.block_out_channels
+    assert model.schedule.config == FASHION_MNIST.schedule
+
+
+def test_latents_have_unit_deviation(model, data_dir):
+    images = FashionMNIST("test", data_dir).examples(np.arange(512), 0).images
+    mean, std = model.autoencoder.encode(images.astype("float32") / 127.5 - 1)
+    deviation = np.sqrt(np.var(np.asarray(mean)) + np.mean(np.square(np.asarray(std))))
+    assert 0.9 < deviation < 1.1
+
+
+def test_pictures_come_back_from_their_latents(model, data_dir):
+    images = FashionMNIST("test", data_dir).examples(np.arange(256), 0).images.astype("float32") / 127.5 - 1
+    error = np.abs(np.asarray(model.autoencoder(images)) - images).mean()
+    blank = np.abs(images - images.mean()).mean()
+    assert error < 0.1 * blank
+
+
+def test_every_colour_is_drawn_on_every_garment(model):
+    pairs = [(label, colour) for label in range(10) for colour in range(len(PALETTE))]
+    images = model.generate([alignment.prompt_for(*pair) for pair in pairs], steps=10, progress=False)
+    right = alignment.nearest_colour(images) == np.array(pairs)[:, 1]
+    assert right.mean() >= 0.95
+
+
+@pytest.mark.slow
+def test_an_independent_classifier_recognises_the_garments(model, data_dir, tmp_path):
+    train, test = (FashionMNIST(split, data_dir) for split in ("train", "test"))
+    classifier, accuracy = features.load_or_train_classifier(tmp_path, train, test)
+    assert accuracy > 0.915
+    report, _, _ = alignment.class_and_colour_accuracy(
+        lambda prompts, n: model.generate(prompts, num_images=n, progress=False), classifier
+    )
+    assert report["class_accuracy"] >= 0.80
+    assert report["colour_accuracy"] >= 0.95

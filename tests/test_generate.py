@@ -1,0 +1,168 @@
+"""`python -m sd_tf.generate`: the files it writes, and the one line that bad input gets."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sd_tf
+from sd_tf.errors import InputError
+from sd_tf.generate import main
+from sd_tf.pictures import sheet
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate") / "model"
+    tiny_model.save(folder)
+    return folder
+
+
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+def texts(file):
+    with Image.open(file) as image:
+        return image.text
+
+
+def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp_path, capsys):
+    flags = ["--steps", "2", "--seed", "5", "--guidance-scale", "2.5", "--negative-prompt", "blue"]
+    main(["a red dress", "--model", str(folder), "--output", str(tmp_path / "new" / "out"), *flags])
+    file = tmp_path / "new" / "out" / "a-red-dress-5.png"
+    assert capsys.readouterr().out.splitlines() == [str(file)]
+    assert list(file.parent.iterdir()) == [file]
+    expected = tiny_model.generate("a red dress", steps=2, seed=5, guidance_scale=2.5, negative_prompt="blue")
+    assert np.abs(pixels(file).astype(int) - expected[0]).max() <= 1
+    assert texts(file) == {
+        "prompt": "a red dress",
+        "seed": "5",
+        "steps": "2",
+        "guidance_scale": "2.5",
+        "negative_prompt": "blue",
+        "sampler": "ddim",
+        "eta": "0.0",
+        "model": str(folder),
+    }
+
+
+def test_several_pictures_are_files_named_by_prompt_and_seed_and_a_grid(folder, tmp_path, capsys):
+    flags = ["--num-images", "3", "--steps", "1", "--seed", "8", "--sampler", "ddpm"]
+    main(["a dress", "A BAG!", "--model", str(folder), "--output", str(tmp_path), *flags])
+    names = [f"{name}-{seed}.png" for name in ("a-dress", "a-bag") for seed in (8, 9, 10)]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in [*names, "grid.png"]]
+    assert {file.name for file in tmp_path.iterdir()} == {*names, "grid.png"}
+    images = np.stack([pixels(tmp_path / name) for name in names])
+    np.testing.assert_array_equal(pixels(tmp_path / "grid.png"), sheet(images, columns=3))
+    assert texts(tmp_path / "a-bag-10.png")["prompt"] == "A BAG!"
+    assert texts(tmp_path / "a-bag-10.png")["seed"] == "10"
+    assert texts(tmp_path / "grid.png")["prompt"] == "['a dress', 'A BAG!']"
+    assert texts(tmp_path / "grid.png")["sampler"] == "ddpm"
+
+
+def test_sixteen_pictures_of_one_prompt_make_a_square(folder, tmp_path):
+    flags = ["--num-images", "16", "--steps", "1"]
+    main(["a bag", "--model", str(folder), "--output", str(tmp_path), *flags])
+    images = np.stack([pixels(tmp_path / f"a-bag-{seed}.png") for seed in range(16)])
+    np.testing.assert_array_equal(pixels(tmp_path / "grid.png"), sheet(images, columns=4))
+
+
+def test_prompts_of_one_name_do_not_overwrite_each_other(folder, tmp_path):
+    prompts = ["a dress", "a dress?", "a-dress"]
+    main([*prompts, "--model", str(folder), "--output", str(tmp_path), "--steps", "1"])
+    files = [file for file in tmp_path.iterdir() if file.name != "grid.png"]
+    assert sorted(texts(file)["prompt"] for file in files) == sorted(prompts)
+    assert texts(tmp_path / "a-dress-0.png")["prompt"] == "a dress"
+
+
+def test_a_picture_made_in_bfloat16_is_near_the_exact_one(folder, tmp_path):
+    for precision in ("float32", "mixed_bfloat16"):
+        flags = ["--steps", "2", "--precision", precision, "--output", str(tmp_path / precision)]
+        main(["a bag", "--model", str(folder), *flags])
+    exact, mixed = (
+        pixels(tmp_path / precision / "a-bag-0.png").astype(int)
+        for precision in ("float32", "mixed_bfloat16")
+    )
+    assert 0 < np.abs(exact - mixed).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "no-such-model"], "unknown model 'no-such-model'"),
+        (["--precision", "float23"], "unknown --precision 'float23': did you mean 'float32'"),
+        (["--sampler", "dimm"], "unknown sampler 'dimm': did you mean 'ddim'"),
+        (["--steps", "0"], "steps is 0"),
+        (["--steps", "-3"], "steps is -3"),
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--num-images", "0"], "num_images is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--eta", "2"], "eta is 2.0"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_and_nothing_is_written(flags, message, folder, tmp_path):
+    with pytest.raises(InputError, match=message) as error:
+        main(["a dress", "--model", str(folder), "--output", str(tmp_path / "out"), *flags])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_prompt_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="the prompt is empty"):
+        main([" ", "--model", str(folder), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_model_is_read(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="--output .*out cannot be written"):
+        main(["a dress", "--model", "no-such-model", "--output", str(tmp_path / "out")])
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (["a dress", "--sampler", "dimm"], 2, "error: unknown sampler 'dimm'"),
+        (["a dress", "--steps", "many"], 2, "error: argument --steps: invalid int value"),
+    ],
+    ids=["found late", "found at once"],
+)
+def test_the_command_exits_2_with_one_line_and_writes_nothing(arguments, status, line, folder, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sd_tf.generate", *arguments, "--model", str(folder), "--output", "out"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if not key.startswith("TF_")}
+        | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == status
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_warning_is_one_line_and_the_pictures_are_drawn(folder, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sd_tf.generate", "赤い", "--steps", "1", "--model", str(folder)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "warning: prompt '赤い' has no Latin letter: the text tower learned English captions"
+    ]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["赤い-0.png"]

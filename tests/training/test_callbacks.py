@@ -1,0 +1,161 @@
+import contextlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from sd_tf.training.callbacks import Log, Previews, ProgressBar
+from sd_tf.training.trainer import Budget
+
+
+def stage(name="diffusion", batch_size=10):
+    return SimpleNamespace(name=name, config=SimpleNamespace(batch_size=batch_size))
+
+
+def trainer(budget, learning_rate=0.25):
+    return SimpleNamespace(budget=budget, optimizer=SimpleNamespace(learning_rate=tf.Variable(learning_rate)))
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def log_twelve_seconds(folder):
+    """A step each second, whose loss is its number, to the end of the budget at step 12."""
+    log, now = Log(stage(), folder, 0), trainer(Budget(12.0, None))
+    for step in range(1, 13):
+        log(now, step, float(step), {"loss": tf.constant(float(step))})
+
+
+def test_each_line_of_the_log_is_the_mean_since_the_last(tmp_path):
+    log_twelve_seconds(tmp_path)
+    common = {"stage": "diffusion", "images_per_second": 10.0, "learning_rate": 0.25}
+    assert read(tmp_path / "log.jsonl") == [
+        {"step": 6, "elapsed": 6.0, "loss": 3.5} | common,  # of steps 1 ... 6
+        {"step": 11, "elapsed": 11.0, "loss": 9.0} | common,  # of steps 7 ... 11
+        {"step": 12, "elapsed": 12.0, "loss": 12.0} | common,  # the end
+    ]
+
+
+def test_tensorboard_reads_what_the_log_says(tmp_path):
+    log_twelve_seconds(tmp_path)
+    (file,) = (tmp_path / "tensorboard" / "diffusion").iterdir()
+    found = {}
+    for event in tf.compat.v1.train.summary_iterator(str(file)):
+        for value in event.summary.value:
+            found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
+    for line in read(tmp_path / "log.jsonl"):
+        for name in ("loss", "images_per_second", "learning_rate"):
+            assert found.pop((f"diffusion/{name}", line["step"])) == line[name]
+    assert not found
+
+
+def test_a_resumed_stage_forgets_the_steps_after_its_checkpoint_and_no_others(tmp_path):
+    file = tmp_path / "log.jsonl"
+    lines = [
+        {"stage": "autoencoder", "step": 90, "loss": 1.0},
+        {"stage": "diffusion", "step": 10, "loss": 2.0},
+        {"stage": "diffusion", "step": 20, "loss": 3.0},
+        {"stage": "diffusion", "step": 30, "loss": 4.0},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "diffusion", "st')
+    log = Log(stage(), tmp_path, 20)
+    assert read(file) == lines[:3]
+    now = trainer(Budget(None, 30))
+    for step in range(21, 31):
+        log(now, step, float(step), {"loss": tf.constant(5.0)})
+    steps = [line["step"] for line in read(file) if line["stage"] == "diffusion"]
+    assert steps == [10, 20, 26, 30]
+
+
+def test_the_first_line_after_a_resume_counts_only_its_own_steps(tmp_path):
+    log = Log(stage(), tmp_path, 1000)
+    for step in range(1001, 1008):
+        log(trainer(Budget(None, 2000)), step, 500.0 + step - 1001, {"loss": tf.constant(1.0)})
+    (line,) = read(tmp_path / "log.jsonl")
+    assert line["step"] == 1006 and line["images_per_second"] == pytest.approx(10.0)
+
+
+def test_a_stage_of_one_step_is_logged(tmp_path):
+    Log(stage(), tmp_path, 0)(trainer(Budget(None, 1)), 1, 0.0, {"loss": tf.constant(2.0)})
+    (line,) = read(tmp_path / "log.jsonl")
+    assert line["loss"] == 2.0 and line["images_per_second"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"), [(Budget(None, 120), "1:30"), (Budget(100.0, None), "1:10")], ids=["steps", "seconds"]
+)
+def test_the_bar_shows_progress_loss_speed_and_time_left(capsys, budget, left):
+    with contextlib.closing(ProgressBar(stage(), budget, 0.0)) as bar:
+        bar.shown = float("inf")  # as if just drawn
+        bar(None, 10, 10.0, {"loss": tf.constant(0.5)})
+        bar.shown = 0.0
+        bar(None, 30, 30.0, {"loss": tf.constant(0.123)})
+    shown = capsys.readouterr().err
+    percent = 25 if budget.steps else 30
+    assert f"{percent}%, step 30  loss 0.1230  10 images/s  {left} left" in shown
+    assert "step 10" not in shown
+    assert shown.endswith("\n")
+
+
+def test_the_bar_of_a_resumed_stage_begins_where_it_was(capsys):
+    ProgressBar(stage(), Budget(None, 100), 0.4).close()
+    assert "40%" in capsys.readouterr().err
+
+
+def test_the_end_is_shown_however_soon_after_the_last_drawing(capsys):
+    with contextlib.closing(ProgressBar(stage(), Budget(None, 2), 0.0)) as bar:
+        bar(None, 1, 1.0, {"loss": tf.constant(1.0)})
+        bar(None, 2, 2.0, {"loss": tf.constant(1.0)})
+    assert "100%, step 2 " in capsys.readouterr().err
+
+
+def preview_steps(folder, first, steps, budget):
+    """The steps at which sheets were drawn, all of them with the averages in place."""
+    averages, seen = [], []
+
+    @contextlib.contextmanager
+    def in_place():
+        averages.append(True)
+        yield
+        averages.pop()
+
+    def preview():
+        assert averages, "drawn with the weights themselves"
+        seen.append(step)
+        return np.full((4, 8, 8, 3), 200, np.uint8), 2
+
+    pictured = stage()
+    pictured.preview = preview
+    previews = Previews(pictured, folder, budget, budget.progress(first, 0.0))
+    now = SimpleNamespace(ema=SimpleNamespace(in_place=in_place))
+    for step in range(first + 1, steps + 1):
+        previews(now, step, 0.0, {})
+    return seen
+
+
+def test_eight_sheets_are_drawn_in_a_stage(tmp_path):
+    assert preview_steps(tmp_path, 0, 16, Budget(None, 16)) == [2, 4, 6, 8, 10, 12, 14, 16]
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == [f"diffusion-{step:07d}.png" for step in range(2, 17, 2)]
+    sheet = np.asarray(Image.open(files[0]))
+    assert sheet.ndim == 3 and sheet.max() == 200 and (sheet == 200).mean() > 0.5
+
+
+def test_a_resumed_stage_draws_the_sheets_that_are_left(tmp_path):
+    assert preview_steps(tmp_path, 9, 16, Budget(None, 16)) == [10, 12, 14, 16]
+
+
+def test_fewer_steps_than_sheets_draw_one_at_each_step(tmp_path):
+    assert preview_steps(tmp_path, 0, 3, Budget(None, 3)) == [1, 2, 3]
+
+
+def test_a_stage_without_pictures_writes_none(tmp_path):
+    silent = stage()
+    silent.preview = lambda: None
+    now = SimpleNamespace(ema=SimpleNamespace(in_place=contextlib.nullcontext))
+    Previews(silent, tmp_path / "samples", Budget(None, 1), 0.0)(now, 1, 0.0, {})
+    assert not (tmp_path / "samples").exists()

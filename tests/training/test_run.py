@@ -1,0 +1,233 @@
+"""Whole runs at sizes that train in seconds: `--dataset garments`, through a preset of their own."""
+
+import dataclasses
+import json
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sd_tf
+from sd_tf import presets
+from sd_tf.checkpoints import folder as checkpoints
+from sd_tf.config import (
+    AutoencoderConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    RunConfig,
+    StageConfig,
+    UNetConfig,
+)
+from sd_tf.data import garments
+from sd_tf.errors import InputError
+from sd_tf.training import callbacks
+from sd_tf.training.run import Run
+
+STAGES = ("clip", "autoencoder", "diffusion")
+STEPS = 3
+TOWER = {"hidden_size": 8, "intermediate_size": 16, "projection_dim": 8, "num_hidden_layers": 1}
+STAGE = StageConfig(batch_size=4, learning_rate=1e-3, share=0.5, max_steps=STEPS, warmup_steps=1)
+TINY = dataclasses.replace(
+    presets.GARMENTS,
+    autoencoder=AutoencoderConfig(
+        block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=4, sample_size=32
+    ),
+    unet=UNetConfig(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=8,
+        norm_num_groups=4,
+    ),
+    text=CLIPTextConfig(**TOWER, num_attention_heads=2, max_position_embeddings=24),
+    vision=CLIPVisionConfig(**TOWER, num_attention_heads=2, image_size=32, patch_size=16),
+    vocab_size=1024,
+    clip_stage=STAGE,
+    autoencoder_stage=STAGE,
+    diffusion_stage=STAGE,
+    cached_epochs=1,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+        monkeypatch.setattr(garments, "EPOCH", 40)
+        monkeypatch.setattr(callbacks, "PREVIEWS", 1)
+        yield
+
+
+def config(folder, **changes):
+    settings = {"dataset": "garments", "preset": "tiny", "max_steps": STEPS, "output": str(folder)}
+    return RunConfig(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    Run(config(folder)).train()
+    return folder
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_ends_with_a_model_that_draws(finished):
+    images = sd_tf.load(finished).generate("a red dress", steps=2)
+    assert images.shape == (1, 32, 32, 3) and images.dtype == np.uint8
+
+
+def test_a_run_leaves_what_its_page_says(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("run.json", "log.jsonl", "tensorboard", "samples", "checkpoints", "cache", "clip"),
+        *("vae", "unet", "text_encoder", "tokenizer", "scheduler", "model_index.json"),
+    }
+    assert {path.name for path in (finished / "tensorboard").iterdir()} == set(STAGES)
+    for stage in STAGES:
+        assert (finished / "checkpoints" / stage / f"ckpt-{STEPS}.index").is_file()
+    assert [(line["stage"], line["step"]) for line in lines(finished)] == [(stage, STEPS) for stage in STAGES]
+    assert all(np.isfinite(line["loss"]) for line in lines(finished))
+    sheets = sorted((finished / "samples").iterdir())
+    assert [file.name for file in sheets] == [f"{s}-{STEPS:07d}.png" for s in ("autoencoder", "diffusion")]
+    assert all(np.asarray(Image.open(file)).ndim == 3 for file in sheets)
+
+
+def test_the_cache_holds_no_more_pictures_than_the_steps_look_at(finished):
+    (cache,) = (finished / "cache").iterdir()
+    assert len(np.load(cache / "caption.npy")) == STEPS * STAGE.batch_size
+
+
+def test_latents_of_the_finished_autoencoder_have_the_deviation_that_diffusion_expects(finished):
+    (cache,) = (finished / "cache").iterdir()
+    mean, std = (np.load(cache / f"{name}.npy").astype(np.float64) for name in ("mean", "std"))
+    assert np.sqrt(mean.var() + (std**2).mean()) == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_same_command_again_does_nothing_more(finished, capsys):
+    before = contents(finished)
+    Run(config(finished)).train()
+    assert contents(finished) == before
+    assert capsys.readouterr().out == f"finished: {finished}\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 7}, ["--seed 0 -> 7"]),
+        ({"learning_rate": 0.5}, ["--learning-rate None -> 0.5"]),
+        (
+            {"max_steps": 9, "precision": "mixed_bfloat16"},
+            ["--max-steps 3 -> 9", "float32 -> mixed_bfloat16"],
+        ),
+    ],
+)
+def test_a_changed_configuration_names_the_flag_and_both_values(finished, changes, words):
+    before = contents(finished)
+    with pytest.raises(InputError) as error:
+        Run(config(finished, **changes))
+    assert all(word in str(error.value) for word in [*words, str(finished), "another --output"])
+    assert contents(finished) == before
+
+
+def test_a_damaged_run_file_names_the_way_out(tmp_path):
+    (tmp_path / "run.json").write_text('{"seed": ')
+    with pytest.raises(InputError, match="run.json cannot be read .*another --output"):
+        Run(config(tmp_path))
+
+
+def interrupt(run, monkeypatch, stage, step):
+    """Trains, and presses Ctrl-C in that step."""
+    log = callbacks.Log.__call__
+
+    def press(self, trainer, now, elapsed, means):
+        log(self, trainer, now, elapsed, means)
+        if (self.stage.name, now) == (stage, step):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Log, "__call__", press)
+        with pytest.raises(KeyboardInterrupt, match=f"{stage}: the same command resumes from ckpt-{step}"):
+            run.train()
+
+
+def test_a_run_interrupted_in_each_stage_ends_bit_for_bit_where_an_undisturbed_one_does(
+    finished, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    alone = Run(config(folder, stage="clip"))  # one stage alone is part of the same run
+    interrupt(alone, monkeypatch, "clip", 2)
+    interrupt(Run(config(folder)), monkeypatch, "autoencoder", 1)
+    with monkeypatch.context() as patch:  # killed when a stage has ended, before its result is written
+
+        def killed(*_):
+            raise SystemExit
+
+        patch.setattr(checkpoints, "save_autoencoder", killed)
+        with pytest.raises(SystemExit):
+            Run(config(folder)).train()
+    assert not (folder / "vae").exists()
+    interrupt(Run(config(folder)), monkeypatch, "diffusion", 2)
+    assert not (folder / "model_index.json").exists()
+    Run(config(folder)).train()
+
+    ours, theirs = contents(folder), contents(finished)
+    weights = [name for name in theirs if name.endswith(".safetensors")]
+    assert len(weights) == 4
+    for name in [*weights, *(name for name in theirs if name.endswith((".json", ".txt", ".png")))]:
+        if not name.startswith("cache"):  # which says how long it took
+            assert ours[name] == theirs[name], name
+    found, expected = lines(folder), lines(finished)
+    assert [line["stage"] for line in found] == [line["stage"] for line in expected]
+    assert [line["step"] for line in found] == [STEPS] * 3
+
+
+def test_a_later_stage_alone_names_the_earlier_one_and_writes_nothing(tmp_path):
+    with pytest.raises(InputError, match="clip is missing: run --stage clip first"):
+        Run(config(tmp_path / "run", stage="diffusion"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_cannot_be_made_are_named_by_their_flags(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="--output .*file is a file"):
+        Run(config(tmp_path / "file"))
+    with pytest.raises(InputError, match="--output .*file/run cannot be written"):
+        Run(config(tmp_path / "file" / "run"))
+    with pytest.raises(InputError, match="--cache-dir .*file/cache cannot be written"):
+        Run(config(tmp_path / "run", cache_dir=str(tmp_path / "file" / "cache")))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_braces_in_the_name_of_the_folder_are_its_own(tmp_path):
+    run = Run(config(tmp_path / "{mine} {dataset}"))
+    assert run.folder == tmp_path / "{mine} garments" and run.folder.is_dir()
+
+
+def minutes(run):
+    """The minutes of each stage that this run trains."""
+    return [run._budget(getattr(run.preset, f"{stage}_stage")).seconds / 60 for stage in STAGES]
+
+
+def test_the_stages_share_the_minutes_of_the_run(tmp_path):
+    shares = {"clip_stage": 0.15, "autoencoder_stage": 0.3, "diffusion_stage": 0.7}
+    run = Run(config(tmp_path, max_steps=None, max_minutes=10))
+    run.preset = dataclasses.replace(
+        TINY, **{name: dataclasses.replace(STAGE, share=share) for name, share in shares.items()}
+    )
+    assert sum(minutes(run)) == pytest.approx(10)
+    run.clip_folder = tmp_path  # a CLIP that is given takes none
+    assert sum(minutes(run)[1:]) == pytest.approx(10)
+    run.config = dataclasses.replace(run.config, stage="autoencoder")
+    assert minutes(run)[1] == pytest.approx(10)

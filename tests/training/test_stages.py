@@ -1,0 +1,281 @@
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sd_tf
+from sd_tf.config import CLIPTextConfig, CLIPVisionConfig, StageConfig
+from sd_tf.data.noise import normals
+from sd_tf.data.pipeline import Examples, to_unit
+from sd_tf.text.clip import CLIPModel
+from sd_tf.text.tokenizer import Tokenizer
+from sd_tf.training import strategy as strategies
+from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
+from sd_tf.training.trainer import Budget, Trainer
+
+CONFIG = StageConfig(batch_size=8, learning_rate=1e-2, share=1.0, max_steps=3, warmup_steps=1)
+CAPTIONS = ("a red dress", "a blue bag", "a dress", "a bag")
+
+
+class Pictures:
+    """Sixteen pictures of 16 x 16 in smooth random colours, four to a caption."""
+
+    image_size = 16
+
+    def __len__(self):
+        return 16
+
+    def examples(self, indices, epoch):
+        coarse = np.random.default_rng(epoch).integers(0, 256, (16, 4, 4, 3))
+        images = coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)[indices]
+        groups = np.asarray(indices, np.int32) % 4
+        return Examples(images, [CAPTIONS[group] for group in groups], groups)
+
+
+def clip_stage():
+    tokenizer = Tokenizer.learn(CAPTIONS, 530, max_length=10)
+    widths = {"hidden_size": 8, "intermediate_size": 16, "projection_dim": 8, "num_hidden_layers": 1}
+    text = CLIPTextConfig(
+        **widths,
+        vocab_size=tokenizer.vocab_size,
+        num_attention_heads=2,
+        max_position_embeddings=10,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    clip = CLIPModel(text, CLIPVisionConfig(**widths, num_attention_heads=2, image_size=16, patch_size=8))
+    clip.build()
+    return ClipStage(CONFIG, clip, tokenizer, Pictures(), seed=0)
+
+
+def autoencoder_stage(tiny_model):
+    return AutoencoderStage(CONFIG, tiny_model.autoencoder, Pictures(), seed=0)
+
+
+def diffusion_stage(tiny_model, caption_dropout=0.1, examples=16):
+    rng = np.random.default_rng(0)
+    cache = SimpleNamespace(
+        mean=rng.normal(size=(examples, 8, 8, 4)).astype(np.float16),
+        std=rng.uniform(0.5, 1.0, (examples, 8, 8, 4)).astype(np.float16),
+        caption=np.arange(examples, dtype=np.int32) % 4,
+        contexts=tiny_model.encode_prompts([*CAPTIONS, ""]).astype(np.float16),
+    )
+
+    class Cache(SimpleNamespace):
+        def __len__(self):
+            return examples
+
+    return DiffusionStage(CONFIG, tiny_model, Cache(**vars(cache)), caption_dropout, seed=0)
+
+
+@pytest.fixture(params=["clip", "autoencoder", "diffusion"])
+def stage(request, tiny_model):
+    if request.param == "clip":
+        return clip_stage()
+    return {"autoencoder": autoencoder_stage, "diffusion": diffusion_stage}[request.param](tiny_model)
+
+
+def batches(stage, count, first_step=0):
+    return list(itertools.islice(stage.batches(first_step).as_numpy_iterator(), count))
+
+
+def losses(stage, batch):
+    return {name: value.numpy() for name, value in stage.loss(batch).items()}
+
+
+def test_a_batch_is_a_pure_function_of_its_number(stage):
+    whole, resumed = batches(stage, 4), batches(stage, 2, first_step=2)
+    for expected, found in zip(whole[2:], resumed, strict=True):
+        assert expected.keys() == found.keys()
+        for key in expected:
+            np.testing.assert_array_equal(found[key], expected[key])
+    assert any((whole[0][key] != whole[2][key]).any() for key in whole[0])
+
+
+def test_the_loss_is_a_pure_function_of_the_batch(stage):
+    (batch,) = batches(stage, 1)
+    first, again = losses(stage, batch), losses(stage, batch)
+    order = np.array([3, 1, 7, 0, 5, 2, 6, 4])
+    shuffled = losses(stage, {key: value[order] for key, value in batch.items()})
+    for name, value in first.items():
+        assert value.shape == (CONFIG.batch_size,) and value.dtype == np.float32
+        np.testing.assert_array_equal(again[name], value)
+        np.testing.assert_allclose(shuffled[name], value[order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [autoencoder_stage, diffusion_stage])
+def test_an_example_has_the_same_loss_in_any_part_of_the_batch(make, tiny_model):
+    stage = make(tiny_model)
+    (batch,) = batches(stage, 1)
+    whole = losses(stage, batch)
+    halves = [{key: value[rows] for key, value in batch.items()} for rows in (slice(0, 4), slice(4, 8))]
+    parts = [losses(stage, half) for half in halves]
+    for name, value in whole.items():
+        joined = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(joined, value, rtol=1e-4, atol=1e-5)
+
+
+# -- clip ---------------------------------------------------------------------------------------
+
+
+def test_the_clip_loss_is_the_papers_where_all_captions_differ():
+    torch = pytest.importorskip("torch")
+    stage = clip_stage()
+    (batch,) = batches(stage, 1)
+    batch["groups"] = np.arange(8)
+    clip = stage.network
+    text = clip.text_features(batch["token_ids"]).numpy()
+    image = clip.image_features(clip.preprocess(batch["images"])).numpy()
+    logits = torch.from_numpy(np.exp(clip.logit_scale.numpy()) * text @ image.T)
+    pairs, entropy = torch.arange(8), torch.nn.functional.cross_entropy
+    expected = (entropy(logits, pairs) + entropy(logits.T, pairs)) / 2
+    found = losses(stage, batch)
+    np.testing.assert_allclose(found["loss"].mean(), expected.item(), rtol=1e-5)
+    np.testing.assert_array_equal(found["matched"], (text @ image.T).argmax(axis=0) == np.arange(8))
+
+
+def test_a_match_with_another_example_of_the_same_meaning_counts():
+    stage = clip_stage()
+    (batch,) = batches(stage, 1)
+    batch["groups"] = np.zeros(8, np.int32)
+    assert losses(stage, batch)["matched"].mean() == 1.0
+
+
+def test_two_replicas_contrast_the_whole_batch(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
+    subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, check=True, timeout=300)
+    one = train_clip("none", tmp_path / "one")
+    with np.load(tmp_path / "mirrored.npz") as mirrored:
+        for i, variable in enumerate(one.network.trainable_variables):
+            np.testing.assert_allclose(mirrored[f"arr_{i}"], variable.numpy(), atol=1e-4)
+
+
+# -- autoencoder --------------------------------------------------------------------------------
+
+
+def test_the_kl_is_the_closed_form(tiny_model):
+    torch = pytest.importorskip("torch")
+    stage = autoencoder_stage(tiny_model)
+    (batch,) = batches(stage, 1)
+    moments = tiny_model.autoencoder.moments(batch["images"])
+    mean, log_variance = (torch.from_numpy(np.array(part)) for part in moments)
+    posterior = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance))
+    standard = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    expected = torch.distributions.kl_divergence(posterior, standard).mean(dim=(1, 2, 3)).numpy()
+    np.testing.assert_allclose(losses(stage, batch)["kl"], expected, rtol=1e-4)
+
+
+def test_the_error_is_that_of_a_sample_from_the_posterior(tiny_model):
+    stage, autoencoder = autoencoder_stage(tiny_model), tiny_model.autoencoder
+    (batch,) = batches(stage, 1)
+    mean, std = (np.asarray(part) for part in autoencoder.encode(batch["images"]))
+    rebuilt = np.asarray(autoencoder.decode(mean + std * batch["noise"]))
+    error = np.abs(rebuilt - batch["images"]).mean(axis=(1, 2, 3))
+    found = losses(stage, batch)
+    np.testing.assert_allclose(found["error"], error, rtol=1e-4)
+    np.testing.assert_allclose(found["loss"], error + stage.KL_WEIGHT * found["kl"], rtol=1e-4)
+
+
+def test_calibration_gives_latents_of_unit_deviation(tiny_model, monkeypatch):
+    autoencoder = tiny_model.autoencoder
+    monkeypatch.setattr(autoencoder, "config", autoencoder.config)  # put back afterwards
+    before = np.asarray(autoencoder(to_unit(Pictures().examples(np.arange(16), 0).images)))
+    stage = autoencoder_stage(tiny_model)
+    stage.calibrate()
+    images = to_unit(Pictures().examples(np.arange(16), 0).images)
+    mean, std = (np.asarray(part) for part in autoencoder.encode(images))
+    draws = [mean + std * normals((9, i), np.arange(16), mean.shape[1:]) for i in range(100)]
+    assert np.std(draws) == pytest.approx(1.0, rel=0.02)
+    np.testing.assert_allclose(np.asarray(autoencoder(images)), before, atol=1e-4)
+
+
+# -- diffusion ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_captions_are_dropped_at_the_rate_asked_for(tiny_model, rate):
+    stage = diffusion_stage(tiny_model, rate, examples=400)
+    dropped = np.concatenate([batch["dropped"] for batch in batches(stage, 400)])  # 3,200 draws
+    assert abs(dropped.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / len(dropped))
+
+
+def test_a_dropped_caption_is_the_empty_one_and_no_other_changes(tiny_model):
+    stage = diffusion_stage(tiny_model)
+    (batch,) = batches(stage, 1)
+    dropped = np.arange(8) < 3
+    empty = np.asarray(tiny_model.encode_prompts([""]).astype(np.float16), np.float32)
+    none_dropped = batch | {"dropped": np.zeros(8, bool)}
+    written_out = none_dropped | {"context": np.where(dropped[:, None, None], empty, batch["context"])}
+    found = losses(stage, batch | {"dropped": dropped})["loss"]
+    np.testing.assert_allclose(found, losses(stage, written_out)["loss"], rtol=1e-5)
+    with_captions = losses(stage, none_dropped)["loss"]
+    np.testing.assert_allclose(found[3:], with_captions[3:], rtol=1e-5)
+    assert (found[:3] != with_captions[:3]).all()
+
+
+def test_the_loss_is_that_of_diffusers_schedule(tiny_model):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    stage = diffusion_stage(tiny_model, caption_dropout=0.0)
+    (batch,) = batches(stage, 1)
+    reference = diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+    )
+    latents, noise, t = (torch.from_numpy(batch[key].copy()) for key in ("latents", "noise", "timesteps"))
+    noisy = reference.add_noise(latents, noise, t).numpy()
+    output = np.asarray(tiny_model.unet(noisy, batch["timesteps"], batch["context"]))
+    velocity = reference.get_velocity(latents, noise, t).numpy()
+    expected = np.square(output - velocity).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(losses(stage, batch)["loss"], expected, rtol=1e-3)
+
+
+def test_each_epoch_draws_fresh_latents_from_the_cached_posterior(tiny_model):
+    stage = diffusion_stage(tiny_model)
+    rows = [batch["latents"] for batch in batches(stage, 400)]  # 200 epochs of 16
+    latents = np.concatenate(rows)
+    mean, std = (np.asarray(part, np.float32) for part in (stage.cache.mean, stage.cache.std))
+    assert len(np.unique(latents[:, 0, 0, 0])) == len(latents)
+    expected = np.sqrt(mean.var() + (std**2).mean())
+    assert latents.std() == pytest.approx(expected, rel=0.01)
+
+
+def test_timesteps_are_uniform_and_unlike_for_each_example_and_epoch(tiny_model):
+    timesteps = np.concatenate([batch["timesteps"] for batch in batches(diffusion_stage(tiny_model), 400)])
+    assert timesteps.min() >= 0 and timesteps.max() <= 999
+    counts, _ = np.histogram(timesteps, bins=10, range=(0, 1000))
+    expected = len(timesteps) / 10
+    assert (np.square(counts - expected) / expected).sum() < 27.9  # chi-squared of 9, p = 0.001
+
+
+# -- what a run shows ---------------------------------------------------------------------------
+
+
+def test_previews_are_pictures_in_rows(tiny_model):
+    assert clip_stage().preview() is None
+    images, columns = autoencoder_stage(tiny_model).preview()
+    assert images.shape == (24, 16, 16, 3) and images.dtype == np.uint8 and columns == 12
+    np.testing.assert_array_equal(images[:12], Pictures().examples(np.arange(12), 0).images)
+    images, columns = diffusion_stage(tiny_model).preview()
+    assert images.shape == (12, 16, 16, 3) and images.dtype == np.uint8 and columns == 6
+
+
+def train_clip(strategy, folder):
+    strategy = strategies.make(strategy, None)
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        stage = clip_stage()
+    Trainer(stage, strategy, Budget(None, 3), folder, "float32", 1e9).fit()
+    return stage
+
+
+if __name__ == "__main__":  # in a process of its own: virtual devices come before all else
+    folder = Path(sys.argv[1])
+    trained = train_clip("mirrored", folder / "two")
+    assert len(tf.config.list_logical_devices("CPU")) == 2
+    np.savez(folder / "mirrored.npz", *[v.numpy() for v in trained.network.trainable_variables])

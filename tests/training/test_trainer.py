@@ -1,0 +1,321 @@
+"""The trainer on a network small enough that a plain loop beside it takes a second."""
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sd_tf
+from sd_tf.config import StageConfig
+from sd_tf.data.pipeline import stream
+from sd_tf.errors import InputError
+from sd_tf.training import strategy as strategies
+from sd_tf.training.trainer import Budget, Trainer
+
+CONFIG = StageConfig(
+    batch_size=8,
+    learning_rate=0.02,
+    share=1.0,
+    max_steps=10,
+    warmup_steps=4,
+    weight_decay=0.1,
+    gradient_clip=0.5,
+    ema_decay=0.5,
+)
+EXAMPLES = 40
+
+
+class Network(keras.Model):
+    """An embedding, whose gradient is sparse, beside dense layers."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = keras.layers.Embedding(5, 4, dtype=self.dtype_policy)
+        self.hidden = keras.layers.Dense(8, activation="tanh", dtype=self.dtype_policy)
+        self.head = keras.layers.Dense(1, dtype=self.dtype_policy)
+
+    def build(self, input_shape=None):
+        self.embedding.build((None,))
+        self.hidden.build((None, 7))
+        self.head.build((None, 8))
+        self.built = True
+
+    def call(self, numbers, words):
+        features = keras.ops.concatenate([numbers, self.embedding(words)], axis=-1)
+        return keras.ops.cast(self.head(self.hidden(features))[:, 0], "float32")
+
+
+class Stage:
+    """Learns the sum of three numbers and a word."""
+
+    name = "sums"
+
+    def __init__(self, config, network):
+        self.config, self.network = config, network
+
+    def batches(self, first_step):
+        numbers = np.random.default_rng(0).normal(size=(EXAMPLES, 3)).astype(np.float32)
+
+        def fetch(indices, epoch):
+            words = (indices % 5).astype(np.int32)
+            return {
+                "numbers": numbers[indices],
+                "words": words,
+                "sums": numbers[indices].sum(axis=1) + words.astype(np.float32),
+            }
+
+        return stream(fetch, EXAMPLES, self.config.batch_size, 0, first_step)
+
+    def loss(self, batch):
+        error = self.network(batch["numbers"], batch["words"]) - batch["sums"]
+        return {"loss": tf.square(error), "bias": error}
+
+
+def trainer(folder, strategy="none", precision="float32", config=CONFIG, budget=None, checkpoint_seconds=1e9):
+    strategy = strategies.make(strategy, None)
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        network = Network(dtype=precision)
+        network.build()
+    budget = budget or Budget(None, config.max_steps)
+    return Trainer(Stage(config, network), strategy, budget, folder, precision, checkpoint_seconds)
+
+
+def without_overflow(trainer):
+    """Replicas sum fewer examples, so they overflow at another scale; with none, they must agree."""
+    if isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer):
+        trainer.optimizer.dynamic_scale.assign(256.0)
+    return trainer
+
+
+def weights(trainer):
+    return [variable.numpy() for variable in trainer.variables]
+
+
+def averages(trainer):
+    return [average.numpy() for average in trainer.ema.averages]
+
+
+def state(trainer):
+    """Everything that training changes."""
+    optimizer = [np.asarray(variable.value) for variable in trainer.optimizer.variables]
+    return [*weights(trainer), *averages(trainer), *optimizer, trainer.step.numpy()]
+
+
+def plain_loop(config, clip=True):
+    """Weights, their averages and the losses of `config.max_steps` steps, written down once more."""
+    keras.utils.set_random_seed(0)
+    stage = Stage(config, Network())
+    stage.network.build()
+    variables = stage.network.trainable_variables
+    optimizer = keras.optimizers.AdamW(weight_decay=config.weight_decay)
+    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if v.name == "bias"])
+    optimizer.build(variables)
+    ema, losses = [v.numpy() for v in variables], []
+    for step, batch in enumerate(itertools.islice(stage.batches(0), config.max_steps)):
+        cosine = 0.5 + 0.5 * math.cos(math.pi * step / config.max_steps)
+        optimizer.learning_rate = config.learning_rate * cosine * min(1.0, (step + 1) / config.warmup_steps)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(stage.loss(batch)["loss"])
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+        if clip:
+            gradients, _ = tf.clip_by_global_norm(gradients, config.gradient_clip)
+        optimizer.apply(gradients, variables)
+        decay = min(config.ema_decay, (2 + step) / (11 + step))
+        ema = [decay * a + (1 - decay) * v.numpy() for a, v in zip(ema, variables, strict=True)]
+        losses.append(float(loss))
+    return [v.numpy() for v in variables], ema, losses
+
+
+def largest_difference(ours, theirs):
+    return max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
+
+
+def test_ten_steps_agree_with_a_plain_loop(tmp_path):
+    seen = []
+    ours = trainer(tmp_path)
+    ours.fit([lambda trainer, step, elapsed, means: seen.append((step, float(means["loss"])))])
+    reference, reference_averages, losses = plain_loop(CONFIG)
+    assert largest_difference(weights(ours), reference) < 1e-5
+    assert largest_difference(averages(ours), reference_averages) < 1e-5
+    assert [step for step, _ in seen] == list(range(1, 11))
+    np.testing.assert_allclose([loss for _, loss in seen], losses, rtol=1e-4)
+
+
+def test_the_plain_loop_tells_clipping_from_none():
+    clipped, _, _ = plain_loop(CONFIG)
+    free, _, _ = plain_loop(CONFIG, clip=False)
+    assert largest_difference(clipped, free) > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_two_replicas_learn_what_one_does(tmp_path, precision):
+    environment = os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
+    command = [sys.executable, __file__, str(tmp_path), precision]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    one = without_overflow(trainer(tmp_path / "one", precision=precision))
+    one.fit()
+    with np.load(tmp_path / "mirrored.npz") as mirrored:
+        parts = [mirrored[f"arr_{i}"] for i in range(len(mirrored.files))]
+    tolerance = 1e-5 if precision == "float32" else 2e-3  # half precision rounds the sum of a half batch
+    assert largest_difference(parts, [*weights(one), *averages(one)]) < tolerance
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_learns(tmp_path, precision):
+    config = StageConfig(8, 0.05, 1.0, 60, warmup_steps=4, ema_decay=0.9)
+    losses = []
+    ours = trainer(tmp_path, precision=precision, config=config)
+    ours.fit([lambda trainer, step, elapsed, means: losses.append(float(means["loss"]))])
+    assert np.mean(losses[-5:]) < 0.1 * np.mean(losses[:5])
+    assert all(weight.dtype == np.float32 for weight in weights(ours))
+    scaled = [v.name for v in ours.optimizer.variables if v.name == "dynamic_scale"]
+    assert len(scaled) == (precision == "mixed_float16")
+
+
+def test_loss_scaling_leaves_the_clipped_gradient_as_it_is(tmp_path):
+    """In float32 arithmetic the scale of the loss must cancel out, in the clipping too."""
+    ours = trainer(tmp_path)
+    with ours.strategy.scope():
+        scaled = keras.optimizers.LossScaleOptimizer(ours.optimizer, initial_scale=1024.0)
+        scaled.build(ours.variables)
+    ours.optimizer = scaled
+    ours.fit()
+    reference, _, _ = plain_loop(CONFIG)
+    assert largest_difference(weights(ours), reference) < 1e-5
+
+
+def test_the_learning_rate_warms_up_then_falls_as_a_cosine(tmp_path):
+    rates = []
+    config = StageConfig(8, 1e-3, 1.0, 8, warmup_steps=2)
+    trainer(tmp_path, config=config).fit(
+        [lambda trainer, step, elapsed, means: rates.append(float(trainer.optimizer.learning_rate))]
+    )
+    cosine = [1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]  # (1 + cos(pi k/8)) / 2
+    np.testing.assert_allclose(rates, 1e-3 * np.array([0.5, *cosine[1:]]), rtol=1e-5)
+
+
+def test_a_budget_in_seconds_is_kept_to_one_step(tmp_path):
+    times, rates = [0.0], []
+
+    def observe(trainer, step, elapsed, means):
+        times.append(elapsed)
+        rates.append(float(trainer.optimizer.learning_rate))
+
+    ours = trainer(tmp_path, budget=Budget(0.5, None))
+    ours.fit([observe])
+    assert times[-2] < 0.5 <= times[-1]
+    assert float(ours.elapsed.numpy()) == times[-1]
+    expected = CONFIG.learning_rate * 0.5 * (1 + math.cos(math.pi * times[-2] / 0.5))
+    assert rates[-1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "precision"),
+    [(signal.SIGINT, "float32"), (signal.SIGTERM, "mixed_float16")],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, number, precision, request):
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a run does
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
+    whole = trainer(tmp_path / "whole", precision=precision)
+    whole.fit()
+
+    def interrupt(trainer, step, elapsed, means):
+        if step == 4:
+            signal.raise_signal(number)
+
+    first = trainer(tmp_path / "parts", precision=precision)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit([interrupt])
+    second = trainer(tmp_path / "parts", precision=precision)
+    assert int(second.step.numpy()) == 4 and float(second.elapsed.numpy()) > 0
+    for ours, theirs in zip(state(second), state(first), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    steps = []
+    second.fit([lambda trainer, step, elapsed, means: steps.append(step)])
+    assert steps == [5, 6, 7, 8, 9, 10]
+    for ours, theirs in zip(state(second), state(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_second_ctrl_c_does_not_wait_and_leaves_the_last_checkpoint(tmp_path):
+    def interrupt(trainer, step, elapsed, means):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    ours = trainer(tmp_path, checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        ours.fit([interrupt])
+    assert Path(ours.checkpoints.latest_checkpoint).name == "ckpt-2"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stage_that_ended_is_neither_trained_nor_saved_again(tmp_path):
+    first = trainer(tmp_path)
+    first.fit()
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    second = trainer(tmp_path)
+    assert second.progress == 1.0
+    second.fit([lambda *_: pytest.fail("a step was taken")])
+    for ours, theirs in zip(state(second), state(first), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
+
+
+def test_a_diverged_run_says_so_and_leaves_the_last_checkpoint(tmp_path):
+    def explode(trainer, step, elapsed, means):
+        if step == 2:
+            trainer.variables[0].assign(np.full(trainer.variables[0].shape, np.nan))
+
+    ours = trainer(tmp_path, checkpoint_seconds=0)
+    with pytest.raises(InputError, match="sums diverged.* step 2.*--learning-rate below 0.02"):
+        ours.fit([explode])
+    assert Path(ours.checkpoints.latest_checkpoint).name == "ckpt-1"
+
+
+def test_an_error_in_an_observer_writes_no_checkpoint(tmp_path):
+    def fail(trainer, step, elapsed, means):
+        raise ZeroDivisionError
+
+    ours = trainer(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        ours.fit([fail])
+    assert ours.checkpoints.latest_checkpoint is None
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    trainer(tmp_path, checkpoint_seconds=0).fit()
+    assert sorted(file.name for file in tmp_path.glob("*.index")) == ["ckpt-10.index", "ckpt-9.index"]
+
+
+def test_a_batch_that_replicas_cannot_share_names_the_flag():
+    strategies.check_batch_size(6, SimpleNamespace(num_replicas_in_sync=2))
+    with pytest.raises(InputError, match="--batch-size 7 .* 2 replicas"):
+        strategies.check_batch_size(7, SimpleNamespace(num_replicas_in_sync=2))
+
+
+def test_replicas_without_a_strategy_name_the_way_out():
+    with pytest.raises(InputError, match="--replicas is 2 .*--strategy mirrored"):
+        strategies.make("none", 2)
+
+
+if __name__ == "__main__":  # in a process of its own: virtual devices come before all else
+    folder, precision = Path(sys.argv[1]), sys.argv[2]
+    mirrored = without_overflow(trainer(folder / "two", "mirrored", precision))
+    assert mirrored.strategy.num_replicas_in_sync == 2
+    mirrored.fit()
+    for average in mirrored.ema.averages:
+        first, second = (part.numpy() for part in average.values)
+        np.testing.assert_array_equal(first, second)
+    np.savez(folder / "mirrored.npz", *weights(mirrored), *averages(mirrored))
