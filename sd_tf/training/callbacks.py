@@ -109,10 +109,12 @@ def _rate(before, now):
 def _seconds_left(budget, step, elapsed, rate):
     if budget.seconds is not None:
         return max(0.0, budget.seconds - elapsed)
-    return (budget.steps - step) / rate if rate else 0.0
+    return (budget.steps - step) / rate if rate else None
 
 
 def _clock(seconds):
+    if seconds is None:  # not known after a single step
+        return "-:--"
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
 

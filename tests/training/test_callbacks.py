@@ -101,6 +101,12 @@ def test_the_bar_shows_progress_loss_speed_and_time_left(capsys, budget, left):
     assert shown.endswith("\n")
 
 
+def test_the_bar_promises_nothing_after_a_single_step(capsys):
+    with contextlib.closing(ProgressBar(stage(), Budget(None, 4), 0.0)) as bar:
+        bar(None, 1, 0.0, {"loss": tf.constant(1.0)})
+    assert "-:-- left" in capsys.readouterr().err
+
+
 def test_the_bar_of_a_resumed_stage_begins_where_it_was(capsys):
     ProgressBar(stage(), Budget(None, 100), 0.4).close()
     assert "40%" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from sd_tf.config import StageConfig
 from sd_tf.data.pipeline import stream
 from sd_tf.errors import InputError
 from sd_tf.training import strategy as strategies
+from sd_tf.training.callbacks import Log
 from sd_tf.training.trainer import Budget, Trainer
 
 CONFIG = StageConfig(
@@ -314,7 +315,10 @@ if __name__ == "__main__":  # in a process of its own: virtual devices come befo
     folder, precision = Path(sys.argv[1]), sys.argv[2]
     mirrored = without_overflow(trainer(folder / "two", "mirrored", precision))
     assert mirrored.strategy.num_replicas_in_sync == 2
-    mirrored.fit()
+    mirrored.fit([Log(mirrored.stage, folder, 0)])  # whose learning rate is mirrored, too
+    with mirrored.ema.in_place():
+        for variable, average in zip(weights(mirrored), averages(mirrored), strict=True):
+            np.testing.assert_array_equal(variable, average)
     for average in mirrored.ema.averages:
         first, second = (part.numpy() for part in average.values)
         np.testing.assert_array_equal(first, second)
