@@ -137,8 +137,7 @@ def _write_tensors(file: Path, model, dtype: str):
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     tensors = {
-        key: to_torch(variable).astype(dtype, order="C")
-        for key, variable in keyed_variables(model).items()
+        key: to_torch(variable).astype(dtype, order="C") for key, variable in keyed_variables(model).items()
     }
     save_file(tensors, file, metadata={"format": "pt"})
 
