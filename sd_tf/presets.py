@@ -28,7 +28,7 @@ class Preset:
     max_minutes: float
     text_encoder: str | None = None  # a bundled CLIP
     cached_epochs: int = 4  # pictures whose latents are cached, in epochs of the data set
-    command: str = ""
+    command: str = ""  # that trained the bundled weights, with
     runtime: str = ""
     scores: str = ""
 
@@ -71,9 +71,13 @@ FASHION_MNIST = Preset(
     diffusion_stage=StageConfig(batch_size=64, learning_rate=1e-3, share=0.7, max_steps=5000),
     max_minutes=55,
     text_encoder="clip-mini",
+    command="python -m sd_tf.train --dataset fashion_mnist --save-dtype float16",
+    runtime="55 minutes on 2 cores of an AMD EPYC 7003 without AVX-512; clip-mini 6 minutes before, once",
+    scores="class accuracy 0.965, colour accuracy 1.000, tinted class accuracy 0.896: "
+    "python -m sd_tf.evaluate --model fashion-mnist",
 )
 
-GARMENTS = replace(FASHION_MNIST, text_encoder=None)
+GARMENTS = replace(FASHION_MNIST, text_encoder=None, command="", runtime="", scores="")
 
 PRESETS = {"fashion-mnist": FASHION_MNIST, "garments": GARMENTS}
 OF_DATASET = {"fashion_mnist": "fashion-mnist", "garments": "garments"}

@@ -243,9 +243,11 @@ class Run:
         if self.config.max_steps is not None:
             return Budget(None, self.config.max_steps)
         minutes = self.config.max_minutes or self.preset.max_minutes
-        share = 1.0 if self.config.stage else config.share
-        if self.config.stage is None and self.clip_folder is None and config is not self.preset.clip_stage:
-            share *= 1.0 - self.preset.clip_stage.share
+        preset = self.preset
+        stages = [preset.autoencoder_stage, preset.diffusion_stage]
+        if self.clip_folder is None:
+            stages.append(preset.clip_stage)
+        share = 1.0 if self.config.stage else config.share / sum(stage.share for stage in stages)
         return Budget(60.0 * minutes * share, None)
 
     def _identity(self):
