@@ -38,7 +38,7 @@ def test_pictures_come_back_from_their_latents(model, data_dir):
     images = FashionMNIST("test", data_dir).examples(np.arange(256), 0).images.astype("float32") / 127.5 - 1
     error = np.abs(np.asarray(model.autoencoder(images)) - images).mean()
     blank = np.abs(images - images.mean()).mean()
-    assert error < 0.1 * blank
+    assert error < 0.15 * blank
 
 
 def test_every_colour_is_drawn_on_every_garment(model):
