@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from sd_tf.errors import InputError, unknown
 
 
+def _kept():
+    """What a checkpoint's file says besides: written back as it was, and part of no comparison."""
+    return dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """`diffusers.AutoencoderKL`; the defaults are Stable Diffusion 1.x."""
@@ -24,6 +29,7 @@ class AutoencoderConfig:
     norm_num_groups: int = 32
     sample_size: int = 512  # pixels
     scaling_factor: float = 0.18215
+    kept: dict = _kept()
 
     @property
     def downsampling(self) -> int:
@@ -53,6 +59,7 @@ class UNetConfig:
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
+    kept: dict = _kept()
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class CLIPTextConfig:
     pad_token_id: int = 49407
     bos_token_id: int = 49406
     eos_token_id: int = 49407
+    kept: dict = _kept()
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ class CLIPVisionConfig:
     patch_size: int = 14
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    kept: dict = _kept()
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ class ScheduleConfig:
     steps_offset: int = 1
     set_alpha_to_one: bool = False
     clip_sample: bool = False
+    kept: dict = _kept()
 
 
 @dataclass(frozen=True)

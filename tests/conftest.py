@@ -99,11 +99,16 @@ def copied():
     `scale` then multiplies its convolutions and dense layers: with small activations every epsilon shows.
     """
     torch = pytest.importorskip("torch", reason="the reference runs on torch")
-    from sd_tf.checkpoints.names import assign
+    from sd_tf.checkpoints.names import assign, check, shapes
 
-    class StateDict(dict):
-        def shape(self, key):
-            return self[key].shape
+    class Parameter:
+        """What `check` and `assign` read from, without a file."""
+
+        def __init__(self, values):
+            self.values, self.shape, self.file = values, values.shape, "the torch module"
+
+        def read(self):
+            return self.values
 
     def copy(module, layer, scale=1.0):
         generator = torch.Generator().manual_seed(0)
@@ -115,7 +120,8 @@ def copied():
                     for parameter in part.parameters():
                         parameter.mul_(scale)
         module.eval()
-        state = StateDict({key: value.detach().numpy() for key, value in module.state_dict().items()})
+        state = {key: Parameter(value.detach().numpy()) for key, value in module.state_dict().items()}
+        check(shapes(layer), state, type(module).__name__)
         assign(layer, state, type(module).__name__)
         return layer
 

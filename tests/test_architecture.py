@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path
 # A module may import from rooms before its own, and from its own. Files beside the rooms that hold what
 # everybody needs come first, command lines last.
 STREAM = [
-    {"errors", "config", "compiled", "pictures", "presets", "commandline"},
+    {"errors", "config", "compiled", "skeleton", "pictures", "presets", "commandline"},
     {"nn", "data", "diffusion"},
     {"text"},
     {"latent"},
@@ -26,7 +26,7 @@ STREAM = [
 # `model.save` is what a user types; the writer knows the model's parts.
 AGAINST_THE_STREAM = {("latent/model.py", "sd_tf.checkpoints.folder")}
 WITHIN_A_LEVEL = {("training", "checkpoints")}  # a run saves the parts that it has trained
-MAY_IMPORT_TENSORFLOW = {"data", "training", "compiled", "commandline"}
+MAY_IMPORT_TENSORFLOW = {"data", "training", "compiled", "skeleton", "commandline"}
 
 
 def room(path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sd_tf
-from sd_tf.checkpoints.folder import BUNDLED
+from sd_tf.checkpoints.sources import BUNDLED
 from sd_tf.data.captions import PALETTE
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.evaluation import alignment, features

@@ -2,19 +2,28 @@
 
 Each kind lists, besides the dataclass's own fields, the options of diffusers and transformers that
 our networks do not vary (`fixed`): they are written as they stand, and a file that says otherwise
-is refused rather than misread.
+is refused rather than misread. What else a file says is kept, and written back as it was.
 """
 
 import dataclasses
-import json
+import math
 import types
 import typing
-from pathlib import Path
 
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
 from sd_tf.errors import InputError
 
 DIFFUSERS_VERSION = "0.30.0"  # the layout written; diffusers reads older layouts than its own
+
+# Said of the files that were read, not of those that will be written.
+NOT_KEPT = {
+    "_name_or_path",
+    "_commit_hash",
+    "_diffusers_version",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +43,29 @@ class Kind:
         fields = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(config).items()
+            if name != "kept"
         }
-        return {**self.header, **self.fixed, **fields, **dict(extra)}
+        return {**self.header, **self.fixed, **fields, **config.kept, **dict(extra)}
 
     def from_json(self, values: dict, source: str):
+        known = typing.get_type_hints(self.dataclass)
+        del known["kept"]
+        kept = {
+            name: value
+            for name, value in values.items()
+            if name not in (*known, *self.fixed, *self.header, *NOT_KEPT)
+        }
         for name in ("_class_name", "model_type"):
             names = (self.header.get(name), *self.siblings)
             if name in values and name in self.header and values[name] not in names:
                 raise InputError(
                     f"{source}: {name} is {values[name]!r}, only {' or '.join(map(repr, names))} is supported"
                 )
+            if values.get(name) in self.siblings:
+                kept[name] = values[name]
         for name, supported in self.fixed.items():
             if name in values and values[name] != supported:
                 raise InputError(f"{source}: {name} is {values[name]!r}, only {supported!r} is supported")
-        known = typing.get_type_hints(self.dataclass)
         given = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
@@ -57,7 +75,7 @@ class Kind:
             if not _is_a(value, known[name]):
                 default = getattr(self.dataclass, name)
                 raise InputError(f"{source}: {name} is {value!r}, expected something like {default!r}")
-        return self.dataclass(**{**self.absent, **given})
+        return self.dataclass(**{**self.absent, **given}, kept=kept)
 
 
 def _is_a(value, kind) -> bool:
@@ -66,7 +84,9 @@ def _is_a(value, kind) -> bool:
         return any(_is_a(value, each) for each in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(each, typing.get_args(kind)[0]) for each in value)
-    return type(value) in ((int, float) if kind is float else (kind,))
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    return type(value) is kind
 
 
 def _diffusers(name, **fields):
@@ -144,7 +164,7 @@ CLIP_VISION = Kind(
 SCHEDULE = Kind(
     ScheduleConfig,
     _diffusers("DDIMScheduler"),
-    {"trained_betas": None, "rescale_betas_zero_snr": False},
+    {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False},
     siblings=(
         "DDPMScheduler",
         "PNDMScheduler",
@@ -157,6 +177,30 @@ SCHEDULE = Kind(
 )
 
 
+PARTS = {
+    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": ("DDIMScheduler", *SCHEDULE.siblings),
+}
+
+
+def check_model_index(values: dict, source: str):
+    """Raises `InputError` where a pipeline is not one of Stable Diffusion 1.x or 2.x."""
+    pipeline = values.get("_class_name")
+    if pipeline != "StableDiffusionPipeline":
+        raise InputError(
+            f"{source}: a {pipeline} is not supported, only StableDiffusionPipeline, which is Stable "
+            "Diffusion 1.x and 2.x and what is trained here"
+        )
+    for part, supported in PARTS.items():
+        found = values.get(part)
+        name = found[1] if isinstance(found, list) and len(found) == 2 else found
+        if name not in supported:
+            raise InputError(f"{source}: {part} is {name!r:.80}, only {' or '.join(supported)} is supported")
+
+
 def autoencoder_json(config: AutoencoderConfig) -> dict:
     """`vae/config.json`."""
     levels = len(config.block_out_channels)
@@ -167,7 +211,7 @@ def autoencoder_json(config: AutoencoderConfig) -> dict:
     return AUTOENCODER.to_json(config, blocks)
 
 
-def model_index() -> dict:
+def model_index(schedule: ScheduleConfig) -> dict:
     """`model_index.json`: which class of which library opens each folder."""
     return _diffusers(
         "StableDiffusionPipeline",
@@ -175,26 +219,9 @@ def model_index() -> dict:
         image_encoder=[None, None],
         requires_safety_checker=False,
         safety_checker=[None, None],
-        scheduler=["diffusers", "DDIMScheduler"],
+        scheduler=["diffusers", schedule.kept.get("_class_name", "DDIMScheduler")],
         text_encoder=["transformers", "CLIPTextModel"],
         tokenizer=["transformers", "CLIPTokenizer"],
         unet=["diffusers", "UNet2DConditionModel"],
         vae=["diffusers", "AutoencoderKL"],
     )
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: the file is missing or holds no JSON object.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file} is missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} holds a {type(values).__name__}, expected a JSON object")
-    return values

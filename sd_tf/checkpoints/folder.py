@@ -1,111 +1,54 @@
 """Models as folders: what diffusers' `StableDiffusionPipeline` and transformers write and read.
 
-Every part is a folder with a configuration and one safetensors file. A part is written beside its
-place and then renamed into it, so a killed save leaves the old part whole.
+Every part is a folder with a configuration and its weights in safetensors files. What is written is
+written beside its place and then renamed into it, so a killed save leaves the old one whole.
 """
 
 import contextlib
-import json
-import os
-import re
+import dataclasses
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
-from sd_tf.checkpoints import configs
-from sd_tf.checkpoints.names import assign, keyed_variables, to_torch
+from sd_tf.checkpoints import configs, original
+from sd_tf.checkpoints.json_files import read_json, write_json
+from sd_tf.checkpoints.names import assign, check, current_names, shapes
+from sd_tf.checkpoints.sources import refuse_links_out, resolve
+from sd_tf.checkpoints.tensors import find, has_variant, write
 from sd_tf.diffusion.schedules import NoiseSchedule
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
-from sd_tf.text.clip import CLIPModel, CLIPTextModel
+from sd_tf.skeleton import skeleton
+from sd_tf.text.clip import (
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 from sd_tf.text.tokenizer import Tokenizer
 
-PACKAGE = Path(__file__).parent.parent
-INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
-BUNDLED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
-DTYPES = ("float16", "float32")
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"  # how each library names weights
+STEMS = {"vae": DIFFUSERS, "unet": DIFFUSERS, "text_encoder": TRANSFORMERS}
+SHARD = "10GB"  # diffusers' own
 
-
-def bundled_names() -> list[str]:
-    """The names that `load` and `load_clip` know without a path."""
-    return sorted({path.parent.name for path in BUNDLED.glob("*/*.json")})
-
-
-def resolve(name_or_folder) -> Path:
-    """A bundled name, a path or a hub id -> the folder.
-
-    Raises:
-        InputError: it is none of these, or the hub cannot be reached.
-    """
-    name = str(name_or_folder)
-    if name in bundled_names():
-        return BUNDLED / name
-    if Path(name).is_dir():
-        return Path(name)
-    if HUB_ID.fullmatch(name):
-        return _downloaded(name)
-    if os.sep in name or name.startswith("."):
-        raise InputError(f"no folder {name!r}: train one with python -m sd_tf.train")
-    raise unknown("model", name, [*bundled_names(), "a folder that holds one"])
-
-
-def _downloaded(hub_id):
-    import huggingface_hub  # only here: it is slow to import, and most models are on disk
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id, allow_patterns=["*.json", "*.txt", "*.safetensors"], ignore_patterns=["*.fp16.*"]
-            )
-        )
-    except Exception as error:  # whatever goes wrong between here and the hub has one way out
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"no folder {hub_id!r}, and the hub's model of that name cannot be had ({reason}): "
-            "check the name and the network, or download the folder and name its path"
-        ) from None
-
-
-class Tensors:
-    """One safetensors file, read tensor by tensor.
-
-    `tower` is a name that all keys begin with, or that all leave out: a text tower stands alone in
-    its file, and transformers 5 then writes no `text_model.` before its keys, as earlier ones did.
-    `position_ids`, in files older than transformers 4.31, count 0, 1, 2 … and are no weights.
-    """
-
-    def __init__(self, file: Path, tower: str = ""):
-        if not file.is_file():
-            raise InputError(f"{file} is missing")
-        try:
-            self._file = safe_open(file, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} is no readable safetensors file: {error}") from None
-        keys = self._file.keys()
-        keys = [key for key in keys if not key.endswith("embeddings.position_ids")]
-        left_out = "" if any(key.startswith(tower) for key in keys) else tower
-        self._keys = {left_out + key: key for key in keys}
-
-    def keys(self):
-        return self._keys.keys()
-
-    def shape(self, key):
-        return self._file.get_slice(self._keys[key]).get_shape()
-
-    def __getitem__(self, key):
-        return self._file.get_tensor(self._keys[key])
+# -- writing ----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _replacing(folder: Path):
-    """A new, empty folder that takes the place of `folder` when the block ends well."""
-    new, old = (folder.with_name(f".{folder.name}.{state}-{os.getpid()}") for state in ("new", "old"))
+def _replacing(folder: Path, keep_others=False):
+    """A new, empty folder that takes the place of `folder` when the block ends well.
+
+    With `keep_others`, what the old folder has and the new one lacks moves over. A process killed
+    between the two renames leaves `.name.old`, which `_recover` puts back.
+    """
+    new, old = _beside(folder, "new"), _beside(folder, "old")
     try:
+        _recover(folder, keep_others)
+        shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         yield new
         if folder.exists():
@@ -116,89 +59,55 @@ def _replacing(folder: Path):
             if old.exists():
                 old.rename(folder)
             raise
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
+        _recover(folder, keep_others)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"cannot write {folder}: {reason}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(file: Path, values: dict):
-    """Writes the file whole or, where the process is killed, not at all."""
-    new = file.with_name(f".{file.name}.new-{os.getpid()}")
-    try:
-        new.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        new.replace(file)
-    finally:
-        new.unlink(missing_ok=True)
+def _beside(folder, state):
+    return folder.with_name(f".{folder.name}.{state}")
 
 
-def _write_tensors(file: Path, model, dtype: str):
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    tensors = {
-        key: to_torch(variable).astype(dtype, order="C") for key, variable in keyed_variables(model).items()
-    }
-    save_file(tensors, file, metadata={"format": "pt"})
+def _recover(folder, keep_others):
+    """Finishes, or undoes, a replacement that was killed half-way."""
+    old = _beside(folder, "old")
+    if not old.exists():
+        return
+    if not folder.exists():
+        old.rename(folder)
+        return
+    for path in old.iterdir() if keep_others else ():
+        if not (folder / path.name).exists():
+            path.rename(folder / path.name)
+    shutil.rmtree(old)
 
 
-def save_autoencoder(autoencoder, folder, dtype="float32"):
+def save_autoencoder(autoencoder, folder, dtype="float32", max_shard_size=SHARD):
     """Writes what `diffusers.AutoencoderKL.from_pretrained` opens."""
     with _replacing(Path(folder)) as new:
         write_json(new / "config.json", configs.autoencoder_json(autoencoder.config))
-        _write_tensors(new / "diffusion_pytorch_model.safetensors", autoencoder, dtype)
+        write(new, DIFFUSERS, autoencoder, dtype, max_shard_size)
 
 
-def load_autoencoder(folder, dtype=None) -> AutoencoderKL:
-    """Reads what `save_autoencoder` or diffusers wrote."""
-    folder = Path(folder)
-    config = configs.AUTOENCODER.from_json(
-        configs.read_json(folder / "config.json"), str(folder / "config.json")
-    )
-    return _filled(AutoencoderKL(config, dtype=dtype), folder / "diffusion_pytorch_model.safetensors")
-
-
-def save_unet(unet, folder, dtype="float32"):
+def save_unet(unet, folder, dtype="float32", max_shard_size=SHARD):
     """Writes what `diffusers.UNet2DConditionModel.from_pretrained` opens."""
     with _replacing(Path(folder)) as new:
         write_json(new / "config.json", configs.UNET.to_json(unet.config))
-        _write_tensors(new / "diffusion_pytorch_model.safetensors", unet, dtype)
+        write(new, DIFFUSERS, unet, dtype, max_shard_size)
 
 
-def load_unet(folder, dtype=None) -> UNet:
-    """Reads what `save_unet` or diffusers wrote."""
-    folder = Path(folder)
-    config = configs.UNET.from_json(configs.read_json(folder / "config.json"), str(folder / "config.json"))
-    return _filled(UNet(config, dtype=dtype), folder / "diffusion_pytorch_model.safetensors")
-
-
-def save_text_encoder(text_encoder, folder, dtype="float32"):
-    """Writes what `transformers.CLIPTextModel.from_pretrained` opens."""
+def save_text_encoder(text_encoder, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes what `transformers.CLIPTextModel.from_pretrained`, or `...WithProjection`, opens."""
     with _replacing(Path(folder)) as new:
-        write_json(new / "config.json", configs.CLIP_TEXT.to_json(text_encoder.config))
-        _write_tensors(new / "model.safetensors", text_encoder, dtype)
+        architecture = {"architectures": [type(text_encoder).__name__]}
+        write_json(new / "config.json", configs.CLIP_TEXT.to_json(text_encoder.config, architecture))
+        write(new, TRANSFORMERS, text_encoder, dtype, max_shard_size)
 
 
-def load_text_encoder(folder, dtype=None) -> CLIPTextModel:
-    """Reads the text tower from a folder of a `CLIPTextModel`, or of a whole `CLIPModel`."""
-    folder = Path(folder)
-    values, source = configs.read_json(folder / "config.json"), str(folder / "config.json")
-    if "text_config" in values:
-        return clip_text_encoder(load_clip(folder, dtype))
-    config = configs.CLIP_TEXT.from_json(values, source)
-    return _filled(CLIPTextModel(config, dtype=dtype), folder / "model.safetensors", "text_model.")
-
-
-def clip_text_encoder(clip: CLIPModel) -> CLIPTextModel:
-    """The text tower of a CLIP, on its own."""
-    text_encoder = CLIPTextModel(clip.text_config, dtype=clip.dtype_policy)
-    text_encoder.build()
-    for variable, source in zip(text_encoder.variables, clip.text_model.variables, strict=True):
-        variable.assign(source)
-    return text_encoder
-
-
-def save_clip(clip, tokenizer, folder, dtype="float32"):
+def save_clip(clip, tokenizer, folder, dtype="float32", max_shard_size=SHARD):
     """Writes both towers as what `transformers.CLIPModel.from_pretrained` opens, with the tokenizer."""
     with _replacing(Path(folder)) as new:
         values = {
@@ -209,83 +118,238 @@ def save_clip(clip, tokenizer, folder, dtype="float32"):
             "vision_config": configs.CLIP_VISION.to_json(clip.vision_config),
         }
         write_json(new / "config.json", values)
-        _write_tensors(new / "model.safetensors", clip, dtype)
+        write(new, TRANSFORMERS, clip, dtype, max_shard_size)
         tokenizer.save(new)
 
 
-def load_clip(folder, dtype=None) -> CLIPModel:
-    """Reads both towers from what `save_clip` or transformers wrote."""
-    folder = resolve(folder)
-    values, source = configs.read_json(folder / "config.json"), str(folder / "config.json")
-    for part in ("text_config", "vision_config"):
-        if not isinstance(values.get(part), dict):
-            raise InputError(f"{source}: no {part}: this is no CLIP with both towers")
-    projection = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
-    clip = CLIPModel(
-        configs.CLIP_TEXT.from_json(values["text_config"] | projection, source),
-        configs.CLIP_VISION.from_json(values["vision_config"] | projection, source),
-        dtype=dtype,
-    )
-    return _filled(clip, folder / "model.safetensors")
-
-
-def _filled(model, file: Path, tower: str = ""):
-    model.build()
-    assign(model, Tensors(file, tower), str(file))
-    return model
-
-
-def save(model: LatentDiffusion, folder, dtype="float32"):
+def save(model: LatentDiffusion, folder, dtype="float32", max_shard_size=SHARD):
     """Writes a whole model as what `diffusers.StableDiffusionPipeline.from_pretrained` opens.
+
+    A folder that holds a model keeps it, whole, until the new one takes its place in one rename. In a
+    folder that holds none yet, a run's, `model_index.json` comes last.
 
     Args:
         model: the model.
         folder: made if it is not there; other things in it are left alone.
-        dtype: of the tensors in the files, "float32" or "float16".
+        dtype: of the tensors in the files, "float32", "float16" or "bfloat16".
+        max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
 
     Raises:
-        InputError: the folder cannot be written, or the dtype is unknown.
+        InputError: the folder cannot be written, or the dtype or the size makes no sense.
     """
     folder = Path(folder)
-    save_autoencoder(model.autoencoder, folder / "vae", dtype)
-    save_unet(model.unet, folder / "unet", dtype)
-    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype)
+    if (folder / "model_index.json").is_file():
+        with _replacing(folder, keep_others=True) as new:
+            _save_parts(model, new, dtype, max_shard_size)
+    else:
+        _save_parts(model, folder, dtype, max_shard_size)
+
+
+def _save_parts(model, folder, dtype, max_shard_size):
+    save_autoencoder(model.autoencoder, folder / "vae", dtype, max_shard_size)
+    save_unet(model.unet, folder / "unet", dtype, max_shard_size)
+    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype, max_shard_size)
     with _replacing(folder / "tokenizer") as new:
         model.tokenizer.save(new)
     with _replacing(folder / "scheduler") as new:
         write_json(new / "scheduler_config.json", configs.SCHEDULE.to_json(model.schedule.config))
-    write_json(folder / "model_index.json", configs.model_index())
+    write_json(folder / "model_index.json", configs.model_index(model.schedule.config))
 
 
-def load(name_or_folder, dtype=None) -> LatentDiffusion:
-    """Reads a whole model.
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def load_autoencoder(folder, dtype=None, variant=None) -> AutoencoderKL:
+    """Reads what `save_autoencoder` or diffusers wrote."""
+    values, source = _config_of(folder)
+    config = configs.AUTOENCODER.from_json(values, source)
+    tensors = current_names(find(Path(folder), DIFFUSERS, variant))
+    return _filled(lambda: AutoencoderKL(config, dtype=dtype), config, tensors, Path(folder))
+
+
+def load_unet(folder, dtype=None, variant=None) -> UNet:
+    """Reads what `save_unet` or diffusers wrote."""
+    values, source = _config_of(folder)
+    config = configs.UNET.from_json(values, source)
+    tensors = find(Path(folder), DIFFUSERS, variant)
+    return _filled(lambda: UNet(config, dtype=dtype), config, tensors, Path(folder))
+
+
+def load_text_encoder(folder, dtype=None, variant=None) -> CLIPTextModel:
+    """Reads the text tower from a folder of transformers' `CLIPTextModel`, with or without projection,
+    or of a whole `CLIPModel`."""
+    values, source = _config_of(folder)
+    if "text_config" in values:
+        clip = load_clip(folder, dtype, variant)
+        return _tower(CLIPTextModel(clip.text_config, dtype=clip.dtype_policy), clip.text_model)
+    config = configs.CLIP_TEXT.from_json(values, source)
+    tensors = current_names(find(Path(folder), TRANSFORMERS, variant), "text_model.")
+    kind = CLIPTextModelWithProjection if "text_projection.weight" in tensors else CLIPTextModel
+    return _filled(lambda: kind(config, dtype=dtype), config, tensors, Path(folder))
+
+
+def load_image_encoder(folder, dtype=None, variant=None) -> CLIPVisionModel:
+    """Reads the image tower from a folder of transformers' `CLIPVisionModel`, with or without projection,
+    or of a whole `CLIPModel`."""
+    values, source = _config_of(folder)
+    if "vision_config" in values:
+        clip = load_clip(folder, dtype, variant)
+        return _tower(CLIPVisionModel(clip.vision_config, dtype=clip.dtype_policy), clip.vision_model)
+    config = configs.CLIP_VISION.from_json(values, source)
+    tensors = current_names(find(Path(folder), TRANSFORMERS, variant), "vision_model.")
+    kind = CLIPVisionModelWithProjection if "visual_projection.weight" in tensors else CLIPVisionModel
+    return _filled(lambda: kind(config, dtype=dtype), config, tensors, Path(folder))
+
+
+def load_clip(folder, dtype=None, variant=None) -> CLIPModel:
+    """Reads both towers from what `save_clip` or transformers wrote."""
+    folder = resolve(folder, variant=variant)
+    values, source = _config_of(folder)
+    for part in ("text_config", "vision_config"):
+        if not isinstance(values.get(part), dict):
+            raise InputError(f"{source}: no {part}: this is no CLIP with both towers")
+    projection = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+    text = configs.CLIP_TEXT.from_json(values["text_config"] | projection, source)
+    vision = configs.CLIP_VISION.from_json(values["vision_config"] | projection, source)
+    tensors = find(folder, TRANSFORMERS, variant)
+    _check_counts(vision, tensors, folder)
+    return _filled(lambda: CLIPModel(text, vision, dtype=dtype), text, tensors, folder)
+
+
+def load(
+    name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
+) -> LatentDiffusion:
+    """Reads a whole model: Stable Diffusion 1.x, 2.x or one trained here.
 
     Args:
-        name_or_folder: a bundled name such as "fashion-mnist", or a folder that `LatentDiffusion.save`,
-            `sd_tf.train` or diffusers wrote.
+        name_or_folder: a bundled name such as "fashion-mnist"; a folder that `LatentDiffusion.save`,
+            `sd_tf.train` or diffusers wrote; a hub id such as "organisation/model", downloaded to the
+            hub's cache (its environment variables hold, `HF_TOKEN` and `HF_HUB_OFFLINE` among them);
+            or a `.safetensors` file in the original layout of CompVis, as community sites share it.
         dtype: a Keras precision policy for all networks, such as "mixed_bfloat16"; None for Keras' own.
+        revision: branch, tag or commit of a hub id.
+        variant: of the files, such as "fp16"; parts that lack it are read from their plain files.
+        tokenizer: a folder or hub id whose tokenizer takes the place of the model's. A single file
+            brings none: its default is that of OpenAI's ViT-L/14, from the hub.
+        prediction_type: "epsilon" or "v_prediction", where the model does not say or says it wrongly.
+            A single file does not: its default is "epsilon" for 1.x and "v_prediction" for 2.x.
 
     Raises:
-        InputError: no such model, a file is missing or damaged, or a tensor is missing, left over or
-            of the wrong shape.
+        InputError: no such model, one of another kind (SDXL, SD 3, Flux), a file is missing, damaged,
+            a pickle or a link out of the folder, or a tensor is missing, left over or of the wrong shape.
+
+    Warns:
+        UserWarning: tensors hold NaN or infinite values.
     """
-    folder = resolve(name_or_folder)
-    if not (folder / "model_index.json").is_file():
+    path = Path(str(name_or_folder)).expanduser()
+    if not path.exists():
+        _recover(path, keep_others=True)  # a save was killed between its renames
+    source = resolve(name_or_folder, revision, variant)
+    if source.is_file():
+        parts, schedule, pad_token = _load_original(source, dtype)
+        tokenizer = tokenizer or original.TOKENIZER
+    else:
+        parts, schedule = _load_folder(source, dtype, variant)
+        tokenizer, pad_token = tokenizer or source, None
+    if prediction_type is not None:
+        schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
+    max_length = parts["text_encoder"].config.max_position_embeddings
+    return LatentDiffusion(
+        **parts,
+        tokenizer=_load_tokenizer(tokenizer, max_length, pad_token),
+        schedule=NoiseSchedule(schedule),
+    )
+
+
+def _load_folder(folder, dtype, variant):
+    index = folder / "model_index.json"
+    refuse_links_out(folder, ("model_index.json", "scheduler", "tokenizer", *STEMS))
+    if not index.is_file():
         unfinished = (folder / "run.json").is_file()
         way_out = "this run is not finished: start it again to resume" if unfinished else "is it a model?"
         raise InputError(f"{folder} has no model_index.json: {way_out}")
-    pipeline = configs.read_json(folder / "model_index.json").get("_class_name")
-    if pipeline != "StableDiffusionPipeline":
-        raise InputError(f"{folder} holds a {pipeline}, only StableDiffusionPipeline is supported")
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    schedule = configs.SCHEDULE.from_json(configs.read_json(scheduler_file), str(scheduler_file))
-    text_encoder = load_text_encoder(folder / "text_encoder", dtype)
-    return LatentDiffusion(
-        autoencoder=load_autoencoder(folder / "vae", dtype),
-        unet=load_unet(folder / "unet", dtype),
-        text_encoder=text_encoder,
-        tokenizer=Tokenizer.load(
-            folder / "tokenizer", max_length=text_encoder.config.max_position_embeddings
-        ),
-        schedule=NoiseSchedule(schedule),
+    configs.check_model_index(read_json(index), str(index))
+    if variant is not None and not any(has_variant(folder / part, STEMS[part], variant) for part in STEMS):
+        raise InputError(f"{folder}: no part has files of the variant {variant!r}: leave variant out")
+    refuse_links_out(folder / "scheduler")
+    file = folder / "scheduler" / "scheduler_config.json"
+    schedule = configs.SCHEDULE.from_json(read_json(file), str(file))
+    NoiseSchedule(schedule)  # refuses what it cannot be before gigabytes are read
+    return {
+        "text_encoder": load_text_encoder(folder / "text_encoder", dtype, variant),
+        "autoencoder": load_autoencoder(folder / "vae", dtype, variant),
+        "unet": load_unet(folder / "unet", dtype, variant),
+    }, schedule
+
+
+def _load_original(file, dtype):
+    found = original.read(file)
+    networks = {
+        "text_encoder": lambda: CLIPTextModel(found.text, dtype=dtype),
+        "autoencoder": lambda: AutoencoderKL(found.autoencoder, dtype=dtype),
+        "unet": lambda: UNet(found.unet, dtype=dtype),
+    }
+    return (
+        {part: _filled(make, make().config, found.tensors[part], file) for part, make in networks.items()},
+        found.schedule,
+        found.pad_token,
     )
+
+
+def _load_tokenizer(source, max_length, pad_token=None):
+    folder = resolve(source)
+    if (folder / "tokenizer").is_dir():  # of a whole model
+        folder = folder / "tokenizer"
+    refuse_links_out(folder)
+    tokenizer = Tokenizer.load(folder, max_length=max_length)
+    if pad_token is None:
+        return tokenizer
+    special_tokens = tokenizer.special_tokens | {"pad_token": pad_token}
+    return Tokenizer(tokenizer.vocab, tokenizer.merges, max_length, special_tokens)
+
+
+def _config_of(folder):
+    folder = Path(folder)
+    refuse_links_out(folder)
+    return read_json(folder / "config.json"), str(folder / "config.json")
+
+
+def _filled(make, config, tensors, source):
+    """The network that `make` makes, with the tensors of `source` in it."""
+    _check_counts(config, tensors, source)
+    try:
+        with skeleton():
+            model = make()
+            model.build()
+            expected = shapes(model)
+    except InputError:
+        raise
+    except Exception as error:  # whatever Keras and TensorFlow say of sizes that make no sense
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{source}: its configuration makes no network: {reason[:200]}") from None
+    files = {tensor.file for tensor in tensors.values()}
+    source = files.pop() if len(files) == 1 else source
+    check(expected, tensors, source)
+    model = make()
+    model.build()
+    assign(model, tensors, source)
+    return model
+
+
+def _check_counts(config, tensors, source):
+    """A network of more layers than its file has tensors would take for ever to lay out."""
+    for name, value in dataclasses.asdict(config).items():
+        count = len(value) if isinstance(value, tuple) else value
+        counts_layers = isinstance(value, tuple) or name in ("layers_per_block", "num_hidden_layers")
+        if counts_layers and not 0 < count <= len(tensors):
+            raise InputError(
+                f"{source}: {name} is {value!r:.80}, but there are {len(tensors)} tensors: another model's?"
+            )
+
+
+def _tower(model, trained):
+    """One tower of a CLIP, on its own."""
+    model.build()
+    for variable, value in zip(model.variables, trained.variables, strict=True):
+        variable.assign(value)
+    return model

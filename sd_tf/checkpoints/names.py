@@ -6,10 +6,14 @@ Sublayers carry the names of the PyTorch modules, so only the last word differs,
 axes: Keras has the output axis last, PyTorch first.
 """
 
+import warnings
+
 import numpy as np
 
 from sd_tf.errors import InputError
 
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 0.18
+PROJECTIONS = ("text_projection.", "visual_projection.")  # stand beside their tower
 LAST_WORDS = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta": "bias"}
 
 
@@ -42,6 +46,34 @@ def _output_axis_first(variable, value):
     return value
 
 
+def current_names(tensors: dict, tower: str = "") -> dict:
+    """Tensors by today's keys, whichever release of diffusers or transformers wrote them.
+
+    Args:
+        tensors: key -> tensor, as a file has them.
+        tower: what all keys of a tower begin with, or all leave out: transformers 5 leaves it out.
+
+    Raises:
+        InputError: an old and a new key name the same tensor.
+    """
+    has_tower = any(key.startswith(tower) for key in tensors)
+    current = {}
+    for key, tensor in tensors.items():
+        *modules, attention, last = ["", *key.split(".")] if key.count(".") else ["", "", key]
+        if attention in OLD_ATTENTION and "attentions" in modules:
+            new = ".".join([*modules[1:], OLD_ATTENTION[attention], last])
+        else:
+            new = key
+        if not has_tower and not new.startswith(PROJECTIONS):
+            new = tower + new
+        if new in current:
+            raise InputError(
+                f"{tensor.file}: {current[new].key} and {key} are both {new}: another writer's file?"
+            )
+        current[new] = tensor
+    return current
+
+
 def keyed_variables(model) -> dict:
     """Every variable of a built model by its checkpoint key."""
     variables = {key_of(variable): variable for variable in model.variables}
@@ -50,31 +82,53 @@ def keyed_variables(model) -> dict:
     return variables
 
 
-def assign(model, tensors, source: str):
-    """Copies tensors into a model: every key consumed exactly once, with its shape.
+def check(expected: dict, tensors: dict, source: str):
+    """Every key there, none left over, every shape right.
 
     Args:
-        model: a built Keras model.
-        tensors: a mapping with `keys()`, `shape(key)` and `[key] -> np.ndarray`, as `Tensors` of
-            `sd_tf.checkpoints.folder` is; nothing is read before all keys and shapes are checked.
-        source: the file's name, for errors.
+        expected: key -> shape, as `shapes` gives it.
+        tensors: key -> something with a `shape` and the `file` that it stands in.
+        source: the file's or folder's name, for what is missing.
 
     Raises:
-        InputError: keys are missing or left over, or shapes differ. The model is then untouched.
+        InputError: keys are missing or left over, or shapes differ.
     """
-    variables = keyed_variables(model)
-    keys = set(tensors.keys())
-    missing, extra = sorted(variables.keys() - keys), sorted(keys - variables.keys())
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing:
         raise InputError(f"{source}: missing {_some(missing)}: the file belongs to another configuration")
     if extra:
-        raise InputError(f"{source}: has {_some(extra)} that the model does not: another configuration?")
-    for key, variable in variables.items():
-        expected, found = torch_shape(variable), tuple(tensors.shape(key))
-        if expected != found:
-            raise InputError(f"{source}: {key} has shape {found}, the configuration wants {expected}")
-    for key, variable in variables.items():
-        variable.assign(from_torch(variable, tensors[key]))
+        file = tensors[extra[0]].file
+        raise InputError(f"{file}: has {_some(extra)} that the model does not: another configuration?")
+    for key, shape in expected.items():
+        found = tuple(tensors[key].shape)
+        if found != shape:
+            raise InputError(f"{tensors[key].file}: {key} has shape {found}, the configuration wants {shape}")
+
+
+def shapes(model) -> dict:
+    """Checkpoint key -> the shape that the tensor has there, for every variable of a built model."""
+    return {key: torch_shape(variable) for key, variable in keyed_variables(model).items()}
+
+
+def assign(model, tensors: dict, source: str):
+    """Copies tensors that `check` has passed into a built model, one at a time.
+
+    Args:
+        model: a built Keras model.
+        tensors: key -> something with a `read()` that returns the values.
+        source: the file's name, for warnings.
+
+    Warns:
+        UserWarning: a tensor holds NaN or infinite values.
+    """
+    bad = []
+    for key, variable in keyed_variables(model).items():
+        values = from_torch(variable, tensors[key].read())
+        if not np.isfinite(values).all():
+            bad.append(key)
+        variable.assign(values)
+    if bad:
+        warnings.warn(f"{source}: NaN or infinite values in {_some(bad)}", stacklevel=2)
 
 
 def _some(keys, limit=3):

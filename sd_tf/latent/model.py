@@ -78,6 +78,7 @@ class LatentDiffusion:
         sampler="ddim",
         eta=0.0,
         batch_size=64,
+        latents=None,
         callback=None,
         progress=True,
     ):
@@ -97,6 +98,8 @@ class LatentDiffusion:
             sampler: "ddim" or "ddpm".
             eta: 0 to 1, the share of fresh noise in each step of DDIM.
             batch_size: pictures drawn at once; it bounds memory.
+            latents: the noise that pictures begin with, float (prompts x num_images, h, w, latent
+                channels), standard normal, in place of the seeds'; it sets the pictures' size.
             callback: `callback(step, latents, prediction)` after each step of each batch.
             progress: shows a progress bar, if standard error is a terminal.
 
@@ -129,6 +132,11 @@ class LatentDiffusion:
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each"
             )
 
+        height = width = self.unet.config.sample_size
+        if latents is not None:
+            latents = self._checked_latents(latents, len(prompts) * num_images)
+            height, width = latents.shape[1:3]
+
         contexts, negative_contexts = self.encode_prompts(prompts), self.encode_prompts(negatives)
         of_prompt = np.repeat(np.arange(len(prompts)), num_images)
         seeds = seed + np.tile(np.arange(num_images), len(prompts))
@@ -152,33 +160,45 @@ class LatentDiffusion:
                     negative_contexts[of_prompt[batch]],
                     guidance_scale,
                 )
-                latents = SAMPLERS[sampler](
+                final = SAMPLERS[sampler](
                     denoise,
-                    self._noise(seeds[batch], 0),
+                    self._noise(seeds[batch], 0, height, width) if latents is None else latents[batch],
                     self.schedule.inference_timesteps(steps),
                     self.schedule,
-                    lambda step, seeds=seeds[batch]: self._noise(seeds, step + 1),
+                    lambda step, seeds=seeds[batch]: self._noise(seeds, step + 1, height, width),
                     after_step,
                     **options,
                 )
-                images.append(_to_uint8(np.asarray(self._decode(latents))))
+                images.append(_to_uint8(np.asarray(self._decode(final))))
         return np.concatenate(images)
 
-    def _noise(self, seeds, draw):
+    def _noise(self, seeds, draw, height, width):
         """Standard normal latents, one for each seed; draw 0 begins a picture, draw k is step k's."""
-        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        return normals((PICTURE_NOISE, draw), seeds, (size, size, channels))
+        return normals((PICTURE_NOISE, draw), seeds, (height, width, self.unet.config.in_channels))
 
-    def save(self, folder, dtype="float32"):
+    def _checked_latents(self, latents, number):
+        latents, channels = np.asarray(latents), self.unet.config.in_channels
+        fits = latents.ndim == 4 and latents.shape[0] == number and latents.shape[3] == channels
+        if not fits or not min(latents.shape[1:3]):
+            raise InputError(
+                f"latents have the shape {latents.shape}: give ({number}, height, width, {channels}), "
+                "one for each picture"
+            )
+        if not np.issubdtype(latents.dtype, np.floating) or not np.isfinite(latents).all():
+            raise InputError(f"latents are {latents.dtype}, or not all finite: give standard normal noise")
+        return latents.astype("float32")
+
+    def save(self, folder, dtype="float32", max_shard_size="10GB"):
         """Writes the folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
 
         Args:
-            folder: made if it is not there.
-            dtype: of the files' tensors, "float32" or "float16".
+            folder: made if it is not there; a model in it stays whole until the new one is.
+            dtype: of the files' tensors, "float32", "float16" or "bfloat16".
+            max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
         """
         from sd_tf.checkpoints.folder import save  # the one import against the stream: see ARCHITECTURE.md
 
-        save(self, folder, dtype)
+        save(self, folder, dtype, max_shard_size)
 
 
 def _to_uint8(images):

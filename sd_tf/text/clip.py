@@ -304,6 +304,24 @@ class CLIPTextModel(_Configured, keras.Model):
 
 
 @keras.saving.register_keras_serializable("sd_tf")
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """CLIP's text tower with its projection; `pooled` is then (batch, projection_dim).
+
+    Reference: `transformers.CLIPTextModelWithProjection`, whose `text_embeds` is our `pooled`.
+    """
+
+    def build(self, token_ids_shape=None):
+        """Make the variables, whose shapes follow from the configuration alone."""
+        super().build(token_ids_shape)
+        self.text_projection = _projection(self.config, "text_projection", self.dtype_policy)
+
+    def call(self, token_ids, layer=-1):
+        """As `CLIPTextModel.call`."""
+        output = super().call(token_ids, layer=layer)
+        return output._replace(pooled=self.text_projection(output.pooled))
+
+
+@keras.saving.register_keras_serializable("sd_tf")
 class CLIPVisionModel(_Configured, keras.Model):
     """CLIP's image tower, a vision transformer.
 
@@ -341,6 +359,24 @@ class CLIPVisionModel(_Configured, keras.Model):
             InputError: the images are not of the tower's size.
         """
         return self.vision_model(images)
+
+
+@keras.saving.register_keras_serializable("sd_tf")
+class CLIPVisionModelWithProjection(CLIPVisionModel):
+    """CLIP's image tower with its projection; `pooled` is then (batch, projection_dim).
+
+    Reference: `transformers.CLIPVisionModelWithProjection`, whose `image_embeds` is our `pooled`.
+    """
+
+    def build(self, images_shape=None):
+        """Make the variables, whose shapes follow from the configuration alone."""
+        super().build(images_shape)
+        self.visual_projection = _projection(self.config, "visual_projection", self.dtype_policy)
+
+    def call(self, images):
+        """As `CLIPVisionModel.call`."""
+        output = super().call(images)
+        return output._replace(pooled=self.visual_projection(output.pooled))
 
 
 @keras.saving.register_keras_serializable("sd_tf")
@@ -402,19 +438,8 @@ class CLIPModel(keras.Model):
         )
         self.text_model.build((None, None))
         self.vision_model.build((None, None, None, self.vision_config.num_channels))
-        for name, width in (
-            ("text_projection", self.text_config.hidden_size),
-            ("visual_projection", self.vision_config.hidden_size),
-        ):
-            projection = keras.layers.Dense(
-                self.text_config.projection_dim,
-                use_bias=False,
-                kernel_initializer=_normal(width**-0.5),
-                name=name,
-                dtype=self.dtype_policy,
-            )
-            projection.build((None, width))
-            setattr(self, name, projection)
+        self.text_projection = _projection(self.text_config, "text_projection", self.dtype_policy)
+        self.visual_projection = _projection(self.vision_config, "visual_projection", self.dtype_policy)
         self.logit_scale = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(math.log(1 / 0.07)),
@@ -518,6 +543,19 @@ def _logits(text_features, image_features, logit_scale):
 
 def _unit(features):
     return ops.normalize(ops.cast(features, "float32"), axis=-1)
+
+
+def _projection(config, name, policy):
+    """From a tower's width into the space that texts and images share."""
+    projection = keras.layers.Dense(
+        config.projection_dim,
+        use_bias=False,
+        kernel_initializer=_normal(config.hidden_size**-0.5),
+        name=name,
+        dtype=policy,
+    )
+    projection.build((None, config.hidden_size))
+    return projection
 
 
 def _layer_norm(owner, name):

@@ -21,6 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sd_tf.checkpoints import folder as checkpoints
+from sd_tf.checkpoints.json_files import write_json
+from sd_tf.checkpoints.sources import resolve
 from sd_tf.compiled import compiled
 from sd_tf.config import NOT_PART_OF_A_RUN, RunConfig
 from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
@@ -72,7 +74,7 @@ class Run:
         text_encoder = config.text_encoder or self.preset.text_encoder or "none"
         if config.stage in ("clip", "autoencoder"):
             text_encoder = "none"  # not needed
-        self.clip_folder = None if text_encoder == "none" else checkpoints.resolve(text_encoder)
+        self.clip_folder = None if text_encoder == "none" else resolve(text_encoder)
         if config.stage == "diffusion":
             self._check_earlier_stages()
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
@@ -81,7 +83,7 @@ class Run:
                 self.cache_folder.mkdir(parents=True, exist_ok=True)
         with _writing("--output", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.write_json(self.folder / "run.json", self._identity())
+            write_json(self.folder / "run.json", self._identity())
 
     def train(self):
         """Runs the stages that are left, in order."""

@@ -6,19 +6,38 @@ import keras
 import numpy as np
 import pytest
 
-from sd_tf.checkpoints.names import assign, from_torch, key_of, keyed_variables, to_torch, torch_shape
+from sd_tf.checkpoints.names import (
+    assign,
+    check,
+    current_names,
+    from_torch,
+    key_of,
+    keyed_variables,
+    shapes,
+    to_torch,
+    torch_shape,
+)
 from sd_tf.errors import InputError
 
 
-class Tensors(dict):
-    """What `assign` reads from, in memory."""
+class InMemory:
+    """What `assign` reads from, without a file."""
 
-    def shape(self, key):
-        return self[key].shape
+    file = "F"
+
+    def __init__(self, values, key=""):
+        self.values, self.shape, self.key = np.asarray(values), np.shape(values), key
+
+    def read(self):
+        return self.values
+
+
+def in_memory(**tensors):
+    return {key: InMemory(values, key) for key, values in tensors.items()}
 
 
 def tensors(model):
-    return Tensors({key: to_torch(variable) for key, variable in keyed_variables(model).items()})
+    return {key: to_torch(variable) for key, variable in keyed_variables(model).items()}
 
 
 @pytest.mark.parametrize(
@@ -28,15 +47,14 @@ def test_keys_and_shapes_are_those_of_diffusers(tiny_model, part, name):
     diffusers = pytest.importorskip("diffusers")
     ours = getattr(tiny_model, part)
     options = dataclasses.asdict(ours.config)
+    del options["kept"]
     if part == "autoencoder":
         options |= {
             "down_block_types": ("DownEncoderBlock2D",) * 2,
             "up_block_types": ("UpDecoderBlock2D",) * 2,
         }
     state = getattr(diffusers, name)(**options).state_dict()
-    assert {key: torch_shape(variable) for key, variable in keyed_variables(ours).items()} == {
-        key: tuple(value.shape) for key, value in state.items()
-    }
+    assert shapes(ours) == {key: tuple(value.shape) for key, value in state.items()}
 
 
 @pytest.mark.parametrize(
@@ -83,36 +101,64 @@ def small_layer():
     ("change", "message"),
     [
         (lambda file: file.pop("bias"), "F: missing 1 tensor: bias"),
-        (lambda file: file.update(extra=np.zeros(1)), "F: has 1 tensor: extra that the model does not"),
         (
-            lambda file: file.update(weight=np.zeros((2, 3))),
+            lambda file: file.update(in_memory(extra=np.zeros(1))),
+            "F: has 1 tensor: extra that the model does not",
+        ),
+        (
+            lambda file: file.update(in_memory(weight=np.zeros((2, 3)))),
             r"F: weight has shape \(2, 3\), the configuration wants \(3, 2\)",
         ),
         (
-            lambda file: file.update({f"x{i}": np.zeros(1) for i in range(5)}),
+            lambda file: file.update(in_memory(**{f"x{i}": np.zeros(1) for i in range(5)})),
             "5 tensors: x0, x1, x2 and 2 more",
         ),
     ],
     ids=["missing", "extra", "wrong shape", "many"],
 )
-def test_a_file_that_does_not_fit_is_refused_and_nothing_is_assigned(change, message):
-    layer = small_layer()
-    before = layer.get_weights()
-    file = Tensors({"weight": np.ones((3, 2)), "bias": np.ones(3)})
+def test_a_file_that_does_not_fit_is_refused(change, message):
+    file = in_memory(weight=np.ones((3, 2)), bias=np.ones(3))
+    check(shapes(small_layer()), file, "F")
     change(file)
     with pytest.raises(InputError, match=message):
-        assign(layer, file, "F")
-    for value, old in zip(layer.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(value, old)
+        check(shapes(small_layer()), file, "F")
 
 
 def test_every_key_is_used_once():
-    file = Tensors({"weight": np.arange(6.0).reshape(3, 2), "bias": np.arange(3.0)})
+    file = in_memory(weight=np.arange(6.0).reshape(3, 2), bias=np.arange(3.0))
     layer = small_layer()
     assign(layer, file, "F")
     kernel, bias = layer.get_weights()
-    np.testing.assert_array_equal(kernel, file["weight"].T)
-    np.testing.assert_array_equal(bias, file["bias"])
+    np.testing.assert_array_equal(kernel, file["weight"].values.T)
+    np.testing.assert_array_equal(bias, file["bias"].values)
+
+
+def test_values_that_are_no_numbers_are_warned_of_by_key():
+    file = in_memory(weight=np.arange(6.0).reshape(3, 2), bias=np.array([0, np.nan, 1]))
+    with pytest.warns(UserWarning, match="F: NaN or infinite values in 1 tensor: bias"):
+        assign(small_layer(), file, "F")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "tower"),
+    [
+        ("encoder.mid_block.attentions.0.query.weight", "encoder.mid_block.attentions.0.to_q.weight", ""),
+        ("mid_block.attentions.0.proj_attn.bias", "mid_block.attentions.0.to_out.0.bias", ""),
+        ("a.attentions.0.to_k.bias", "a.attentions.0.to_k.bias", ""),
+        ("memory.key.weight", "memory.key.weight", ""),
+        ("encoder.layers.0.bias", "text_model.encoder.layers.0.bias", "text_model."),
+        ("text_model.final.bias", "text_model.final.bias", "text_model."),
+        ("text_projection.weight", "text_projection.weight", "text_model."),
+    ],
+)
+def test_keys_of_older_and_newer_releases_are_read(old, new, tower):
+    assert list(current_names({old: InMemory(0)}, tower)) == [new]
+
+
+def test_an_old_and_a_new_key_for_one_tensor_are_refused():
+    file = {key: InMemory(0, key) for key in ("attentions.0.query.bias", "attentions.0.to_q.bias")}
+    with pytest.raises(InputError, match=r"F: attentions.0.query.bias and attentions.0.to_q.bias are both"):
+        current_names(file)
 
 
 def test_two_variables_with_one_key_are_noticed():

@@ -1,0 +1,294 @@
+"""Single files in the original layout of CompVis' and Stability AI's code, as community sites share them.
+
+One `.safetensors` file holds all networks under the names of that code. It says no sizes: they are
+read off the tensors' shapes. Where shapes do not tell, Stable Diffusion's own values stand.
+
+References: CompVis/stable-diffusion, `v1-inference.yaml`, `openaimodel.py`, `model.py`;
+Stability-AI/stablediffusion, `v2-inference-v.yaml`; mlfoundations/open_clip.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from sd_tf.checkpoints.tensors import Tensor, read_file
+from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
+from sd_tf.errors import InputError
+
+TOKENIZER = "openai/clip-vit-large-patch14"  # of both 1.x and 2.x, which single files leave out
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+
+# Averaged copies, schedules that follow from the configuration, and parts of training.
+IGNORED = re.compile(
+    r"model_ema\.|(betas|alphas_cumprod|sqrt_|log_one_minus|posterior_|logvar|scale_factor|v_pred|ztsnr)"
+    r"|first_stage_model\.loss\.|cond_stage_model\.logit_scale|cond_stage_model\.model\.(logit_scale|text_projection|"
+    r"attn_mask)|cond_stage_model\.text_projection"
+)
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+OPEN_CLIP_ENDS = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+}
+
+
+class Original(NamedTuple):
+    """What a single file holds: configurations, and for each part its tensors by diffusers' keys."""
+
+    unet: UNetConfig
+    autoencoder: AutoencoderConfig
+    text: CLIPTextConfig
+    schedule: ScheduleConfig
+    pad_token: str | None  # where it is not the tokenizer's own: OpenCLIP pads with token 0
+    tensors: dict  # part -> key -> Tensor
+
+
+def read(file: Path) -> Original:
+    """Reads the names and shapes of a file; the values stay in it.
+
+    Raises:
+        InputError: the file is damaged, of another kind of model, or holds tensors of no known place.
+    """
+    found = read_file(file)
+    tensors = {key: tensor for key, tensor in found.items() if not IGNORED.match(key)}
+    kinds = {prefix: _under(prefix, tensors) for prefix in (UNET, VAE, CLIP, OPEN_CLIP)}
+    if "conditioner.embedders.0" in " ".join(found) or any(key.startswith("joint_blocks") for key in found):
+        raise InputError(f"{file} holds SDXL or SD 3: only Stable Diffusion 1.x and 2.x are supported")
+    for prefix in (UNET, VAE):
+        if not kinds[prefix]:
+            raise InputError(f"{file} has no {prefix}*: this is no whole Stable Diffusion checkpoint")
+    second = bool(kinds[OPEN_CLIP])
+    if not second and not kinds[CLIP]:
+        raise InputError(f"{file} has neither {CLIP}* nor {OPEN_CLIP}*: its text tower is missing")
+    stray = [key for key in tensors if not key.startswith((UNET, VAE, OPEN_CLIP if second else CLIP))]
+    if stray:
+        raise InputError(f"{file}: {stray[0]} belongs to no part of Stable Diffusion 1.x or 2.x")
+    try:
+        unet, of_unet = _unet(kinds[UNET])
+        autoencoder, of_autoencoder = _autoencoder(kinds[VAE])
+        text, of_text = _open_clip(kinds[OPEN_CLIP]) if second else _clip(kinds[CLIP])
+    except (KeyError, IndexError) as error:
+        raise InputError(f"{file}: missing the tensor {error.args[0]}") from None
+    autoencoder = dataclasses.replace(
+        autoencoder, sample_size=unet.sample_size * 2 ** (len(autoencoder.block_out_channels) - 1)
+    )
+    schedule = ScheduleConfig(prediction_type="v_prediction" if second else "epsilon")
+    parts = {"unet": of_unet, "autoencoder": of_autoencoder, "text_encoder": of_text}
+    return Original(unet, autoencoder, text, schedule, "!" if second else None, parts)
+
+
+def _under(prefix, tensors):
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _count(pattern, tensors):
+    """One more than the highest number that the pattern's group finds in the keys, 0 for none."""
+    return max((int(found[1]) + 1 for key in tensors if (found := re.match(pattern, key))), default=0)
+
+
+def _renamed(tensors, rules):
+    """Tensors by diffusers' keys; those that no rule knows keep their own, for `check` to name."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        stem, _, last = key.rpartition(".")
+        renamed[f"{rules.get(stem, stem)}.{last}"] = tensor
+    return renamed
+
+
+# -- the UNet ---------------------------------------------------------------------------------------
+
+
+def _unet(tensors):
+    blocks = _count(r"input_blocks\.(\d+)\.", tensors)
+    downs = [i for i in range(blocks) if f"input_blocks.{i}.0.op.weight" in tensors]
+    levels, layers = len(downs) + 1, (blocks - 1 - len(downs)) // (len(downs) + 1)
+    widths, attends = [], []
+    for level in range(levels):
+        first = 1 + level * (layers + 1)
+        widths.append(tensors[f"input_blocks.{first}.0.out_layers.3.weight"].shape[0])
+        attends.append(f"input_blocks.{first}.1.proj_in.weight" in tensors)
+    middle = "middle_block.1."
+    width = tensors[middle + "transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    linear = len(tensors[middle + "proj_in.weight"].shape) == 2
+    config = UNetConfig(
+        sample_size=96 if linear else 64,  # 768 and 512 pixels
+        in_channels=tensors["input_blocks.0.0.weight"].shape[1],
+        out_channels=tensors["out.2.weight"].shape[0],
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
+        attention_head_dim=tuple(max(1, each // 64) for each in widths) if linear else 8,
+        cross_attention_dim=width,
+        use_linear_projection=linear,
+    )
+    rules = {original: current for current, original in UNET_ENDS.items()}
+    for level in range(levels):
+        for i in range(layers):
+            at = f"input_blocks.{1 + level * (layers + 1) + i}"
+            rules |= _resnet(f"{at}.0", f"down_blocks.{level}.resnets.{i}")
+            rules |= _inner(f"{at}.1", f"down_blocks.{level}.attentions.{i}", tensors)
+        rules[f"input_blocks.{(level + 1) * (layers + 1)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+        for i in range(layers + 1):
+            at = f"output_blocks.{level * (layers + 1) + i}"
+            rules |= _resnet(f"{at}.0", f"up_blocks.{level}.resnets.{i}")
+            rules |= _inner(f"{at}.1", f"up_blocks.{level}.attentions.{i}", tensors)
+        last = f"output_blocks.{level * (layers + 1) + layers}.{2 if attends[levels - 1 - level] else 1}.conv"
+        rules[last] = f"up_blocks.{level}.upsamplers.0.conv"
+    rules |= _resnet("middle_block.0", "mid_block.resnets.0")
+    rules |= _inner("middle_block.1", "mid_block.attentions.0", tensors)
+    rules |= _resnet("middle_block.2", "mid_block.resnets.1")
+    return config, _renamed(tensors, rules)
+
+
+def _resnet(original, current):
+    return {f"{original}.{theirs}": f"{current}.{ours}" for ours, theirs in RESNET.items()}
+
+
+def _inner(original, current, tensors):
+    """Transformers have the same names inside."""
+    stems = {
+        key.rpartition(".")[0] for key in tensors if key.startswith(f"{original}.") and ".conv." not in key
+    }
+    return {stem: current + stem.removeprefix(original) for stem in stems}
+
+
+# -- the autoencoder --------------------------------------------------------------------------------
+
+
+def _autoencoder(tensors):
+    levels = _count(r"encoder\.down\.(\d+)\.", tensors)
+    layers = _count(r"encoder\.down\.0\.block\.(\d+)\.", tensors)
+    widths = [tensors[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)]
+    config = AutoencoderConfig(
+        in_channels=tensors["encoder.conv_in.weight"].shape[1],
+        out_channels=tensors["decoder.conv_out.weight"].shape[0],
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        latent_channels=tensors["post_quant_conv.weight"].shape[0],
+    )
+    rules = {}
+    for half in ("encoder", "decoder"):
+        rules[f"{half}.norm_out"] = f"{half}.conv_norm_out"
+        for i in range(2):
+            rules |= _vae_resnet(f"{half}.mid.block_{i + 1}", f"{half}.mid_block.resnets.{i}")
+        rules[f"{half}.mid.attn_1.norm"] = f"{half}.mid_block.attentions.0.group_norm"
+    for level in range(levels):
+        for i in range(layers):
+            rules |= _vae_resnet(
+                f"encoder.down.{level}.block.{i}", f"encoder.down_blocks.{level}.resnets.{i}"
+            )
+        up = f"decoder.up_blocks.{levels - 1 - level}"
+        for i in range(layers + 1):
+            rules |= _vae_resnet(f"decoder.up.{level}.block.{i}", f"{up}.resnets.{i}")
+        rules[f"encoder.down.{level}.downsample.conv"] = f"encoder.down_blocks.{level}.downsamplers.0.conv"
+        rules[f"decoder.up.{level}.upsample.conv"] = f"{up}.upsamplers.0.conv"
+    renamed = _renamed(tensors, rules)
+    for half in ("encoder", "decoder"):
+        for ours, theirs in VAE_ATTENTION.items():
+            original, current = f"{half}.mid.attn_1.{theirs}", f"{half}.mid_block.attentions.0.{ours}"
+            for last in ("weight", "bias"):
+                if ours != "group_norm" and (tensor := renamed.pop(f"{original}.{last}", None)) is not None:
+                    renamed[f"{current}.{last}"] = _squeezed(tensor)
+    return config, renamed
+
+
+def _vae_resnet(original, current):
+    names = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"nin_shortcut": "conv_shortcut"}
+    return {f"{original}.{theirs}": f"{current}.{ours}" for theirs, ours in names.items()}
+
+
+def _squeezed(tensor: Tensor) -> Tensor:
+    """A convolution of one pixel as the dense layer that it is."""
+    if len(tensor.shape) != 4 or tensor.shape[2:] != (1, 1):
+        return tensor
+    return dataclasses.replace(tensor, shape=tensor.shape[:2], view=lambda values: values[:, :, 0, 0])
+
+
+# -- the text towers --------------------------------------------------------------------------------
+
+
+def _clip(tensors):
+    """OpenAI's ViT-L/14, of Stable Diffusion 1.x: transformers' own names."""
+    config = _text_config(
+        tensors["text_model.embeddings.token_embedding.weight"].shape,
+        tensors["text_model.embeddings.position_embedding.weight"].shape,
+        tensors["text_model.encoder.layers.0.mlp.fc1.weight"].shape,
+        _count(r"text_model\.encoder\.layers\.(\d+)\.", tensors),
+        "quick_gelu",
+    )
+    return config, tensors
+
+
+def _open_clip(tensors):
+    """OpenCLIP's ViT-H/14, of Stable Diffusion 2.x, whose last layer is not read: it is left out."""
+    layers = _count(r"transformer\.resblocks\.(\d+)\.", tensors) - 1
+    config = _text_config(
+        tensors["token_embedding.weight"].shape,
+        tensors["positional_embedding"].shape,
+        tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape,
+        layers,
+        "gelu",
+    )
+    renamed = {current: tensors[original] for current, original in OPEN_CLIP_ENDS.items()}
+    known = set(OPEN_CLIP_ENDS.values())
+    for i in range(layers + 1):
+        original, current = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
+        of_layer = {key for key in tensors if key.startswith(f"{original}.")}
+        known |= of_layer
+        if i == layers:
+            break
+        for ours, theirs in OPEN_CLIP_LAYER.items():
+            for last in ("weight", "bias"):
+                renamed[f"{current}.{ours}.{last}"] = tensors[f"{original}.{theirs}.{last}"]
+        for third, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            for last in ("weight", "bias"):
+                tensor = tensors[f"{original}.attn.in_proj_{last}"]
+                renamed[f"{current}.self_attn.{name}.{last}"] = _third(tensor, third)
+    return config, renamed | {key: tensor for key, tensor in tensors.items() if key not in known}
+
+
+def _third(tensor: Tensor, third: int) -> Tensor:
+    """Queries, keys or values of a projection that holds all three."""
+    rows = tensor.shape[0] // 3
+    part = slice(third * rows, (third + 1) * rows)
+    return dataclasses.replace(tensor, shape=(rows, *tensor.shape[1:]), view=lambda values: values[part])
+
+
+def _text_config(tokens, positions, inner, layers, activation):
+    return CLIPTextConfig(
+        vocab_size=tokens[0],
+        hidden_size=tokens[1],
+        intermediate_size=inner[0],
+        projection_dim=tokens[1],
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, tokens[1] // 64),  # of 64 channels in every published tower
+        max_position_embeddings=positions[0],
+        hidden_act=activation,
+    )

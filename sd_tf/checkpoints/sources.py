@@ -1,0 +1,99 @@
+"""Where models come from: a bundled name, a folder, the hub; and the links in them that are not followed."""
+
+import os
+import re
+from pathlib import Path
+
+from sd_tf.errors import InputError, unknown
+
+PACKAGE = Path(__file__).parent.parent
+INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
+BUNDLED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def bundled_names() -> list[str]:
+    """The names that `load` and `load_clip` know without a path."""
+    return sorted({path.parent.name for path in BUNDLED.glob("*/*.json")})
+
+
+def resolve(name_or_folder, revision: str | None = None, variant: str | None = None) -> Path:
+    """A bundled name, a path or a hub id -> the folder, or the file where a path names one.
+
+    Args:
+        name_or_folder: looked for in this order.
+        revision: branch, tag or commit of a model on the hub.
+        variant: of the weights to download.
+
+    Raises:
+        InputError: it is none of these, or the hub cannot be reached.
+    """
+    name = str(name_or_folder)
+    if name in bundled_names():
+        return BUNDLED / name
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
+        return _download(name, revision, variant)
+    if os.sep in name or name.startswith(".") or path.suffix:
+        raise InputError(
+            f"no file or folder {name!r}: train a model with python -m sd_tf.train, or name another"
+        )
+    raise unknown("model", name, [*bundled_names(), "a folder that holds one"])
+
+
+def _download(hub_id, revision, variant) -> Path:
+    """Configurations and safetensors files of a model, into the hub's own cache.
+
+    `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` and the rest mean what they mean to huggingface_hub. A
+    pipeline's repository often holds every precision and the original checkpoint besides: only the
+    variant that is asked for is fetched, and of parts that lack it the plain files.
+    """
+    import huggingface_hub  # only here: it is slow to import, and most models are on disk
+
+    def fetch(patterns):
+        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+
+    stems = ("diffusion_pytorch_model", "model")
+    plain = [name for stem in stems for name in (f"{stem}.safetensors", f"{stem}-*-of-*.safetensors")]
+    of_variant = [
+        name
+        for stem in stems
+        for name in (f"{stem}.{variant}.safetensors", f"{stem}.{variant}-*-of-*.safetensors")
+    ]
+    parts = ("vae", "unet", "text_encoder")
+    try:
+        folder = fetch(["*.json", "*.txt"])
+        if not (folder / "model_index.json").is_file():  # one part alone, such as a CLIP
+            return fetch(of_variant if variant else plain)
+        if variant:
+            fetch([f"{part}/{name}" for part in parts for name in of_variant])
+        lacking = [part for part in parts if not variant or not list((folder / part).glob(f"*.{variant}*"))]
+        return fetch([f"{part}/{name}" for part in lacking for name in plain])
+    except Exception as error:  # whatever goes wrong between here and the hub has one way out
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"no folder {hub_id!r}, and the hub's model of that name cannot be had ({reason}): "
+            "check the name and the network, or download the folder and name its path"
+        ) from None
+
+
+def inside(folder: Path, path: Path) -> bool:
+    """Whether a path, its links followed, stays in a folder or in the hub's cache of that model."""
+    folder = folder.resolve()
+    for parent in (folder, *folder.parents):
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            folder = parent.parent  # the hub's cache links each file of a snapshot to its content
+    return path.resolve().is_relative_to(folder)
+
+
+def refuse_links_out(folder: Path, names=None):
+    """Raises `InputError` where a file or folder in `folder` is a link to somewhere else.
+
+    `names` are those that are looked at; None for all.
+    """
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
+        if path.is_symlink() and (names is None or path.name in names) and not inside(folder, path):
+            raise InputError(f"{path} is a link out of its folder: copy what it points to")

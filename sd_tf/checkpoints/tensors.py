@@ -1,0 +1,196 @@
+"""Tensors in safetensors files: found, checked, and read or written one file at a time.
+
+Files come from strangers. Nothing in them is executed: a pickle is refused by its name, unopened, and
+a header is checked before any tensor is read.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sd_tf.checkpoints.json_files import read_json, write_json
+from sd_tf.checkpoints.names import keyed_variables, to_torch
+from sd_tf.checkpoints.sources import inside
+from sd_tf.errors import InputError, unknown
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+NOT_WEIGHTS = re.compile(r"(^|\.)embeddings\.position_ids$")  # 0, 1, 2 ... in files before transformers 4.31
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is still in its file; `view` is taken of what is read, and has `shape`."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    view: Callable | None = None
+
+    def read(self) -> np.ndarray:
+        """The values, of the file's dtype."""
+        # A mapping of its own for each: the pages that were read are given back with it, so that a
+        # load's peak is the model and one tensor, not the model and its files.
+        with safe_open(self.file, framework="numpy") as file:
+            values = file.get_tensor(self.key)
+        return values if self.view is None else self.view(values)
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """Every weight of one safetensors file, by its key.
+
+    Raises:
+        InputError: the file is missing, a pickle, damaged, names a tensor twice or holds one that is
+            not a float.
+    """
+    if file.suffix in PICKLES:
+        raise InputError(
+            f"{file} is a pickle, which can execute code when it is read: convert it to safetensors, "
+            "with diffusers' or the hub's converter, on a machine that may be lost"
+        )
+    if not file.is_file():
+        raise InputError(f"{file} is missing")
+    try:
+        _check_header(file)
+        with safe_open(file, framework="numpy") as opened:
+            keys = [key for key in opened.keys() if not NOT_WEIGHTS.search(key)]  # noqa: SIM118
+            slices = {key: opened.get_slice(key) for key in keys}
+            tensors = {key: Tensor(file, key, tuple(part.get_shape())) for key, part in slices.items()}
+            dtypes = {key: part.get_dtype() for key, part in slices.items()}
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file} is no readable safetensors file: {reason}") from None
+    for key, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise InputError(f"{file}: {key} is {dtype}, only {', '.join(FLOATS)} are supported")
+    return tensors
+
+
+def _check_header(file: Path):
+    """What the library lets pass: a key that stands twice, of which it would read the last."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > min(LARGEST_HEADER, file.stat().st_size - 8):
+            raise ValueError(f"its header claims {length} bytes, the file has {file.stat().st_size}")
+        json.loads(opened.read(length), object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} stands in it twice")
+    return values
+
+
+def find(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:
+    """The weights of a part, from its one file or from the shards of its index.
+
+    Args:
+        folder: of the part.
+        stem: "diffusion_pytorch_model" in diffusers' folders, "model" in those of transformers.
+        variant: as in diffusers: "fp16" looks for `<stem>.fp16.safetensors` first.
+
+    Raises:
+        InputError: there are none, or a file is damaged or does not fit its index.
+    """
+    for infix in [f".{variant}", ""] if variant else [""]:
+        single = folder / f"{stem}{infix}.safetensors"
+        index = folder / f"{stem}.safetensors.index{infix}.json"
+        if single.is_file():
+            return read_file(single)
+        if index.is_file():
+            return _read_shards(index)
+    others = sorted(folder.glob(f"{stem}.*.safetensors*")) + sorted(
+        path for path in folder.glob("*.*") if path.suffix in PICKLES
+    )
+    if others and others[0].suffix in PICKLES:
+        read_file(others[0])  # says why not
+    hint = (
+        f": there is {others[0].name}, which variant={others[0].name.split('.')[1]!r} reads" if others else ""
+    )
+    raise InputError(f"{single} is missing{hint}")
+
+
+def has_variant(folder: Path, stem: str, variant: str) -> bool:
+    """Whether a part has files of that variant."""
+    names = (f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputError(f"{index} has no weight_map from keys to file names")
+    tensors = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names {name!r}, which is no safetensors file beside it")
+        file = index.with_name(name)
+        if not inside(index.parent, file):
+            raise InputError(f"{file} is a link out of its folder: copy the file it points to")
+        for key, tensor in read_file(file).items():
+            if weight_map.get(key) != name:
+                where = weight_map.get(key, "no file")
+                raise InputError(f"{file} holds {key}, which {index.name} says is in {where}")
+            tensors[key] = tensor
+    lost = sorted(key for key in weight_map if key not in tensors and not NOT_WEIGHTS.search(key))
+    if lost:
+        raise InputError(f"{index}: {lost[0]} is not in {weight_map[lost[0]]}, where the index says it is")
+    return tensors
+
+
+def write(folder: Path, stem: str, model, dtype: str, max_shard_size):
+    """Writes a model's weights as one file or, where they are larger than a shard, several and an index.
+
+    Args:
+        folder: is there.
+        stem: as in `find`.
+        model: a built Keras model.
+        dtype: of the files, "float32", "float16" or "bfloat16".
+        max_shard_size: most bytes of a file, a whole number or a text such as "5GB".
+
+    Raises:
+        InputError: the dtype or the size makes no sense.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    limit, itemsize = _bytes(max_shard_size), 4 if dtype == "float32" else 2
+    shards, total, room = [], 0, 0
+    for key, variable in keyed_variables(model).items():
+        size = itemsize * math.prod(variable.shape)
+        if size > room:
+            shards.append({})
+            room = limit
+        shards[-1][key] = variable
+        total, room = total + size, room - size
+    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = [f"{stem}.safetensors"]
+    for name, variables in zip(names, shards, strict=True):
+        values = {key: to_torch(each).astype(DTYPES[dtype], order="C") for key, each in variables.items()}
+        save_file(values, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _bytes(size) -> int:
+    number, unit = size, "B"
+    if isinstance(size, str) and (found := re.fullmatch(r"(\d+) ?([KMG]?i?B)", size, re.IGNORECASE)):
+        number, unit = int(found[1]), found[2]
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise InputError(f"max_shard_size is {size!r}: give bytes as a whole number, or a text such as '5GB'")
+    return number * UNITS[unit.upper()]
