@@ -27,7 +27,7 @@ class AutoencoderConfig:
     layers_per_block: int = 2
     latent_channels: int = 4
     norm_num_groups: int = 32
-    sample_size: int = 512  # pixels
+    sample_size: int | tuple[int, ...] | None = 512  # pixels
     scaling_factor: float = 0.18215
     kept: dict = _kept()
 
@@ -45,7 +45,7 @@ class UNetConfig:
     number of heads, for all levels or one for each.
     """
 
-    sample_size: int = 64  # latents
+    sample_size: int | tuple[int, ...] | None = 64  # latents; a side, or height and width
     in_channels: int = 4
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -60,6 +60,15 @@ class UNetConfig:
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     kept: dict = _kept()
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the network was trained on; 64 where nothing says."""
+        size = self.sample_size or 64
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        if len(size) != 2 or min(size) < 1:
+            raise InputError(f"sample_size is {self.sample_size!r}: give a side, or height and width")
+        return size
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,25 @@ def test_every_colour_is_drawn_on_every_garment(model):
     assert right.mean() >= 0.95
 
 
+def test_diffusers_draws_the_same_pictures(model):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        BUNDLED / "fashion-mnist", torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = ["a red dress", "a blue bag", "an ankle boot", "a green coat"]
+    latents = np.random.default_rng(0).standard_normal((4, 8, 8, 4)).astype("float32")
+    reference = pipeline(
+        prompts,
+        num_inference_steps=20,
+        guidance_scale=3.0,
+        latents=torch.from_numpy(latents.transpose(0, 3, 1, 2).copy()),
+        output_type="np",
+    ).images
+    ours = model.generate(prompts, steps=20, guidance_scale=3.0, latents=latents, progress=False)
+    assert np.abs(np.round(reference * 255) - ours).max() <= 2
+
+
 @pytest.mark.slow
 def test_an_independent_classifier_recognises_the_garments(model, data_dir, tmp_path):
     train, test = (FashionMNIST(split, data_dir) for split in ("train", "test"))

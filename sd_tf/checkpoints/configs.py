@@ -11,7 +11,7 @@ import types
 import typing
 
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, shown
 
 DIFFUSERS_VERSION = "0.30.0"  # the layout written; diffusers reads older layouts than its own
 
@@ -24,6 +24,9 @@ NOT_KEPT = {
     "dtype",
     "torch_dtype",
 }
+
+LARGEST = 2**31 - 1  # of any number, so that none overflows further on
+MAY_BE_ZERO = ("freq_shift", "steps_offset", "pad_token_id", "bos_token_id", "eos_token_id", "projection_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Kind:
             for name, value in dataclasses.asdict(config).items()
             if name != "kept"
         }
+        if config.kept.get("_class_name") in self.siblings:  # which has not all of our fields
+            read = self.from_json(config.kept, "kept")
+            changed = {name: value for name, value in fields.items() if value != getattr(read, name)}
+            return {**self.header, **config.kept, **changed, **dict(extra)}
         return {**self.header, **self.fixed, **fields, **config.kept, **dict(extra)}
 
     def from_json(self, values: dict, source: str):
@@ -59,13 +66,16 @@ class Kind:
             names = (self.header.get(name), *self.siblings)
             if name in values and name in self.header and values[name] not in names:
                 raise InputError(
-                    f"{source}: {name} is {values[name]!r}, only {' or '.join(map(repr, names))} is supported"
+                    f"{source}: {name} is {shown(values[name])}, "
+                    f"only {' or '.join(map(repr, names))} is supported"
                 )
             if values.get(name) in self.siblings:
-                kept[name] = values[name]
+                kept = {key: value for key, value in values.items() if key not in NOT_KEPT}
         for name, supported in self.fixed.items():
             if name in values and values[name] != supported:
-                raise InputError(f"{source}: {name} is {values[name]!r}, only {supported!r} is supported")
+                raise InputError(
+                    f"{source}: {name} is {shown(values[name])}, only {supported!r} is supported"
+                )
         given = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
@@ -74,7 +84,11 @@ class Kind:
         for name, value in given.items():
             if not _is_a(value, known[name]):
                 default = getattr(self.dataclass, name)
-                raise InputError(f"{source}: {name} is {value!r}, expected something like {default!r}")
+                raise InputError(f"{source}: {name} is {shown(value)}, expected something like {default!r}")
+            least = 0 if known[name] is float or name in MAY_BE_ZERO else 1
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) in (int, float) and not least <= number <= LARGEST:
+                    raise InputError(f"{source}: {name} is {shown(value)}, expected {least} to {LARGEST}")
         return self.dataclass(**{**self.absent, **given}, kept=kept)
 
 
@@ -198,7 +212,7 @@ def check_model_index(values: dict, source: str):
         found = values.get(part)
         name = found[1] if isinstance(found, list) and len(found) == 2 else found
         if name not in supported:
-            raise InputError(f"{source}: {part} is {name!r:.80}, only {' or '.join(supported)} is supported")
+            raise InputError(f"{source}: {part} is {shown(name)}, only {' or '.join(supported)} is supported")
 
 
 def autoencoder_json(config: AutoencoderConfig) -> dict:

@@ -16,8 +16,8 @@ from sd_tf.checkpoints.json_files import read_json, write_json
 from sd_tf.checkpoints.names import assign, check, current_names, shapes
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
 from sd_tf.checkpoints.tensors import find, has_variant, write
-from sd_tf.diffusion.schedules import NoiseSchedule
-from sd_tf.errors import InputError
+from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
+from sd_tf.errors import InputError, shown, unknown
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
@@ -34,6 +34,8 @@ from sd_tf.text.tokenizer import Tokenizer
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"  # how each library names weights
 STEMS = {"vae": DIFFUSERS, "unet": DIFFUSERS, "text_encoder": TRANSFORMERS}
 SHARD = "10GB"  # diffusers' own
+TENSORS_OF_A_LAYER = 8  # at least: a residual block has that many
+MOST_LAYERS = 200  # in one direction of a network; Stable Diffusion has 8, its towers up to 24
 
 # -- writing ----------------------------------------------------------------------------------------
 
@@ -241,6 +243,8 @@ def load(
     Warns:
         UserWarning: tensors hold NaN or infinite values.
     """
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        raise unknown("prediction_type", prediction_type, PREDICTION_TYPES)
     path = Path(str(name_or_folder)).expanduser()
     if not path.exists():
         _recover(path, keep_others=True)  # a save was killed between its renames
@@ -253,12 +257,9 @@ def load(
         tokenizer, pad_token = tokenizer or source, None
     if prediction_type is not None:
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
-    max_length = parts["text_encoder"].config.max_position_embeddings
-    return LatentDiffusion(
-        **parts,
-        tokenizer=_load_tokenizer(tokenizer, max_length, pad_token),
-        schedule=NoiseSchedule(schedule),
-    )
+    tokenizer = _load_tokenizer(tokenizer, parts["text_encoder"].config.max_position_embeddings, pad_token)
+    with _naming(source):
+        return LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
 
 
 def _load_folder(folder, dtype, variant):
@@ -274,7 +275,8 @@ def _load_folder(folder, dtype, variant):
     refuse_links_out(folder / "scheduler")
     file = folder / "scheduler" / "scheduler_config.json"
     schedule = configs.SCHEDULE.from_json(read_json(file), str(file))
-    NoiseSchedule(schedule)  # refuses what it cannot be before gigabytes are read
+    with _naming(file):
+        NoiseSchedule(schedule)  # refuses what it cannot be before gigabytes are read
     return {
         "text_encoder": load_text_encoder(folder / "text_encoder", dtype, variant),
         "autoencoder": load_autoencoder(folder / "vae", dtype, variant),
@@ -285,12 +287,12 @@ def _load_folder(folder, dtype, variant):
 def _load_original(file, dtype):
     found = original.read(file)
     networks = {
-        "text_encoder": lambda: CLIPTextModel(found.text, dtype=dtype),
-        "autoencoder": lambda: AutoencoderKL(found.autoencoder, dtype=dtype),
-        "unet": lambda: UNet(found.unet, dtype=dtype),
+        "text_encoder": (found.text, lambda: CLIPTextModel(found.text, dtype=dtype)),
+        "autoencoder": (found.autoencoder, lambda: AutoencoderKL(found.autoencoder, dtype=dtype)),
+        "unet": (found.unet, lambda: UNet(found.unet, dtype=dtype)),
     }
     return (
-        {part: _filled(make, make().config, found.tensors[part], file) for part, make in networks.items()},
+        {part: _filled(make, config, found.tensors[part], file) for part, (config, make) in networks.items()},
         found.schedule,
         found.pad_token,
     )
@@ -305,7 +307,17 @@ def _load_tokenizer(source, max_length, pad_token=None):
     if pad_token is None:
         return tokenizer
     special_tokens = tokenizer.special_tokens | {"pad_token": pad_token}
-    return Tokenizer(tokenizer.vocab, tokenizer.merges, max_length, special_tokens)
+    with _naming(folder):
+        return Tokenizer(tokenizer.vocab, tokenizer.merges, max_length, special_tokens)
+
+
+@contextlib.contextmanager
+def _naming(source):
+    """What is refused inside is said of that file or folder."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def _config_of(folder):
@@ -318,7 +330,7 @@ def _filled(make, config, tensors, source):
     """The network that `make` makes, with the tensors of `source` in it."""
     _check_counts(config, tensors, source)
     try:
-        with skeleton():
+        with skeleton(), _naming(source):
             model = make()
             model.build()
             expected = shapes(model)
@@ -330,20 +342,21 @@ def _filled(make, config, tensors, source):
     files = {tensor.file for tensor in tensors.values()}
     source = files.pop() if len(files) == 1 else source
     check(expected, tensors, source)
-    model = make()
-    model.build()
     assign(model, tensors, source)
     return model
 
 
 def _check_counts(config, tensors, source):
-    """A network of more layers than its file has tensors would take for ever to lay out."""
-    for name, value in dataclasses.asdict(config).items():
-        count = len(value) if isinstance(value, tuple) else value
-        counts_layers = isinstance(value, tuple) or name in ("layers_per_block", "num_hidden_layers")
-        if counts_layers and not 0 < count <= len(tensors):
+    """A network of many layers would take for ever to lay out, only to find that its file has others."""
+    most = min(len(tensors) // TENSORS_OF_A_LAYER, MOST_LAYERS)
+    levels = len(getattr(config, "block_out_channels", "1"))
+    for name in ("block_out_channels", "layers_per_block", "num_hidden_layers"):
+        value = getattr(config, name, 1)
+        layers = levels * (1 if isinstance(value, tuple) else value)
+        if not 0 < layers <= most:
             raise InputError(
-                f"{source}: {name} is {value!r:.80}, but there are {len(tensors)} tensors: another model's?"
+                f"{source}: {name} is {shown(value)}, but {len(tensors)} tensors make at most {most} layers: "
+                "another model's?"
             )
 
 

@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 
 from sd_tf.errors import InputError
+from sd_tf.skeleton import fill
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 0.18
 PROJECTIONS = ("text_projection.", "visual_projection.")  # stand beside their tower
@@ -114,7 +115,7 @@ def assign(model, tensors: dict, source: str):
     """Copies tensors that `check` has passed into a built model, one at a time.
 
     Args:
-        model: a built Keras model.
+        model: a built Keras model, or the skeleton of one.
         tensors: key -> something with a `read()` that returns the values.
         source: the file's name, for warnings.
 
@@ -126,7 +127,7 @@ def assign(model, tensors: dict, source: str):
         values = from_torch(variable, tensors[key].read())
         if not np.isfinite(values).all():
             bad.append(key)
-        variable.assign(values)
+        fill(variable, values)
     if bad:
         warnings.warn(f"{source}: NaN or infinite values in {_some(bad)}", stacklevel=2)
 

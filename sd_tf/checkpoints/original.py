@@ -27,6 +27,8 @@ IGNORED = re.compile(
     r"attn_mask)|cond_stage_model\.text_projection"
 )
 
+NUMBER = "([0-9]{1,2})"  # of a layer; what has more digits is left over
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -93,7 +95,7 @@ def read(file: Path) -> Original:
         unet, of_unet = _unet(kinds[UNET])
         autoencoder, of_autoencoder = _autoencoder(kinds[VAE])
         text, of_text = _open_clip(kinds[OPEN_CLIP]) if second else _clip(kinds[CLIP])
-    except (KeyError, IndexError) as error:
+    except KeyError as error:
         raise InputError(f"{file}: missing the tensor {error.args[0]}") from None
     autoencoder = dataclasses.replace(
         autoencoder, sample_size=unet.sample_size * 2 ** (len(autoencoder.block_out_channels) - 1)
@@ -112,6 +114,13 @@ def _count(pattern, tensors):
     return max((int(found[1]) + 1 for key in tensors if (found := re.match(pattern, key))), default=0)
 
 
+def _size(tensor, axis):
+    """A side of a tensor that says a network's size."""
+    if axis >= len(tensor.shape):
+        raise InputError(f"{tensor.file}: {tensor.key} has shape {tensor.shape}, which says no size")
+    return tensor.shape[axis]
+
+
 def _renamed(tensors, rules):
     """Tensors by diffusers' keys; those that no rule knows keep their own, for `check` to name."""
     renamed = {}
@@ -125,21 +134,21 @@ def _renamed(tensors, rules):
 
 
 def _unet(tensors):
-    blocks = _count(r"input_blocks\.(\d+)\.", tensors)
+    blocks = _count(rf"input_blocks\.{NUMBER}\.", tensors)
     downs = [i for i in range(blocks) if f"input_blocks.{i}.0.op.weight" in tensors]
     levels, layers = len(downs) + 1, (blocks - 1 - len(downs)) // (len(downs) + 1)
     widths, attends = [], []
     for level in range(levels):
         first = 1 + level * (layers + 1)
-        widths.append(tensors[f"input_blocks.{first}.0.out_layers.3.weight"].shape[0])
+        widths.append(_size(tensors[f"input_blocks.{first}.0.out_layers.3.weight"], 0))
         attends.append(f"input_blocks.{first}.1.proj_in.weight" in tensors)
     middle = "middle_block.1."
-    width = tensors[middle + "transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    width = _size(tensors[middle + "transformer_blocks.0.attn2.to_k.weight"], 1)
     linear = len(tensors[middle + "proj_in.weight"].shape) == 2
     config = UNetConfig(
         sample_size=96 if linear else 64,  # 768 and 512 pixels
-        in_channels=tensors["input_blocks.0.0.weight"].shape[1],
-        out_channels=tensors["out.2.weight"].shape[0],
+        in_channels=_size(tensors["input_blocks.0.0.weight"], 1),
+        out_channels=_size(tensors["out.2.weight"], 0),
         block_out_channels=tuple(widths),
         layers_per_block=layers,
         down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attends),
@@ -183,15 +192,15 @@ def _inner(original, current, tensors):
 
 
 def _autoencoder(tensors):
-    levels = _count(r"encoder\.down\.(\d+)\.", tensors)
-    layers = _count(r"encoder\.down\.0\.block\.(\d+)\.", tensors)
-    widths = [tensors[f"encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)]
+    levels = _count(rf"encoder\.down\.{NUMBER}\.", tensors)
+    layers = _count(rf"encoder\.down\.0\.block\.{NUMBER}\.", tensors)
+    widths = [_size(tensors[f"encoder.down.{level}.block.0.conv2.weight"], 0) for level in range(levels)]
     config = AutoencoderConfig(
-        in_channels=tensors["encoder.conv_in.weight"].shape[1],
-        out_channels=tensors["decoder.conv_out.weight"].shape[0],
+        in_channels=_size(tensors["encoder.conv_in.weight"], 1),
+        out_channels=_size(tensors["decoder.conv_out.weight"], 0),
         block_out_channels=tuple(widths),
         layers_per_block=layers,
-        latent_channels=tensors["post_quant_conv.weight"].shape[0],
+        latent_channels=_size(tensors["post_quant_conv.weight"], 0),
     )
     rules = {}
     for half in ("encoder", "decoder"):
@@ -237,10 +246,10 @@ def _squeezed(tensor: Tensor) -> Tensor:
 def _clip(tensors):
     """OpenAI's ViT-L/14, of Stable Diffusion 1.x: transformers' own names."""
     config = _text_config(
-        tensors["text_model.embeddings.token_embedding.weight"].shape,
-        tensors["text_model.embeddings.position_embedding.weight"].shape,
-        tensors["text_model.encoder.layers.0.mlp.fc1.weight"].shape,
-        _count(r"text_model\.encoder\.layers\.(\d+)\.", tensors),
+        tensors["text_model.embeddings.token_embedding.weight"],
+        tensors["text_model.embeddings.position_embedding.weight"],
+        tensors["text_model.encoder.layers.0.mlp.fc1.weight"],
+        _count(rf"text_model\.encoder\.layers\.{NUMBER}\.", tensors),
         "quick_gelu",
     )
     return config, tensors
@@ -248,11 +257,11 @@ def _clip(tensors):
 
 def _open_clip(tensors):
     """OpenCLIP's ViT-H/14, of Stable Diffusion 2.x, whose last layer is not read: it is left out."""
-    layers = _count(r"transformer\.resblocks\.(\d+)\.", tensors) - 1
+    layers = _count(rf"transformer\.resblocks\.{NUMBER}\.", tensors) - 1
     config = _text_config(
-        tensors["token_embedding.weight"].shape,
-        tensors["positional_embedding"].shape,
-        tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape,
+        tensors["token_embedding.weight"],
+        tensors["positional_embedding"],
+        tensors["transformer.resblocks.0.mlp.c_fc.weight"],
         layers,
         "gelu",
     )
@@ -276,19 +285,24 @@ def _open_clip(tensors):
 
 def _third(tensor: Tensor, third: int) -> Tensor:
     """Queries, keys or values of a projection that holds all three."""
-    rows = tensor.shape[0] // 3
+    rows, rest = divmod(_size(tensor, 0), 3)
+    if rest:
+        raise InputError(
+            f"{tensor.file}: {tensor.key} has shape {tensor.shape}, which is not that of three in one"
+        )
     part = slice(third * rows, (third + 1) * rows)
     return dataclasses.replace(tensor, shape=(rows, *tensor.shape[1:]), view=lambda values: values[part])
 
 
 def _text_config(tokens, positions, inner, layers, activation):
+    width = _size(tokens, 1)
     return CLIPTextConfig(
-        vocab_size=tokens[0],
-        hidden_size=tokens[1],
-        intermediate_size=inner[0],
-        projection_dim=tokens[1],
+        vocab_size=_size(tokens, 0),
+        hidden_size=width,
+        intermediate_size=_size(inner, 0),
+        projection_dim=width,
         num_hidden_layers=layers,
-        num_attention_heads=max(1, tokens[1] // 64),  # of 64 channels in every published tower
-        max_position_embeddings=positions[0],
+        num_attention_heads=max(1, width // 64),  # of 64 channels in every published tower
+        max_position_embeddings=_size(positions, 0),
         hidden_act=activation,
     )

@@ -89,11 +89,16 @@ def inside(folder: Path, path: Path) -> bool:
 
 
 def refuse_links_out(folder: Path, names=None):
-    """Raises `InputError` where a file or folder in `folder` is a link to somewhere else.
+    """Raises `InputError` where a file or folder in `folder` is a link to somewhere else, or to nothing.
 
     `names` are those that are looked at; None for all.
     """
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in paths:
-        if path.is_symlink() and (names is None or path.name in names) and not inside(folder, path):
-            raise InputError(f"{path} is a link out of its folder: copy what it points to")
+    path = folder
+    try:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.is_symlink() and (names is None or path.name in names):
+                path.resolve(strict=True)
+                if not inside(folder, path):
+                    raise InputError(f"{path} is a link out of its folder: copy what it points to")
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -19,14 +20,23 @@ from safetensors.numpy import save_file
 from sd_tf.checkpoints.json_files import read_json, write_json
 from sd_tf.checkpoints.names import keyed_variables, to_torch
 from sd_tf.checkpoints.sources import inside
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, shown, unknown
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+SHARD = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
+LARGEST_HEADER = 20_000_000  # bytes, of which JSON makes thirty times as many; Stable Diffusion's have 0.1 MB
 NOT_WEIGHTS = re.compile(r"(^|\.)embeddings\.position_ids$")  # 0, 1, 2 ... in files before transformers 4.31
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class Place(NamedTuple):
+    """Where in its file a tensor stands, and as what."""
+
+    begin: int  # bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +46,14 @@ class Tensor:
     file: Path
     key: str
     shape: tuple[int, ...]
+    place: Place
     view: Callable | None = None
 
     def read(self) -> np.ndarray:
         """The values, of the file's dtype."""
-        # A mapping of its own for each: the pages that were read are given back with it, so that a
-        # load's peak is the model and one tensor, not the model and its files.
-        with safe_open(self.file, framework="numpy") as file:
-            values = file.get_tensor(self.key)
+        # Not mapped: pages of a mapping stay in memory, and a load's peak would be the model and its files.
+        begin, shape, dtype = self.place
+        values = np.fromfile(self.file, dtype, math.prod(shape), offset=begin).reshape(shape)
         return values if self.view is None else self.view(values)
 
 
@@ -62,35 +72,41 @@ def read_file(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise InputError(f"{file} is missing")
     try:
-        _check_header(file)
-        with safe_open(file, framework="numpy") as opened:
-            keys = [key for key in opened.keys() if not NOT_WEIGHTS.search(key)]  # noqa: SIM118
-            slices = {key: opened.get_slice(key) for key in keys}
-            tensors = {key: Tensor(file, key, tuple(part.get_shape())) for key, part in slices.items()}
-            dtypes = {key: part.get_dtype() for key, part in slices.items()}
+        header, begin = _read_header(file)
+        with safe_open(file, framework="numpy"):
+            pass  # the library has found all shapes, dtypes and places in order, or raised
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file} is no readable safetensors file: {reason}") from None
-    for key, dtype in dtypes.items():
-        if dtype not in FLOATS:
-            raise InputError(f"{file}: {key} is {dtype}, only {', '.join(FLOATS)} are supported")
+    tensors = {}
+    for key, entry in header.items():
+        if key == "__metadata__" or NOT_WEIGHTS.search(key):
+            continue
+        if entry["dtype"] not in FLOATS:
+            raise InputError(f"{file}: {key} is {entry['dtype']}, only {', '.join(FLOATS)} are supported")
+        shape, dtype = tuple(entry["shape"]), np.dtype(FLOATS[entry["dtype"]])
+        tensors[key] = Tensor(file, key, shape, Place(begin + entry["data_offsets"][0], shape, dtype))
     return tensors
 
 
-def _check_header(file: Path):
-    """What the library lets pass: a key that stands twice, of which it would read the last."""
+def _read_header(file: Path) -> tuple[dict, int]:
+    """The header, in which no key may stand twice, and the place where the tensors begin."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > min(LARGEST_HEADER, file.stat().st_size - 8):
-            raise ValueError(f"its header claims {length} bytes, the file has {file.stat().st_size}")
-        json.loads(opened.read(length), object_pairs_hook=_without_repeats)
+            raise ValueError(
+                f"its header claims {length} bytes, the file has {file.stat().st_size}, and "
+                f"{LARGEST_HEADER} are the most"
+            )
+        return json.loads(opened.read(length), object_pairs_hook=_without_repeats), 8 + length
 
 
 def _without_repeats(pairs):
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} stands in it twice")
+    values = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"{key} stands in it twice")
+        values[key] = value
     return values
 
 
@@ -135,8 +151,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise InputError(f"{index} has no weight_map from keys to file names")
     tensors = {}
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} names {name!r}, which is no safetensors file beside it")
+        if not SHARD.fullmatch(name):
+            raise InputError(f"{index} names {shown(name)}, which is no safetensors file beside it")
         file = index.with_name(name)
         if not inside(index.parent, file):
             raise InputError(f"{file} is a link out of its folder: copy the file it points to")

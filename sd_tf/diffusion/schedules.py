@@ -47,6 +47,7 @@ def _linspace(config, steps):
 BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _squared_cosine}
 SPACINGS = {"leading": _leading, "trailing": _trailing, "linspace": _linspace}
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+MOST_TIMESTEPS = 100_000
 
 
 class NoiseSchedule:
@@ -63,8 +64,8 @@ class NoiseSchedule:
             `set_alpha_to_one`, otherwise that of timestep 0.
 
     Raises:
-        InputError: for an unknown `beta_schedule`, `timestep_spacing` or `prediction_type`, fewer
-            than one timestep, or `clip_sample`.
+        InputError: for an unknown `beta_schedule`, `timestep_spacing` or `prediction_type`, no or too
+            many timesteps, a beta that is no share of a variance, or `clip_sample`.
 
     Reference: Ho et al. 2020 (DDPM), equation 4; spacings as in table 2 of Lin et al. 2023, "Common
     Diffusion Noise Schedules and Sample Steps are Flawed", and diffusers' `DDIMScheduler`.
@@ -77,16 +78,26 @@ class NoiseSchedule:
             raise unknown("timestep_spacing", config.timestep_spacing, SPACINGS)
         if config.prediction_type not in PREDICTION_TYPES:
             raise unknown("prediction_type", config.prediction_type, PREDICTION_TYPES)
-        if config.num_train_timesteps < 1:
+        if not 1 <= config.num_train_timesteps <= MOST_TIMESTEPS:
             raise InputError(
-                f"num_train_timesteps is {config.num_train_timesteps}: give at least 1, usually 1000."
+                f"num_train_timesteps is {config.num_train_timesteps}: "
+                f"give at least 1 and at most {MOST_TIMESTEPS}."
             )
         if config.clip_sample:
             raise InputError(
                 "clip_sample is true, but latents, unlike pixels, have no range to clip to: set it to false."
             )
+        if not 0 <= config.steps_offset < config.num_train_timesteps:
+            raise InputError(
+                f"steps_offset is {config.steps_offset}: give 0 to {config.num_train_timesteps - 1}."
+            )
+        betas = np.asarray(BETAS[config.beta_schedule](config))
+        if np.iscomplexobj(betas) or not ((betas > 0) & (betas < 1)).all():
+            raise InputError(
+                f"beta_start is {config.beta_start}, beta_end {config.beta_end}: give both between 0 and 1."
+            )
         self.config = config
-        self.alphas_cumprod = np.cumprod(1 - BETAS[config.beta_schedule](config))
+        self.alphas_cumprod = np.cumprod(1 - betas)
         self.final_alpha_cumprod = 1.0 if config.set_alpha_to_one else float(self.alphas_cumprod[0])
 
     def rates(self, t, latents):

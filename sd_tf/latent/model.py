@@ -132,7 +132,7 @@ class LatentDiffusion:
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each"
             )
 
-        height = width = self.unet.config.sample_size
+        height, width = self.unet.config.latent_size
         if latents is not None:
             latents = self._checked_latents(latents, len(prompts) * num_images)
             height, width = latents.shape[1:3]

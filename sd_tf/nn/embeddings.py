@@ -11,7 +11,7 @@ def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
 
     Args:
         t: (batch,), integer or float.
-        width: an even number; half of it cosines, half sines.
+        width: half of it cosines, half sines; the last column of an odd one is zero.
         flip_sin_to_cos: cosines first, as Stable Diffusion has it.
         freq_shift: subtracted from the number of frequencies in the exponent.
 
@@ -22,7 +22,11 @@ def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
     exponent = -math.log(10000.0) * ops.arange(half, dtype="float32") / (half - freq_shift)
     angles = ops.cast(t, "float32")[:, None] * ops.exp(exponent)[None, :]
     parts = [ops.cos(angles), ops.sin(angles)]
-    return ops.concatenate(parts if flip_sin_to_cos else parts[::-1], axis=-1)
+    if not flip_sin_to_cos:
+        parts.reverse()
+    if width % 2:
+        parts.append(ops.zeros_like(angles[:, :1]))
+    return ops.concatenate(parts, axis=-1)
 
 
 @keras.saving.register_keras_serializable("sd_tf")

@@ -16,11 +16,13 @@ import numpy as np
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BytePairTokenizer
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, shown
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 CLIP_LENGTH = 77
+LARGEST = 10_000_000  # bytes of a file, of which forty times as many are made; CLIP's have 1 MB
+MOST_ADDED = 2000  # tokens beside the vocabulary; each one takes time that grows with their number
 LONGEST = 65536  # tokens in a row; anything above is a mistake, and would fill the memory
 UNLIMITED = 10**20  # transformers writes an integer above this where no length was set
 
@@ -73,6 +75,8 @@ class Tokenizer:
         _check_vocab(vocab, merges)
         self.vocab, self.merges, self.max_length = vocab, merges, _checked_length(max_length)
         added_tokens = added_tokens or {}
+        if len(added_tokens) > MOST_ADDED:
+            raise InputError(f"{len(added_tokens)} tokens are added, {MOST_ADDED} are the most.")
         options = {token.content: token for token in added_tokens.values()}
         roles = dict.fromkeys(ROLES, END) | {"bos_token": START} | (special_tokens or {})
         roles = {role: options.get(str(_content(token)), token) for role, token in roles.items()}
@@ -146,7 +150,7 @@ class Tokenizer:
             InputError: `prompts` is no list, or holds something that is not a string.
         """
         if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
-            raise InputError(f"prompts is {_shown(prompts)}: pass a list of texts.")
+            raise InputError(f"prompts is {shown(prompts)}: pass a list of texts.")
         prompts = [_encodable(prompt) for prompt in prompts]
         rows = np.full((len(prompts), self.max_length), self.pad_token_id, np.int32)
         room = self.max_length - 2  # begin and end
@@ -161,7 +165,7 @@ class Tokenizer:
         if cut:
             others = f" and the end of {len(cut) - 1} more" if len(cut) > 1 else ""
             warnings.warn(
-                f"a prompt holds at most {room} tokens: cut off {_shown(cut[0], 200)}{others}.", stacklevel=2
+                f"a prompt holds at most {room} tokens: cut off {shown(cut[0], 200)}{others}.", stacklevel=2
             )
         return rows
 
@@ -344,13 +348,8 @@ def _merged(symbols, pair):
 
 def _encodable(text):
     if not isinstance(text, str):
-        raise InputError(f"{_shown(text)} is not a text but {type(text).__name__}: pass strings.")
+        raise InputError(f"{shown(text)} is not a text but {type(text).__name__}: pass strings.")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _shown(value, longest=80):
-    text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _content(token):
@@ -370,7 +369,7 @@ def _check_vocab(vocab, merges):
     bad = next((t for t, i in vocab.items() if type(i) is not int or not 0 <= i < 2**31), None)
     if bad is not None:
         raise InputError(
-            f"the vocabulary gives {_shown(bad)} the id {_shown(vocab[bad])}: ids are integers from 0 on."
+            f"the vocabulary gives {shown(bad)} the id {shown(vocab[bad])}: ids are integers from 0 on."
         )
     if len(set(ids)) < len(ids):
         twice, _ = Counter(ids).most_common(1)[0]
@@ -396,18 +395,21 @@ def _read_length(config, file):
 
 def _read_text(file):
     try:
+        if file.stat().st_size > LARGEST:
+            raise ValueError(f"it has {file.stat().st_size} bytes, {LARGEST} are the most")
         return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}): fetch the tokenizer again.") from error
 
 
 def _read_json(file):
+    text = _read_text(file)
     try:
-        content = json.loads(_read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
         raise InputError(f"{file} is not JSON ({error}): fetch the tokenizer again.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} holds {_shown(content)}, not a JSON object: fetch the tokenizer again.")
+        raise InputError(f"{file} holds {shown(content)}, not a JSON object: fetch the tokenizer again.")
     return content
 
 
@@ -420,7 +422,7 @@ def _read_merges(file):
         merge = tuple(line.split(" "))
         if len(merge) != 2 or not all(merge):
             raise InputError(
-                f"{file} line {number} is {_shown(line)}: a merge is two tokens and a space between."
+                f"{file} line {number} is {shown(line)}: a merge is two tokens and a space between."
             )
         merges.append(merge)
     return merges
@@ -443,10 +445,10 @@ def _read_joint(file):
     ]
     bad = next((p for p in pairs if len(p) != 2 or not all(isinstance(token, str) for token in p)), None)
     if bad is not None:
-        raise InputError(f"{file} has the merge {_shown(bad)}: a merge is two tokens.")
+        raise InputError(f"{file} has the merge {shown(bad)}: a merge is two tokens.")
     added = content.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise InputError(f"{file} has the added tokens {_shown(added)}: a list of tokens is expected.")
+        raise InputError(f"{file} has the added tokens {shown(added)}: a list of tokens is expected.")
     return vocab, pairs, _added_tokens({token.get("id"): token for token in added}, file)
 
 
@@ -460,7 +462,7 @@ def _token(entry, file):
         return entry
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
         raise InputError(
-            f"{file} has the token {_shown(entry)}: a token is a string, or has one as its content."
+            f"{file} has the token {shown(entry)}: a token is a string, or has one as its content."
         )
     flags = ("single_word", "lstrip", "rstrip", "normalized")
     flags = {flag: bool(entry[flag]) for flag in flags if flag in entry}
@@ -470,12 +472,12 @@ def _token(entry, file):
 def _added_tokens(entries, file):
     """id -> dictionary of `AddedToken`'s options, as ids and tokens."""
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise InputError(f"{file} has the added tokens {_shown(entries)}: each is an id and its options.")
+        raise InputError(f"{file} has the added tokens {shown(entries)}: each is an id and its options.")
     try:
         ids = [int(token_id) for token_id in entries]
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{file} has added tokens with the ids {_shown(list(entries))}: use integers."
+            f"{file} has added tokens with the ids {shown(list(entries))}: use integers."
         ) from error
     return {token_id: _token(entry, file) for token_id, entry in zip(ids, entries.values(), strict=True)}
 
@@ -486,6 +488,6 @@ def _legacy_added_tokens(file, special_tokens):
     added = {}
     for token, token_id in _read_json(file).items():
         if type(token_id) is not int:
-            raise InputError(f"{file} gives {token!r} the id {_shown(token_id)}: ids are integers.")
+            raise InputError(f"{file} gives {token!r} the id {shown(token_id)}: ids are integers.")
         added[token_id] = AddedToken(token, special=token in special, normalized=token not in special)
     return added

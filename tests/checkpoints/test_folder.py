@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -138,6 +141,79 @@ def test_a_round_trip_keeps_every_bit_and_the_configurations(tiny_model, saved):
             np.testing.assert_array_equal(value, old)
     assert loaded.schedule.config == tiny_model.schedule.config
     np.testing.assert_array_equal(loaded.tokenizer(["a red bag"]), tiny_model.tokenizer(["a red bag"]))
+
+
+@pytest.mark.parametrize("release", ["1.x", "2.x"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_folder_of_diffusers_goes_through_without_a_bit_or_a_word_changed(release, dtype, tmp_path):
+    second = release == "2.x"
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=1024,
+            hidden_size=24,
+            intermediate_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=12,
+            hidden_act="gelu" if second else "quick_gelu",
+            attention_dropout=0.1,
+            projection_dim=10,
+        )
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(12, 24),
+        layers_per_block=1,
+        norm_num_groups=3,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4) if second else 2,
+        cross_attention_dim=24,
+        use_linear_projection=second,
+        upcast_attention=second,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        force_upcast=False,
+    )
+    scheduler = (diffusers.PNDMScheduler if not second else diffusers.EulerDiscreteScheduler)(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction" if second else "epsilon",
+        steps_offset=1,
+        **({} if second else {"skip_prk_steps": True}),
+    )
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(sources.resolve("clip-mini"))
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    ).to(getattr(torch, dtype))
+    pipeline.save_pretrained(tmp_path / "theirs")
+    sd_tf.load(tmp_path / "theirs").save(tmp_path / "ours", dtype=dtype)
+
+    again = diffusers.StableDiffusionPipeline.from_pretrained(
+        tmp_path / "ours", torch_dtype=getattr(torch, dtype)
+    )
+    for part in ("vae", "unet", "text_encoder"):
+        expected, state = getattr(pipeline, part).state_dict(), getattr(again, part).state_dict()
+        assert state.keys() == expected.keys()
+        for key, value in expected.items():
+            assert value.dtype == state[key].dtype and torch.equal(value, state[key]), key
+    for part in ("vae", "unet", "scheduler"):
+        assert type(getattr(again, part)) is type(getattr(pipeline, part))
+        theirs, ours = (json.loads(getattr(each, part).to_json_string()) for each in (pipeline, again))
+        assert {k: v for k, v in ours.items() if k[0] != "_"} == {
+            k: v for k, v in theirs.items() if k[0] != "_"
+        }
+    theirs, ours = pipeline.text_encoder.config.to_dict(), again.text_encoder.config.to_dict()
+    said_of_the_file = {"_name_or_path", "dtype", "transformers_version"}
+    assert {k: v for k, v in ours.items() if k not in said_of_the_file} == {
+        k: v for k, v in theirs.items() if k not in said_of_the_file
+    }
+    assert again.tokenizer("a red dress").input_ids == tokenizer("a red dress").input_ids
 
 
 def test_half_precision_files_hold_the_nearest_halves_and_are_half_the_size(tiny_model, saved, tmp_path):
@@ -291,6 +367,52 @@ def test_a_save_that_fails_half_way_leaves_the_old_part_whole(moment, tiny_model
         tiny_model.save(copy)
     assert {file: file.read_bytes() for file in copy.glob("**/*") if file.is_file()} == before
     assert not [path for path in copy.iterdir() if path.name.startswith(".")]
+
+
+def test_a_save_that_is_killed_leaves_a_whole_model_old_or_new(tiny_model, tmp_path):
+    """Processes that save over and over, killed at moments spread over a save."""
+    tiny_model.save(tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    program = (
+        "import sys, time, sd_tf\n"
+        "model = sd_tf.load(sys.argv[1])\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    for part in (model.unet, model.autoencoder):\n"
+        "        for variable in part.variables: variable.assign(variable + 1)\n"
+        "    model.save(sys.argv[1])\n"
+    )
+    first = [float(part.get_weights()[0].flat[0]) for part in (tiny_model.unet, tiny_model.autoencoder)]
+    for delay in (0.05, 0.21, 0.37):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        loaded = sd_tf.load(tmp_path / "model")
+        saves = [
+            float(part.get_weights()[0].flat[0]) - value
+            for part, value in zip((loaded.unet, loaded.autoencoder), first, strict=True)
+        ]
+        assert saves[0] == pytest.approx(saves[1], abs=1e-3)  # both parts of one save
+        loaded.save(tmp_path / "model")
+        assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]  # nothing is left of the killed one
+
+
+@pytest.mark.parametrize("state", ["between the renames", "before the others moved over"])
+def test_a_save_killed_between_two_steps_is_finished_or_undone(state, tiny_model, tmp_path):
+    tiny_model.save(tmp_path / "model")
+    if state == "between the renames":
+        (tmp_path / "model").rename(tmp_path / ".model.old")
+    else:
+        (tmp_path / ".model.old").mkdir()
+        (tmp_path / ".model.old" / "notes.txt").write_text("mine")
+    sd_tf.load(tmp_path / "model").save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "notes.txt").exists() == (state != "between the renames")
 
 
 def test_a_save_replaces_a_part_and_leaves_other_things_alone(tiny_model, copy):

@@ -28,7 +28,11 @@ def diffusers_scheduler(name, config):
     """
     diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
     torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
-    fields = {k: v for k, v in vars(config).items() if name == "DDIMScheduler" or k != "set_alpha_to_one"}
+    fields = {
+        k: v
+        for k, v in vars(config).items()
+        if k != "kept" and (name == "DDIMScheduler" or k != "set_alpha_to_one")
+    }
     scheduler = getattr(diffusers, name)(**fields)
     betas = scheduler.betas.double()
     scheduler.alphas_cumprod = torch.cumprod(1 - torch.where(betas > 0.998999, 0.999, betas), dim=0)
@@ -146,7 +150,11 @@ def test_stable_diffusion_settings_agree_with_an_untouched_diffusers(name, sampl
     diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
     torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
     config = ScheduleConfig()
-    fields = {k: v for k, v in vars(config).items() if name == "DDIMScheduler" or k != "set_alpha_to_one"}
+    fields = {
+        k: v
+        for k, v in vars(config).items()
+        if k != "kept" and (name == "DDIMScheduler" or k != "set_alpha_to_one")
+    }
     scheduler = getattr(diffusers, name)(**fields)
     scheduler.set_timesteps(50)
     timesteps = scheduler.timesteps.tolist()

@@ -15,7 +15,11 @@ def diffusers_scheduler(config, name="DDIMScheduler"):
     """diffusers' scheduler of the same configuration; its DDPM knows no `set_alpha_to_one`."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
     pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
-    fields = {k: v for k, v in vars(config).items() if name == "DDIMScheduler" or k != "set_alpha_to_one"}
+    fields = {
+        k: v
+        for k, v in vars(config).items()
+        if k != "kept" and (name == "DDIMScheduler" or k != "set_alpha_to_one")
+    }
     return getattr(diffusers, name)(**fields)
 
 
@@ -124,6 +128,10 @@ def test_timestep_outside_the_schedule_is_refused_by_its_value(t):
         ("timestep_spacing", "lead", "unknown timestep_spacing 'lead': did you mean 'leading'"),
         ("prediction_type", "v", "unknown prediction_type 'v'"),
         ("num_train_timesteps", 0, "num_train_timesteps is 0: give at least 1"),
+        ("num_train_timesteps", 10**9, "num_train_timesteps is 1000000000: .* at most 100000"),
+        ("beta_start", -0.1, "beta_start is -0.1, beta_end 0.012: give both between 0 and 1"),
+        ("beta_end", 1.0, "beta_start is 0.00085, beta_end 1.0: give both between 0 and 1"),
+        ("steps_offset", -1, "steps_offset is -1: give 0 to 999"),
         ("clip_sample", True, "clip_sample is true"),
     ],
 )

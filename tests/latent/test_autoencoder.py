@@ -28,10 +28,11 @@ CONFIGS = {
 
 
 def reference(config):
-    levels = len(config.block_out_channels)
+    levels, options = len(config.block_out_channels), dataclasses.asdict(config)
+    del options["kept"]
     torch.manual_seed(0)
     return diffusers.AutoencoderKL(
-        **dataclasses.asdict(config),
+        **options,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
     )

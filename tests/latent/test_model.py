@@ -110,6 +110,15 @@ def test_the_callback_sees_every_step_and_ends_at_the_latents_of_the_picture(tin
     assert np.asarray(seen[0][2].x0).shape == (2, 8, 8, 4)
 
 
+def test_latents_take_the_place_of_the_noise_of_the_seeds(tiny_model):
+    latents = normals((PICTURE_NOISE, 0), [3, 4], (8, 8, 4))
+    np.testing.assert_array_equal(
+        draw(tiny_model, latents=latents, num_images=2), draw(tiny_model, num_images=2, seed=3)
+    )
+    wide = normals((PICTURE_NOISE, 0), [3], (4, 12, 4))
+    assert draw(tiny_model, latents=wide, sampler="ddpm").shape == (1, 8, 24, 3)
+
+
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
 def test_agrees_with_diffusers_pipeline_on_the_saved_folder(tiny_model, prediction_type, tmp_path):
     torch = pytest.importorskip("torch")
@@ -151,6 +160,14 @@ BAD = {
     "guidance_scale": [-1, float("nan"), float("inf"), "3", None, True],
     "eta": [-0.1, 1.1, float("nan"), "0"],
     "negative_prompt": [None, 3, ["a", "b"], [3], []],
+    "latents": [
+        np.zeros((1, 8, 8, 3)),
+        np.zeros((2, 8, 8, 4)),
+        np.zeros((8, 8, 4)),
+        np.zeros((1, 0, 8, 4)),
+        "x",
+    ]
+    + [np.full((1, 8, 8, 4), np.nan), np.zeros((1, 8, 8, 4), int)],
     "sampler": ["dimm", "", None, ["ddim"]],
 }
 

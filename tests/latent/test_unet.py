@@ -71,12 +71,18 @@ def theirs_on(reference, latents, timesteps, context):
     return output.numpy().transpose(0, 2, 3, 1)
 
 
+def reference(config):
+    options = dataclasses.asdict(config)
+    del options["kept"]
+    return diffusers.UNet2DConditionModel(**options)
+
+
 @pytest.fixture(params=CONFIGS, scope="module")
 def pair(request, copied):
     """diffusers' UNet and ours, with the same random weights."""
     config = CONFIGS[request.param]
     torch.manual_seed(0)
-    theirs, ours = diffusers.UNet2DConditionModel(**dataclasses.asdict(config)), UNet(config)
+    theirs, ours = reference(config), UNet(config)
     ours.build()
     copied(theirs, ours)
     return ours, theirs
@@ -92,7 +98,7 @@ def test_agrees_with_diffusers_at_square_oblong_and_odd_sizes(pair, size, distan
 def test_small_activations_show_the_same_epsilons_as_diffusers(copied, distance):
     config = CONFIGS["three levels, heads for each, linear projections"]
     torch.manual_seed(0)
-    theirs, ours = diffusers.UNet2DConditionModel(**dataclasses.asdict(config)), UNet(config)
+    theirs, ours = reference(config), UNet(config)
     ours.build()
     copied(theirs, ours, scale=0.02)
     arrays = inputs(config)

@@ -61,3 +61,10 @@ def test_compiled_equals_eager_and_config_makes_the_same_layer():
 def test_channels_that_do_not_divide_are_refused():
     with pytest.raises(InputError, match="12 channels do not divide into 5 groups"):
         GroupNorm(5).build((None, 4, 4, 12))
+
+
+def test_the_pixels_of_a_large_picture_cost_no_digits():
+    x = picture((1, 512, 384, 8))
+    exact = torch.nn.GroupNorm(2, 8).double()(torch.from_numpy(x.transpose(0, 3, 1, 2)).double())
+    exact = exact.detach().numpy().transpose(0, 2, 3, 1)
+    assert np.abs(np.asarray(GroupNorm(2)(x)) - exact).max() < 5e-6

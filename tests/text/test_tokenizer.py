@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sd_tf.checkpoints.sources import resolve
+from sd_tf.data.captions import corpus
 from sd_tf.errors import InputError
 from sd_tf.text.tokenizer import Tokenizer
 
@@ -54,18 +56,65 @@ PIECES = [
 ]
 
 
+SCRIPTS = {  # first and last code point
+    "ASCII": (0, 0x7F),
+    "control": (0, 0x1F),
+    "Latin": (0x20, 0x24F),
+    "combining marks": (0x300, 0x36F),
+    "Cyrillic": (0x400, 0x52F),
+    "Hebrew": (0x590, 0x5FF),
+    "Arabic": (0x600, 0x6FF),
+    "Devanagari": (0x900, 0x97F),
+    "Thai": (0xE00, 0xE7F),
+    "capitals with dots": (0x1E00, 0x1EFF),
+    "punctuation and directions": (0x2000, 0x206F),
+    "kana": (0x3040, 0x30FF),
+    "Chinese": (0x4E00, 0x9FFF),
+    "Korean": (0xAC00, 0xD7A3),
+    "Arabic ligatures": (0xFB50, 0xFDFF),
+    "mathematical letters": (0x1D400, 0x1D7FF),
+    "emoji": (0x1F300, 0x1FAFF),
+    "tags": (0xE0000, 0xE01EF),
+    "the first plane": (0, 0xFFFF),
+    "everything": (0, 0x10FFFF),
+}
+
+
+def written(rng, script, length):
+    """Random code points of a script; surrogates, which are no characters, are left out."""
+    points = (rng.randint(*SCRIPTS[script]) for _ in range(length))
+    return "".join(chr(p) for p in points if not 0xD800 <= p < 0xE000)
+
+
+def real_captions():
+    """All captions of the garments and, where the real data is, those of its pictures."""
+    folder = Path(os.environ.get("SD_TF_DATA_DIR") or "no folder named")
+    lines = (line for file in sorted(folder.glob("*/metadata.jsonl")) for line in file.open(encoding="utf-8"))
+    return [*corpus(patterns=True), *(json.loads(line)["text"] for line in lines)]
+
+
 def nasty_prompts(count, seed=0):
-    """Random joins of the pieces, and random code points of every plane."""
-    rng = random.Random(seed)
+    """Joins of the pieces, words of several scripts, and captions with either in their midst."""
+    rng, real, scripts = random.Random(seed), real_captions(), list(SCRIPTS)
     prompts = list(PIECES)
     while len(prompts) < count:
-        if rng.random() < 0.7:
-            prompts.append("".join(rng.choices(PIECES, k=rng.randint(1, 25))))
-        else:
-            top = rng.choice([0x80, 0x250, 0x3000, 0xFFFF, 0x10FFFF])
-            points = (rng.randint(0, top) for _ in range(rng.randint(1, 40)))
-            prompts.append("".join(chr(p) for p in points if not 0xD800 <= p < 0xE000))
+        pieces = "".join(rng.choices(PIECES, k=rng.randint(1, 25)))
+        words = (written(rng, rng.choice(scripts), rng.randint(1, 12)) for _ in range(rng.randint(1, 6)))
+        foreign = rng.choice(["", *WHITESPACE]).join(words)
+        caption = rng.choice([str.title, str.upper, str])(rng.choice(real))
+        place = rng.randint(0, len(caption))
+        within = caption[:place] + rng.choice([pieces, foreign, "", " "]) + caption[place:]
+        prompts.append(rng.choice([pieces, foreign, caption, within]))
     return prompts
+
+
+def long_prompts(length=10_000, seed=0):
+    """Of every script one without a gap, of all together one; captions, and a word without an end."""
+    rng, scripts = random.Random(seed), list(SCRIPTS)
+    prompts = [written(rng, script, length) for script in scripts]
+    prompts += ["".join(written(rng, rng.choice(scripts), 1) for _ in range(length))]
+    sentence = " ".join(rng.choices(real_captions(), k=length // 10))
+    return [*prompts, sentence[:length], "dress" * (length // 5)]
 
 
 def transformers_ids(folder, prompts, max_length):
@@ -80,8 +129,8 @@ def ids_without_warnings(tokenizer, prompts):
         return tokenizer(prompts)
 
 
-def assert_same_ids(folder, prompts):
-    tokenizer = Tokenizer.load(folder)
+def assert_same_ids(folder, prompts, max_length=None):
+    tokenizer = Tokenizer.load(folder, max_length)
     ours = ids_without_warnings(tokenizer, prompts)
     theirs = transformers_ids(folder, prompts, tokenizer.max_length)
     assert ours.dtype == np.int32
@@ -135,8 +184,19 @@ def test_known_ids_of_openai(openai_folder):
     assert (tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_id) == (49408, 49406, 49407)
 
 
-def test_openai_ids_equal_transformers_on_nasty_prompts(openai_folder):
-    assert_same_ids(openai_folder, nasty_prompts(3000))
+@pytest.fixture(params=["OpenAI's", "clip-mini"])
+def vocabulary(request):
+    """The folder of a tokenizer that models use."""
+    return resolve("clip-mini") if request.param == "clip-mini" else request.getfixturevalue("openai_folder")
+
+
+def test_ids_equal_transformers_on_ten_thousand_nasty_prompts(vocabulary):
+    assert_same_ids(vocabulary, nasty_prompts(10_000), max_length=256)  # few are longer
+
+
+def test_ids_equal_transformers_on_prompts_of_ten_thousand_characters(vocabulary):
+    assert_same_ids(vocabulary, long_prompts())
+    assert_same_ids(vocabulary, long_prompts(1_000), max_length=4_096)  # bytes and more: none is cut off
 
 
 def test_learned_ids_equal_transformers_on_nasty_prompts(learned_folder):

@@ -1,0 +1,169 @@
+"""Models by name: bundled, in folders, and on a hub, which a small server of this file stands for."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sd_tf
+from sd_tf.checkpoints.sources import bundled_names, resolve
+from sd_tf.errors import InputError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROOT = Path(sd_tf.__file__).parent.parent
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """One repository, `team/model`, over the hub's own protocol."""
+
+    def __init__(self, folder, asked, *args):
+        self.folder, self.asked = folder, asked
+        super().__init__(*args)
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body=True):
+        path = self.path.partition("?")[0]
+        self.asked.append((path, self.headers.get("Authorization")))
+        if path.startswith("/api/models/team/model/revision/"):
+            files = sorted(str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file())
+            siblings = [{"rfilename": name} for name in files]
+            info = {"id": "team/model", "sha": COMMIT, "siblings": siblings}
+            return self.answer(json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
+        if path.startswith("/api/models/team/model/tree/"):
+            files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
+            tree = [
+                {
+                    "type": "file",
+                    "path": str(f.relative_to(self.folder)),
+                    "size": f.stat().st_size,
+                    "oid": "0",
+                }
+                for f in files
+            ]
+            return self.answer(json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
+        file = self.folder / path.removeprefix("/team/model/resolve/").partition("/")[2]
+        if path.startswith("/team/model/resolve/") and file.is_file():
+            content = file.read_bytes()
+            etag = hashlib.sha256(content).hexdigest()
+            return self.answer(content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+        self.send_error(404)
+
+    def answer(self, content, headers, body):
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_model, tmp_path_factory):
+    """`hub(*arguments)`: `sd_tf.load` in a process that knows only this hub; the paths it asked for."""
+    folder = tmp_path_factory.mktemp("hub")
+    tiny_model.save(folder)
+    for part in ("vae", "unet"):
+        plain = folder / part / "diffusion_pytorch_model.safetensors"
+        plain.with_name("diffusion_pytorch_model.fp16.safetensors").write_bytes(plain.read_bytes())
+        plain.with_name("diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "model.safetensors").write_bytes(b"x")
+    (folder / "v1-5-pruned.safetensors").write_bytes(b"x")
+    asked, home = [], tmp_path_factory.mktemp("home")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, folder, asked))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def load(arguments, home=home, **environment):
+        asked.clear()
+        program = (
+            f"import sd_tf, numpy\nmodel = sd_tf.load({arguments})\n"
+            "print(float(sum(numpy.abs(value).sum() for value in model.unet.get_weights())))"
+        )
+        settings = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env={k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    yield load, asked, sum(np.abs(value).sum() for value in tiny_model.unet.get_weights())
+    server.shutdown()
+
+
+def files_of(asked):
+    return {path.partition(f"/{COMMIT}/")[2] or path for path, _ in asked if "/resolve/" in path}
+
+
+def test_a_hub_id_is_downloaded_once_and_then_opened_offline(hub):
+    load, asked, expected = hub
+    done = load("'team/model'", HF_TOKEN="hf_secret")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+    files = files_of(asked)
+    assert "unet/diffusion_pytorch_model.safetensors" in files
+    assert not [file for file in files if file.endswith(".bin") or "fp16" in file or "safety" in file]
+    assert "v1-5-pruned.safetensors" not in files
+    assert "Bearer hf_secret" in {token for _, token in asked}
+    done = load("'team/model'", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0 and not asked
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_revision_and_a_variant_are_asked_for(hub, tmp_path):
+    load, asked, _ = hub
+    done = load("'team/model', revision='refs/pr/1', variant='fp16'", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert any("refs%2Fpr%2F1" in path or "refs/pr/1" in path for path, _ in asked)
+    files = files_of(asked)
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in files
+    assert "unet/diffusion_pytorch_model.safetensors" not in files
+    assert "text_encoder/model.safetensors" in files  # which has no such variant
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        ("team/nothing", {}),
+        ("team/other", {"HF_HUB_OFFLINE": "1"}),
+        ("team/far", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+    ],
+    ids=["not there", "offline", "no network"],
+)
+def test_a_hub_id_that_cannot_be_had_says_so_in_one_line(name, environment, hub, tmp_path):
+    done = hub[0](f"'{name}'", home=tmp_path, **environment)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"no folder '{name}', and the hub's model of that name cannot be had" in last
+    assert "check the name and the network" in last
+
+
+def test_bundled_names_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert bundled_names() == ["clip-mini", "fashion-mnist"]
+    assert (resolve("fashion-mnist") / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["./nothing", "none.safetensors", "a/b/c", "/nowhere/x"])
+def test_a_path_that_is_not_there_is_named(name):
+    with pytest.raises(InputError, match=f"no file or folder '{name}'"):
+        resolve(name)
