@@ -449,7 +449,7 @@ def _read_joint(file):
     added = content.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise InputError(f"{file} has the added tokens {shown(added)}: a list of tokens is expected.")
-    return vocab, pairs, _added_tokens({token.get("id"): token for token in added}, file)
+    return vocab, pairs, _added_tokens({str(token.get("id")): token for token in added}, file)
 
 
 def _special_tokens(options, file):
