@@ -8,6 +8,7 @@ import argparse
 import collections
 import contextlib
 import faulthandler
+import json
 import os
 import random
 import resource
@@ -25,11 +26,22 @@ from typing import NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sd_tf.errors import LONGEST, InputError
-from tests.checkpoints.damages import DAMAGES, MUST_REFUSE, Case
-from tests.checkpoints.undamaged import CHECKPOINTS, use
+from tests.checkpoints.damages import (
+    DAMAGES,
+    EMPTY,
+    MUST_REFUSE,
+    Case,
+    header_of,
+    read_json,
+    write_header,
+    write_json,
+)
+from tests.checkpoints.undamaged import CHECKPOINTS, SINGLE, use
 
 SECONDS = 20  # of one load
 MEMORY = 1_000_000_000  # bytes that one load may take, and that all together may leave behind
@@ -219,6 +231,124 @@ def test_damaged_checkpoints_open_or_are_refused_in_one_line():
 @pytest.mark.slow
 def test_thousands_of_damaged_checkpoints_open_or_are_refused_in_one_line():
     assert_all_open_or_are_refused(2500, seed=1, seconds=3600)
+
+
+# -- what it found, so that it stays found ----------------------------------------------------------------
+
+
+def change_json(name, **changes):
+    def change(folder):
+        write_json(folder / name, read_json(folder / name) | changes)
+
+    return change
+
+
+def change_header(change):
+    def changed(folder):
+        (file,) = folder.glob("*.safetensors")
+        header, body = header_of(file)
+        write_header(file, change(header) or header, body)
+
+    return changed
+
+
+def link(name, target):
+    def change(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return change
+
+
+def a_key_twice(header):
+    fillers = {f"filler.{i}": EMPTY for i in range(50_000)}
+    return (json.dumps(fillers)[:-1] + "," + json.dumps(header)[1:-1] + ', "filler.49999": {}}').encode()
+
+
+LAYERS = {
+    "block_out_channels": [4] * 11,
+    "down_block_types": ["DownBlock2D"] * 11,
+    "up_block_types": ["UpBlock2D"] * 11,
+    "attention_head_dim": [2] * 11,
+    "layers_per_block": 80,
+}
+WORDS = {str(518 + i): {"content": f"<{i}>", "special": i % 2 == 0} for i in range(3000)}
+FOUND = {
+    "a key twice among many": ("UNet", change_header(a_key_twice), "filler.49999 stands in it twice"),
+    "many layers": ("UNet", change_json("config.json", **LAYERS), "90 tensors make at most 11 layers"),
+    "a list without end": (
+        "UNet",
+        change_json("config.json", in_channels=[4] * 10**6),
+        r"\(4, 4, 4, .*…, exp",
+    ),
+    "a list of lists": ("UNet", change_json("config.json", more="@deep@"), "nests more than 50 objects"),
+    "a number of thousands of digits": (
+        "tokenizer",
+        change_json("tokenizer_config.json", more="@digits@"),
+        "tokenizer_config.json is not JSON",
+    ),
+    "a link in a circle": ("UNet", link("config.json", "config.json"), "config.json cannot be read"),
+    "a link to a long name": ("UNet", link("config.json", "x" * 300), "config.json cannot be read"),
+    "a shard with a null byte": (
+        "shards",
+        change_json("diffusion_pytorch_model.safetensors.index.json", weight_map={"a": "\0.safetensors"}),
+        "which is no safetensors file beside it",
+    ),
+    "groups by default": ("UNet", change_json("config.json", norm_num_groups=32), "case: 4 channels do not"),
+    "a negative size": (
+        "UNet",
+        change_json("config.json", norm_num_groups=-2),
+        "norm_num_groups is -2, expected 1",
+    ),
+    "many added tokens": (
+        "tokenizer",
+        change_json("tokenizer_config.json", added_tokens_decoder=WORDS),
+        "merges.txt: 3000 tokens are added, 2000 are the most",
+    ),
+    "timesteps without end": (
+        "model",
+        change_json("scheduler/scheduler_config.json", num_train_timesteps=10**9),
+        "scheduler_config.json: num_train_timesteps is 1000000000",
+    ),
+    "a number that is no layer's": (
+        "file of 1.x",
+        change_header(
+            lambda header: header.update({"model.diffusion_model.input_blocks.99999999.0.op.weight": EMPTY})
+        ),
+        "has 1 tensor: input_blocks.99999999.0.op.weight",
+    ),
+    "no size": (
+        "file of 1.x",
+        change_header(
+            lambda header: header["model.diffusion_model.input_blocks.0.0.weight"].update(shape=[64 * 4 * 9])
+        ),
+        r"input_blocks.0.0.weight has shape \(2304,\), which says no size",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), FOUND.values(), ids=FOUND)
+def test_what_was_found_is_refused_in_one_line(name, change, message, tmp_path):
+    folder = tmp_path / "case"
+    CHECKPOINTS[name].write(folder)
+    change(folder)
+    with pytest.raises(InputError, match=message) as error, limited():
+        CHECKPOINTS[name].load(folder)
+    assert wrong_with(str(error.value), folder) is None
+
+
+def test_three_projections_in_one_are_three(tmp_path):
+    CHECKPOINTS["file of 2.x"].write(tmp_path)
+    file = tmp_path / SINGLE
+    tensors = load_file(file)
+    for key, value in tensors.items():
+        if "attn.in_proj" in key:
+            tensors[key] = np.concatenate([value, value[:1]])
+    save_file(tensors, file)
+    with pytest.raises(
+        InputError, match=r"in_proj_weight has shape \(385, 128\), which is not that of three in one"
+    ):
+        CHECKPOINTS["file of 2.x"].load(tmp_path)
 
 
 if __name__ == "__main__":
