@@ -87,7 +87,7 @@ class Encoder(keras.layers.Layer):
             for width_index, width in enumerate(widths)
         ]
         self.middle = Middle(groups, dtype=policy, name="mid_block")
-        self.norm_out = GroupNorm(groups, NORM_EPSILON, dtype=policy, name="conv_norm_out")
+        self.norm_out = GroupNorm(groups, NORM_EPSILON, silu=True, dtype=policy, name="conv_norm_out")
         self.conv_out = conv(2 * config.latent_channels, 3, "conv_out", policy)
 
         self.conv_in.build(input_shape)
@@ -102,7 +102,7 @@ class Encoder(keras.layers.Layer):
         x = self.conv_in(images)
         for level in self.levels:
             x = level(x)
-        return self.conv_out(ops.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(self.norm_out(self.middle(x)))
 
 
 class Decoder(keras.layers.Layer):
@@ -128,7 +128,7 @@ class Decoder(keras.layers.Layer):
             )
             for width_index, width in enumerate(widths)
         ]
-        self.norm_out = GroupNorm(groups, NORM_EPSILON, dtype=policy, name="conv_norm_out")
+        self.norm_out = GroupNorm(groups, NORM_EPSILON, silu=True, dtype=policy, name="conv_norm_out")
         self.conv_out = conv(config.out_channels, 3, "conv_out", policy)
 
         self.conv_in.build(input_shape)
@@ -144,7 +144,7 @@ class Decoder(keras.layers.Layer):
         x = self.middle(self.conv_in(latents))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(ops.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
 
 @keras.saving.register_keras_serializable("sd_tf")

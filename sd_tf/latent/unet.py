@@ -182,7 +182,9 @@ class UNet(keras.Model):
             self.up_blocks.append(block)
             channels = width
 
-        self.norm_out = GroupNorm(config.norm_num_groups, config.norm_eps, dtype=policy, name="conv_norm_out")
+        self.norm_out = GroupNorm(
+            config.norm_num_groups, config.norm_eps, silu=True, dtype=policy, name="conv_norm_out"
+        )
         self.conv_out = conv(config.out_channels, 3, "conv_out", policy)
 
     def build(self, *input_shapes):
@@ -213,7 +215,7 @@ class UNet(keras.Model):
         for block in self.up_blocks:
             taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
             x = block(x, taken, time, context, size=tuple(skips[-1].shape[1:3]) if skips else None)
-        return ops.cast(self.conv_out(ops.silu(self.norm_out(x))), "float32")
+        return ops.cast(self.conv_out(self.norm_out(x)), "float32")
 
     def get_config(self):
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}

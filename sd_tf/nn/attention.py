@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from sd_tf.errors import InputError
-from sd_tf.nn.norm import GroupNorm
+from sd_tf.nn.fused import fused
+from sd_tf.nn.norm import GroupNorm, LayerNorm
 
 
 def scaled_dot_product_attention(query, key, value, num_heads, mask=None):
@@ -78,6 +79,12 @@ class Attention(keras.layers.Layer):
         return {**super().get_config(), "num_heads": self.num_heads, "qkv_bias": self.qkv_bias}
 
 
+@fused
+def _geglu(x):
+    value, gate = ops.split(x, 2, axis=-1)
+    return value * ops.gelu(gate, approximate=False)
+
+
 @keras.saving.register_keras_serializable("sd_tf")
 class FeedForward(keras.layers.Layer):
     """GEGLU with the exact (erf) GELU, four times as wide inside (Shazeer 2020): `net.0.proj`, `net.2`."""
@@ -90,8 +97,7 @@ class FeedForward(keras.layers.Layer):
         self.out.build((*input_shape[:-1], 4 * width))
 
     def call(self, x):
-        value, gate = ops.split(self.proj(x), 2, axis=-1)
-        return self.out(value * ops.gelu(gate, approximate=False))
+        return self.out(_geglu(self.proj(x)))
 
 
 @keras.saving.register_keras_serializable("sd_tf")
@@ -109,7 +115,7 @@ class TransformerBlock(keras.layers.Layer):
     def build(self, x_shape, context_shape):
         policy = {"dtype": self.dtype_policy}
         self.norm1, self.norm2, self.norm3 = (
-            keras.layers.LayerNormalization(epsilon=1e-5, name=f"norm{i}", **policy) for i in (1, 2, 3)
+            LayerNorm(1e-5, name=f"norm{i}", **policy) for i in (1, 2, 3)
         )
         self.attn1 = Attention(self.num_heads, name="attn1", **policy)
         self.attn2 = Attention(self.num_heads, name="attn2", **policy)

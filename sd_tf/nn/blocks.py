@@ -29,9 +29,9 @@ class ResidualBlock(keras.layers.Layer):
     def build(self, x_shape, time_shape=None):
         policy = self.dtype_policy
         inner_shape = (*x_shape[:-1], self.channels)
-        self.norm1 = GroupNorm(self.groups, self.epsilon, dtype=policy, name="norm1")
+        self.norm1 = GroupNorm(self.groups, self.epsilon, silu=True, dtype=policy, name="norm1")
         self.conv1 = conv(self.channels, 3, "conv1", policy)
-        self.norm2 = GroupNorm(self.groups, self.epsilon, dtype=policy, name="norm2")
+        self.norm2 = GroupNorm(self.groups, self.epsilon, silu=True, dtype=policy, name="norm2")
         self.conv2 = conv(self.channels, 3, "conv2", policy)
         self.norm1.build(x_shape)
         self.conv1.build(x_shape)
@@ -46,10 +46,10 @@ class ResidualBlock(keras.layers.Layer):
             self.conv_shortcut.build(x_shape)
 
     def call(self, x, time=None):
-        hidden = self.conv1(ops.silu(self.norm1(x)))
+        hidden = self.conv1(self.norm1(x))
         if time is not None:
             hidden = hidden + self.time_emb_proj(ops.silu(time))[:, None, None, :]
-        hidden = self.conv2(ops.silu(self.norm2(hidden)))
+        hidden = self.conv2(self.norm2(hidden))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
     def get_config(self):

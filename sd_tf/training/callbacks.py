@@ -93,7 +93,7 @@ class Previews:
         if sheets <= self.drawn:
             return
         self.drawn = sheets
-        with trainer.ema.in_place():
+        with trainer.optimizer.averages_in_place():
             preview = self.stage.preview()
         if preview is not None:
             self.folder.mkdir(exist_ok=True)

@@ -188,7 +188,7 @@ class Run:
                 f"stopped in stage {stage.name}: the same command resumes from "
                 + (Path(latest).name if latest else "the stage's start")
             ) from None
-        trainer.ema.copy_to_variables()
+        trainer.optimizer.copy_averages()
 
     def _cache(self, model, budget, batch_size):
         """The latents and captions of this run's data, autoencoder and tower."""

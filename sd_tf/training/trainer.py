@@ -8,11 +8,10 @@ import threading
 import time
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from sd_tf.errors import InputError
-from sd_tf.training.ema import ExponentialMovingAverage
+from sd_tf.training.optimizer import AdamW
 from sd_tf.training.strategy import check_batch_size
 
 KEPT_CHECKPOINTS = 2
@@ -49,17 +48,12 @@ class Trainer:
         check_batch_size(config.batch_size, strategy)
         with strategy.scope():
             self.variables = stage.network.trainable_variables
-            optimizer = keras.optimizers.AdamW(learning_rate=0.0, weight_decay=config.weight_decay)
-            optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "logit_scale"])
-            if precision == "mixed_float16":
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-            optimizer.build(self.variables)
-            self.optimizer = optimizer
-            self.ema = ExponentialMovingAverage(self.variables, config.ema_decay)
+            self.optimizer = AdamW(self.variables, config, loss_scaling=precision == "mixed_float16")
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
+        optimizer = tf.train.Checkpoint(**self.optimizer.state)
         checkpoint = tf.train.Checkpoint(
-            network=stage.network, optimizer=optimizer, ema=self.ema, step=self.step, elapsed=self.elapsed
+            network=stage.network, optimizer=optimizer, step=self.step, elapsed=self.elapsed
         )
         self.checkpoints = tf.train.CheckpointManager(checkpoint, str(Path(folder)), KEPT_CHECKPOINTS)
         if self.checkpoints.latest_checkpoint:
@@ -73,32 +67,24 @@ class Trainer:
     @tf.function(autograph=False)
     def train_step(self, batch):
         """One step on a global batch; returns the means of the loss and of the stage's metrics."""
-        losses = self.strategy.run(self._replica_step, args=(batch,))
+        losses, gradients = self.strategy.run(self._replica_step, args=(batch,))
         self.step.assign_add(1)
         with self.strategy.scope():
-            self.ema.update(self.step)
+            self.optimizer.apply(gradients)
         return {
             name: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
             for name, value in losses.items()
         }
 
     def _replica_step(self, batch):
-        """Forward and backward of one replica's part, and the update, which is the same on each."""
+        """Forward and backward of one replica's part of the batch."""
         config, optimizer = self.stage.config, self.optimizer
         with tf.GradientTape() as tape:
             losses = self.stage.loss(batch)  # name -> (examples,)
-            # The mean over the global batch: the replicas' parts are summed below.
+            # The mean over the global batch: the replicas' parts are summed afterwards.
             means = {name: tf.reduce_sum(value) / config.batch_size for name, value in losses.items()}
-            objective = optimizer.scale_loss(means["loss"])
-        gradients = tape.gradient(objective, self.variables)
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas > 1:
-            context = tf.distribute.get_replica_context()
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        gradients = _clip(gradients, optimizer.scale_loss(config.gradient_clip))
-        # Keras' optimizer sums over replicas once more, so that each hands over its share of the whole.
-        optimizer.apply([gradient / replicas for gradient in gradients], self.variables)
-        return means
+            objective = optimizer.scaled(means["loss"])
+        return means, optimizer.flat(tape.gradient(objective, self.variables))
 
     def fit(self, observers=()):
         """Trains to the end of the budget, from the last checkpoint where there is one.
@@ -150,13 +136,6 @@ class Trainer:
         self.optimizer.learning_rate.assign(
             config.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
         )
-
-
-def _clip(gradients, largest):
-    """Gradients scaled so that their global norm is at most `largest`."""
-    norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
-    factor = tf.minimum(1.0, largest / tf.maximum(norm, 1e-12))
-    return [gradient * factor for gradient in gradients]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,171 @@
+"""sd_tf's own training step, networks, drawing and command lines, as its users run them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def prepare(workload, variant):
+    """(what runs the workload once, None: the arithmetic is counted by torch)."""
+    kind = workload.name if workload.name == "peak" else workload.name[:2]
+    prepare = {
+        "peak": _product,
+        "W1": _unet_training,
+        "W2": _unet,
+        "W3": _unet_training,
+        "W4": _drawing,
+        "W5": _autoencoder_training,
+        "W6": _cold_start,
+        "W7": _end_to_end,
+    }[kind]
+    return prepare(workload.sizes, variant), None
+
+
+def _policy(variant):
+    return "mixed_bfloat16" if "bfloat16" in variant else "float32"
+
+
+def _product(sizes, variant):
+    import tensorflow as tf
+
+    a, b = (tf.random.normal([sizes["side"]] * 2, dtype=variant.split()[-1]) for _ in range(2))
+    product = tf.function(tf.matmul)
+    return lambda: product(a, b).numpy()
+
+
+# -- training -------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """What the `Trainer` trains: one batch, over and over."""
+
+    name = "benchmark"
+
+    def __init__(self, network, batch, loss):
+        from sd_tf.config import StageConfig
+
+        self.network, self.batch, self._loss = network, batch, loss
+        size = len(next(iter(batch.values())))
+        self.config = StageConfig(batch_size=size, learning_rate=1e-4, share=1.0, max_steps=1)
+
+    def loss(self, batch):
+        return {"loss": self._loss(batch)}
+
+
+def _training(stage, variant):
+    import tensorflow as tf
+
+    from sd_tf.training.trainer import Budget, Trainer
+
+    trainer = Trainer(
+        stage, tf.distribute.get_strategy(), Budget(None, 1), tempfile.mkdtemp(), _policy(variant), 1e9
+    )
+    batch = {name: tf.constant(value) for name, value in stage.batch.items()}
+    return lambda: float(trainer.train_step(batch)["loss"])
+
+
+def make_unet(sizes, variant):
+    """The network of a workload's sizes, of random weights."""
+    from sd_tf.config import UNetConfig
+    from sd_tf.latent.unet import UNet
+
+    unet = UNet(UNetConfig(**sizes["unet"]), dtype=_policy(variant))
+    unet.build()
+    return unet
+
+
+def unet_inputs(sizes):
+    """Latents, timesteps and context."""
+    config, side = sizes["unet"], sizes["latents"]
+    rng = np.random.default_rng(0)
+    return (
+        rng.standard_normal((sizes["batch"], side, side, 4)).astype("float32"),
+        rng.integers(0, 1000, sizes["batch"]).astype("int32"),
+        rng.standard_normal((sizes["batch"], sizes["tokens"], config["cross_attention_dim"])).astype(
+            "float32"
+        ),
+    )
+
+
+def _unet_training(sizes, variant):
+    from sd_tf.config import ScheduleConfig
+    from sd_tf.diffusion.losses import diffusion_loss
+    from sd_tf.diffusion.schedules import NoiseSchedule
+
+    network, schedule = make_unet(sizes, variant), NoiseSchedule(ScheduleConfig())
+    latents, timesteps, context = unet_inputs(sizes)
+
+    def loss(batch):
+        return diffusion_loss(
+            network, batch["latents"], batch["context"], batch["timesteps"], batch["noise"], schedule
+        )
+
+    batch = {"latents": latents, "noise": latents[::-1], "context": context, "timesteps": timesteps}
+    return _training(Stage(network, batch, loss), variant)
+
+
+def _autoencoder_training(sizes, variant):
+    import sd_tf
+    from sd_tf.checkpoints.sources import resolve
+    from sd_tf.training.stages import AutoencoderStage
+
+    network = sd_tf.checkpoints.folder.load_autoencoder(resolve("fashion-mnist") / "vae", _policy(variant))
+    rng, side = np.random.default_rng(0), sizes["pictures"]
+    images = rng.uniform(-1, 1, (sizes["batch"], side, side, 3)).astype("float32")
+    noise = rng.standard_normal((sizes["batch"], side // 4, side // 4, 4)).astype("float32")
+    stage = Stage(network, {"images": images, "noise": noise}, None)
+    stage.loss = AutoencoderStage(stage.config, network, None, 0).loss
+    return _training(stage, variant)
+
+
+# -- drawing --------------------------------------------------------------------------------------------
+
+
+def _unet(sizes, variant):
+    from sd_tf.compiled import compiled
+
+    network = make_unet(sizes, variant)
+    call, inputs = compiled(network), unet_inputs(sizes)
+    return lambda: np.asarray(call(*inputs))
+
+
+def _drawing(sizes, variant):
+    import sd_tf
+
+    model = sd_tf.load("fashion-mnist", dtype=_policy(variant))
+    return lambda: model.generate(
+        "a red dress",
+        num_images=sizes["pictures"],
+        steps=sizes["steps"],
+        guidance_scale=sizes["guidance_scale"],
+        progress=False,
+    )
+
+
+def _cold_start(sizes, variant):
+    folder = tempfile.mkdtemp()
+    command = [sys.executable, "-m", "sd_tf.generate", "a red dress", "--output", folder]
+    return lambda: subprocess.run(command, check=True, capture_output=True)
+
+
+# -- end to end -----------------------------------------------------------------------------------------
+
+
+def _end_to_end(sizes, variant):
+    words, side = variant.split(), "64" if "64x64" in variant else "32"
+    batch = words[words.index("batch") + 1] if "batch" in words else "64"
+    command = [sys.executable, "-m", "sd_tf.train", "--dataset", "garments", "--text-encoder", "clip-mini"]
+    command += ["--max-steps", str(sizes["steps"]), "--batch-size", batch, "--image-size", side]
+    if "replicas" in words:
+        command += ["--strategy", "mirrored", "--replicas", "2"]
+
+    def run():
+        subprocess.run([*command, "--output", tempfile.mkdtemp()], check=True, capture_output=True)
+
+    return run

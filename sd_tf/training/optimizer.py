@@ -1,0 +1,192 @@
+"""Clipping, AdamW, loss scaling and the moving average of the weights, in one pass over flat memory."""
+
+import contextlib
+import math
+
+import keras
+import tensorflow as tf
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+NOT_DECAYED = ("bias", "beta", "gamma", "logit_scale")
+BUCKET = 2**24  # numbers in one vector at most, unless a variable alone has more: it bounds extra memory
+FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and a moving average of the weights.
+
+    A network has hundreds of variables, and a dozen operations for each would take as long as the
+    network's own arithmetic, most of it before the first step. So moments and averages are a few
+    flat vectors ("buckets"), and one XLA-compiled function updates each in a single pass. Made, and
+    applied outside `strategy.run`, under the strategy's scope.
+
+    The average's decay is min(`ema_decay`, (1 + step) / (10 + step)): that of TensorFlow 1's
+    `ExponentialMovingAverage(num_updates=...)`, which forgets the random initial weights.
+
+    A step whose gradients are not all finite changes nothing but the loss scale.
+
+    Args:
+        variables: the trainable variables of a network.
+        config: a `StageConfig`.
+        loss_scaling: multiplies the loss by a factor that halves when gradients overflow and doubles
+            after 2000 steps without one (Micikevicius et al. 2018): for float16.
+    """
+
+    def __init__(self, variables, config, loss_scaling=False):
+        self.config = config
+        self.learning_rate = tf.Variable(0.0, trainable=False, name="learning_rate")
+        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        self.loss_scale = self.good_steps = None
+        if loss_scaling:
+            self.loss_scale = tf.Variable(FIRST_LOSS_SCALE, trainable=False, name="loss_scale")
+            self.good_steps = tf.Variable(0, trainable=False, name="good_steps")
+        decayed = [v for v in variables if v.name not in NOT_DECAYED]
+        others = [v for v in variables if v.name in NOT_DECAYED]
+        self.buckets = [_Bucket(part, config.weight_decay) for part in _parts(decayed)]
+        self.buckets += [_Bucket(part, 0.0) for part in _parts(others)]
+        self._places = {id(v): i for i, v in enumerate(variables)}
+
+    @property
+    def state(self):
+        """Name -> variables: all that a checkpoint needs."""
+        found = {"learning_rate": self.learning_rate, "updates": self.updates}
+        for name in ("first", "second", "average"):
+            found[name] = [getattr(bucket, name) for bucket in self.buckets]
+        if self.loss_scale is not None:
+            found |= {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        return found
+
+    def scaled(self, loss):
+        """The loss to differentiate."""
+        return loss if self.loss_scale is None else loss * self.loss_scale
+
+    def flat(self, gradients):
+        """A replica's gradients, one for each of the variables -> one vector for each bucket."""
+        return [
+            _joined([gradients[self._places[id(variable)]] for variable in bucket.variables])
+            for bucket in self.buckets
+        ]
+
+    def apply(self, gradients):
+        """One update, by the sums of all replicas' `flat` gradients; returns their global norm."""
+        config, strategy = self.config, tf.distribute.get_strategy()
+        gradients = strategy.extended.batch_reduce_to(
+            tf.distribute.ReduceOp.SUM,
+            [(gradient, bucket.first) for gradient, bucket in zip(gradients, self.buckets, strict=True)],
+        )
+        norm = tf.sqrt(
+            2.0 * tf.add_n([tf.nn.l2_loss(strategy.experimental_local_results(g)[0]) for g in gradients])
+        )
+        scale = 1.0 if self.loss_scale is None else 1.0 / self.loss_scale
+        norm *= scale
+        finite = tf.math.is_finite(norm)
+        self.updates.assign_add(tf.cast(finite, tf.int64))
+        step = tf.cast(self.updates, tf.float32)
+        settings = {
+            "finite": finite,
+            "gradient_scale": scale * tf.minimum(1.0, config.gradient_clip / tf.maximum(norm, 1e-12)),
+            "learning_rate": self.learning_rate.read_value(),
+            "first_correction": 1.0 - BETA_1**step,
+            "second_correction": 1.0 - BETA_2**step,
+            "average_rate": 1.0 - tf.minimum(config.ema_decay, (1.0 + step) / (10.0 + step)),
+        }
+        for gradient, bucket in zip(gradients, self.buckets, strict=True):
+            bucket.apply(gradient, settings)
+        self._adapt_loss_scale(finite)
+        return norm
+
+    def _adapt_loss_scale(self, finite):
+        if self.loss_scale is None:
+            return
+        good = tf.where(finite, self.good_steps + 1, 0)
+        grown = tf.where(good >= STEPS_TO_DOUBLE, 2.0 * self.loss_scale, self.loss_scale)
+        self.loss_scale.assign(tf.where(finite, grown, tf.maximum(1.0, 0.5 * self.loss_scale)))
+        self.good_steps.assign(tf.where(good >= STEPS_TO_DOUBLE, 0, good))
+
+    # -- the averages, which are what pictures are drawn with -------------------------------------------
+
+    @contextlib.contextmanager
+    def averages_in_place(self):
+        """Within the block the variables hold the averages; afterwards their own values again."""
+        variables = [variable for bucket in self.buckets for variable in bucket.variables]
+        own = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        try:
+            self.copy_averages()
+            yield
+        finally:
+            for variable, value in zip(variables, own, strict=True):
+                variable.assign(value)
+
+    def copy_averages(self):
+        """The variables become the averages, for good."""
+        for bucket in self.buckets:
+            for variable, value in zip(bucket.variables, bucket.split(bucket.average), strict=True):
+                variable.assign(value)
+
+
+class _Bucket:
+    """Some variables, with their moments and their averages as vectors, one variable after another."""
+
+    def __init__(self, variables, weight_decay):
+        self.variables, self.weight_decay = variables, weight_decay
+        self.sizes = [math.prod(variable.shape) for variable in variables]
+
+        def vector(values, name):
+            return tf.Variable(values, trainable=False, name=name)
+
+        self.first = vector(tf.zeros(sum(self.sizes)), "first_moments")
+        self.second = vector(tf.zeros(sum(self.sizes)), "second_moments")
+        self.average = vector(_joined([variable.value for variable in variables]), "averages")
+
+    def split(self, vector):
+        """A vector's parts, in the variables' shapes."""
+        parts = tf.split(vector, self.sizes)
+        return [tf.reshape(part, v.shape) for part, v in zip(parts, self.variables, strict=True)]
+
+    def apply(self, gradient, settings):
+        """Moves everything by one step, on each device that holds it."""
+
+        def update(first, second, average, weights, gradient):
+            state = _step(_joined(weights), first, second, average, gradient, self.weight_decay, settings)
+            new, *moments = (tf.ensure_shape(vector, first.shape) for vector in state)
+            for variable, values in zip((first, second, average), moments, strict=True):
+                variable.assign(values)
+            for weight, values in zip(weights, self.split(new), strict=True):
+                weight.assign(values)
+
+        weights = [variable.value for variable in self.variables]
+        tf.distribute.get_strategy().extended.update(
+            self.first, update, args=(self.second, self.average, weights, gradient), group=False
+        )
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _step(weights, first, second, average, gradient, weight_decay, settings):
+    """New weights, moments and averages; the old ones where the gradients are not finite."""
+    gradient = gradient * settings["gradient_scale"]
+    new_first = BETA_1 * first + (1.0 - BETA_1) * gradient
+    new_second = BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient)
+    direction = (new_first / settings["first_correction"]) / (
+        tf.sqrt(new_second / settings["second_correction"]) + EPSILON
+    )
+    new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
+    new_average = average + settings["average_rate"] * (new - average)
+    pairs = ((new, weights), (new_first, first), (new_second, second), (new_average, average))
+    return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
+
+
+def _joined(tensors):
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+
+
+def _parts(variables):
+    """The variables, in order, in groups of `BUCKET` numbers at most."""
+    parts, size = [], BUCKET + 1
+    for variable in variables:
+        number = math.prod(variable.shape)
+        if size + number > BUCKET:
+            parts.append([])
+            size = 0
+        parts[-1].append(variable)
+        size += number
+    return parts
