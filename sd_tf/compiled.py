@@ -1,4 +1,6 @@
-"""One way to compile a function, whatever backend Keras runs on."""
+"""Functions as graphs, whatever backend Keras runs on, and how a graph shares out the cores."""
+
+import os
 
 import keras
 
@@ -17,9 +19,69 @@ def compiled(function):
     graphs = {}
 
     def call(*arrays):
-        shapes = tuple(None if array is None else tuple(array.shape[1:]) for array in arrays)
+        parts = parts_of(len(arrays[0]))
+        shapes = (parts, *(None if array is None else tuple(array.shape[1:]) for array in arrays))
         if shapes not in graphs:
-            graphs[shapes] = tf.function(function, autograph=False, reduce_retracing=True)
+            graphs[shapes] = tf.function(
+                function if parts == 1 else _in_parts(function, parts),
+                autograph=False,
+                reduce_retracing=True,
+            )
         return graphs[shapes](*arrays)
 
     return call
+
+
+def one_core_for_each_operation():
+    """From here on, operations run on one core each, and `compiled` functions and training steps divide
+    their batches among the cores: for work whose batches have many examples each.
+
+    Two halves of a batch on a core each are faster than two cores on each operation in turn: small
+    operations are not worth dividing, and half the numbers stay in the caches. It is for the whole
+    process, and too late once TensorFlow has started, or where it uses another device: then nothing
+    is changed.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"):
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(_cores())
+    except RuntimeError:  # started
+        return
+
+
+def parts_of(num_examples, replicas=1):
+    """Into how many parts a batch is divided in each of `replicas` at work: 1 where operations are."""
+    import tensorflow as tf
+
+    alone = tf.config.threading.get_intra_op_parallelism_threads() == 1
+    return min(_cores() // replicas or 1, num_examples) if alone else 1
+
+
+def parts(tensors, number):
+    """A structure of tensors -> that of each part, of as equal sizes as can be."""
+    import tensorflow as tf
+
+    def part(i):
+        return lambda tensor: tensor[len_of(tensor) * i // number : len_of(tensor) * (i + 1) // number]
+
+    def len_of(tensor):
+        return tensor.shape[0] if tensor.shape[0] is not None else tf.shape(tensor)[0]
+
+    return [tf.nest.map_structure(part(i), tensors) for i in range(number)]
+
+
+def _in_parts(function, number):
+    import tensorflow as tf
+
+    def call(*tensors):
+        results = [function(*part) for part in parts(tensors, number)]
+        return tf.nest.map_structure(lambda *values: tf.concat(values, axis=0), *results)
+
+    return call
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

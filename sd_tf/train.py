@@ -13,7 +13,10 @@ def main(arguments=None):
     commandline.add_flags(parser, RunConfig)
     config = commandline.from_flags(parser.parse_args(arguments), RunConfig)
     commandline.load_tensorflow()
+    from sd_tf.compiled import one_core_for_each_operation
     from sd_tf.training.run import Run
+
+    one_core_for_each_operation()
 
     Run(config).train()
 

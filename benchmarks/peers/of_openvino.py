@@ -7,24 +7,23 @@ import torch
 from benchmarks.peers import of_diffusers
 
 
-class Parts(torch.nn.Module):
-    """A module whose output is a tensor, which OpenVINO can follow."""
+class Call(torch.nn.Module):
+    """A method of a module, without keywords, whose result is a tensor: what OpenVINO can trace."""
 
-    def __init__(self, call):
+    def __init__(self, module, method):
         super().__init__()
-        self.call = call
+        self.module, self.method = module, method
 
     def forward(self, *arguments):
-        return self.call(*arguments)
+        return getattr(self.module, self.method)(*arguments, return_dict=False)[0]
 
 
-def convert(call, example, precision):
-    """`call` of tensors, traced, as OpenVINO compiles it for this CPU; called with arrays."""
+def convert(module, example, precision, method="forward"):
+    """A module as OpenVINO compiles it for this CPU; called with arrays."""
     with torch.no_grad():
-        converted = openvino.convert_model(Parts(call).eval(), example_input=example)
+        converted = openvino.convert_model(Call(module, method).eval(), example_input=example)
     options = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
-    compiled = openvino.Core().compile_model(converted, "CPU", options)
-    request = compiled.create_infer_request()
+    request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
 
     def run(*arguments):
         return request.infer([np.asarray(argument) for argument in arguments])[0]
@@ -40,36 +39,21 @@ def prepare(workload, variant):
 
 
 def _unet(sizes, precision):
-    network, inputs = of_diffusers.make_unet(sizes).eval(), of_diffusers.unet_inputs(sizes)
-    run = convert(_wrapped(network), inputs, precision)
-    del network
+    inputs = of_diffusers.unet_inputs(sizes)
+    run = convert(of_diffusers.make_unet(sizes).eval(), inputs, precision)
     return lambda: run(*inputs)
-
-
-def _wrapped(network):
-    class Wrapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, latents, timesteps, context):
-            return self.network(latents, timesteps, context, return_dict=False)[0]
-
-    return Wrapped()
 
 
 def _drawing(sizes, precision):
     """diffusers' pipeline, its UNet and decoder replaced by their conversions."""
     pipeline = of_diffusers.pipeline()
-    unet, vae = pipeline.unet, pipeline.vae
+    unet, vae = pipeline.unet.eval(), pipeline.vae.eval()
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
-    pair = (torch.randn(2, 4, side, side), torch.tensor(1), torch.randn(2, 16, width))
-    denoise = convert(_wrapped(unet), pair, precision)
-    decode = convert(lambda latents: vae.decode(latents, return_dict=False)[0], (pair[0],), precision)
-
-    def call_unet(latents, t, encoder_hidden_states=None, **_):
-        return (torch.from_numpy(np.array(denoise(latents, t, encoder_hidden_states))),)
-
-    unet.forward = call_unet
+    latents = torch.randn(2, unet.config.in_channels, side, side)
+    denoise = convert(unet, (latents, torch.tensor(1), torch.randn(2, 16, width)), precision)
+    decode = convert(vae, (latents,), precision, "decode")
+    unet.forward = lambda latents, t, encoder_hidden_states, **_: (
+        torch.from_numpy(np.array(denoise(latents, t, encoder_hidden_states))),
+    )
     vae.decode = lambda latents, **_: (torch.from_numpy(np.array(decode(latents))),)
     return of_diffusers.drawing(pipeline, sizes)

@@ -1,6 +1,7 @@
 """What each stage of training learns: its network, its batches, its loss and the pictures that show it.
 
-A stage is (name, config, network, batches, loss, preview); the `Trainer` knows no more of it.
+A stage is (name, divisible, config, network, batches, loss, preview); the `Trainer` knows no more of
+it. `divisible` says that the losses of parts of a batch are those of the whole.
 Everything random in a batch (captions, noise, timesteps) is drawn with the batch, each example's by
 its own index, so the loss is a pure function of the batch however it is divided.
 """
@@ -32,6 +33,7 @@ class ClipStage:
     """Both CLIP towers, contrastively (Radford et al. 2021)."""
 
     name = "clip"
+    divisible = False  # an example's loss needs all others
 
     def __init__(self, config, clip, tokenizer, dataset, seed):
         self.config, self.network, self.tokenizer = config, clip, tokenizer
@@ -67,6 +69,7 @@ class AutoencoderStage:
     """The KL autoencoder: mean absolute error, and a weak pull of the latents towards a standard normal."""
 
     name = "autoencoder"
+    divisible = True
     KL_WEIGHT = 1e-4  # beside errors of about 0.03: latents stay bounded, pictures stay sharp
 
     def __init__(self, config, autoencoder, dataset, seed):
@@ -113,6 +116,7 @@ class DiffusionStage:
     """The UNet, on cached latents and captions, of which some are dropped (Ho & Salimans 2022)."""
 
     name = "diffusion"
+    divisible = True
 
     def __init__(self, config, model, cache, caption_dropout, seed):
         self.config, self.network, self.model = config, model.unet, model

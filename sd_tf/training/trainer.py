@@ -10,7 +10,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from sd_tf.compiled import parts, parts_of
 from sd_tf.errors import InputError
+from sd_tf.nn.fused import fusing
 from sd_tf.training.optimizer import AdamW
 from sd_tf.training.strategy import check_batch_size
 
@@ -44,6 +46,7 @@ class Trainer:
     def __init__(self, stage, strategy, budget, folder, precision, checkpoint_seconds):
         self.stage, self.strategy, self.budget = stage, strategy, budget
         self.checkpoint_seconds = checkpoint_seconds
+        self._part = None
         config = stage.config
         check_batch_size(config.batch_size, strategy)
         with strategy.scope():
@@ -77,14 +80,29 @@ class Trainer:
         }
 
     def _replica_step(self, batch):
-        """Forward and backward of one replica's part of the batch."""
-        config, optimizer = self.stage.config, self.optimizer
-        with tf.GradientTape() as tape:
+        """Losses and gradients of one replica's part of the batch, which its cores divide."""
+        number = 1
+        if self.stage.divisible:
+            replicas = self.strategy.num_replicas_in_sync
+            number = parts_of(self.stage.config.batch_size // replicas, replicas)
+        if number == 1:
+            return self._gradients(batch)
+        if self._part is None:  # traced once
+            self._part = tf.function(self._gradients, autograph=False)
+        results = [self._part(part) for part in parts(batch, number)]
+        return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
+
+    def _gradients(self, batch):
+        """Forward and backward: sums over the batch, each divided by the size of the global batch."""
+        with tf.GradientTape() as tape, fusing():
             losses = self.stage.loss(batch)  # name -> (examples,)
-            # The mean over the global batch: the replicas' parts are summed afterwards.
-            means = {name: tf.reduce_sum(value) / config.batch_size for name, value in losses.items()}
-            objective = optimizer.scaled(means["loss"])
-        return means, optimizer.flat(tape.gradient(objective, self.variables))
+            means = {
+                name: tf.reduce_sum(value) / self.stage.config.batch_size for name, value in losses.items()
+            }
+            objective = self.optimizer.scaled(means["loss"])
+        with fusing():
+            gradients = tape.gradient(objective, self.variables)
+        return means, self.optimizer.flat(gradients)
 
     def fit(self, observers=()):
         """Trains to the end of the budget, from the last checkpoint where there is one.
