@@ -52,8 +52,10 @@ class Worker:
 
 
 def measure(workload, variants, log):
-    """[{"workload", "variant", "seconds", "flops", "peak_memory_mb"} or {…, "skipped"}], one per variant."""
-    results = {variant: {"workload": workload.name, "variant": variant, "seconds": []} for variant in variants}
+    """For each variant {"workload", "variant", "seconds", "flops", "peak_memory_mb"}, or "skipped": why."""
+    results = {
+        variant: {"workload": workload.name, "variant": variant, "seconds": []} for variant in variants
+    }
 
     def note(worker):
         result = results[worker.variant]

@@ -1,11 +1,8 @@
 """sd_tf's own training step, networks, drawing and command lines, as its users run them."""
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -131,11 +128,22 @@ def _autoencoder_training(sizes, variant):
 # -- drawing --------------------------------------------------------------------------------------------
 
 
+def _engine(variant):
+    return "openvino" if "openvino" in variant else "tensorflow"
+
+
 def _unet(sizes, variant):
     from sd_tf.compiled import compiled
+    from sd_tf.latent.engines import read_conversion, write_conversion
 
-    network = make_unet(sizes, variant)
-    call, inputs = compiled(network), unet_inputs(sizes)
+    network, inputs = make_unet(sizes, variant), unet_inputs(sizes)
+    if _engine(variant) == "tensorflow":
+        call = compiled(network)
+    else:
+        file = Path(tempfile.mkdtemp()) / "unet.xml"
+        arguments = [((None, *array.shape[1:]), str(array.dtype)) for array in inputs]
+        write_conversion(network, network, arguments, file)
+        call = read_conversion(file)
     return lambda: np.asarray(call(*inputs))
 
 
@@ -148,6 +156,7 @@ def _drawing(sizes, variant):
         num_images=sizes["pictures"],
         steps=sizes["steps"],
         guidance_scale=sizes["guidance_scale"],
+        engine=_engine(variant),
         progress=False,
     )
 
@@ -155,6 +164,7 @@ def _drawing(sizes, variant):
 def _cold_start(sizes, variant):
     folder = tempfile.mkdtemp()
     command = [sys.executable, "-m", "sd_tf.generate", "a red dress", "--output", folder]
+    command += ["--engine", _engine(variant)]
     return lambda: subprocess.run(command, check=True, capture_output=True)
 
 

@@ -47,7 +47,7 @@ def one_core_for_each_operation():
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(_cores())
+        tf.config.threading.set_inter_op_parallelism_threads(cores())
     except RuntimeError:  # started
         return
 
@@ -57,7 +57,7 @@ def parts_of(num_examples, replicas=1):
     import tensorflow as tf
 
     alone = tf.config.threading.get_intra_op_parallelism_threads() == 1
-    return min(_cores() // replicas or 1, num_examples) if alone else 1
+    return min(cores() // replicas or 1, num_examples) if alone else 1
 
 
 def parts(tensors, number):
@@ -83,5 +83,6 @@ def _in_parts(function, number):
     return call
 
 
-def _cores():
+def cores():
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ def main(arguments=None):
     parser.add_argument("--negative-prompt", default="", help="what to lean away from")
     parser.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: ddim)")
     parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: 0)")
+    parser.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
     parser.add_argument("--precision", default=None, help="a Keras policy (default: float32)")
     parser.add_argument("--output", default="out", help="folder for the pictures (default: out)")
     flags = parser.parse_args(arguments)
@@ -36,7 +37,7 @@ def main(arguments=None):
         for name in ("steps", "guidance_scale", "negative_prompt", "sampler", "eta", "seed")
     }
     model = sd_tf.load(flags.model, dtype=flags.precision)
-    images = model.generate(flags.prompt, num_images=flags.num_images, **settings)
+    images = model.generate(flags.prompt, num_images=flags.num_images, engine=flags.engine, **settings)
 
     output.mkdir(parents=True, exist_ok=True)
     written = set()

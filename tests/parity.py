@@ -44,10 +44,14 @@ def recording(model):
     for layer in layers:
         name = ".".join(layer.path.split("/")[1:])
 
-        def call(*args, name=name, original=layer.call, **kwargs):
-            result = original(*args, **kwargs)
-            if ops.is_tensor(result):
-                _add(activations, name, ops.convert_to_numpy(ops.cast(result, "float32")))
+        def call(*args, name=name, layer=layer, original=layer.call, **kwargs):
+            result = seen = original(*args, **kwargs)
+            if getattr(layer, "silu", False):  # which is no part of the norm in PyTorch
+                layer.silu = False
+                seen = original(*args, **kwargs)
+                layer.silu = True
+            if ops.is_tensor(seen):
+                _add(activations, name, ops.convert_to_numpy(ops.cast(seen, "float32")))
             return result
 
         # On the instance, past Keras' tracking of attributes.

@@ -19,6 +19,7 @@ from sd_tf.checkpoints.tensors import find, has_variant, write
 from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.engines import place_of_conversions
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
 from sd_tf.skeleton import skeleton
@@ -259,7 +260,9 @@ def load(
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     tokenizer = _load_tokenizer(tokenizer, parts["text_encoder"].config.max_position_embeddings, pad_token)
     with _naming(source):
-        return LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
+        model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
+    model.engines.folder = place_of_conversions(source, own=path.exists())
+    return model
 
 
 def _load_folder(folder, dtype, variant):

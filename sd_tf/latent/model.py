@@ -6,12 +6,12 @@ import warnings
 import numpy as np
 from tqdm import tqdm
 
-from sd_tf.compiled import compiled
 from sd_tf.data.noise import normals
 from sd_tf.diffusion.guidance import classifier_free
 from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
+from sd_tf.latent.engines import Engines
 
 LARGEST_SEED = 2**32 - 1
 PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
@@ -55,13 +55,29 @@ class LatentDiffusion:
             )
         self.autoencoder, self.unet = autoencoder, unet
         self.text_encoder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
-        self._network = compiled(unet)
-        self._decode = compiled(autoencoder.decode)
-        self._encode_tokens = compiled(lambda token_ids: text_encoder(token_ids).last_hidden_state)
+        self.engines = self._engines()
+
+    def _engines(self):
+        unet, autoencoder = self.unet.config, self.autoencoder
+        height, width = unet.latent_size
+        latents = ((None, height, width, unet.in_channels), "float32")
+        context = ((None, self.tokenizer.max_length, unet.cross_attention_dim), "float32")
+        token_ids = ((None, self.tokenizer.max_length), "int32")
+
+        def encode(token_ids):
+            return self.text_encoder(token_ids).last_hidden_state
+
+        return Engines(
+            {
+                "encode": (self.text_encoder, encode, [token_ids]),
+                "denoise": (self.unet, self.unet, [latents, ((None,), "int32"), context]),
+                "decode": (autoencoder, autoencoder.decode, [latents]),
+            }
+        )
 
     def encode_prompts(self, prompts):
         """Prompts (n strings) -> context, float32 (n, tokens, width)."""
-        return np.asarray(self._encode_tokens(self.tokenizer(prompts)), "float32")
+        return np.asarray(self.engines["tensorflow"].encode(self.tokenizer(prompts)), "float32")
 
     def loss(self, latents, context, timesteps, noise):
         """The training loss of each example, float32 (batch,); see `sd_tf.diffusion.losses`."""
@@ -79,6 +95,7 @@ class LatentDiffusion:
         eta=0.0,
         batch_size=64,
         latents=None,
+        engine="auto",
         callback=None,
         progress=True,
     ):
@@ -100,6 +117,9 @@ class LatentDiffusion:
             batch_size: pictures drawn at once; it bounds memory.
             latents: the noise that pictures begin with, float (prompts x num_images, h, w, latent
                 channels), standard normal, in place of the seeds'; it sets the pictures' size.
+            engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
+                model; or "auto", OpenVINO where it is installed and the model fits it. Pictures of the
+                two differ by at most 2 of 255.
             callback: `callback(step, latents, prediction)` after each step of each batch.
             progress: shows a progress bar, if standard error is a terminal.
 
@@ -137,7 +157,16 @@ class LatentDiffusion:
             latents = self._checked_latents(latents, len(prompts) * num_images)
             height, width = latents.shape[1:3]
 
-        contexts, negative_contexts = self.encode_prompts(prompts), self.encode_prompts(negatives)
+        if engine == "openvino" and (height, width) != self.unet.config.latent_size:
+            raise InputError(
+                f"engine 'openvino' draws {self.unet.config.latent_size} latents only, these are "
+                f"{(height, width)}: take 'tensorflow'"
+            )
+        if (height, width) != self.unet.config.latent_size:
+            engine = "tensorflow"
+        networks = self.engines[engine]
+        contexts = np.asarray(networks.encode(self.tokenizer([*prompts, *negatives])), "float32")
+        contexts, negative_contexts = np.split(contexts, 2)
         of_prompt = np.repeat(np.arange(len(prompts)), num_images)
         seeds = seed + np.tile(np.arange(num_images), len(prompts))
         batches = [slice(i, i + batch_size) for i in range(0, len(seeds), batch_size)]
@@ -154,7 +183,7 @@ class LatentDiffusion:
 
             for batch in batches:
                 denoise = classifier_free(
-                    self._network,
+                    networks.denoise,
                     self.schedule,
                     contexts[of_prompt[batch]],
                     negative_contexts[of_prompt[batch]],
@@ -169,8 +198,24 @@ class LatentDiffusion:
                     after_step,
                     **options,
                 )
-                images.append(_to_uint8(np.asarray(self._decode(final))))
+                images.append(_to_uint8(np.asarray(networks.decode(final))))
         return np.concatenate(images)
+
+    def warmup(self, num_images=1, guidance_scale=3.0, batch_size=64, engine="auto"):
+        """Compiles all that `generate` needs for so many pictures, so that the first are not slower.
+
+        Networks are compiled once for each engine and, by OpenVINO, for each number of pictures. What it
+        converts and compiles is kept beside the model, or in the user's cache, for other processes.
+        """
+        self.generate(
+            "warm",
+            num_images,
+            steps=1,
+            guidance_scale=guidance_scale,
+            batch_size=batch_size,
+            engine=engine,
+            progress=False,
+        )
 
     def _noise(self, seeds, draw, height, width):
         """Standard normal latents, one for each seed; draw 0 begins a picture, draw k is step k's."""

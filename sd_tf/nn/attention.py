@@ -114,9 +114,7 @@ class TransformerBlock(keras.layers.Layer):
 
     def build(self, x_shape, context_shape):
         policy = {"dtype": self.dtype_policy}
-        self.norm1, self.norm2, self.norm3 = (
-            LayerNorm(1e-5, name=f"norm{i}", **policy) for i in (1, 2, 3)
-        )
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(1e-5, name=f"norm{i}", **policy) for i in (1, 2, 3))
         self.attn1 = Attention(self.num_heads, name="attn1", **policy)
         self.attn2 = Attention(self.num_heads, name="attn2", **policy)
         self.ff = FeedForward(name="ff", **policy)

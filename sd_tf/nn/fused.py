@@ -58,15 +58,19 @@ def _islands(function):
             result = function(*tensors, **numbers)
         return tape.gradient(result, tensors, upstream)
 
-    forward, backward = (
-        tf.function(each, autograph=False, jit_compile=True) for each in (forward, backward)
-    )
+    forward, backward = (tf.function(each, autograph=False, jit_compile=True) for each in (forward, backward))
 
     def call(numbers, *tensors):
-        @tf.custom_gradient
         def with_gradient(*tensors):
             return forward(tensors, numbers), lambda upstream: backward(tensors, numbers, upstream)
 
-        return with_gradient(*tensors)
+        return differentiated(with_gradient)(*tensors)
 
     return call
+
+
+def differentiated(function):
+    """`function(*tensors) -> (result, gradient)`, as a function that gives the result alone."""
+    import tensorflow as tf
+
+    return tf.custom_gradient(function)

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from sd_tf.errors import InputError
-from sd_tf.nn.fused import fused, fused_now
+from sd_tf.nn.fused import differentiated, fused, fused_now
 
 
 def group_norm(x, gamma, beta, groups, epsilon, silu=False):
@@ -47,32 +47,31 @@ def _affine(x, scale, shift, silu):
 
 
 def _with_gradient(x, gamma, beta, groups, epsilon, silu):
-    """`_group_norm`, with a gradient that keeps the picture alone and reads it twice.
+    """`_group_norm` with a gradient that keeps the picture alone and reads it twice.
 
-    With y = f(scale x + shift) and d the gradient before f, the gradient of x is
-    scale (d - mean(d gamma) / gamma ...): see the lines below, where n is the normalised picture.
+    With n the normalised picture, y = f(gamma n + beta), and d the gradient of the loss before f, that
+    of beta is the sum of d, that of gamma the sum of d n, and that of the picture
+    (gamma d - mean(gamma d) - n mean(gamma d n)) / deviation, where means are a group's.
     """
-    import tensorflow as tf
 
-    @tf.custom_gradient
     def call(x, gamma, beta):
         scale, shift, mean, inverse = _scale_and_shift(x, gamma, beta, groups, epsilon)
+        positions = x.shape[1] * x.shape[2]
 
         def gradient(upstream):
             before, product = _before(x, scale, shift, mean, inverse, upstream, silu=silu)
             sums, products = _of_channels(before), _of_channels(product)
             constant = inverse * _of_groups(gamma * sums, groups)
             slope = inverse * _of_groups(gamma * products, groups)
-            positions = x.shape[1] * x.shape[2]
             return (
                 _downstream(x, scale, shift, mean, inverse, upstream, constant, slope, silu=silu),
-                positions * tf.reduce_sum(products, (0, 1, 2)),
-                positions * tf.reduce_sum(sums, (0, 1, 2)),
+                positions * ops.sum(products, axis=(0, 1, 2)),
+                positions * ops.sum(sums, axis=(0, 1, 2)),
             )
 
         return _affine(x, scale, shift, silu=silu), gradient
 
-    return call(x, gamma, beta)
+    return differentiated(call)(x, gamma, beta)
 
 
 def _through_silu(x, scale, shift, upstream, silu):

@@ -33,7 +33,7 @@ class AdamW:
     """
 
     def __init__(self, variables, config, loss_scaling=False):
-        self.config = config
+        self.variables, self.config = list(variables), config
         self.learning_rate = tf.Variable(0.0, trainable=False, name="learning_rate")
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
         self.loss_scale = self.good_steps = None
@@ -44,7 +44,6 @@ class AdamW:
         others = [v for v in variables if v.name in NOT_DECAYED]
         self.buckets = [_Bucket(part, config.weight_decay) for part in _parts(decayed)]
         self.buckets += [_Bucket(part, 0.0) for part in _parts(others)]
-        self._places = {id(v): i for i, v in enumerate(variables)}
 
     @property
     def state(self):
@@ -62,9 +61,12 @@ class AdamW:
 
     def flat(self, gradients):
         """A replica's gradients, one for each of the variables -> one vector for each bucket."""
+        of_variable = {
+            id(variable): tf.convert_to_tensor(gradient)  # an embedding's is sparse
+            for variable, gradient in zip(self.variables, gradients, strict=True)
+        }
         return [
-            _joined([gradients[self._places[id(variable)]] for variable in bucket.variables])
-            for bucket in self.buckets
+            _joined([of_variable[id(variable)] for variable in bucket.variables]) for bucket in self.buckets
         ]
 
     def apply(self, gradients):
@@ -81,14 +83,17 @@ class AdamW:
         norm *= scale
         finite = tf.math.is_finite(norm)
         self.updates.assign_add(tf.cast(finite, tf.int64))
-        step = tf.cast(self.updates, tf.float32)
+        step = tf.cast(self.updates, tf.float64)  # 1 - 0.999 has but four digits in float32
         settings = {
             "finite": finite,
             "gradient_scale": scale * tf.minimum(1.0, config.gradient_clip / tf.maximum(norm, 1e-12)),
             "learning_rate": self.learning_rate.read_value(),
-            "first_correction": 1.0 - BETA_1**step,
-            "second_correction": 1.0 - BETA_2**step,
-            "average_rate": 1.0 - tf.minimum(config.ema_decay, (1.0 + step) / (10.0 + step)),
+            "first_correction": tf.cast(1.0 - BETA_1**step, tf.float32),
+            "second_correction": tf.cast(1.0 - BETA_2**step, tf.float32),
+            "average_rate": tf.cast(
+                1.0 - tf.minimum(tf.cast(config.ema_decay, tf.float64), (1.0 + step) / (10.0 + step)),
+                tf.float32,
+            ),
         }
         for gradient, bucket in zip(gradients, self.buckets, strict=True):
             bucket.apply(gradient, settings)
@@ -105,23 +110,30 @@ class AdamW:
 
     # -- the averages, which are what pictures are drawn with -------------------------------------------
 
+    @property
+    def averages(self):
+        """The moving average of each of the variables, in their order and shapes."""
+        found = {}
+        for bucket in self.buckets:
+            parts = bucket.split(bucket.average)
+            found |= {id(variable): part for variable, part in zip(bucket.variables, parts, strict=True)}
+        return [found[id(variable)] for variable in self.variables]
+
     @contextlib.contextmanager
     def averages_in_place(self):
         """Within the block the variables hold the averages; afterwards their own values again."""
-        variables = [variable for bucket in self.buckets for variable in bucket.variables]
-        own = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        own = [keras.ops.convert_to_numpy(variable) for variable in self.variables]
         try:
             self.copy_averages()
             yield
         finally:
-            for variable, value in zip(variables, own, strict=True):
+            for variable, value in zip(self.variables, own, strict=True):
                 variable.assign(value)
 
     def copy_averages(self):
         """The variables become the averages, for good."""
-        for bucket in self.buckets:
-            for variable, value in zip(bucket.variables, bucket.split(bucket.average), strict=True):
-                variable.assign(value)
+        for variable, average in zip(self.variables, self.averages, strict=True):
+            variable.assign(average)
 
 
 class _Bucket:

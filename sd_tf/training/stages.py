@@ -146,7 +146,9 @@ class DiffusionStage:
 
     def preview(self):
         """Fixed prompts, two pictures each."""
-        images = self.model.generate(list(PREVIEW_PROMPTS), num_images=2, steps=20, seed=0, progress=False)
+        images = self.model.generate(
+            list(PREVIEW_PROMPTS), num_images=2, steps=20, engine="tensorflow", progress=False
+        )
         return images, len(PREVIEW_PROMPTS)
 
 

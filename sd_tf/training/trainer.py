@@ -54,9 +54,12 @@ class Trainer:
             self.optimizer = AdamW(self.variables, config, loss_scaling=precision == "mixed_float16")
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
-        optimizer = tf.train.Checkpoint(**self.optimizer.state)
         checkpoint = tf.train.Checkpoint(
-            network=stage.network, optimizer=optimizer, step=self.step, elapsed=self.elapsed
+            # A list of variables: TensorFlow does not find those of layers that a Keras layer keeps in a list.
+            weights=[variable.value for variable in stage.network.variables],
+            optimizer=tf.train.Checkpoint(**self.optimizer.state),
+            step=self.step,
+            elapsed=self.elapsed,
         )
         self.checkpoints = tf.train.CheckpointManager(checkpoint, str(Path(folder)), KEPT_CHECKPOINTS)
         if self.checkpoints.latest_checkpoint:

@@ -137,7 +137,7 @@ def preview_steps(folder, first, steps, budget):
     pictured = stage()
     pictured.preview = preview
     previews = Previews(pictured, folder, budget, budget.progress(first, 0.0))
-    now = SimpleNamespace(ema=SimpleNamespace(in_place=in_place))
+    now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=in_place))
     for step in range(first + 1, steps + 1):
         previews(now, step, 0.0, {})
     return seen
@@ -162,6 +162,6 @@ def test_fewer_steps_than_sheets_draw_one_at_each_step(tmp_path):
 def test_a_stage_without_pictures_writes_none(tmp_path):
     silent = stage()
     silent.preview = lambda: None
-    now = SimpleNamespace(ema=SimpleNamespace(in_place=contextlib.nullcontext))
+    now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=contextlib.nullcontext))
     Previews(silent, tmp_path / "samples", Budget(None, 1), 0.0)(now, 1, 0.0, {})
     assert not (tmp_path / "samples").exists()

@@ -58,7 +58,7 @@ class Network(keras.Model):
 class Stage:
     """Learns the sum of three numbers and a word."""
 
-    name = "sums"
+    name, divisible = "sums", True
 
     def __init__(self, config, network):
         self.config, self.network = config, network
@@ -93,8 +93,8 @@ def trainer(folder, strategy="none", precision="float32", config=CONFIG, budget=
 
 def without_overflow(trainer):
     """Replicas sum fewer examples, so they overflow at another scale; with none, they must agree."""
-    if isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer):
-        trainer.optimizer.dynamic_scale.assign(256.0)
+    if trainer.optimizer.loss_scale is not None:
+        trainer.optimizer.loss_scale.assign(256.0)
     return trainer
 
 
@@ -103,13 +103,13 @@ def weights(trainer):
 
 
 def averages(trainer):
-    return [average.numpy() for average in trainer.ema.averages]
+    return [average.numpy() for average in trainer.optimizer.averages]
 
 
 def state(trainer):
     """Everything that training changes."""
-    optimizer = [np.asarray(variable.value) for variable in trainer.optimizer.variables]
-    return [*weights(trainer), *averages(trainer), *optimizer, trainer.step.numpy()]
+    optimizer = [variable.numpy() for variable in tf.nest.flatten(trainer.optimizer.state)]
+    return [*weights(trainer), *optimizer, trainer.step.numpy()]
 
 
 def plain_loop(config, clip=True):
@@ -118,19 +118,23 @@ def plain_loop(config, clip=True):
     stage = Stage(config, Network())
     stage.network.build()
     variables = stage.network.trainable_variables
-    optimizer = keras.optimizers.AdamW(weight_decay=config.weight_decay)
-    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if v.name == "bias"])
-    optimizer.build(variables)
     ema, losses = [v.numpy() for v in variables], []
+    first, second = ([np.zeros(v.shape) for v in variables] for _ in range(2))
     for step, batch in enumerate(itertools.islice(stage.batches(0), config.max_steps)):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / config.max_steps)
-        optimizer.learning_rate = config.learning_rate * cosine * min(1.0, (step + 1) / config.warmup_steps)
+        rate = config.learning_rate * cosine * min(1.0, (step + 1) / config.warmup_steps)
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(stage.loss(batch)["loss"])
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
         if clip:
             gradients, _ = tf.clip_by_global_norm(gradients, config.gradient_clip)
-        optimizer.apply(gradients, variables)
+        for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
+            weight, gradient = variable.numpy().astype(float), gradient.numpy().astype(float)
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.999 * second[i] + 0.001 * gradient**2
+            mean, square = first[i] / (1 - 0.9 ** (step + 1)), second[i] / (1 - 0.999 ** (step + 1))
+            decay = 0.0 if variable.name == "bias" else config.weight_decay
+            variable.assign(weight - rate * (mean / (np.sqrt(square) + 1e-8) + decay * weight))
         decay = min(config.ema_decay, (2 + step) / (11 + step))
         ema = [decay * a + (1 - decay) * v.numpy() for a, v in zip(ema, variables, strict=True)]
         losses.append(float(loss))
@@ -179,20 +183,17 @@ def test_half_precision_learns(tmp_path, precision):
     ours.fit([lambda trainer, step, elapsed, means: losses.append(float(means["loss"]))])
     assert np.mean(losses[-5:]) < 0.1 * np.mean(losses[:5])
     assert all(weight.dtype == np.float32 for weight in weights(ours))
-    scaled = [v.name for v in ours.optimizer.variables if v.name == "dynamic_scale"]
-    assert len(scaled) == (precision == "mixed_float16")
+    assert ("loss_scale" in ours.optimizer.state) == (precision == "mixed_float16")
 
 
-def test_loss_scaling_leaves_the_clipped_gradient_as_it_is(tmp_path):
-    """In float32 arithmetic the scale of the loss must cancel out, in the clipping too."""
+def test_parts_on_a_core_each_learn_what_the_whole_batch_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("sd_tf.training.trainer.parts_of", lambda num_examples, replicas: 3)  # of 2, 3 and 3
+    losses = []
     ours = trainer(tmp_path)
-    with ours.strategy.scope():
-        scaled = keras.optimizers.LossScaleOptimizer(ours.optimizer, initial_scale=1024.0)
-        scaled.build(ours.variables)
-    ours.optimizer = scaled
-    ours.fit()
-    reference, _, _ = plain_loop(CONFIG)
+    ours.fit([lambda trainer, step, elapsed, means: losses.append(float(means["loss"]))])
+    reference, _, reference_losses = plain_loop(CONFIG)
     assert largest_difference(weights(ours), reference) < 1e-5
+    np.testing.assert_allclose(losses, reference_losses, rtol=1e-4)
 
 
 def test_the_learning_rate_warms_up_then_falls_as_a_cosine(tmp_path):
@@ -316,10 +317,10 @@ if __name__ == "__main__":  # in a process of its own: virtual devices come befo
     mirrored = without_overflow(trainer(folder / "two", "mirrored", precision))
     assert mirrored.strategy.num_replicas_in_sync == 2
     mirrored.fit([Log(mirrored.stage, folder, 0)])  # whose learning rate is mirrored, too
-    with mirrored.ema.in_place():
+    with mirrored.optimizer.averages_in_place():
         for variable, average in zip(weights(mirrored), averages(mirrored), strict=True):
             np.testing.assert_array_equal(variable, average)
-    for average in mirrored.ema.averages:
-        first, second = (part.numpy() for part in average.values)
+    for bucket in mirrored.optimizer.buckets:
+        first, second = (part.numpy() for part in bucket.average.values)
         np.testing.assert_array_equal(first, second)
     np.savez(folder / "mirrored.npz", *weights(mirrored), *averages(mirrored))
