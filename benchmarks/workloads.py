@@ -145,12 +145,12 @@ WORKLOADS = {
         ),
         Workload(
             "W7",
-            "`python -m sd_tf.train`: drawn garments, 60 steps of the autoencoder and of the UNet",
+            "`python -m sd_tf.train`: drawn garments, 40 steps of the autoencoder and of the UNet",
             ("sd_tf batch 32", "sd_tf batch 64", "sd_tf batch 128", "sd_tf 64x64 pixels", "sd_tf 2 replicas"),
             rounds=1,
             warmup=0,
             alone=True,
-            sizes={"steps": 60},
+            sizes={"steps": 40},
         ),
     )
 }

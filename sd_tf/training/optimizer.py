@@ -84,16 +84,14 @@ class AdamW:
         finite = tf.math.is_finite(norm)
         self.updates.assign_add(tf.cast(finite, tf.int64))
         step = tf.cast(self.updates, tf.float64)  # 1 - 0.999 has but four digits in float32
+        decay = tf.minimum(tf.cast(config.ema_decay, tf.float64), (1.0 + step) / (10.0 + step))
         settings = {
             "finite": finite,
             "gradient_scale": scale * tf.minimum(1.0, config.gradient_clip / tf.maximum(norm, 1e-12)),
             "learning_rate": self.learning_rate.read_value(),
             "first_correction": tf.cast(1.0 - BETA_1**step, tf.float32),
             "second_correction": tf.cast(1.0 - BETA_2**step, tf.float32),
-            "average_rate": tf.cast(
-                1.0 - tf.minimum(tf.cast(config.ema_decay, tf.float64), (1.0 + step) / (10.0 + step)),
-                tf.float32,
-            ),
+            "average_rate": tf.cast(1.0 - decay, tf.float32),
         }
         for gradient, bucket in zip(gradients, self.buckets, strict=True):
             bucket.apply(gradient, settings)

@@ -7,6 +7,7 @@ checkpoints/            training state of each stage
 cache/                  latents and caption embeddings of the last stage
 clip/                   the CLIP that the first stage trained, if it was trained here
 vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
+openvino/               what OpenVINO made of it, once it has been drawn from
 """
 
 import contextlib

@@ -55,7 +55,7 @@ class Trainer:
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
         checkpoint = tf.train.Checkpoint(
-            # A list of variables: TensorFlow does not find those of layers that a Keras layer keeps in a list.
+            # Named one by one: TensorFlow does not find those of layers that a Keras layer keeps in a list.
             weights=[variable.value for variable in stage.network.variables],
             optimizer=tf.train.Checkpoint(**self.optimizer.state),
             step=self.step,

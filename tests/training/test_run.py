@@ -90,7 +90,7 @@ def test_a_run_ends_with_a_model_that_draws(finished):
 
 def test_a_run_leaves_what_its_page_says(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {
+    assert names - {"openvino"} == {  # which is there once it has been drawn from
         *("run.json", "log.jsonl", "tensorboard", "samples", "checkpoints", "cache", "clip"),
         *("vae", "unet", "text_encoder", "tokenizer", "scheduler", "model_index.json"),
     }

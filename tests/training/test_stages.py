@@ -153,9 +153,7 @@ def test_two_replicas_contrast_the_whole_batch(tmp_path):
     one = train_clip("none", tmp_path / "one")
     with np.load(tmp_path / "mirrored.npz") as mirrored:
         for i, variable in enumerate(one.network.trainable_variables):
-            if (
-                "k_proj/bias" in variable.path
-            ):  # moves no attention: its gradient is rounding, which Adam enlarges
+            if "k_proj/bias" in variable.path:  # its gradient is rounding alone, which Adam enlarges
                 continue
             np.testing.assert_allclose(mirrored[f"arr_{i}"], variable.numpy(), atol=1e-4)
 
