@@ -14,7 +14,9 @@ COLD_START = """
 import sys
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 import torch
-pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None, local_files_only=True)
+pipeline = StableDiffusionPipeline.from_pretrained(
+    sys.argv[1], torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+)
 pipeline.set_progress_bar_config(disable=True)
 image = pipeline("a red dress", num_inference_steps=20, guidance_scale=3.0,
                  generator=torch.Generator().manual_seed(0)).images[0]

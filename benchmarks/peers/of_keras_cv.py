@@ -15,7 +15,7 @@ def prepare(workload, variant):
     from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModel
 
     side, tokens = sizes["latents"], sizes["tokens"]
-    network = DiffusionModel(8 * side, 8 * side, tokens)
+    network = DiffusionModel(8 * side, 8 * side, tokens, download_weights=False)
     call = tf.function(network, jit_compile="XLA" in variant)
     inputs = {
         "latent": tf.random.normal((sizes["batch"], side, side, 4)),
