@@ -1,15 +1,22 @@
 """What tests share: the real data, a whole model of the smallest sizes, weights copied from torch."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sd_tf-tests-")  # nothing is left in the user's
 
 import numpy as np
 import pytest
 
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
+
+
+def pytest_sessionfinish(session, exitstatus):
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
