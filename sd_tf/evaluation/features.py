@@ -49,6 +49,8 @@ def load_or_train_classifier(folder, train, test, epochs=6):
         except (OSError, ValueError) as error:
             raise InputError(f"{file} holds no classifier ({error}): delete it to train another") from None
     else:
+        keras.utils.set_random_seed(0)
+        model = build_classifier()
         steps = epochs * -(-len(labels) // 128)
         model.compile(
             keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(2e-3, steps), weight_decay=1e-3),

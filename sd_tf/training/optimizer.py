@@ -23,7 +23,7 @@ class AdamW:
     The average's decay is min(`ema_decay`, (1 + step) / (10 + step)): that of TensorFlow 1's
     `ExponentialMovingAverage(num_updates=...)`, which forgets the random initial weights.
 
-    A step whose gradients are not all finite changes nothing but the loss scale.
+    A step whose gradients are not all finite is skipped: it changes nothing but the loss scale.
 
     Args:
         variables: the trainable variables of a network.
@@ -36,6 +36,7 @@ class AdamW:
         self.variables, self.config = list(variables), config
         self.learning_rate = tf.Variable(0.0, trainable=False, name="learning_rate")
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        self.skipped = tf.Variable(0, trainable=False, name="skipped")  # steps in a row, up to now
         self.loss_scale = self.good_steps = None
         if loss_scaling:
             self.loss_scale = tf.Variable(FIRST_LOSS_SCALE, trainable=False, name="loss_scale")
@@ -48,7 +49,7 @@ class AdamW:
     @property
     def state(self):
         """Name -> variables: all that a checkpoint needs."""
-        found = {"learning_rate": self.learning_rate, "updates": self.updates}
+        found = {"learning_rate": self.learning_rate, "updates": self.updates, "skipped": self.skipped}
         for name in ("first", "second", "average"):
             found[name] = [getattr(bucket, name) for bucket in self.buckets]
         if self.loss_scale is not None:
@@ -83,6 +84,7 @@ class AdamW:
         norm *= scale
         finite = tf.math.is_finite(norm)
         self.updates.assign_add(tf.cast(finite, tf.int64))
+        self.skipped.assign(tf.where(finite, 0, self.skipped + 1))
         step = tf.cast(self.updates, tf.float64)  # 1 - 0.999 has but four digits in float32
         decay = tf.minimum(tf.cast(config.ema_decay, tf.float64), (1.0 + step) / (10.0 + step))
         settings = {

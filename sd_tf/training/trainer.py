@@ -17,6 +17,7 @@ from sd_tf.training.optimizer import AdamW
 from sd_tf.training.strategy import check_batch_size
 
 KEPT_CHECKPOINTS = 2
+LONGEST_SKIP = 25  # steps: a loss scale of float16 finds its size in less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Trainer:
                 number of steps and the seconds so far.
 
         Raises:
-            InputError: the weights are no longer finite; the last checkpoint stays as it was.
+            InputError: the weights, or many gradients in a row, are not finite; the last checkpoint stays.
             KeyboardInterrupt: Ctrl-C or SIGTERM came; the step that ran then is finished and saved.
         """
         step, restored = int(self.step.numpy()), float(self.elapsed.numpy())
@@ -147,6 +148,13 @@ class Trainer:
             raise InputError(
                 f"stage {self.stage.name} diverged, weights are not finite at step {step}: start another "
                 f"--output with a --learning-rate below {self.stage.config.learning_rate}"
+            )
+        skipped = int(self.optimizer.skipped.numpy())
+        if skipped >= LONGEST_SKIP:
+            raise InputError(
+                f"stage {self.stage.name} diverged, gradients of the last {skipped} steps are not finite at "
+                f"step {step}: start another --output with a --learning-rate below "
+                f"{self.stage.config.learning_rate}"
             )
         self.elapsed.assign(elapsed)
         self.checkpoints.save(step)

@@ -286,6 +286,20 @@ def test_a_diverged_run_says_so_and_leaves_the_last_checkpoint(tmp_path):
     assert Path(ours.checkpoints.latest_checkpoint).name == "ckpt-1"
 
 
+def test_gradients_that_stay_infinite_end_the_run_and_leave_the_last_checkpoint(tmp_path):
+    class Poisoned(Stage):
+        def loss(self, batch):
+            return {name: value / 0.0 for name, value in super().loss(batch).items()}
+
+    ours = trainer(tmp_path, budget=Budget(None, 25), checkpoint_seconds=0)
+    ours.stage = Poisoned(ours.stage.config, ours.stage.network)
+    before = weights(ours)
+    with pytest.raises(InputError, match="gradients of the last 25 steps are not finite"):
+        ours.fit()
+    assert Path(ours.checkpoints.latest_checkpoint).name == "ckpt-24"
+    assert largest_difference(weights(ours), before) == 0
+
+
 def test_an_error_in_an_observer_writes_no_checkpoint(tmp_path):
     def fail(trainer, step, elapsed, means):
         raise ZeroDivisionError
