@@ -9,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sd_tf-tests-")  # nothing is left in the user's
 
+import keras
 import numpy as np
 import pytest
 
@@ -47,6 +48,7 @@ def tiny_model():
     from sd_tf.text.clip import CLIPTextModel
     from sd_tf.text.tokenizer import Tokenizer
 
+    keras.utils.set_random_seed(0)  # the same model for every run of the tests
     tokenizer = Tokenizer.learn(["a red dress", "a blue bag", "a dress", "a bag"], 530, max_length=10)
     parts = {
         "autoencoder": AutoencoderKL(
