@@ -105,7 +105,7 @@ def main():
     options = parser.parse_args()
     names = ["peak"]
     for asked in options.workloads or WORKLOADS:
-        found = [name for name in WORKLOADS if name == asked or name.split("-")[0] == asked]
+        found = [name for name in WORKLOADS if asked in (name, WORKLOADS[name].kind)]
         if not found:
             parser.error(f"no workload {asked!r}: give some of {', '.join(WORKLOADS)}")
         names += [name for name in found if name not in names]

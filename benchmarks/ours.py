@@ -1,17 +1,20 @@
-"""sd_tf's own training step, networks, drawing and command lines, as its users run them."""
+"""sd_tf's own training step, networks, drawing and command lines, as its users run them.
+
+sd_tf is imported before TensorFlow, whose settings it makes, and so where it is used.
+"""
 
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 
 def prepare(workload, variant):
     """(what runs the workload once, None: the arithmetic is counted by torch)."""
-    kind = workload.name if workload.name == "peak" else workload.name[:2]
-    if workload.name in ("W1", "W3", "W5"):  # as `python -m sd_tf.train` does
+    if workload.kind in ("W1", "W3", "W5"):  # as `python -m sd_tf.train` does
         from sd_tf.compiled import one_core_for_each_operation
 
         one_core_for_each_operation()
@@ -24,7 +27,7 @@ def prepare(workload, variant):
         "W5": _autoencoder_training,
         "W6": _cold_start,
         "W7": _end_to_end,
-    }[kind]
+    }[workload.kind]
     return prepare(workload.sizes, variant), None
 
 
@@ -43,23 +46,8 @@ def _product(sizes, variant):
 # -- training -------------------------------------------------------------------------------------------
 
 
-class Stage:
-    """What the `Trainer` trains: one batch, over and over."""
-
-    name, divisible = "benchmark", True
-
-    def __init__(self, network, batch, loss):
-        from sd_tf.config import StageConfig
-
-        self.network, self.batch, self._loss = network, batch, loss
-        size = len(next(iter(batch.values())))
-        self.config = StageConfig(batch_size=size, learning_rate=1e-4, share=1.0, max_steps=1)
-
-    def loss(self, batch):
-        return {"loss": self._loss(batch)}
-
-
-def _training(stage, variant):
+def _training(stage, batch, variant):
+    """Steps of the `Trainer` on one batch, over and over."""
     import tensorflow as tf
 
     from sd_tf.training.trainer import Budget, Trainer
@@ -67,8 +55,14 @@ def _training(stage, variant):
     trainer = Trainer(
         stage, tf.distribute.get_strategy(), Budget(None, 1), tempfile.mkdtemp(), _policy(variant), 1e9
     )
-    batch = {name: tf.constant(value) for name, value in stage.batch.items()}
+    batch = {name: tf.constant(value) for name, value in batch.items()}
     return lambda: float(trainer.train_step(batch)["loss"])
+
+
+def _stage_config(sizes):
+    from sd_tf.config import StageConfig
+
+    return StageConfig(batch_size=sizes["batch"], learning_rate=1e-4, share=1.0, max_steps=1)
 
 
 def make_unet(sizes, variant):
@@ -103,12 +97,14 @@ def _unet_training(sizes, variant):
     latents, timesteps, context = unet_inputs(sizes)
 
     def loss(batch):
-        return diffusion_loss(
-            network, batch["latents"], batch["context"], batch["timesteps"], batch["noise"], schedule
-        )
+        parts = (batch[name] for name in ("latents", "context", "timesteps", "noise"))
+        return {"loss": diffusion_loss(network, *parts, schedule)}
 
     batch = {"latents": latents, "noise": latents[::-1], "context": context, "timesteps": timesteps}
-    return _training(Stage(network, batch, loss), variant)
+    stage = SimpleNamespace(
+        name="benchmark", divisible=True, config=_stage_config(sizes), network=network, loss=loss
+    )
+    return _training(stage, batch, variant)
 
 
 def _autoencoder_training(sizes, variant):
@@ -120,9 +116,8 @@ def _autoencoder_training(sizes, variant):
     rng, side = np.random.default_rng(0), sizes["pictures"]
     images = rng.uniform(-1, 1, (sizes["batch"], side, side, 3)).astype("float32")
     noise = rng.standard_normal((sizes["batch"], side // 4, side // 4, 4)).astype("float32")
-    stage = Stage(network, {"images": images, "noise": noise}, None)
-    stage.loss = AutoencoderStage(stage.config, network, None, 0).loss
-    return _training(stage, variant)
+    stage = AutoencoderStage(_stage_config(sizes), network, dataset=None, seed=0)
+    return _training(stage, {"images": images, "noise": noise}, variant)
 
 
 # -- drawing --------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ def summaries(results):
         rate = rates["bfloat16" if "bfloat16" in row["variant"] else "float32"]
         row["peak_share"] = round(flops / row["median_s"] / rate, 3) if flops and rate else None
         peers = [r for r in rows if r["workload"] == row["workload"] and "skipped" not in r and not _ours(r)]
-        row["ratio"] = min((r["median_s"] for r in peers), default=None)
-        row["ratio"] = row["ratio"] and row["ratio"] / row["median_s"]
+        fastest = min((r["median_s"] for r in peers), default=None)
+        row["ratio"] = fastest / row["median_s"] if fastest else None
     return rows
 
 
@@ -54,20 +54,12 @@ def _ours(row):
 
 def _peak(results, precision):
     """FLOP per second of the fastest matrix product; None where there is none."""
-    return max(
-        (
-            r["flops"] / statistics.median(r["seconds"])
-            for r in _with_flops(results)
-            if r["variant"].endswith(precision)
-        ),
-        default=None,
-    )
-
-
-def _with_flops(results):
-    products = [r for r in results if r["workload"] == "peak" and "skipped" not in r]
-    side = WORKLOADS["peak"].sizes["side"]
-    return [{**r, "flops": 2 * side**3} for r in products]
+    medians = [
+        statistics.median(r["seconds"])
+        for r in results
+        if r["workload"] == "peak" and r["variant"].endswith(precision) and "skipped" not in r
+    ]
+    return 2 * WORKLOADS["peak"].sizes["side"] ** 3 / min(medians) if medians else None
 
 
 def table(rows):

@@ -21,6 +21,11 @@ class Workload:
     alone: bool = False
     sizes: dict = field(default_factory=dict)
 
+    @property
+    def kind(self):
+        """What is run: W2 for both of its sizes."""
+        return self.name.split("-")[0]
+
 
 TRAINING = (
     "diffusers float32",
@@ -62,7 +67,20 @@ def attending(widths, **sizes):
     }
 
 
-STABLE_DIFFUSION = {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768}
+def stable_diffusion(side, repeats):
+    """Stable Diffusion 1.5's UNet on latents of that side."""
+    unet = {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768}
+    return Workload(
+        f"W2-{side}",
+        f"Stable Diffusion 1.5's UNet, once, {side}x{side} latents",
+        FORWARD,
+        rounds=2,
+        repeats=repeats,
+        warmup=1,
+        alone=True,
+        sizes={"unet": unet, "batch": 1, "latents": side, "tokens": 77},
+    )
+
 
 WORKLOADS = {
     workload.name: workload
@@ -85,26 +103,8 @@ WORKLOADS = {
                 "tokens": 16,
             },
         ),
-        Workload(
-            "W2-32",
-            "Stable Diffusion 1.5's UNet, once, 32x32 latents",
-            FORWARD,
-            rounds=2,
-            repeats=4,
-            warmup=1,
-            alone=True,
-            sizes={"unet": STABLE_DIFFUSION, "batch": 1, "latents": 32, "tokens": 77},
-        ),
-        Workload(
-            "W2-64",
-            "Stable Diffusion 1.5's UNet, once, 64x64 latents",
-            FORWARD,
-            rounds=2,
-            repeats=3,
-            warmup=1,
-            alone=True,
-            sizes={"unet": STABLE_DIFFUSION, "batch": 1, "latents": 64, "tokens": 77},
-        ),
+        stable_diffusion(32, repeats=4),
+        stable_diffusion(64, repeats=3),
         Workload(
             "W3",
             "Training step of a UNet (128, 256, 512), 32x32 latents, batch 8, context 77 x 768",

@@ -19,15 +19,12 @@ def compiled(function):
     graphs = {}
 
     def call(*arrays):
-        parts = parts_of(len(arrays[0]))
-        shapes = (parts, *(None if array is None else tuple(array.shape[1:]) for array in arrays))
-        if shapes not in graphs:
-            graphs[shapes] = tf.function(
-                function if parts == 1 else _in_parts(function, parts),
-                autograph=False,
-                reduce_retracing=True,
-            )
-        return graphs[shapes](*arrays)
+        number = parts_of(len(arrays[0]))
+        key = (number, *(None if array is None else tuple(array.shape[1:]) for array in arrays))
+        if key not in graphs:
+            divided = function if number == 1 else _in_parts(function, number)
+            graphs[key] = tf.function(divided, autograph=False, reduce_retracing=True)
+        return graphs[key](*arrays)
 
     return call
 
@@ -64,13 +61,11 @@ def parts(tensors, number):
     """A structure of tensors -> that of each part, of as equal sizes as can be."""
     import tensorflow as tf
 
-    def part(i):
-        return lambda tensor: tensor[len_of(tensor) * i // number : len_of(tensor) * (i + 1) // number]
+    def part(tensor, i):
+        size = tensor.shape[0] if tensor.shape[0] is not None else tf.shape(tensor)[0]
+        return tensor[size * i // number : size * (i + 1) // number]
 
-    def len_of(tensor):
-        return tensor.shape[0] if tensor.shape[0] is not None else tf.shape(tensor)[0]
-
-    return [tf.nest.map_structure(part(i), tensors) for i in range(number)]
+    return [tf.nest.map_structure(lambda tensor, i=i: part(tensor, i), tensors) for i in range(number)]
 
 
 def _in_parts(function, number):

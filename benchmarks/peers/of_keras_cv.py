@@ -1,9 +1,5 @@
 """keras-cv's Stable Diffusion UNet, the retired one that Keras users know."""
 
-import os
-
-os.environ["KERAS_BACKEND"] = "tensorflow"
-
 import keras
 import tensorflow as tf
 

@@ -36,11 +36,14 @@ def load_or_train_classifier(folder, train, test, epochs=6):
     """The classifier, and its accuracy on the test pictures.
 
     Args:
-        folder: keeps the weights; trained and written there if it holds none.
+        folder: keeps the weights; trained and written there if it holds none, from the random seed 0,
+            which Keras then keeps.
         train, test: `FashionMNIST` of either split.
         epochs: of training; 6 reach about 92 %.
     """
     file = Path(folder) / "classifier.weights.h5"
+    if not file.is_file():
+        keras.utils.set_random_seed(0)
     model = build_classifier()
     pictures, labels = brightness(train.grey[..., None]), train.labels.astype("int32")
     if file.is_file():
@@ -49,8 +52,6 @@ def load_or_train_classifier(folder, train, test, epochs=6):
         except (OSError, ValueError) as error:
             raise InputError(f"{file} holds no classifier ({error}): delete it to train another") from None
     else:
-        keras.utils.set_random_seed(0)
-        model = build_classifier()
         steps = epochs * -(-len(labels) // 128)
         model.compile(
             keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(2e-3, steps), weight_decay=1e-3),

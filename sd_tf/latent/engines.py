@@ -139,11 +139,10 @@ def write_conversion(model, function, arguments, file):
     import tensorflow as tf
     from openvino import opset13 as opset
 
-    variables = [variable for variable in model.variables if "seed_generator" not in variable.path]
+    variables = model.variables
 
     def call(inputs, weights):
-        pairs = list(zip(variables, weights, strict=True))
-        with keras.StatelessScope(state_mapping=pairs):
+        with keras.StatelessScope(state_mapping=zip(variables, weights, strict=True)):
             return function(*inputs)
 
     graph = tf.function(call, autograph=False).get_concrete_function(
@@ -183,7 +182,8 @@ def read_conversion(file):
     """
     import openvino
 
-    core, unshaped = openvino.Core(), openvino.Core().read_model(file)
+    core = openvino.Core()
+    unshaped = core.read_model(file)
 
     @functools.lru_cache(maxsize=2)
     def requests(*shapes):

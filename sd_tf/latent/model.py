@@ -157,13 +157,13 @@ class LatentDiffusion:
             latents = self._checked_latents(latents, len(prompts) * num_images)
             height, width = latents.shape[1:3]
 
-        if engine == "openvino" and (height, width) != self.unet.config.latent_size:
-            raise InputError(
-                f"engine 'openvino' draws {self.unet.config.latent_size} latents only, these are "
-                f"{(height, width)}: take 'tensorflow'"
-            )
-        if (height, width) != self.unet.config.latent_size:
-            engine = "tensorflow"
+        if (height, width) != self.unet.config.latent_size:  # OpenVINO's conversion is of one size
+            if engine == "openvino":
+                raise InputError(
+                    f"engine 'openvino' draws {self.unet.config.latent_size} latents only, these are "
+                    f"{(height, width)}: take 'tensorflow'"
+                )
+            engine = "tensorflow" if engine == "auto" else engine
         networks = self.engines[engine]
         contexts = np.asarray(networks.encode(self.tokenizer([*prompts, *negatives])), "float32")
         contexts, negative_contexts = np.split(contexts, 2)

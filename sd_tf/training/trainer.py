@@ -47,7 +47,7 @@ class Trainer:
     def __init__(self, stage, strategy, budget, folder, precision, checkpoint_seconds):
         self.stage, self.strategy, self.budget = stage, strategy, budget
         self.checkpoint_seconds = checkpoint_seconds
-        self._part = None
+        self._gradients_of_part = tf.function(self._gradients, autograph=False)  # traced once for all parts
         config = stage.config
         check_batch_size(config.batch_size, strategy)
         with strategy.scope():
@@ -91,20 +91,17 @@ class Trainer:
             number = parts_of(self.stage.config.batch_size // replicas, replicas)
         if number == 1:
             return self._gradients(batch)
-        if self._part is None:  # traced once
-            self._part = tf.function(self._gradients, autograph=False)
-        results = [self._part(part) for part in parts(batch, number)]
+        results = [self._gradients_of_part(part) for part in parts(batch, number)]
         return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
 
     def _gradients(self, batch):
         """Forward and backward: sums over the batch, each divided by the size of the global batch."""
-        with tf.GradientTape() as tape, fusing():
-            losses = self.stage.loss(batch)  # name -> (examples,)
-            means = {
-                name: tf.reduce_sum(value) / self.stage.config.batch_size for name, value in losses.items()
-            }
-            objective = self.optimizer.scaled(means["loss"])
+        batch_size = self.stage.config.batch_size
         with fusing():
+            with tf.GradientTape() as tape:
+                losses = self.stage.loss(batch)  # name -> (examples,)
+                means = {name: tf.reduce_sum(value) / batch_size for name, value in losses.items()}
+                objective = self.optimizer.scaled(means["loss"])
             gradients = tape.gradient(objective, self.variables)
         return means, self.optimizer.flat(gradients)
 
@@ -144,17 +141,15 @@ class Trainer:
     def save(self, elapsed):
         """Writes a checkpoint; TensorFlow renames it into place."""
         step = int(self.step.numpy())
+        diverged, skipped = None, int(self.optimizer.skipped.numpy())
         if not all(bool(tf.reduce_all(tf.math.is_finite(variable))) for variable in self.variables):
+            diverged = "weights"
+        elif skipped >= LONGEST_SKIP:
+            diverged = f"gradients of the last {skipped} steps"
+        if diverged is not None:
             raise InputError(
-                f"stage {self.stage.name} diverged, weights are not finite at step {step}: start another "
+                f"stage {self.stage.name} diverged, {diverged} are not finite at step {step}: start another "
                 f"--output with a --learning-rate below {self.stage.config.learning_rate}"
-            )
-        skipped = int(self.optimizer.skipped.numpy())
-        if skipped >= LONGEST_SKIP:
-            raise InputError(
-                f"stage {self.stage.name} diverged, gradients of the last {skipped} steps are not finite at "
-                f"step {step}: start another --output with a --learning-rate below "
-                f"{self.stage.config.learning_rate}"
             )
         self.elapsed.assign(elapsed)
         self.checkpoints.save(step)

@@ -11,6 +11,7 @@ from sd_tf.checkpoints import original
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.errors import InputError
 from sd_tf.text.tokenizer import Tokenizer
+from tests.checkpoints.undamaged import RESNET, open_clip
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -18,14 +19,6 @@ transformers = pytest.importorskip("transformers")
 
 LAYERS = 2
 WIDTHS = {"1.x": (32, 64), "2.x": (64, 128)}
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
 
 
 def unet_key(key):
@@ -82,30 +75,10 @@ def vae_key(key):
     return "first_stage_model." + key
 
 
-def open_clip(state, layers):
-    """transformers' text tower as OpenCLIP writes it, with the last layer that nobody reads."""
-    text = "text_model."
-    tensors = {
-        "token_embedding.weight": state[text + "embeddings.token_embedding.weight"],
-        "positional_embedding": state[text + "embeddings.position_embedding.weight"],
-        "ln_final.weight": state[text + "final_layer_norm.weight"],
-        "ln_final.bias": state[text + "final_layer_norm.bias"],
-        "text_projection": np.zeros((1024, 1024), "float32"),
-        "logit_scale": np.float32(1).reshape(()),
-    }
-    for i in range(layers + 1):
-        ours, theirs = f"{text}encoder.layers.{min(i, layers - 1)}.", f"transformer.resblocks.{i}."
-        for last in ("weight", "bias"):
-            projections = [state[f"{ours}self_attn.{name}_proj.{last}"] for name in "qkv"]
-            tensors[f"{theirs}attn.in_proj_{last}"] = np.concatenate(projections)
-            for name, other in (
-                ("self_attn.out_proj", "attn.out_proj"),
-                ("layer_norm1", "ln_1"),
-                ("layer_norm2", "ln_2"),
-                ("mlp.fc1", "mlp.c_fc"),
-                ("mlp.fc2", "mlp.c_proj"),
-            ):
-                tensors[f"{theirs}{other}.{last}"] = state[f"{ours}{name}.{last}"]
+def open_clip_tower(state, layers):
+    """transformers' text tower in a single file of 2.x, with what else OpenCLIP writes."""
+    unread = {"text_projection": np.zeros((1024, 1024), "float32"), "logit_scale": np.float32(1).reshape(())}
+    tensors = open_clip(state, layers) | unread
     return {"cond_stage_model.model." + key: value for key, value in tensors.items()}
 
 
@@ -162,7 +135,7 @@ def checkpoint(request, tmp_path_factory):
     prefix = "text_model."
     states[2] = {prefix + key.removeprefix(prefix): value for key, value in states[2].items()}
     if second:
-        tensors |= open_clip(states[2], 2)
+        tensors |= open_clip_tower(states[2], 2)
     else:
         tensors |= {"cond_stage_model.transformer." + key: value for key, value in states[2].items()}
         tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = np.arange(16)[None]

@@ -157,7 +157,7 @@ def write_single_file(folder, second):
             pixelwise = part == "vae" and ".attentions.0.to_" in key and value.ndim == 2
             tensors[original_key(f"{part}.{key}")] = value[:, :, None, None] if pixelwise else value
         shutil.rmtree(folder / part)
-    tensors = open_clip(tensors) if second else tensors
+    tensors = with_open_clip(tensors) if second else tensors
     save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / SINGLE)
     tokenizer().save(folder / "tokenizer")
 
@@ -173,21 +173,30 @@ def original_key(key):
     return key
 
 
-def open_clip(tensors):
-    """The text tower as OpenCLIP writes it, with a last layer that is not read."""
-    ours, theirs = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+def with_open_clip(tensors):
+    """A file's tensors with the text tower as OpenCLIP writes it."""
+    ours = "cond_stage_model.transformer."
     tower = {key.removeprefix(ours): tensors[key] for key in tensors if key.startswith(ours)}
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(ours)}
-    tensors[theirs + "token_embedding.weight"] = tower["embeddings.token_embedding.weight"]
-    tensors[theirs + "positional_embedding"] = tower["embeddings.position_embedding.weight"]
-    for last in ("weight", "bias"):
-        tensors[f"{theirs}ln_final.{last}"] = tower[f"final_layer_norm.{last}"]
-        for layer in range(2):
-            inside, at = "encoder.layers.0.", f"{theirs}transformer.resblocks.{layer}."
-            three = [tower[f"{inside}self_attn.{each}_proj.{last}"] for each in "qkv"]
-            tensors[f"{at}attn.in_proj_{last}"] = np.concatenate(three)
+    others = {key: value for key, value in tensors.items() if not key.startswith(ours)}
+    return others | {"cond_stage_model.model." + key: value for key, value in open_clip(tower, 1).items()}
+
+
+def open_clip(state, layers):
+    """transformers' text tower as OpenCLIP writes it, with the last layer that nobody reads."""
+    text = "text_model."
+    tensors = {
+        "token_embedding.weight": state[text + "embeddings.token_embedding.weight"],
+        "positional_embedding": state[text + "embeddings.position_embedding.weight"],
+        "ln_final.weight": state[text + "final_layer_norm.weight"],
+        "ln_final.bias": state[text + "final_layer_norm.bias"],
+    }
+    for i in range(layers + 1):
+        ours, theirs = f"{text}encoder.layers.{min(i, layers - 1)}.", f"transformer.resblocks.{i}."
+        for last in ("weight", "bias"):
+            projections = [state[f"{ours}self_attn.{name}_proj.{last}"] for name in "qkv"]
+            tensors[f"{theirs}attn.in_proj_{last}"] = np.concatenate(projections)
             for name, other in OPEN_CLIP.items():
-                tensors[f"{at}{other}.{last}"] = tower[f"{inside}{name}.{last}"]
+                tensors[f"{theirs}{other}.{last}"] = state[f"{ours}{name}.{last}"]
     return tensors
 
 

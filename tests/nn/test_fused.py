@@ -1,5 +1,7 @@
 """What is fused says what the plain function says, and its gradient what automatic differentiation does."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,14 +13,11 @@ from sd_tf.nn.fused import fusing
 def value_and_gradients(function, arguments, upstream, fused):
     @tf.function
     def call(*arguments):
-        with tf.GradientTape() as tape:
-            tape.watch(arguments)
-            if fused:
-                with fusing():
-                    value = function(*arguments)
-            else:
+        with fusing() if fused else contextlib.nullcontext():
+            with tf.GradientTape() as tape:
+                tape.watch(arguments)
                 value = function(*arguments)
-        return value, tape.gradient(value, arguments, tf.cast(upstream, value.dtype))
+            return value, tape.gradient(value, arguments, tf.cast(upstream, value.dtype))
 
     value, gradients = call(*arguments)
     return [np.asarray(tf.cast(tensor, tf.float32)) for tensor in (value, *gradients)]
@@ -75,10 +74,8 @@ def test_outside_the_block_nothing_is_fused():
     def operations(fused):
         @tf.function
         def call(x):
-            if fused:
-                with fusing():
-                    return attention._geglu(x)
-            return attention._geglu(x)
+            with fusing() if fused else contextlib.nullcontext():
+                return attention._geglu(x)
 
         graph = call.get_concrete_function(tf.TensorSpec((2, 8), tf.float32)).graph
         return {operation.type for operation in graph.get_operations()}
