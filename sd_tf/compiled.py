@@ -2,8 +2,6 @@
 
 import os
 
-import keras
-
 
 def compiled(function):
     """`function` of tensors, compiled where the backend can do so without knowing the batch's size.
@@ -12,6 +10,8 @@ def compiled(function):
     batch sizes and each shape of an example, which networks need to know. On other backends the
     function is returned as it is.
     """
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         return function
     import tensorflow as tf

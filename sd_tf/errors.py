@@ -1,5 +1,6 @@
 """What a user gets for bad input: one line that names the thing, its value and the way out."""
 
+import contextlib
 import difflib
 
 LONGEST = 2000  # characters of a message; beyond that it quotes a file that says too much
@@ -32,3 +33,12 @@ def unknown(kind: str, name, valid) -> InputError:
     near = difflib.get_close_matches(str(name)[:80], valid, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return InputError(f"unknown {kind} {shown(str(name))}: {hint}Valid: {', '.join(valid)}.")
+
+
+@contextlib.contextmanager
+def naming(source):
+    """What is refused inside is said of that file or folder."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None

@@ -24,8 +24,8 @@ def main(arguments=None):
 
     output = Path(flags.output)
     commandline.check_writable(output)
-    commandline.load_tensorflow()
     import sd_tf
+    from sd_tf.checkpoints.loading import needs_networks
     from sd_tf.config import PRECISIONS
     from sd_tf.errors import unknown
     from sd_tf.pictures import file_name, save_png, save_sheet
@@ -36,6 +36,8 @@ def main(arguments=None):
         name: getattr(flags, name)
         for name in ("steps", "guidance_scale", "negative_prompt", "sampler", "eta", "seed")
     }
+    if flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
+        commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision)
     images = model.generate(flags.prompt, num_images=flags.num_images, engine=flags.engine, **settings)
 

@@ -2,9 +2,6 @@
 
 import contextlib
 
-import keras
-from keras import ops
-
 NO_VALUE = object()
 
 
@@ -16,6 +13,8 @@ def skeleton():
     before anything is allocated. Nor are random values drawn, which the file's would only replace.
     Only the TensorFlow backend can: elsewhere models are built as usual.
     """
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         yield
         return
@@ -27,6 +26,8 @@ def skeleton():
 
 def fill(variable, values):
     """Gives a variable values of its shape and any float dtype, whether or not it has some."""
+    from keras import ops
+
     if variable.value is NO_VALUE:
         variable._initialize(ops.convert_to_tensor(values, dtype=variable.dtype))
     else:

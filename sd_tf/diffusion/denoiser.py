@@ -6,7 +6,7 @@ x = a x0 + s epsilon, and v = a epsilon - s x0 (Salimans & Ho 2022, appendix D).
 
 from typing import Any, NamedTuple
 
-from keras import ops
+from sd_tf.diffusion.arrays import operations
 
 
 class Prediction(NamedTuple):
@@ -33,7 +33,7 @@ def to_prediction(output, noisy, t, schedule) -> Prediction:
     Raises:
         InputError: for a Python int `t` outside the schedule.
     """
-    output = ops.cast(output, noisy.dtype)
+    output = operations(noisy).cast(output, noisy.dtype)
     signal_rate, noise_rate = schedule.rates(t, noisy)
     prediction_type = schedule.config.prediction_type
     if prediction_type == "epsilon":
@@ -82,6 +82,7 @@ def denoiser(network, schedule, context):
     """
 
     def denoise(x, t):
+        ops = operations(x)
         timesteps = ops.broadcast_to(ops.cast(t, "int32"), (ops.shape(x)[0],))
         return to_prediction(network(x, timesteps, context), x, t, schedule)
 

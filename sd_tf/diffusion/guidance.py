@@ -1,7 +1,6 @@
 """Classifier-free guidance: training without some captions, and leaning away from none at sampling."""
 
-from keras import ops
-
+from sd_tf.diffusion.arrays import operations
 from sd_tf.diffusion.denoiser import denoiser
 from sd_tf.errors import InputError
 
@@ -18,6 +17,8 @@ def drop_captions(context, empty_context, dropped):
     Returns:
         (batch, tokens, width), of the dtype of `context`.
     """
+    from keras import ops
+
     return ops.where(dropped[:, None, None], ops.cast(empty_context, context.dtype), context)
 
 
@@ -51,9 +52,10 @@ def classifier_free(network, schedule, context, negative_context, guidance_scale
         )
 
     def guided(latents, timesteps, contexts):
+        ops = operations(latents)
         doubled = ops.concatenate([latents, latents])  # (2 batch, h, w, channels)
         output = network(doubled, ops.concatenate([timesteps, timesteps]), contexts)
         negative, positive = ops.split(ops.cast(output, latents.dtype), 2)  # each (batch, h, w, channels)
         return negative + guidance_scale * (positive - negative)
 
-    return denoiser(guided, schedule, ops.concatenate([negative_context, context]))
+    return denoiser(guided, schedule, operations(context).concatenate([negative_context, context]))

@@ -1,7 +1,5 @@
 """The training loss of a diffusion network."""
 
-from keras import ops
-
 from sd_tf.diffusion.denoiser import training_target
 
 
@@ -20,6 +18,8 @@ def diffusion_loss(network, latents, context, t, noise, schedule):
         float32, (batch,), in float32 whatever the network computes in; the mean over h, w and
         channels, not yet over the batch, which only the caller knows in full.
     """
+    from keras import ops
+
     output = network(schedule.add_noise(latents, noise, t), t, context)
     target = training_target(latents, noise, t, schedule)
     error = ops.cast(output, "float32") - ops.cast(target, "float32")

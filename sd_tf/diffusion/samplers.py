@@ -23,8 +23,6 @@ steps divides num_train_timesteps; elsewhere it lands beside the timestep that i
 import itertools
 import math
 
-from keras import ops
-
 from sd_tf.errors import InputError
 
 
@@ -59,7 +57,7 @@ def ddim(denoise, latents, timesteps, schedule, noise, callback=None, eta=0.0):
     """
     if not 0 <= eta <= 1:
         raise InputError(f"eta is {eta}: give a number from 0 (deterministic) to 1 (as noisy as DDPM).")
-    x = ops.convert_to_tensor(latents)
+    x = latents
     transitions = _transitions(timesteps, schedule, schedule.final_alpha_cumprod)
     for step, (t, level, next_level) in enumerate(transitions):
         prediction = denoise(x, t)
@@ -79,7 +77,7 @@ def ddpm(denoise, latents, timesteps, schedule, noise, callback=None):
     The variance is the posterior's ("fixed_small"), respaced to any number of steps (Nichol &
     Dhariwal 2021, equation 19). Ends free of noise. See the module for the arguments and results.
     """
-    x = ops.convert_to_tensor(latents)
+    x = latents
     for step, (t, level, next_level) in enumerate(_transitions(timesteps, schedule, 1.0)):
         prediction = denoise(x, t)
         alpha = level / next_level

@@ -6,7 +6,6 @@ Training and sampling share one `NoiseSchedule`, built from the configuration sa
 import math
 
 import numpy as np
-from keras import ops
 
 from sd_tf.config import ScheduleConfig
 from sd_tf.errors import InputError, unknown
@@ -119,6 +118,8 @@ class NoiseSchedule:
             if not 0 <= t <= last:
                 raise InputError(f"timestep {t} is outside the schedule: give one from 0 to {last}.")
             return math.sqrt(self.alphas_cumprod[t]), math.sqrt(1 - self.alphas_cumprod[t])
+
+        from keras import ops
 
         t = ops.convert_to_tensor(t)
         shape = (-1,) + (1,) * (len(latents.shape) - 1) if len(t.shape) else ()  # (batch, 1, 1, 1)

@@ -8,7 +8,9 @@ An engine is three functions of float32 or integer arrays (or tensors), which re
 """
 
 import functools
+import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -16,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from sd_tf.compiled import compiled, cores
@@ -24,6 +25,8 @@ from sd_tf.data.cache import fingerprint, weights_fingerprint
 from sd_tf.errors import InputError, unknown
 
 ENGINES = ("auto", "tensorflow", "openvino")
+ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a TPU
+SOURCE = "source.json"  # in a kept conversion: which files it is of
 
 
 class Engine(NamedTuple):
@@ -38,18 +41,48 @@ class Engines:
     """The engines of a model, each made when it is first asked for.
 
     Args:
-        networks: name -> (Keras model, its function, the shapes and dtypes of its arguments), for
-            each field of `Engine`; None in a shape is a size that varies.
+        functions: gives name -> (Keras model, its function, the shapes and dtypes of its arguments),
+            for each field of `Engine`; None in a shape is a size that varies. Called when first needed.
+
+    Attributes:
         folder: where OpenVINO's conversions are kept, None for nowhere.
     """
 
-    def __init__(self, networks, folder=None):
-        self.networks, self.folder = networks, folder
-        self._converted = (None, None)  # what the weights were, and the engine
+    def __init__(self, functions):
+        self._functions, self.folder = functions, None
+        self._converted = (None, None)  # a glance at the weights, and the engine that was made of them
+        self._source, self._as_read = None, None  # what the files were, and a glance at their weights
+        self._kept = None
+
+    def came_from(self, source, own, parts, kept=None):
+        """Says which files the weights are of, so that conversions can be kept and found again.
+
+        Args:
+            source: the model's folder, or its file.
+            own: whether it is the user's, rather than ours or a cache's.
+            parts: the folders in it that networks are read from.
+            kept: what `kept_conversion` gave, if no network has been read.
+        """
+        self.folder, self._kept = place_of_conversions(source, own), kept
+        if kept is None and self._openvino_fits() is None:
+            self._source, self._as_read = state_of_files(source, parts), self._glance()
+
+    def forget_kept(self):
+        """From now on the networks' weights are what counts."""
+        self._kept = None
+
+    @functools.cached_property
+    def networks(self):
+        """See `functions` above."""
+        return self._functions()
 
     def __getitem__(self, name):
         if name not in ENGINES:
             raise unknown("engine", name, ENGINES)
+        if self._kept is not None and name != "tensorflow":
+            if self._converted[0] != self._kept:
+                self._converted = (self._kept, _read(self._kept))
+            return self._converted[1]
         if name == "auto":  # a conversion that is not kept would take longer than most drawing
             fits = self.folder is not None and self._openvino_fits() is None
             name = "openvino" if fits else "tensorflow"
@@ -63,6 +96,8 @@ class Engines:
         """None where OpenVINO can and should be used; otherwise the reason why not."""
         if importlib.util.find_spec("openvino") is None:
             return "it is not installed: pip install 'sd_tf[openvino]'"
+        import keras
+
         if keras.backend.backend() != "tensorflow":
             return f"it converts from TensorFlow, and Keras runs on {keras.backend.backend()}"
         import tensorflow as tf
@@ -101,10 +136,8 @@ class Engines:
 
     def _convert(self):
         """OpenVINO's engine, from the files in the folder, which are written if they are not there."""
-        import openvino
-
         key = fingerprint(
-            openvino.__version__,
+            importlib.metadata.version("openvino"),
             *(weights_fingerprint(model) for model, _, _ in self.networks.values()),
             *(repr(model.config) for model, _, _ in self.networks.values()),
         )
@@ -116,9 +149,44 @@ class Engines:
             else:
                 for name, network in self.networks.items():
                     write_conversion(*network, files / f"{name}.xml")
+                if self._source is not None and self._as_read == self._glance():
+                    (files / SOURCE).write_text(json.dumps(self._source))
                 if kept is not None and _keep(files, kept):
                     files = kept
-            return Engine(**{name: read_conversion(files / f"{name}.xml") for name in self.networks})
+            return _read(files)
+
+
+def _read(files):
+    return Engine(**{name: read_conversion(files / f"{name}.xml") for name in Engine._fields})
+
+
+def state_of_files(source, parts):
+    """What a model's files are, but for their content: a change of one changes this. JSON."""
+    files = [source] if source.is_file() else [source / "model_index.json"]
+    for part in parts:
+        files += sorted((source / part).glob("*"))
+    return {
+        "openvino": importlib.metadata.version("openvino"),
+        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+    }
+
+
+def kept_conversion(source, own, parts):
+    """The folder of OpenVINO's conversion of exactly these files; None where there is none to use.
+
+    It is not used beside a GPU, as it was not made for one. The arguments are those of
+    `Engines.came_from`.
+    """
+    if importlib.util.find_spec("openvino") is None or any(map(os.path.exists, ACCELERATORS)):
+        return None
+    try:
+        state = state_of_files(source, parts)
+        for file in place_of_conversions(source, own).glob(f"*/{SOURCE}"):
+            if json.loads(file.read_text()) == state:
+                return file.parent
+    except (OSError, ValueError):  # it is converted again
+        return None
+    return None
 
 
 def place_of_conversions(source: Path, own: bool):
@@ -135,6 +203,7 @@ def write_conversion(model, function, arguments, file):
     The weights go in as arguments, of which OpenVINO then makes constants: a TensorFlow graph that
     holds them would be larger than a graph may be.
     """
+    import keras
     import openvino
     import tensorflow as tf
     from openvino import opset13 as opset

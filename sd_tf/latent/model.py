@@ -2,6 +2,8 @@
 
 import numbers
 import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +19,13 @@ LARGEST_SEED = 2**32 - 1
 PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
 
 
+class Unread(NamedTuple):
+    """A network that nobody has asked for yet: its configuration, and what reads it."""
+
+    config: Any
+    read: Callable
+
+
 class LatentDiffusion:
     """A text-to-image latent diffusion model (Rombach et al. 2022).
 
@@ -26,6 +35,8 @@ class LatentDiffusion:
         text_encoder: a `CLIPTextModel`, frozen.
         tokenizer: its `Tokenizer`.
         schedule: the `NoiseSchedule` that the UNet was, or will be, trained on.
+
+    Each network may be `Unread`: then it is read when it is first asked for.
 
     Example:
         >>> model = sd_tf.load("fashion-mnist")
@@ -53,27 +64,40 @@ class LatentDiffusion:
                 f"the tokenizer gives {tokenizer.max_length} of {tokenizer.vocab_size} tokens, the text "
                 f"tower reads {positions} of {rows}: take the tokenizer that the tower was trained with"
             )
-        self.autoencoder, self.unet = autoencoder, unet
-        self.text_encoder, self.tokenizer, self.schedule = text_encoder, tokenizer, schedule
-        self.engines = self._engines()
+        self._parts = {"autoencoder": autoencoder, "unet": unet, "text_encoder": text_encoder}
+        self.tokenizer, self.schedule = tokenizer, schedule
+        self._unet_config = unet.config
+        self.engines = Engines(self._functions)
 
-    def _engines(self):
-        unet, autoencoder = self.unet.config, self.autoencoder
-        height, width = unet.latent_size
-        latents = ((None, height, width, unet.in_channels), "float32")
-        context = ((None, self.tokenizer.max_length, unet.cross_attention_dim), "float32")
+    autoencoder = property(lambda self: self._network("autoencoder"))
+    unet = property(lambda self: self._network("unet"))
+    text_encoder = property(lambda self: self._network("text_encoder"))
+
+    def _network(self, name):
+        if isinstance(self._parts[name], Unread):
+            self._parts[name] = self._parts[name].read()
+            self.engines.forget_kept()  # whoever asks for a network may change it
+        return self._parts[name]
+
+    def _functions(self):
+        """What the engines run: see `Engines`."""
+        unet, autoencoder, text_encoder = self.unet, self.autoencoder, self.text_encoder
+        latents = ((None, *self._latent_shape), "float32")
+        context = ((None, self.tokenizer.max_length, self._unet_config.cross_attention_dim), "float32")
         token_ids = ((None, self.tokenizer.max_length), "int32")
 
         def encode(token_ids):
-            return self.text_encoder(token_ids).last_hidden_state
+            return text_encoder(token_ids).last_hidden_state
 
-        return Engines(
-            {
-                "encode": (self.text_encoder, encode, [token_ids]),
-                "denoise": (self.unet, self.unet, [latents, ((None,), "int32"), context]),
-                "decode": (autoencoder, autoencoder.decode, [latents]),
-            }
-        )
+        return {
+            "encode": (text_encoder, encode, [token_ids]),
+            "denoise": (unet, unet, [latents, ((None,), "int32"), context]),
+            "decode": (autoencoder, autoencoder.decode, [latents]),
+        }
+
+    @property
+    def _latent_shape(self):
+        return (*self._unet_config.latent_size, self._unet_config.in_channels)
 
     def encode_prompts(self, prompts):
         """Prompts (n strings) -> context, float32 (n, tokens, width)."""
@@ -152,16 +176,16 @@ class LatentDiffusion:
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each"
             )
 
-        height, width = self.unet.config.latent_size
+        shape = self._latent_shape
         if latents is not None:
             latents = self._checked_latents(latents, len(prompts) * num_images)
-            height, width = latents.shape[1:3]
+            shape = latents.shape[1:]
 
-        if (height, width) != self.unet.config.latent_size:  # OpenVINO's conversion is of one size
+        if shape != self._latent_shape:  # OpenVINO's conversion is of one size
             if engine == "openvino":
                 raise InputError(
-                    f"engine 'openvino' draws {self.unet.config.latent_size} latents only, these are "
-                    f"{(height, width)}: take 'tensorflow'"
+                    f"engine 'openvino' draws {self._latent_shape[:2]} latents only, these are {shape[:2]}: "
+                    "take 'tensorflow'"
                 )
             engine = "tensorflow" if engine == "auto" else engine
         networks = self.engines[engine]
@@ -191,10 +215,10 @@ class LatentDiffusion:
                 )
                 final = SAMPLERS[sampler](
                     denoise,
-                    self._noise(seeds[batch], 0, height, width) if latents is None else latents[batch],
+                    _noise(seeds[batch], 0, shape) if latents is None else latents[batch],
                     self.schedule.inference_timesteps(steps),
                     self.schedule,
-                    lambda step, seeds=seeds[batch]: self._noise(seeds, step + 1, height, width),
+                    lambda step, seeds=seeds[batch]: _noise(seeds, step + 1, shape),
                     after_step,
                     **options,
                 )
@@ -217,12 +241,8 @@ class LatentDiffusion:
             progress=False,
         )
 
-    def _noise(self, seeds, draw, height, width):
-        """Standard normal latents, one for each seed; draw 0 begins a picture, draw k is step k's."""
-        return normals((PICTURE_NOISE, draw), seeds, (height, width, self.unet.config.in_channels))
-
     def _checked_latents(self, latents, number):
-        latents, channels = np.asarray(latents), self.unet.config.in_channels
+        latents, channels = np.asarray(latents), self._latent_shape[-1]
         fits = latents.ndim == 4 and latents.shape[0] == number and latents.shape[3] == channels
         if not fits or not min(latents.shape[1:3]):
             raise InputError(
@@ -244,6 +264,11 @@ class LatentDiffusion:
         from sd_tf.checkpoints.folder import save  # the one import against the stream: see ARCHITECTURE.md
 
         save(self, folder, dtype, max_shard_size)
+
+
+def _noise(seeds, draw, shape):
+    """Standard normal latents, one for each seed; draw 0 begins a picture, draw k is step k's."""
+    return normals((PICTURE_NOISE, draw), seeds, shape)
 
 
 def _to_uint8(images):

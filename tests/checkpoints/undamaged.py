@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import sd_tf
 from sd_tf.checkpoints import folder as folders
+from sd_tf.checkpoints import loading
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.latent.autoencoder import AutoencoderKL
@@ -225,7 +226,7 @@ def write_text_tower(folder):
 
 
 def load_tokenizer(folder):
-    return folders._load_tokenizer(folder, POSITIONS)
+    return loading.load_tokenizer(folder, POSITIONS)
 
 
 CHECKPOINTS = {

@@ -1,10 +1,16 @@
 """OpenVINO beside TensorFlow: the same pictures, and conversions that are kept while weights stay."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import sd_tf
 from sd_tf.errors import InputError
+from sd_tf.latent.engines import kept_conversion
 
 pytest.importorskip("openvino")
 STEPS = 3
@@ -49,8 +55,8 @@ def test_both_engines_draw_the_same_pictures(model, settings):
 def test_conversions_are_kept_beside_the_model_and_used_again(model, folder, monkeypatch):
     draw(model, "openvino")
     (kept,) = (folder / "openvino").iterdir()
-    names = {"encode.xml", "encode.bin", "denoise.xml", "denoise.bin", "decode.xml", "decode.bin"}
-    assert {file.name for file in kept.iterdir()} == names
+    parts = {f"{part}.{ending}" for part in ("encode", "denoise", "decode") for ending in ("xml", "bin")}
+    assert {file.name for file in kept.iterdir()} == parts | {"source.json"}
     monkeypatch.setattr("sd_tf.latent.engines.write_conversion", lambda *_: pytest.fail("converted again"))
     again = sd_tf.load(folder)
     assert again.engines["auto"] is again.engines["openvino"]  # of a model that is loaded
@@ -106,3 +112,87 @@ def test_warming_up_leaves_nothing_to_compile(folder, monkeypatch):
     monkeypatch.setattr(openvino.Core, "compile_model", lambda *arguments: compiled.append(arguments))
     draw(model, "openvino", num_images=3)
     assert not compiled
+
+
+class TestInANewProcess:
+    """Drawing with what an engine has kept, without the networks, Keras and TensorFlow."""
+
+    BEGIN = """
+import sys, sd_tf
+from sd_tf.checkpoints.loading import needs_networks
+folder, engine = sys.argv[1:]
+print(needs_networks(folder))
+model = sd_tf.load(folder)
+"""
+    CHANGE = """
+for variable in model.unet.trainable_variables:
+    variable.assign(0.5 * variable)
+"""
+    DRAW = """
+images = model.generate("a red dress", steps=3, engine=engine, progress=False)
+print(sorted({"keras", "tensorflow"} & set(sys.modules)))
+print(images.tobytes().hex())
+"""
+
+    @pytest.fixture(scope="class")
+    def kept(self, tiny_model, tmp_path_factory):
+        """A model that has been drawn with, and its picture."""
+        folder = tmp_path_factory.mktemp("kept") / "model"
+        tiny_model.save(folder)
+        return folder, draw(sd_tf.load(folder), "openvino")
+
+    def run(self, folder, engine="auto", program=BEGIN + DRAW):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(folder), engine],
+            env=os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        *said, picture = done.stdout.splitlines()
+        return said, np.frombuffer(bytes.fromhex(picture), np.uint8).reshape(1, 16, 16, 3)
+
+    def test_neither_keras_nor_tensorflow_is_imported(self, kept):
+        folder, before = kept
+        said, picture = self.run(folder)
+        assert said == ["False", "[]"]
+        np.testing.assert_array_equal(picture, before)
+
+    def test_another_engine_reads_the_networks(self, kept):
+        folder, before = kept
+        said, picture = self.run(folder, "tensorflow")
+        assert said == ["False", "['keras', 'tensorflow']"]
+        assert apart(picture, before) <= 2
+
+    def test_whoever_asks_for_a_network_may_change_it(self, kept):
+        folder, before = kept
+        _, picture = self.run(folder, "openvino", self.BEGIN + self.CHANGE + self.DRAW)
+        assert apart(picture, before) > 2
+
+    def test_files_that_have_changed_are_read(self, kept):
+        folder, before = kept
+        parts = ("unet", "text_encoder", "vae")
+        for part in parts:
+            assert kept_conversion(folder, own=True, parts=parts) is not None
+            file = next((folder / part).glob("*.safetensors"))
+            times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+            os.utime(file, ns=(times[0], times[1] + 1))
+            assert kept_conversion(folder, own=True, parts=parts) is None
+            os.utime(file, ns=times)
+        other = sd_tf.load(folder)
+        for variable in other.unet.trainable_variables:
+            variable.assign(0.5 * variable)
+        other.save(folder)
+        said, picture = self.run(folder)
+        assert said[0] == "True"
+        assert apart(picture, draw(other, "tensorflow")) <= 2 < apart(picture, before)
+
+    def test_a_conversion_of_changed_weights_is_not_taken_for_the_files(self, tiny_model, tmp_path):
+        tiny_model.save(tmp_path / "model")
+        model = sd_tf.load(tmp_path / "model")
+        for variable in model.unet.trainable_variables:
+            variable.assign(0.5 * variable)
+        draw(model, "openvino")
+        said, picture = self.run(tmp_path / "model", "openvino")
+        assert said[0] == "True"
+        assert apart(picture, draw(tiny_model, "tensorflow")) <= 2

@@ -1,0 +1,143 @@
+"""`sd_tf.load`: whole models, by name, folder, hub id or single file.
+
+Nothing here needs Keras, which is imported where networks are: a model that an engine can draw with
+as it was kept is ready in a fifth of the time.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from sd_tf.checkpoints import configs
+from sd_tf.checkpoints.json_files import read_json
+from sd_tf.checkpoints.replacing import recover
+from sd_tf.checkpoints.sources import bundled_names, refuse_links_out, resolve
+from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
+from sd_tf.errors import InputError, naming, unknown
+from sd_tf.latent.engines import kept_conversion
+from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.text.tokenizer import Tokenizer
+
+PARTS = ("vae", "unet", "text_encoder")
+
+
+def load(
+    name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
+) -> LatentDiffusion:
+    """Reads a whole model: Stable Diffusion 1.x, 2.x or one trained here.
+
+    Where Keras has not been imported yet and OpenVINO has drawn with the same files before, the networks
+    are read when something else than drawing first asks for them.
+
+    Args:
+        name_or_folder: a bundled name such as "fashion-mnist"; a folder that `LatentDiffusion.save`,
+            `sd_tf.train` or diffusers wrote; a hub id such as "organisation/model", downloaded to the
+            hub's cache (its environment variables hold, `HF_TOKEN` and `HF_HUB_OFFLINE` among them);
+            or a `.safetensors` file in the original layout of CompVis, as community sites share it.
+        dtype: a Keras precision policy for all networks, such as "mixed_bfloat16"; None for Keras' own.
+        revision: branch, tag or commit of a hub id.
+        variant: of the files, such as "fp16"; parts that lack it are read from their plain files.
+        tokenizer: a folder or hub id whose tokenizer takes the place of the model's. A single file
+            brings none: its default is that of OpenAI's ViT-L/14, from the hub.
+        prediction_type: "epsilon" or "v_prediction", where the model does not say or says it wrongly.
+            A single file does not: its default is "epsilon" for 1.x and "v_prediction" for 2.x.
+
+    Raises:
+        InputError: no such model, one of another kind (SDXL, SD 3, Flux), a file is missing, damaged,
+            a pickle or a link out of the folder, or a tensor is missing, left over or of the wrong shape.
+
+    Warns:
+        UserWarning: tensors hold NaN or infinite values.
+    """
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        raise unknown("prediction_type", prediction_type, PREDICTION_TYPES)
+    path = Path(str(name_or_folder)).expanduser()
+    if not path.exists():
+        recover(path, keep_others=True)  # a save was killed between its renames
+    source, own = resolve(name_or_folder, revision, variant), path.exists()
+    if source.is_file():
+        from sd_tf.checkpoints import folder, original
+
+        parts, schedule, pad_token = folder.load_original(source, dtype)
+        kept, tokenizer = None, tokenizer or original.TOKENIZER
+    else:
+        refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
+        schedule, pad_token = _schedule(source), None
+        kept = _kept(source, own, dtype, variant)
+        if kept is None:
+            from sd_tf.checkpoints import folder
+
+            parts = folder.load_parts(source, dtype, variant)
+        else:
+            parts = _unread(source, dtype)
+        tokenizer = tokenizer or source
+    if prediction_type is not None:
+        schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
+    tokenizer = load_tokenizer(tokenizer, parts["text_encoder"].config.max_position_embeddings, pad_token)
+    with naming(source):
+        model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
+    model.engines.came_from(source, own, PARTS, kept)
+    return model
+
+
+def needs_networks(name_or_folder, dtype=None) -> bool:
+    """Whether `load` would read networks, and so import Keras and TensorFlow."""
+    path = Path(str(name_or_folder)).expanduser()
+    if str(name_or_folder) not in bundled_names() and not path.is_dir():
+        return True
+    return _kept(resolve(name_or_folder), path.exists(), dtype, None) is None
+
+
+def _kept(source, own, dtype, variant):
+    if variant is not None or dtype not in (None, "float32") or "keras" in sys.modules:
+        return None
+    return kept_conversion(source, own, PARTS)
+
+
+def _schedule(source):
+    index = source / "model_index.json"
+    if not index.is_file():
+        unfinished = (source / "run.json").is_file()
+        way_out = "this run is not finished: start it again to resume" if unfinished else "is it a model?"
+        raise InputError(f"{source} has no model_index.json: {way_out}")
+    configs.check_model_index(read_json(index), str(index))
+    refuse_links_out(source / "scheduler")
+    file = source / "scheduler" / "scheduler_config.json"
+    schedule = configs.SCHEDULE.from_json(read_json(file), str(file))
+    with naming(file):
+        NoiseSchedule(schedule)  # refuses what it cannot be before gigabytes are read
+    return schedule
+
+
+def _unread(source, dtype):
+    """The parts of a model that has been read before, and not changed since."""
+
+    def part(folder, config, name):
+        def read():
+            from sd_tf.checkpoints import folder as folders
+
+            return getattr(folders, f"load_{name}")(source / folder, dtype)
+
+        file = source / folder / "config.json"
+        values = read_json(file)
+        return Unread(config.from_json(values.get("text_config", values), str(file)), read)  # of a whole CLIP
+
+    return {
+        "autoencoder": part("vae", configs.AUTOENCODER, "autoencoder"),
+        "unet": part("unet", configs.UNET, "unet"),
+        "text_encoder": part("text_encoder", configs.CLIP_TEXT, "text_encoder"),
+    }
+
+
+def load_tokenizer(source, max_length, pad_token=None):
+    """The tokenizer of a folder, of a whole model's, or of a hub id."""
+    folder = resolve(source)
+    if (folder / "tokenizer").is_dir():  # of a whole model
+        folder = folder / "tokenizer"
+    refuse_links_out(folder)
+    tokenizer = Tokenizer.load(folder, max_length=max_length)
+    if pad_token is None:
+        return tokenizer
+    special_tokens = tokenizer.special_tokens | {"pad_token": pad_token}
+    with naming(folder):
+        return Tokenizer(tokenizer.vocab, tokenizer.merges, max_length, special_tokens)
