@@ -20,14 +20,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser: argparse.ArgumentParser, dataclass: type):
-    """One flag for each field of a configuration, named, typed, defaulted and explained by it."""
+    """One flag for each field of a configuration, named, typed, defaulted and explained by it.
+
+    A boolean, which is False by default, takes no value: the flag alone makes it True.
+    """
     types = typing.get_type_hints(dataclass)
     for field in dataclasses.fields(dataclass):
         options = [t for t in typing.get_args(types[field.name]) if t is not type(None)]
         kind = options[0] if options else types[field.name]
-        choices = field.metadata["choices"]
+        flag, choices = f"--{field.name.replace('_', '-')}", field.metadata["choices"]
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            continue
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
+            flag,
             type=kind,
             default=field.default,
             metavar="|".join(choices) if choices else kind.__name__.upper(),

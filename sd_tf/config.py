@@ -120,6 +120,7 @@ class ScheduleConfig:
     steps_offset: int = 1
     set_alpha_to_one: bool = False
     clip_sample: bool = False
+    rescale_betas_zero_snr: bool = False
     kept: dict = _kept()
 
 
@@ -145,7 +146,17 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
 STRATEGIES = ("none", "mirrored")
 DATASETS = ("fashion_mnist", "garments")
-NOT_PART_OF_A_RUN = ("output", "data_dir", "cache_dir", "stage", "save_dtype", "checkpoint_seconds")
+NOT_PART_OF_A_RUN = (
+    "output",
+    "data_dir",
+    "cache_dir",
+    "stage",
+    "save_dtype",
+    "checkpoint_seconds",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "remat",
+)
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,7 @@ class RunConfig:
     max_minutes: float | None = _flag(None, "wall-clock budget of the run (default: the preset's)")
     max_steps: int | None = _flag(None, "steps of each stage, instead of a budget in minutes")
     batch_size: int | None = _flag(None, "global batch of every stage (default: the preset's)")
+    accumulate: int = _flag(1, "parts of a batch that follow each other in a step, for less memory")
     learning_rate: float | None = _flag(None, "peak learning rate of every stage (default: the preset's)")
     prediction_type: str | None = _flag(
         None, "what the UNet predicts (default: the preset's)", ("epsilon", "v_prediction")
@@ -171,7 +183,13 @@ class RunConfig:
         None, "noise schedule (default: the preset's)", ("scaled_linear", "squaredcos_cap_v2")
     )
     caption_dropout: float = _flag(0.1, "share of captions replaced by the empty one, for guidance")
+    min_snr_gamma: float | None = _flag(
+        None, "most that a signal-to-noise ratio weighs in the loss, 5 in the paper (default: no weights)"
+    )
+    zero_terminal_snr: bool = _flag(False, "a noise schedule whose last timestep has no signal left")
+    offset_noise: float = _flag(0.0, "deviation of noise that is the same all over a channel; 0.1 is usual")
     precision: str = _flag("float32", "of the networks' arithmetic", PRECISIONS)
+    remat: bool = _flag(False, "compute the UNet's activations again in the backward pass, for less memory")
     strategy: str = _flag("none", "how to use several devices", STRATEGIES)
     replicas: int | None = _flag(None, "of --strategy mirrored (default: all GPUs; on a CPU, 2)")
     seed: int = _flag(0, "of everything random")
@@ -179,6 +197,10 @@ class RunConfig:
     cache_dir: str | None = _flag(None, "folder of cached latents (default: inside the run folder)")
     save_dtype: str = _flag("float32", "of the finished model's files", ("float32", "float16"))
     checkpoint_seconds: float = _flag(60.0, "between two checkpoints")
+    checkpoint_every: int | None = _flag(None, "steps between two checkpoints, in place of seconds")
+    keep_checkpoints: int = _flag(2, "how many checkpoints of a stage stay")
+    overfit: int | None = _flag(None, "check a set-up: learn so many examples, the same in every step")
+    deterministic: bool = _flag(False, "repeatable to the bit; with --max-steps only")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -191,16 +213,30 @@ class RunConfig:
             "batch_size": 1,
             "learning_rate": 1e-12,
             "replicas": 1,
+            "offset_noise": 0,
             "checkpoint_seconds": 0,
+            "checkpoint_every": 1,
+            "keep_checkpoints": 1,
+            "overfit": 2,
+            "accumulate": 1,
         }.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
         if not 0 <= self.caption_dropout < 1:
             raise InputError(f"--caption-dropout is {self.caption_dropout}: give 0 or more, below 1")
+        if self.min_snr_gamma is not None and not 0 < self.min_snr_gamma < math.inf:
+            raise InputError(f"--min-snr-gamma is {self.min_snr_gamma}: give a number above 0, such as 5")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise InputError(
+                "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon "
+                "says nothing of the picture: take --prediction-type v_prediction"
+            )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
         if self.image_size not in (32, 64):
             raise InputError(f"--image-size is {self.image_size}: give 32 or 64")
         if self.max_minutes is not None and self.max_steps is not None:
             raise InputError("--max-minutes and --max-steps are both given: a run has one budget")
+        if self.deterministic and self.max_steps is None:
+            raise InputError("--deterministic needs --max-steps: minutes hold more or fewer steps each time")

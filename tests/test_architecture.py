@@ -27,7 +27,7 @@ STREAM = [
 AGAINST_THE_STREAM = {("latent/model.py", "sd_tf.checkpoints.folder")}
 WITHIN_A_LEVEL = {("training", "checkpoints")}  # a run saves the parts that it has trained
 MAY_IMPORT_TENSORFLOW = {"data", "training", "compiled", "skeleton", "commandline"}
-FOR_SPEED = {"nn/fused.py", "latent/engines.py"}  # and never as they are imported
+FOR_SPEED = {"nn/fused.py", "nn/remat.py", "latent/engines.py"}  # and never as they are imported
 
 
 def room(path):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import sd_tf
 from sd_tf import commandline, train
+from sd_tf.config import RunConfig
 from sd_tf.data.fashion_mnist import FILES
 
 
@@ -71,6 +71,16 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
         ("--learning-rate 0", "--learning-rate is 0.0: give 1e-12 or more"),
         ("--checkpoint-seconds -1", "--checkpoint-seconds is -1.0: give 0 or more"),
         ("--caption-dropout 1", "--caption-dropout is 1.0: give 0 or more, below 1"),
+        ("--min-snr-gamma 0", "--min-snr-gamma is 0.0: give a number above 0, such as 5"),
+        ("--min-snr-gamma inf", "--min-snr-gamma is inf: give a number above 0, such as 5"),
+        ("--offset-noise -0.1", "--offset-noise is -0.1: give 0 or more"),
+        ("--offset-noise nan", "--offset-noise is nan: give 0 or more"),
+        (
+            "--zero-terminal-snr --prediction-type epsilon",
+            "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon says "
+            "nothing of the picture: take --prediction-type v_prediction",
+        ),
+        ("--zero-terminal-snr yes", "unrecognized arguments: yes; "),
         ("--seed -1", "--seed is -1: give 0 to 4294967295"),
         ("--seed 4294967296", "--seed is 4294967296: give 0 to 4294967295"),
         ("--image-size 48", "--image-size is 48: give 32 or 64"),
@@ -87,6 +97,14 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
 )
 def test_a_value_out_of_range_is_named_with_the_range(refused, flags, message):
     assert refused(flags).startswith(f"error: {message}")
+
+
+def test_a_boolean_flag_takes_no_value():
+    parser = commandline.Parser("train")
+    commandline.add_flags(parser, RunConfig)
+    for words, expected in (([], False), (["--zero-terminal-snr"], True)):
+        config = commandline.from_flags(parser.parse_args(words), RunConfig)
+        assert config == RunConfig(zero_terminal_snr=expected)
 
 
 def test_missing_data_without_a_network_names_the_flag_the_files_and_the_set_that_needs_none(
@@ -150,8 +168,8 @@ def start(folder, data_dir, steps=12):
 
 def last_step(folder, stage):
     """Of the stage's last checkpoint; 0 where there is none."""
-    latest = tf.train.latest_checkpoint(str(folder / "checkpoints" / stage))
-    return int(latest.rpartition("-")[2]) if latest else 0
+    found = [int(path.name.removeprefix("step-")) for path in (folder / "checkpoints" / stage).glob("step-*")]
+    return max(found, default=0)
 
 
 def steps_until(process, folder, stage, enough, seconds=600):

@@ -178,7 +178,7 @@ CLIP_VISION = Kind(
 SCHEDULE = Kind(
     ScheduleConfig,
     _diffusers("DDIMScheduler"),
-    {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False},
+    {"trained_betas": None, "thresholding": False},
     siblings=(
         "DDPMScheduler",
         "PNDMScheduler",

@@ -59,10 +59,12 @@ def load(
         from sd_tf.checkpoints import folder, original
 
         parts, schedule, pad_token = folder.load_original(source, dtype)
+        if prediction_type is not None:
+            schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
         kept, tokenizer = None, tokenizer or original.TOKENIZER
     else:
         refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
-        schedule, pad_token = _schedule(source), None
+        schedule, pad_token = _schedule(source, prediction_type), None
         kept = _kept(source, own, dtype, variant)
         if kept is None:
             from sd_tf.checkpoints import folder
@@ -71,8 +73,6 @@ def load(
         else:
             parts = _unread(source, dtype)
         tokenizer = tokenizer or source
-    if prediction_type is not None:
-        schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     tokenizer = load_tokenizer(tokenizer, parts["text_encoder"].config.max_position_embeddings, pad_token)
     with naming(source):
         model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
@@ -94,7 +94,7 @@ def _kept(source, own, dtype, variant):
     return kept_conversion(source, own, PARTS)
 
 
-def _schedule(source):
+def _schedule(source, prediction_type):
     index = source / "model_index.json"
     if not index.is_file():
         unfinished = (source / "run.json").is_file()
@@ -104,6 +104,8 @@ def _schedule(source):
     refuse_links_out(source / "scheduler")
     file = source / "scheduler" / "scheduler_config.json"
     schedule = configs.SCHEDULE.from_json(read_json(file), str(file))
+    if prediction_type is not None:
+        schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     with naming(file):
         NoiseSchedule(schedule)  # refuses what it cannot be before gigabytes are read
     return schedule

@@ -62,7 +62,8 @@ def ddim(denoise, latents, timesteps, schedule, noise, callback=None, eta=0.0):
     for step, (t, level, next_level) in enumerate(transitions):
         prediction = denoise(x, t)
         sigma = eta * math.sqrt(_posterior_variance(level, next_level))
-        direction = math.sqrt(1 - next_level - sigma**2)
+        # Without signal at t and with eta 1 this is 0, and rounding must not lead below it.
+        direction = math.sqrt(max(0.0, 1 - next_level - sigma**2))
         x = math.sqrt(next_level) * prediction.x0 + direction * prediction.noise
         if sigma > 0:
             x = x + sigma * noise(step)

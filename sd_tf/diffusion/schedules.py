@@ -49,6 +49,13 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MOST_TIMESTEPS = 100_000
 
 
+def _with_zero_terminal_snr(alphas_cumprod):
+    """Signal rates shifted to end at 0 and scaled to begin as before: Lin et al. 2023, algorithm 1."""
+    signal_rates = np.sqrt(alphas_cumprod)
+    first, last = signal_rates[0], signal_rates[-1]
+    return ((signal_rates - last) * (first / (first - last))) ** 2
+
+
 class NoiseSchedule:
     """The forward process x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) noise.
 
@@ -58,13 +65,14 @@ class NoiseSchedule:
     Attributes:
         config: as given.
         alphas_cumprod: numpy float64, (num_train_timesteps,), descending, in (0, 1); the share of
-            the variance of x_t that is signal.
+            the variance of x_t that is signal. The last is 0 where `rescale_betas_zero_snr`.
         final_alpha_cumprod: float; the level at which DDIM ends: 1 (no noise left) where
             `set_alpha_to_one`, otherwise that of timestep 0.
 
     Raises:
         InputError: for an unknown `beta_schedule`, `timestep_spacing` or `prediction_type`, no or too
-            many timesteps, a beta that is no share of a variance, or `clip_sample`.
+            many timesteps, a beta that is no share of a variance, `clip_sample`, or
+            `rescale_betas_zero_snr` with epsilon prediction or where no signal is lost.
 
     Reference: Ho et al. 2020 (DDPM), equation 4; spacings as in table 2 of Lin et al. 2023, "Common
     Diffusion Noise Schedules and Sample Steps are Flawed", and diffusers' `DDIMScheduler`.
@@ -90,6 +98,11 @@ class NoiseSchedule:
             raise InputError(
                 f"steps_offset is {config.steps_offset}: give 0 to {config.num_train_timesteps - 1}."
             )
+        if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
+            raise InputError(
+                "prediction_type is 'epsilon', but rescale_betas_zero_snr leaves no signal at the last "
+                "timestep, where epsilon says nothing of x0: take 'v_prediction'."
+            )
         betas = np.asarray(BETAS[config.beta_schedule](config))
         if np.iscomplexobj(betas) or not ((betas > 0) & (betas < 1)).all():
             raise InputError(
@@ -97,6 +110,14 @@ class NoiseSchedule:
             )
         self.config = config
         self.alphas_cumprod = np.cumprod(1 - betas)
+        if config.rescale_betas_zero_snr:
+            if self.alphas_cumprod[0] == self.alphas_cumprod[-1]:
+                raise InputError(
+                    f"num_train_timesteps is {config.num_train_timesteps}, beta_end {config.beta_end}: from "
+                    "the first timestep to the last no signal is lost that rescale_betas_zero_snr could "
+                    "rescale, give more."
+                )
+            self.alphas_cumprod = _with_zero_terminal_snr(self.alphas_cumprod)
         self.final_alpha_cumprod = 1.0 if config.set_alpha_to_one else float(self.alphas_cumprod[0])
 
     def rates(self, t, latents):

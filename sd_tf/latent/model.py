@@ -103,9 +103,9 @@ class LatentDiffusion:
         """Prompts (n strings) -> context, float32 (n, tokens, width)."""
         return np.asarray(self.engines["tensorflow"].encode(self.tokenizer(prompts)), "float32")
 
-    def loss(self, latents, context, timesteps, noise):
+    def loss(self, latents, context, timesteps, noise, min_snr_gamma=None):
         """The training loss of each example, float32 (batch,); see `sd_tf.diffusion.losses`."""
-        return diffusion_loss(self.unet, latents, context, timesteps, noise, self.schedule)
+        return diffusion_loss(self.unet, latents, context, timesteps, noise, self.schedule, min_snr_gamma)
 
     def generate(
         self,

@@ -15,6 +15,7 @@ from sd_tf.nn.attention import SpatialTransformer
 from sd_tf.nn.blocks import Downsample, ResidualBlock, Upsample, conv
 from sd_tf.nn.embeddings import TimestepEmbedding, sinusoidal_embedding
 from sd_tf.nn.norm import GroupNorm
+from sd_tf.nn.remat import rematerialised
 
 DOWN_BLOCK_TYPES = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCK_TYPES = ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -60,10 +61,14 @@ class Block(keras.layers.Layer):
         for attention in self.attentions:
             attention.build((None, None, None, self.channels), context_shape)
 
-    def step(self, i, x, time, context):
-        """Residual block `i` and the transformer that follows it."""
-        x = self.resnets[i](x, time)
-        return self.attentions[i](x, context) if i < len(self.attentions) else x
+    def step(self, i, x, time, context, *skip):
+        """Residual block `i`, on the picture beside a skip if there is one, and the transformer after it."""
+
+        def residual(time, x, *skip):
+            return self.resnets[i](ops.concatenate([x, *skip], axis=-1) if skip else x, time)
+
+        x = rematerialised(residual, time, x, *skip)
+        return rematerialised(self.attentions[i], x, context) if i < len(self.attentions) else x
 
 
 class DownBlock(Block):
@@ -116,7 +121,7 @@ class UpBlock(Block):
 
     def call(self, x, skips, time, context, size=None):
         for i in range(len(self.resnets)):
-            x = self.step(i, ops.concatenate([x, skips[-1 - i]], axis=-1), time, context)
+            x = self.step(i, x, time, context, skips[-1 - i])
         return x if self.upsampler is None else self.upsampler(x, size=size)
 
 

@@ -50,7 +50,11 @@ class ProgressBar:
 
 
 class Log:
-    """Means over the last seconds, as lines of JSON and in TensorBoard."""
+    """Means over the last seconds, as lines of JSON and in TensorBoard.
+
+    A pair of metrics "name/sum" and "name/count" is shown as their quotient, "name": the mean of the
+    examples that were counted in these seconds. Where there were none, nothing is shown.
+    """
 
     def __init__(self, stage, folder: Path, first_step):
         self.stage, self.file = stage, folder / "log.jsonl"
@@ -67,7 +71,7 @@ class Log:
             self.written = (step, elapsed)
         if elapsed - self.written[1] < SECONDS_BETWEEN_LINES and not ended:
             return
-        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        values = _quotients({name: float(total) / self.count for name, total in self.sums.items()})
         values["images_per_second"] = self.stage.config.batch_size * _rate(self.written, (step, elapsed))
         values["learning_rate"] = float(trainer.optimizer.learning_rate.numpy())
         with self.file.open("a") as file:
@@ -98,6 +102,18 @@ class Previews:
         if preview is not None:
             self.folder.mkdir(exist_ok=True)
             save_sheet(self.folder / f"{self.stage.name}-{step:07d}.png", *preview)
+
+
+def _quotients(means):
+    """Those with a "name/sum" and its "name/count" in the place of the two, if any were counted."""
+    values = {}
+    for name, mean in means.items():
+        of, _, kind = name.rpartition("/")
+        if kind not in ("sum", "count"):
+            values[name] = mean
+        elif kind == "sum" and means[f"{of}/count"] > 0:
+            values[of] = mean / means[f"{of}/count"]
+    return values
 
 
 def _rate(before, now):

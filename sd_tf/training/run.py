@@ -19,6 +19,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from sd_tf.checkpoints import folder as checkpoints
@@ -64,11 +65,13 @@ class Run:
         if preset not in PRESETS:
             raise unknown("--preset", preset, PRESETS)
         self.preset = PRESETS[preset]
+        self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", config.dataset))
         self._check_resumable()
         self.strategy = strategies.make(config.strategy, config.replicas)
         for stage in (self.preset.clip_stage, self.preset.autoencoder_stage, self.preset.diffusion_stage):
-            strategies.check_batch_size(self._stage_config(stage).batch_size, self.strategy)
+            batch_size = self._stage_config(stage).batch_size
+            strategies.check_batch_size(batch_size, self.strategy, config.accumulate)
         self.dataset = _dataset(config)
         if self.dataset.image_size != self.preset.autoencoder.sample_size:
             self.preset = _resized(self.preset, self.dataset.image_size)
@@ -97,6 +100,8 @@ class Run:
                 if only in (None, name):
                     # Anew for each stage: a resumed run skips the stages, and their draws, before it.
                     keras.utils.set_random_seed(self.config.seed)
+                    if self.config.deterministic:
+                        tf.config.experimental.enable_op_determinism()
                     stage()
         print(f"finished: {self.folder}")
 
@@ -156,12 +161,20 @@ class Run:
             unet,
             text_encoder,
             Tokenizer.load(clip_folder, max_length=text_encoder.config.max_position_embeddings),
-            NoiseSchedule(self._schedule()),
+            self.schedule,
         )
         config = self._stage_config(self.preset.diffusion_stage)
         budget = self._budget(config)
         cache = self._cache(model, budget, config.batch_size)
-        stage = DiffusionStage(config, model, cache, self.config.caption_dropout, self.config.seed)
+        stage = DiffusionStage(
+            config,
+            model,
+            cache,
+            self.config.caption_dropout,
+            self.config.seed,
+            self.config.min_snr_gamma,
+            self.config.offset_noise,
+        )
         if budget.seconds is not None:
             budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
         self._fit(stage, budget)
@@ -170,6 +183,9 @@ class Run:
     def _fit(self, stage, budget=None):
         """Trains one stage; its network then holds the averaged weights."""
         budget = budget or self._budget(stage.config)
+        if self.config.overfit:
+            first = stage.batches(0).take(1).cache()
+            stage.batches = lambda first_step: first.repeat()
         trainer = Trainer(
             stage,
             self.strategy,
@@ -177,24 +193,39 @@ class Run:
             self.folder / "checkpoints" / stage.name,
             self.config.precision,
             self.config.checkpoint_seconds,
+            self.config.checkpoint_every,
+            self.config.keep_checkpoints,
+            self.config.accumulate,
+            self.config.remat,
         )
         log = Log(stage, self.folder, int(trainer.step.numpy()))
         previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
+        losses = {}
+
+        def note(trainer, step, elapsed, means):
+            losses.setdefault("first", means["loss"])
+            losses["last"] = means["loss"]
+
         try:
             with contextlib.closing(ProgressBar(stage, budget, trainer.progress)) as bar:
-                trainer.fit((bar, log, previews))
+                trainer.fit((bar, log, previews, note))
         except KeyboardInterrupt:
-            latest = trainer.checkpoints.latest_checkpoint
+            steps = trainer.checkpoints.steps
             raise KeyboardInterrupt(
                 f"stopped in stage {stage.name}: the same command resumes from "
-                + (Path(latest).name if latest else "the stage's start")
+                + (f"step {steps[-1]}" if steps else "the stage's start")
             ) from None
         trainer.optimizer.copy_averages()
+        if self.config.overfit and losses:
+            first, last = (float(losses[when]) for when in ("first", "last"))
+            print(f"{stage.name}: loss {first:.4f} -> {last:.4f} on the same {self.config.overfit} examples")
 
     def _cache(self, model, budget, batch_size):
         """The latents and captions of this run's data, autoencoder and tower."""
         num_examples = self.preset.cached_epochs * len(self.dataset)
-        if budget.steps is not None:  # no more than are looked at
+        if self.config.overfit:
+            num_examples = self.config.overfit
+        elif budget.steps is not None:  # no more than are looked at
             num_examples = min(num_examples, budget.steps * batch_size)
         key = fingerprint(
             self.dataset.fingerprint,
@@ -231,6 +262,8 @@ class Run:
             for name in ("batch_size", "learning_rate")
             if getattr(self.config, name) is not None
         }
+        if self.config.overfit:
+            given["batch_size"] = self.config.overfit
         return dataclasses.replace(config, **given)
 
     def _schedule(self):
@@ -239,6 +272,9 @@ class Run:
             for name in ("prediction_type", "beta_schedule")
             if getattr(self.config, name) is not None
         }
+        if self.config.zero_terminal_snr:
+            # Trailing spacing begins drawing at the timestep without signal (Lin et al. 2023, section 3.3).
+            given |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return dataclasses.replace(self.preset.schedule, **given)
 
     def _budget(self, config):
@@ -267,13 +303,15 @@ class Run:
                 raise InputError(f"--output {self.folder} is a file: name a folder")
             return
         try:
-            before, now = json.loads(file.read_text()), self._identity()
-        except (OSError, ValueError) as error:
+            # What an earlier version had no flag for, it did as the flag's default does.
+            before = dataclasses.asdict(RunConfig()) | json.loads(file.read_text())
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{file} cannot be read ({error}): name another --output") from None
-        changed = [name for name in now if before.get(name) != now[name]]
+        now = self._identity()
+        changed = [name for name in now if before[name] != now[name]]
         if changed:
             changes = ", ".join(
-                f"--{name.replace('_', '-')} {before.get(name)} -> {now[name]}" for name in changed
+                f"--{name.replace('_', '-')} {before[name]} -> {now[name]}" for name in changed
             )
             raise InputError(
                 f"{self.folder} holds a run of another configuration ({changes}): "

@@ -1,12 +1,14 @@
 """What each stage of training learns: its network, its batches, its loss and the pictures that show it.
 
 A stage is (name, divisible, config, network, batches, loss, preview); the `Trainer` knows no more of
-it. `divisible` says that the losses of parts of a batch are those of the whole.
+it. `divisible` says that the losses of parts of a batch are those of the whole. The loss is a
+dictionary of values for each example, of which "loss" is learned from and all are logged as means.
 Everything random in a batch (captions, noise, timesteps) is drawn with the batch, each example's by
 its own index, so the loss is a pure function of the batch however it is divided.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +20,8 @@ from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.text.clip import contrastive_loss
 
 # Names of the streams of random numbers; 1 is `generate`'s.
-LATENT_NOISE, DIFFUSION_NOISE, TIMESTEPS = 2, 3, 4
+LATENT_NOISE, DIFFUSION_NOISE, TIMESTEPS, OFFSET_NOISE = 2, 3, 4, 5
+BINS = 10  # of timesteps, whose losses are logged apart
 PREVIEW_PROMPTS = (
     "a red dress",
     "a blue bag",
@@ -113,15 +116,31 @@ class AutoencoderStage:
 
 
 class DiffusionStage:
-    """The UNet, on cached latents and captions, of which some are dropped (Ho & Salimans 2022)."""
+    """The UNet, on cached latents and captions, of which some are dropped (Ho & Salimans 2022).
+
+    Args:
+        config: a `StageConfig`.
+        model: a `LatentDiffusion`.
+        cache: its latents and captions, of `data.cache`.
+        caption_dropout: share of captions replaced by the empty one.
+        seed: of everything drawn.
+        min_snr_gamma: of the loss's weights, see `diffusion.losses`; None for no weights.
+        offset_noise: deviation of the noise that is one number for each channel of an example, which
+            lets pictures become brighter or darker as a whole (Guttenberg 2023, "Diffusion with Offset
+            Noise"); 0 for none.
+    """
 
     name = "diffusion"
     divisible = True
 
-    def __init__(self, config, model, cache, caption_dropout, seed):
+    def __init__(self, config, model, cache, caption_dropout, seed, min_snr_gamma=None, offset_noise=0.0):
         self.config, self.network, self.model = config, model.unet, model
         self.cache, self.caption_dropout, self.seed = cache, caption_dropout, seed
+        self.min_snr_gamma, self.offset_noise = min_snr_gamma, offset_noise
         self.empty_context = np.asarray(cache.contexts[-1:], np.float32)
+        num_timesteps = model.schedule.config.num_train_timesteps
+        edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
+        self.bins = list(itertools.pairwise(edges))  # first timestep and the one after the last
 
     def batches(self, first_step):
         cache, num_timesteps = self.cache, self.model.schedule.config.num_train_timesteps
@@ -130,10 +149,15 @@ class DiffusionStage:
         def fetch(indices, epoch):
             draws = uniforms((TIMESTEPS, self.seed, epoch), indices, 2)
             fresh = normals((LATENT_NOISE, self.seed, epoch), indices, latent_shape)
+            noise = normals((DIFFUSION_NOISE, self.seed, epoch), indices, latent_shape)
+            if self.offset_noise:
+                of_channels = (1, 1, latent_shape[-1])
+                offsets = normals((OFFSET_NOISE, self.seed, epoch), indices, of_channels)
+                noise = noise + np.float32(self.offset_noise) * offsets
             return {
                 "latents": cache.mean[indices] + cache.std[indices] * fresh,
                 "context": cache.contexts[cache.caption[indices]].astype(np.float32),
-                "noise": normals((DIFFUSION_NOISE, self.seed, epoch), indices, latent_shape),
+                "noise": noise,
                 "timesteps": (draws[:, 0] * num_timesteps).astype(np.int32),
                 "dropped": draws[:, 1] < self.caption_dropout,
             }
@@ -142,7 +166,12 @@ class DiffusionStage:
 
     def loss(self, batch):
         context = drop_captions(batch["context"], self.empty_context, batch["dropped"])
-        return {"loss": self.model.loss(batch["latents"], context, batch["timesteps"], batch["noise"])}
+        t = batch["timesteps"]
+        loss = self.model.loss(batch["latents"], context, t, batch["noise"], self.min_snr_gamma)
+        losses = {"loss": loss}
+        for first, end in self.bins:
+            losses |= mean_of_some(f"loss of timesteps {first}-{end - 1}", loss, (first <= t) & (t < end))
+        return losses
 
     def preview(self):
         """Fixed prompts, two pictures each."""
@@ -150,6 +179,21 @@ class DiffusionStage:
             list(PREVIEW_PROMPTS), num_images=2, steps=20, engine="tensorflow", progress=False
         )
         return images, len(PREVIEW_PROMPTS)
+
+
+def mean_of_some(name, values, chosen):
+    """The entries of a stage's loss from which `callbacks.Log` makes the mean of the chosen examples.
+
+    Args:
+        name: of the mean.
+        values: float32, (examples,).
+        chosen: bool, (examples,); those that do not count may be anything, NaN too.
+
+    Returns:
+        Name -> float32 (examples,), of two names: "/sum" with the chosen values, "/count" with ones for
+        them, and both with zeros for the others.
+    """
+    return {f"{name}/sum": tf.where(chosen, values, 0.0), f"{name}/count": tf.cast(chosen, tf.float32)}
 
 
 def _gathered(x):

@@ -5,12 +5,14 @@ import tensorflow as tf
 from sd_tf.errors import InputError
 
 
-def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy):
-    """Raises `InputError` where the replicas cannot have equal parts of a batch."""
-    if batch_size % strategy.num_replicas_in_sync:
+def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy, accumulate: int = 1):
+    """Raises `InputError` where a batch has no equal parts for the replicas, one after another in each."""
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % (replicas * accumulate):
         raise InputError(
-            f"--batch-size {batch_size} does not divide among {strategy.num_replicas_in_sync} replicas: "
-            "give a multiple of them"
+            f"--batch-size {batch_size} does not divide among {replicas} replicas"
+            + (f", each --accumulate {accumulate} times" if accumulate > 1 else "")
+            + f": give a multiple of {replicas * accumulate}"
         )
 
 

@@ -6,17 +6,19 @@ import math
 import signal
 import threading
 import time
-from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from sd_tf.compiled import parts, parts_of
 from sd_tf.errors import InputError
 from sd_tf.nn.fused import fusing
+from sd_tf.nn.remat import rematerialising
+from sd_tf.training.checkpoints import Checkpoints
+from sd_tf.training.diagnosis import first_not_finite
 from sd_tf.training.optimizer import AdamW
 from sd_tf.training.strategy import check_batch_size
 
-KEPT_CHECKPOINTS = 2
 LONGEST_SKIP = 25  # steps: a loss scale of float16 finds its size in less
 
 
@@ -42,29 +44,48 @@ class Trainer:
         folder: where checkpoints go; a checkpoint found there is resumed.
         precision: a Keras policy; "mixed_float16" adds dynamic loss scaling.
         checkpoint_seconds: between two checkpoints.
+        checkpoint_every: steps between two checkpoints, in place of seconds.
+        keep_checkpoints: how many of them stay.
+        accumulate: parts of a batch that follow each other in a step, for less memory; of a stage
+            that is divisible.
+        remat: whether functions that are `rematerialised` (`sd_tf.nn.remat`) are computed again in the
+            backward pass, for less memory.
     """
 
-    def __init__(self, stage, strategy, budget, folder, precision, checkpoint_seconds):
+    def __init__(
+        self,
+        stage,
+        strategy,
+        budget,
+        folder,
+        precision,
+        checkpoint_seconds,
+        checkpoint_every=None,
+        keep_checkpoints=2,
+        accumulate=1,
+        remat=False,
+    ):
         self.stage, self.strategy, self.budget = stage, strategy, budget
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.checkpoint_every = checkpoint_seconds, checkpoint_every
+        self.accumulate = accumulate if stage.divisible else 1
+        self.remat = remat
         self._gradients_of_part = tf.function(self._gradients, autograph=False)  # traced once for all parts
         config = stage.config
-        check_batch_size(config.batch_size, strategy)
+        check_batch_size(config.batch_size, strategy, self.accumulate)
         with strategy.scope():
             self.variables = stage.network.trainable_variables
             self.optimizer = AdamW(self.variables, config, loss_scaling=precision == "mixed_float16")
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
-        checkpoint = tf.train.Checkpoint(
+        state = tf.train.Checkpoint(
             # Named one by one: TensorFlow does not find those of layers that a Keras layer keeps in a list.
             weights=[variable.value for variable in stage.network.variables],
             optimizer=tf.train.Checkpoint(**self.optimizer.state),
             step=self.step,
             elapsed=self.elapsed,
         )
-        self.checkpoints = tf.train.CheckpointManager(checkpoint, str(Path(folder)), KEPT_CHECKPOINTS)
-        if self.checkpoints.latest_checkpoint:
-            checkpoint.restore(self.checkpoints.latest_checkpoint).assert_existing_objects_matched()
+        self.checkpoints = Checkpoints(state, folder, keep_checkpoints)
+        self.checkpoints.restore()
 
     @property
     def progress(self) -> float:
@@ -84,12 +105,25 @@ class Trainer:
         }
 
     def _replica_step(self, batch):
-        """Losses and gradients of one replica's part of the batch, which its cores divide."""
+        """Losses and gradients of one replica's part of the batch, one piece of it after another."""
+        if self.accumulate == 1:
+            return self._divided_gradients(batch)
+        total = None
+        for piece in parts(batch, self.accumulate):
+            before = [] if total is None else tf.nest.flatten(total)
+            with tf.control_dependencies(before):  # no two pieces in memory at once
+                piece = tf.nest.map_structure(tf.identity, piece)
+            result = self._divided_gradients(piece)
+            total = result if total is None else tf.nest.map_structure(tf.add, total, result)
+        return total
+
+    def _divided_gradients(self, batch):
+        """Losses and gradients of a batch that the cores divide."""
         number = 1
         if self.stage.divisible:
             replicas = self.strategy.num_replicas_in_sync
-            number = parts_of(self.stage.config.batch_size // replicas, replicas)
-        if number == 1:
+            number = parts_of(self.stage.config.batch_size // replicas // self.accumulate, replicas)
+        if number == self.accumulate == 1:
             return self._gradients(batch)
         results = [self._gradients_of_part(part) for part in parts(batch, number)]
         return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
@@ -97,7 +131,7 @@ class Trainer:
     def _gradients(self, batch):
         """Forward and backward: sums over the batch, each divided by the size of the global batch."""
         batch_size = self.stage.config.batch_size
-        with fusing():
+        with fusing(), rematerialising(self.remat):
             with tf.GradientTape() as tape:
                 losses = self.stage.loss(batch)  # name -> (examples,)
                 means = {name: tf.reduce_sum(value) / batch_size for name, value in losses.items()}
@@ -113,7 +147,8 @@ class Trainer:
                 number of steps and the seconds so far.
 
         Raises:
-            InputError: the weights, or many gradients in a row, are not finite; the last checkpoint stays.
+            InputError: many steps in a row had a loss or gradients that are not finite, or a checkpoint
+                cannot be written; those before it stay.
             KeyboardInterrupt: Ctrl-C or SIGTERM came; the step that ran then is finished and saved.
         """
         step, restored = int(self.step.numpy()), float(self.elapsed.numpy())
@@ -124,35 +159,48 @@ class Trainer:
         with _interrupts_noted() as interrupted:
             while not ended:
                 self._set_learning_rate(step, self.budget.progress(step, elapsed))
-                means = self.train_step(next(batches))
+                batch = next(batches)
+                means = self.train_step(batch)
                 step += 1
+                if int(self.optimizer.skipped.numpy()) >= LONGEST_SKIP:
+                    raise self._not_finite(step, batch)
                 if untraced:  # tracing the step is start-up, not training
                     began, untraced = time.monotonic(), False
                 elapsed = restored + time.monotonic() - began
                 for observer in observers:
                     observer(self, step, elapsed, means)
                 ended, stopped = self.budget.progress(step, elapsed) >= 1.0, interrupted.is_set()
-                if ended or stopped or time.monotonic() - saved >= self.checkpoint_seconds:
+                if ended or stopped or self._is_due(step, time.monotonic() - saved):
+                    if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.variables):
+                        raise self._not_finite(step, batch)
                     self.save(elapsed)
                     saved = time.monotonic()
                 if stopped:
                     raise KeyboardInterrupt
 
     def save(self, elapsed):
-        """Writes a checkpoint; TensorFlow renames it into place."""
-        step = int(self.step.numpy())
-        diverged, skipped = None, int(self.optimizer.skipped.numpy())
-        if not all(bool(tf.reduce_all(tf.math.is_finite(variable))) for variable in self.variables):
-            diverged = "weights"
-        elif skipped >= LONGEST_SKIP:
-            diverged = f"gradients of the last {skipped} steps"
-        if diverged is not None:
-            raise InputError(
-                f"stage {self.stage.name} diverged, {diverged} are not finite at step {step}: start another "
-                f"--output with a --learning-rate below {self.stage.config.learning_rate}"
-            )
+        """Writes a checkpoint; see `Checkpoints.save`."""
         self.elapsed.assign(elapsed)
-        self.checkpoints.save(step)
+        self.checkpoints.save(int(self.step.numpy()))
+
+    def _is_due(self, step, seconds):
+        if self.checkpoint_every is not None:
+            return step % self.checkpoint_every == 0
+        return seconds >= self.checkpoint_seconds
+
+    def _not_finite(self, step, batch):
+        """What to say where the run cannot go on."""
+        local = {name: self.strategy.experimental_local_results(values) for name, values in batch.items()}
+        batch = {name: np.concatenate([np.asarray(part) for part in parts]) for name, parts in local.items()}
+        first = first_not_finite(self.stage, batch, self.optimizer.scaled)
+        skipped, steps = int(self.optimizer.skipped.numpy()), self.checkpoints.steps
+        return InputError(
+            f"stage {self.stage.name} stops at step {step}, {skipped} steps in a row were skipped: "
+            f"{first} is not finite; "
+            + (f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet")
+            + f". Start another --output with a --learning-rate below {self.stage.config.learning_rate}, "
+            "or mend the data"
+        )
 
     def _set_learning_rate(self, step, progress):
         config = self.stage.config

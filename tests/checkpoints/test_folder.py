@@ -305,6 +305,16 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(part, damage, copy)
         ("scheduler/scheduler_config.json", lambda f: change_json(f, beta_end="x"), "beta_end is 'x'"),
         (
             "scheduler/scheduler_config.json",
+            lambda f: change_json(f, rescale_betas_zero_snr=True, prediction_type="epsilon"),
+            "scheduler_config.json: prediction_type is 'epsilon', but rescale_betas_zero_snr leaves",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            lambda f: change_json(f, rescale_betas_zero_snr=1),
+            "rescale_betas_zero_snr is 1, expected something like False",
+        ),
+        (
+            "scheduler/scheduler_config.json",
             lambda f: change_json(f, _class_name="FlowMatchEulerDiscreteScheduler"),
             "_class_name is 'FlowMatchEulerDiscreteScheduler'",
         ),
@@ -338,6 +348,31 @@ def test_schedulers_of_the_same_noise_schedule_open(name, tiny_model, copy):
     loaded = sd_tf.load(copy)
     np.testing.assert_array_equal(loaded.schedule.alphas_cumprod, tiny_model.schedule.alphas_cumprod)
     assert loaded.schedule.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"])
+def test_zero_terminal_snr_is_read_and_written_as_diffusers_does(name, tiny_model, copy):
+    file = copy / "scheduler" / "scheduler_config.json"
+    change_json(file, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    ours = sd_tf.load(copy)
+    reference = getattr(diffusers, name).from_pretrained(copy, subfolder="scheduler")
+    # Its Euler keeps 2^-24 of the signal, for sigmas that are finite.
+    np.testing.assert_allclose(ours.schedule.alphas_cumprod, reference.alphas_cumprod.numpy(), atol=1e-6)
+    file.unlink()
+    reference.save_pretrained(file.parent)
+    theirs = sd_tf.load(copy)
+    np.testing.assert_array_equal(theirs.schedule.alphas_cumprod, ours.schedule.alphas_cumprod)
+    theirs.save(copy)
+    assert json.loads(file.read_text())["rescale_betas_zero_snr"] is True
+    assert sd_tf.load(copy).schedule.config == theirs.schedule.config
+
+
+def test_a_prediction_type_that_is_given_mends_a_schedule_that_cannot_be(copy):
+    change_json(
+        copy / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True, prediction_type="epsilon"
+    )
+    model = sd_tf.load(copy, prediction_type="v_prediction")
+    assert model.schedule.config.prediction_type == "v_prediction"
 
 
 def test_a_name_that_is_no_model_gets_the_names_that_are(tmp_path):

@@ -44,13 +44,28 @@ def test_output_to_parts_and_back_is_the_identity(prediction_type, pair):
     np.testing.assert_allclose(mixed, noisy, atol=1e-5)
 
 
-def test_velocity_target_is_that_of_diffusers(pair):
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_velocity_target_is_that_of_diffusers(rescaled, pair):
     diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
     torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
-    reference = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    reference = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=rescaled
+    )
     expected = reference.get_velocity(*(torch.tensor(x.numpy()) for x in pair), torch.tensor(TIMESTEPS))
-    ours = training_target(*pair, TIMESTEPS, schedule_of("v_prediction"))
-    np.testing.assert_allclose(ours, expected.numpy(), atol=2e-6)
+    schedule = NoiseSchedule(ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=rescaled))
+    np.testing.assert_allclose(training_target(*pair, TIMESTEPS, schedule), expected.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_latents_come_back_from_a_timestep_without_signal(prediction_type, pair):
+    schedule = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type, rescale_betas_zero_snr=True))
+    latents, noise = pair
+    for t in (999, tf.fill((4,), 999)):
+        noisy = schedule.add_noise(latents, noise, t)
+        np.testing.assert_array_equal(noisy, noise)
+        prediction = to_prediction(training_target(latents, noise, t, schedule), noisy, t, schedule)
+        np.testing.assert_array_equal(prediction.x0, latents)
+        np.testing.assert_array_equal(prediction.noise, noise)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

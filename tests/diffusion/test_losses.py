@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.losses import diffusion_loss
+from sd_tf.diffusion.losses import diffusion_loss, min_snr_weights
 from sd_tf.diffusion.schedules import NoiseSchedule
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
@@ -74,6 +74,66 @@ def test_half_precision_output_is_compared_in_float32(pair):
     )  # fmt: skip
     assert loss.dtype == "float32"
     np.testing.assert_allclose(loss, [90000.0] * 3)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize(
+    "prediction_type, rescaled",
+    [
+        ("epsilon", False),
+        ("v_prediction", False),
+        ("v_prediction", True),
+        ("sample", False),
+        ("sample", True),
+    ],
+)
+def test_min_snr_weights_are_those_of_diffusers_training_scripts(prediction_type, rescaled, gamma):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    config = ScheduleConfig(prediction_type=prediction_type, rescale_betas_zero_snr=rescaled)
+    reference = diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=rescaled
+    )
+    snr = training_utils.compute_snr(reference, torch.arange(1000))
+    weights = torch.clamp(snr, max=gamma)
+    if prediction_type != "sample":
+        weights = weights / (snr if prediction_type == "epsilon" else snr + 1)
+    # Its float32 tables hold four digits of 1 - alphas_cumprod at the first timesteps.
+    ours = min_snr_weights(NoiseSchedule(config), gamma)
+    np.testing.assert_allclose(ours, weights.numpy(), rtol=2e-4, atol=1e-6)
+
+
+def test_min_snr_weighs_the_same_guess_of_x0_alike_whatever_the_network_predicts(pair):
+    latents, noise = pair
+    guess = latents + np.float32(0.1)  # whose squared error is 0.01, times min(SNR, 5)
+    losses = []
+    for prediction_type in PREDICTION_TYPES:
+        schedule = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type))
+        level = schedule.alphas_cumprod[T.numpy()]
+        rates = np.sqrt(level).reshape(3, 1, 1, 1), np.sqrt(1 - level).reshape(3, 1, 1, 1)
+        guessed_noise = noise - rates[0] / rates[1] * np.float32(0.1)  # both add up to the noisy latents
+        output = exact_target(prediction_type, guess, guessed_noise, schedule)
+        losses.append(
+            diffusion_loss(lambda x, t, context, y=output: y, latents, None, T, noise, schedule, 5.0)
+        )
+    for loss in losses:
+        np.testing.assert_allclose(loss, 0.01 * np.minimum(level / (1 - level), 5), rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_a_timestep_without_signal_has_a_finite_loss_and_no_min_snr_weight(prediction_type, pair):
+    schedule = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type, rescale_betas_zero_snr=True))
+
+    @tf.function
+    def compiled(latents, t, noise, gamma):
+        return diffusion_loss(lambda x, t, context: 0 * x, latents, None, t, noise, schedule, gamma)
+
+    plain, weighted = (compiled(pair[0], T, pair[1], gamma) for gamma in (None, 5.0))
+    assert weighted.dtype == "float32"
+    np.testing.assert_allclose(plain[2], np.mean(pair[0][2] ** 2), rtol=1e-5)  # v is -x0 there
+    np.testing.assert_allclose(weighted, plain * min_snr_weights(schedule, 5.0)[T.numpy()], rtol=1e-5)
+    assert weighted[2] == 0
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

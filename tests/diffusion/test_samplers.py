@@ -34,8 +34,11 @@ def diffusers_scheduler(name, config):
         if k != "kept" and (name == "DDIMScheduler" or k != "set_alpha_to_one")
     }
     scheduler = getattr(diffusers, name)(**fields)
-    betas = scheduler.betas.double()
-    scheduler.alphas_cumprod = torch.cumprod(1 - torch.where(betas > 0.998999, 0.999, betas), dim=0)
+    betas = getattr(diffusers, name)(**fields | {"rescale_betas_zero_snr": False}).betas.double()
+    betas = torch.where(betas > 0.998999, 0.999, betas)
+    if config.rescale_betas_zero_snr:
+        betas = diffusers.schedulers.scheduling_ddim.rescale_zero_terminal_snr(betas)
+    scheduler.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     if name == "DDIMScheduler" and not config.set_alpha_to_one:
         scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     return scheduler
@@ -84,6 +87,39 @@ def assert_same_states(ours, theirs):
         np.testing.assert_allclose(x, reference, rtol=0, atol=1e-5 * reference.std(), err_msg=f"step {step}")
 
 
+def diffusers_ddim_states(config, steps, network, latents, noises, eta):
+    """The timesteps, and the latents after each, of diffusers' DDIM."""
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    scheduler = diffusers_scheduler("DDIMScheduler", config)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps.tolist()
+    x, states = torch.from_numpy(latents), []
+    for step, t in enumerate(timesteps):
+        if config.timestep_spacing == "linspace":
+            step_to(scheduler, t, timesteps[step + 1] if step + 1 < steps else -1)
+        output, noise = torch.from_numpy(network(x.numpy(), t, step)), torch.from_numpy(noises[step])
+        x = scheduler.step(output, t, x, eta=eta, variance_noise=noise if eta else None).prev_sample
+        states.append(x.numpy())
+    return timesteps, states
+
+
+def diffusers_ddpm_states(config, steps, network, latents, noises, monkeypatch):
+    """The timesteps, and the latents after each, of diffusers' DDPM."""
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    scheduler = diffusers_scheduler("DDPMScheduler", config)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps.tolist()
+    x, states = torch.from_numpy(latents), []
+    for step, t in enumerate(timesteps):
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+            lambda *_, step=step, **__: torch.from_numpy(noises[step]),
+        )
+        x = scheduler.step(torch.from_numpy(network(x.numpy(), t, step)), t, x).prev_sample
+        states.append(x.numpy())
+    return timesteps, states
+
+
 def draw(steps):
     noises = np.random.default_rng(2).normal(size=(steps + 1, *SHAPE)).astype("float32")
     return noises[0], noises[1:]
@@ -99,20 +135,9 @@ def test_every_ddim_step_is_that_of_diffusers(prediction_type, spacing, beta_sch
     config = ScheduleConfig(
         prediction_type=prediction_type, timestep_spacing=spacing, beta_schedule=beta_schedule
     )
-    schedule, scheduler = NoiseSchedule(config), diffusers_scheduler("DDIMScheduler", config)
-    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    schedule = NoiseSchedule(config)
     (latents, noises), network = draw(steps), models(steps)[model]
-    scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps.tolist()
-
-    x, theirs = torch.from_numpy(latents), []
-    for step, t in enumerate(timesteps):
-        if spacing == "linspace":
-            step_to(scheduler, t, timesteps[step + 1] if step + 1 < steps else -1)
-        output, noise = torch.from_numpy(network(x.numpy(), t, step)), torch.from_numpy(noises[step])
-        x = scheduler.step(output, t, x, eta=eta, variance_noise=noise if eta else None).prev_sample
-        theirs.append(x.numpy())
-
+    timesteps, theirs = diffusers_ddim_states(config, steps, network, latents, noises, eta)
     assert_same_states(our_states(ddim, network, latents, noises, timesteps, schedule, eta=eta), theirs)
 
 
@@ -127,22 +152,36 @@ def test_every_ddpm_step_is_that_of_diffusers(
     config = ScheduleConfig(
         prediction_type=prediction_type, timestep_spacing=spacing, beta_schedule=beta_schedule
     )
-    schedule, scheduler = NoiseSchedule(config), diffusers_scheduler("DDPMScheduler", config)
-    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    schedule = NoiseSchedule(config)
     (latents, noises), network = draw(steps), models(steps)[model]
-    scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps.tolist()
-
-    x, theirs = torch.from_numpy(latents), []
-    for step, t in enumerate(timesteps):
-        monkeypatch.setattr(
-            "diffusers.schedulers.scheduling_ddpm.randn_tensor",
-            lambda *_, step=step, **__: torch.from_numpy(noises[step]),
-        )
-        x = scheduler.step(torch.from_numpy(network(x.numpy(), t, step)), t, x).prev_sample
-        theirs.append(x.numpy())
-
+    timesteps, theirs = diffusers_ddpm_states(config, steps, network, latents, noises, monkeypatch)
     assert_same_states(our_states(ddpm, network, latents, noises, timesteps, schedule), theirs)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, None], ids=["ddim", "ddim-0.5", "ddpm"])
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("beta_schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_every_step_from_no_signal_is_that_of_diffusers(
+    prediction_type, spacing, beta_schedule, steps, eta, monkeypatch
+):
+    config = ScheduleConfig(
+        prediction_type=prediction_type,
+        timestep_spacing=spacing,
+        beta_schedule=beta_schedule,
+        rescale_betas_zero_snr=True,
+    )
+    schedule = NoiseSchedule(config)
+    (latents, noises), network = draw(steps), models(steps)["smooth"]
+    if eta is None:
+        timesteps, theirs = diffusers_ddpm_states(config, steps, network, latents, noises, monkeypatch)
+        ours = our_states(ddpm, network, latents, noises, timesteps, schedule)
+    else:
+        timesteps, theirs = diffusers_ddim_states(config, steps, network, latents, noises, eta)
+        ours = our_states(ddim, network, latents, noises, timesteps, schedule, eta=eta)
+    assert timesteps[0] == 999 and schedule.alphas_cumprod[999] == 0
+    assert_same_states(ours, theirs)
 
 
 @pytest.mark.parametrize("name, sampler", [("DDIMScheduler", ddim), ("DDPMScheduler", ddpm)])
@@ -274,9 +313,46 @@ def test_samples_converge_to_the_data_with_more_steps(sampler, options, std):
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
+@pytest.mark.parametrize("std", [0.5, 2.0])
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize("sampler, options", [(ddim, {}), (ddim, {"eta": 1.0}), (ddpm, {})])
+def test_drawing_from_no_signal_loses_nothing_of_the_mean(sampler, options, steps, std):
+    # Lin et al. 2023: where training leaves a signal at the last timestep, drawing begins with none.
+    lossy, zero = (
+        NoiseSchedule(
+            ScheduleConfig(
+                prediction_type="v_prediction",
+                timestep_spacing="trailing",
+                set_alpha_to_one=True,
+                rescale_betas_zero_snr=rescaled,
+            )
+        )
+        for rescaled in (False, True)
+    )
+    mean, deviation = distribution(sampler, zero, steps, std, **options)
+    assert mean == pytest.approx(MEAN, rel=1e-9) and math.isfinite(deviation)
+    assert distribution(sampler, lossy, steps, std, **options)[0] < 0.999 * MEAN
+
+
+def test_as_much_noise_as_ddpm_is_finite_from_no_signal_to_any_timestep():
+    schedule = NoiseSchedule(ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    denoise, x = gaussian_denoiser(schedule, 1.0), np.ones((1, 1, 1, 1))
+    for t in range(999):
+        ended = ddim(denoise, x, [999, t], schedule, lambda step: x, eta=1.0)
+        assert np.isfinite(ended).all(), t
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_ddpm_is_ddim_at_eta_one_that_ends_free_of_noise(spacing):
-    schedule = NoiseSchedule(ScheduleConfig(timestep_spacing=spacing, set_alpha_to_one=True))
+def test_ddpm_is_ddim_at_eta_one_that_ends_free_of_noise(spacing, rescaled):
+    schedule = NoiseSchedule(
+        ScheduleConfig(
+            prediction_type="v_prediction",
+            timestep_spacing=spacing,
+            set_alpha_to_one=True,
+            rescale_betas_zero_snr=rescaled,
+        )
+    )
     (latents, noises), network = draw(10), models(10)["smooth"]
     timesteps = schedule.inference_timesteps(10)
     ours = our_states(ddpm, network, latents, noises, timesteps, schedule)

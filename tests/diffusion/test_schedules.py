@@ -37,6 +37,41 @@ def test_alphas_cumprod_are_those_of_diffusers(beta_schedule, total):
     assert np.all(np.diff(schedule.alphas_cumprod) < 0)
 
 
+def with_zero_terminal_snr(**fields):
+    return ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True, **fields)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("total, tolerance", [(10, 1e-5), (1000, 1e-6)])
+def test_alphas_cumprod_of_zero_terminal_snr_are_those_of_diffusers(beta_schedule, total, tolerance, name):
+    config = with_zero_terminal_snr(beta_schedule=beta_schedule, num_train_timesteps=total)
+    expected = diffusers_scheduler(config, name).alphas_cumprod.numpy()
+    # Ten linear betas lose 3 % of the signal rate: rescaling enlarges float32's rounding 30 times.
+    np.testing.assert_allclose(NoiseSchedule(config).alphas_cumprod, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("total", [2, 1000])
+def test_zero_terminal_snr_begins_as_before_ends_without_signal_and_is_linear_between(beta_schedule, total):
+    fields = {"beta_schedule": beta_schedule, "num_train_timesteps": total}
+    before = np.sqrt(NoiseSchedule(ScheduleConfig(**fields)).alphas_cumprod)
+    schedule = NoiseSchedule(with_zero_terminal_snr(**fields))
+    after = np.sqrt(schedule.alphas_cumprod)
+    assert schedule.alphas_cumprod[-1] == 0 and np.all(np.diff(schedule.alphas_cumprod) < 0)
+    assert schedule.final_alpha_cumprod == pytest.approx(before[0] ** 2, rel=1e-12)
+    lengths = np.diff(after) / np.diff(before)
+    np.testing.assert_allclose(lengths, np.full(total - 1, before[0] / (before[0] - before[-1])), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_train_timesteps": 1, "steps_offset": 0}, {"beta_start": 1e-30, "beta_end": 1e-30}]
+)
+def test_a_schedule_that_loses_no_signal_has_none_to_rescale(fields):
+    with pytest.raises(InputError, match="no signal is lost that rescale_betas_zero_snr could"):
+        NoiseSchedule(with_zero_terminal_snr(**fields))
+
+
 def test_stable_diffusion_1_ends_at_its_published_signal_level():
     assert NoiseSchedule(ScheduleConfig()).alphas_cumprod[-1] == pytest.approx(0.004660, abs=5e-7)
 
@@ -133,6 +168,7 @@ def test_timestep_outside_the_schedule_is_refused_by_its_value(t):
         ("beta_end", 1.0, "beta_start is 0.00085, beta_end 1.0: give both between 0 and 1"),
         ("steps_offset", -1, "steps_offset is -1: give 0 to 999"),
         ("clip_sample", True, "clip_sample is true"),
+        ("rescale_betas_zero_snr", True, "prediction_type is 'epsilon', but .* take 'v_prediction'"),
     ],
 )
 def test_configuration_that_means_nothing_here_is_refused_by_name(field, value, message):

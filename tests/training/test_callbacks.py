@@ -53,6 +53,21 @@ def test_tensorboard_reads_what_the_log_says(tmp_path):
     assert not found
 
 
+def test_a_mean_of_some_examples_is_of_those_counted_since_the_last_line_and_of_none_not_shown(tmp_path):
+    log, now = Log(stage(), tmp_path, 0), trainer(Budget(12.0, None))
+    sums = [1.0, 0.0, 6.0, 0.0, 0.0, 0.0] + 5 * [0.0] + [7.0]  # in lines of 6, 5 and 1 steps
+    counts = [1.0, 0.0, 3.0, 0.0, 0.0, 0.0] + 5 * [0.0] + [2.0]
+    for step, (total, count) in enumerate(zip(sums, counts, strict=True), start=1):
+        means = {"loss": 1.0, "loss of timesteps 0-99/sum": total, "loss of timesteps 0-99/count": count}
+        log(now, step, float(step), {name: tf.constant(value) / 10.0 for name, value in means.items()})
+    first, second, third = read(tmp_path / "log.jsonl")
+    assert first["loss of timesteps 0-99"] == pytest.approx(7.0 / 4.0)
+    assert "loss of timesteps 0-99" not in second
+    assert third["loss of timesteps 0-99"] == pytest.approx(3.5)
+    common = {"stage", "step", "elapsed", "loss", "images_per_second", "learning_rate"}
+    assert set(second) == common and set(third) == common | {"loss of timesteps 0-99"}
+
+
 def test_a_resumed_stage_forgets_the_steps_after_its_checkpoint_and_no_others(tmp_path):
     file = tmp_path / "log.jsonl"
     lines = [

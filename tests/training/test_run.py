@@ -1,5 +1,6 @@
 """Whole runs at sizes that train in seconds: `--dataset garments`, through a preset of their own."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -16,6 +17,7 @@ from sd_tf.config import (
     CLIPTextConfig,
     CLIPVisionConfig,
     RunConfig,
+    ScheduleConfig,
     StageConfig,
     UNetConfig,
 )
@@ -53,12 +55,19 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
+@contextlib.contextmanager
+def with_tiny_preset():
+    """Within the block there is a preset that trains in seconds."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
         monkeypatch.setattr(garments, "EPOCH", 40)
         monkeypatch.setattr(callbacks, "PREVIEWS", 1)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with with_tiny_preset():
         yield
 
 
@@ -96,12 +105,51 @@ def test_a_run_leaves_what_its_page_says(finished):
     }
     assert {path.name for path in (finished / "tensorboard").iterdir()} == set(STAGES)
     for stage in STAGES:
-        assert (finished / "checkpoints" / stage / f"ckpt-{STEPS}.index").is_file()
+        assert (finished / "checkpoints" / stage / f"step-{STEPS:07d}" / "state.index").is_file()
     assert [(line["stage"], line["step"]) for line in lines(finished)] == [(stage, STEPS) for stage in STAGES]
     assert all(np.isfinite(line["loss"]) for line in lines(finished))
     sheets = sorted((finished / "samples").iterdir())
     assert [file.name for file in sheets] == [f"{s}-{STEPS:07d}.png" for s in ("autoencoder", "diffusion")]
     assert all(np.asarray(Image.open(file)).ndim == 3 for file in sheets)
+
+
+def test_the_log_shows_losses_of_timesteps_of_the_last_stage_alone(finished):
+    bins = {f"loss of timesteps {i}-{i + 99}" for i in range(0, 1000, 100)}
+    *_, last = lines(finished)
+    found = {name: value for name, value in last.items() if name.startswith("loss of")}
+    assert found and set(found) <= bins and all(np.isfinite(value) for value in found.values())
+    # 12 examples: the mean of all lies between those of the bins.
+    assert min(found.values()) <= last["loss"] <= max(found.values())
+    assert not any(set(line) & bins for line in lines(finished)[:2])
+
+
+def test_zero_terminal_snr_makes_drawing_begin_at_the_last_timestep(tmp_path, monkeypatch):
+    leading = dataclasses.replace(TINY, schedule=ScheduleConfig(prediction_type="v_prediction"))
+    monkeypatch.setitem(presets.PRESETS, "tiny", leading)
+    assert Run(config(tmp_path / "with", zero_terminal_snr=True)).schedule.config == ScheduleConfig(
+        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
+    )
+    assert Run(config(tmp_path / "without")).schedule.config == leading.schedule
+
+
+def test_zero_terminal_snr_of_a_preset_that_predicts_epsilon_is_refused_and_nothing_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(presets.PRESETS, "tiny", dataclasses.replace(TINY, schedule=ScheduleConfig()))
+    with pytest.raises(InputError, match="prediction_type is 'epsilon'.*take 'v_prediction'"):
+        Run(config(tmp_path / "run", zero_terminal_snr=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_from_before_a_flag_was_there_resumes_with_its_default(tmp_path):
+    Run(config(tmp_path))
+    file = tmp_path / "run.json"
+    before = json.loads(file.read_text())
+    del before["offset_noise"], before["zero_terminal_snr"]
+    file.write_text(json.dumps(before))
+    with pytest.raises(InputError, match="--offset-noise 0.0 -> 0.1"):
+        Run(config(tmp_path, offset_noise=0.1))
+    Run(config(tmp_path))
 
 
 def test_the_cache_holds_no_more_pictures_than_the_steps_look_at(finished):
@@ -158,7 +206,7 @@ def interrupt(run, monkeypatch, stage, step):
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Log, "__call__", press)
-        with pytest.raises(KeyboardInterrupt, match=f"{stage}: the same command resumes from ckpt-{step}"):
+        with pytest.raises(KeyboardInterrupt, match=f"{stage}: the same command resumes from step {step}"):
             run.train()
 
 
@@ -186,7 +234,7 @@ def test_a_run_interrupted_in_each_stage_ends_bit_for_bit_where_an_undisturbed_o
     weights = [name for name in theirs if name.endswith(".safetensors")]
     assert len(weights) == 4
     for name in [*weights, *(name for name in theirs if name.endswith((".json", ".txt", ".png")))]:
-        if not name.startswith("cache"):  # which says how long it took
+        if not name.startswith(("cache", "checkpoints")):  # which say how long it took
             assert ours[name] == theirs[name], name
     found, expected = lines(folder), lines(finished)
     assert [line["stage"] for line in found] == [line["stage"] for line in expected]
@@ -231,3 +279,17 @@ def test_the_stages_share_the_minutes_of_the_run(tmp_path):
     assert sum(minutes(run)[1:]) == pytest.approx(10)
     run.config = dataclasses.replace(run.config, stage="autoencoder")
     assert minutes(run)[1] == pytest.approx(10)
+
+
+def test_overfitting_learns_one_batch(tmp_path, capsys):
+    Run(config(tmp_path / "run", overfit=4, max_steps=40, learning_rate=5e-3)).train()
+    said = [line for line in capsys.readouterr().out.splitlines() if "->" in line]
+    assert [line.split(":")[0] for line in said] == list(STAGES)
+    for line in said:
+        first, last = (float(word) for word in line.split() if word[0].isdecimal() and "." in word)
+        assert line.endswith("on the same 4 examples") and last < 0.9 * first, line
+
+
+def test_determinism_without_steps_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--deterministic needs --max-steps"):
+        config(tmp_path / "run", deterministic=True, max_steps=None)

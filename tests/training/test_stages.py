@@ -11,9 +11,13 @@ import pytest
 import tensorflow as tf
 
 import sd_tf
-from sd_tf.config import CLIPTextConfig, CLIPVisionConfig, StageConfig
+from sd_tf.config import CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, StageConfig
 from sd_tf.data.noise import normals
 from sd_tf.data.pipeline import Examples, to_unit
+from sd_tf.diffusion.losses import min_snr_weights
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.unet import UNet
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
@@ -58,7 +62,7 @@ def autoencoder_stage(tiny_model):
     return AutoencoderStage(CONFIG, tiny_model.autoencoder, Pictures(), seed=0)
 
 
-def diffusion_stage(tiny_model, caption_dropout=0.1, examples=16):
+def diffusion_stage(tiny_model, caption_dropout=0.1, examples=16, **options):
     rng = np.random.default_rng(0)
     cache = SimpleNamespace(
         mean=rng.normal(size=(examples, 8, 8, 4)).astype(np.float16),
@@ -71,7 +75,7 @@ def diffusion_stage(tiny_model, caption_dropout=0.1, examples=16):
         def __len__(self):
             return examples
 
-    return DiffusionStage(CONFIG, tiny_model, Cache(**vars(cache)), caption_dropout, seed=0)
+    return DiffusionStage(CONFIG, tiny_model, Cache(**vars(cache)), caption_dropout, seed=0, **options)
 
 
 @pytest.fixture(params=["clip", "autoencoder", "diffusion"])
@@ -253,6 +257,92 @@ def test_timesteps_are_uniform_and_unlike_for_each_example_and_epoch(tiny_model)
     counts, _ = np.histogram(timesteps, bins=10, range=(0, 1000))
     expected = len(timesteps) / 10
     assert (np.square(counts - expected) / expected).sum() < 27.9  # chi-squared of 9, p = 0.001
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("mixed_float16", 3e-3)])
+def test_a_step_that_computes_activations_again_is_the_same(
+    tiny_model, tmp_path, monkeypatch, precision, tolerance
+):
+    monkeypatch.setattr("sd_tf.training.trainer.parts_of", lambda num_examples, replicas: 2)
+    others = {
+        name: getattr(tiny_model, name) for name in ("autoencoder", "text_encoder", "tokenizer", "schedule")
+    }
+
+    def step(remat):
+        keras.utils.set_random_seed(0)
+        unet = UNet(tiny_model.unet.config, dtype=precision)
+        unet.build()
+        stage = diffusion_stage(LatentDiffusion(unet=unet, **others))
+        strategy, folder = strategies.make("none", None), tmp_path / str(remat)
+        trainer = Trainer(stage, strategy, Budget(None, 1), folder, precision, 1e9, remat=remat)
+        batch = next(iter(stage.batches(0)))
+        graph = trainer.train_step.get_concrete_function(batch).graph.as_graph_def()
+        nodes = [node for function in graph.library.function for node in function.node_def]
+        convolutions = [node.op for node in (*graph.node, *nodes)].count("Conv2D")
+        loss = trainer.train_step(batch)["loss"].numpy()
+        return convolutions, [loss, *(bucket.first.numpy() for bucket in trainer.optimizer.buckets)]
+
+    (of_again, again), (of_once, once) = step(True), step(False)
+    assert of_again > 1.7 * of_once  # all but those at both ends, and of changes of resolution
+    for ours, theirs in zip(again, once, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+def test_offset_noise_is_one_number_for_each_channel_of_an_example(tiny_model):
+    plain = batches(diffusion_stage(tiny_model), 200)  # 1,600 examples in 100 epochs
+    shifted = batches(diffusion_stage(tiny_model, offset_noise=0.1), 200)
+    offsets = np.concatenate([b["noise"] - a["noise"] for a, b in zip(plain, shifted, strict=True)])
+    np.testing.assert_allclose(offsets, np.broadcast_to(offsets[:, :1, :1], offsets.shape), atol=1e-6)
+    offsets = offsets[:, 0, 0].ravel()  # 6,400 draws: two standard errors of their deviation are 2 %
+    assert offsets.std() == pytest.approx(0.1, rel=0.04) and abs(offsets.mean()) < 0.005
+    assert len(np.unique(offsets.round(5))) > 0.9 * len(offsets)
+    for name in plain[0]:
+        if name != "noise":
+            np.testing.assert_array_equal(plain[3][name], shifted[3][name])
+    resumed = batches(diffusion_stage(tiny_model, offset_noise=0.1), 1, first_step=3)
+    np.testing.assert_array_equal(resumed[0]["noise"], shifted[3]["noise"])
+
+
+def test_min_snr_weighs_each_example_by_its_timestep(tiny_model):
+    (batch,) = batches(diffusion_stage(tiny_model), 1)
+    plain = losses(diffusion_stage(tiny_model), batch)["loss"]
+    weighted = losses(diffusion_stage(tiny_model, min_snr_gamma=5.0), batch)["loss"]
+    weights = min_snr_weights(tiny_model.schedule, 5.0)[batch["timesteps"]]
+    np.testing.assert_allclose(weighted, weights * plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_timesteps", "bins"),
+    [
+        (1000, [(100 * i, 100 * i + 99) for i in range(10)]),
+        (15, [(0, 0), (1, 2), (3, 3), (4, 5), (6, 6), (7, 8), (9, 9), (10, 11), (12, 12), (13, 14)]),
+        (3, [(0, 0), (1, 1), (2, 2)]),
+    ],
+)
+def test_each_example_counts_in_the_bin_of_its_timestep_alone(tiny_model, monkeypatch, num_timesteps, bins):
+    config = ScheduleConfig(prediction_type="v_prediction", num_train_timesteps=num_timesteps)
+    monkeypatch.setattr(tiny_model, "schedule", NoiseSchedule(config))
+    stage = diffusion_stage(tiny_model)
+    (batch,) = batches(stage, 1)
+    batch["timesteps"] = np.array([0, 1, 2, 2, 0, 1, num_timesteps - 1, num_timesteps - 2], np.int32)
+    found = losses(stage, batch)
+    loss = found.pop("loss")
+    for first, last in bins:
+        inside = (batch["timesteps"] >= first) & (batch["timesteps"] <= last)
+        np.testing.assert_array_equal(found.pop(f"loss of timesteps {first}-{last}/count"), inside)
+        np.testing.assert_array_equal(found.pop(f"loss of timesteps {first}-{last}/sum"), loss * inside)
+    assert not found
+
+
+def test_a_loss_that_is_not_finite_stays_in_its_bin(tiny_model):
+    stage = diffusion_stage(tiny_model)
+    (batch,) = batches(stage, 1)
+    batch["timesteps"] = np.array([50, 150, 250, 350, 450, 550, 650, 750], np.int32)
+    spoil = np.where(np.arange(8) == 0, np.nan, 1).astype("float32")
+    batch["latents"] = batch["latents"] * spoil[:, None, None, None]
+    found = losses(stage, batch)
+    spoilt = [name for name, value in found.items() if not np.isfinite(value).all()]
+    assert sorted(spoilt) == ["loss", "loss of timesteps 0-99/sum"]
 
 
 # -- what a run shows ---------------------------------------------------------------------------

@@ -81,14 +81,15 @@ class Stage:
         return {"loss": tf.square(error), "bias": error}
 
 
-def trainer(folder, strategy="none", precision="float32", config=CONFIG, budget=None, checkpoint_seconds=1e9):
+def trainer(folder, strategy="none", precision="float32", config=CONFIG, budget=None, **options):
     strategy = strategies.make(strategy, None)
     keras.utils.set_random_seed(0)
     with strategy.scope():
         network = Network(dtype=precision)
         network.build()
     budget = budget or Budget(None, config.max_steps)
-    return Trainer(Stage(config, network), strategy, budget, folder, precision, checkpoint_seconds)
+    options = {"checkpoint_seconds": 1e9} | options
+    return Trainer(Stage(config, network), strategy, budget, folder, precision, **options)
 
 
 def without_overflow(trainer):
@@ -169,10 +170,11 @@ def test_two_replicas_learn_what_one_does(tmp_path, precision):
     subprocess.run(command, env=environment, check=True, timeout=300)
     one = without_overflow(trainer(tmp_path / "one", precision=precision))
     one.fit()
-    with np.load(tmp_path / "mirrored.npz") as mirrored:
-        parts = [mirrored[f"arr_{i}"] for i in range(len(mirrored.files))]
     tolerance = 1e-5 if precision == "float32" else 2e-3  # half precision rounds the sum of a half batch
-    assert largest_difference(parts, [*weights(one), *averages(one)]) < tolerance
+    for name in ("mirrored", "in parts"):
+        with np.load(tmp_path / f"{name}.npz") as file:
+            two = [file[f"arr_{i}"] for i in range(len(file.files))]
+        assert largest_difference(two, [*weights(one), *averages(one)]) < tolerance
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -259,20 +261,20 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_the_last_checkpoint(tmp_path):
     ours = trainer(tmp_path, checkpoint_seconds=0)
     with pytest.raises(KeyboardInterrupt):
         ours.fit([interrupt])
-    assert Path(ours.checkpoints.latest_checkpoint).name == "ckpt-2"
+    assert ours.checkpoints.steps[-1] == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_stage_that_ended_is_neither_trained_nor_saved_again(tmp_path):
     first = trainer(tmp_path)
     first.fit()
-    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     second = trainer(tmp_path)
     assert second.progress == 1.0
     second.fit([lambda *_: pytest.fail("a step was taken")])
     for ours, theirs in zip(state(second), state(first), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == files
 
 
 def test_a_diverged_run_says_so_and_leaves_the_last_checkpoint(tmp_path):
@@ -281,9 +283,10 @@ def test_a_diverged_run_says_so_and_leaves_the_last_checkpoint(tmp_path):
             trainer.variables[0].assign(np.full(trainer.variables[0].shape, np.nan))
 
     ours = trainer(tmp_path, checkpoint_seconds=0)
-    with pytest.raises(InputError, match="sums diverged.* step 2.*--learning-rate below 0.02"):
+    named = "sums stops at step 2.*: the weights .*embedding.* is not finite; .* step 1 is kept"
+    with pytest.raises(InputError, match=f"{named}.*--learning-rate below 0.02"):
         ours.fit([explode])
-    assert Path(ours.checkpoints.latest_checkpoint).name == "ckpt-1"
+    assert ours.checkpoints.steps == [1]
 
 
 def test_gradients_that_stay_infinite_end_the_run_and_leave_the_last_checkpoint(tmp_path):
@@ -294,9 +297,9 @@ def test_gradients_that_stay_infinite_end_the_run_and_leave_the_last_checkpoint(
     ours = trainer(tmp_path, budget=Budget(None, 25), checkpoint_seconds=0)
     ours.stage = Poisoned(ours.stage.config, ours.stage.network)
     before = weights(ours)
-    with pytest.raises(InputError, match="gradients of the last 25 steps are not finite"):
+    with pytest.raises(InputError, match="step 25, 25 steps in a row .*: the loss.* step 24 is kept"):
         ours.fit()
-    assert Path(ours.checkpoints.latest_checkpoint).name == "ckpt-24"
+    assert ours.checkpoints.steps == [23, 24]
     assert largest_difference(weights(ours), before) == 0
 
 
@@ -307,12 +310,58 @@ def test_an_error_in_an_observer_writes_no_checkpoint(tmp_path):
     ours = trainer(tmp_path)
     with pytest.raises(ZeroDivisionError):
         ours.fit([fail])
-    assert ours.checkpoints.latest_checkpoint is None
+    assert ours.checkpoints.steps == []
+
+
+@pytest.mark.parametrize(
+    "poison, named",
+    [
+        ("batch", "numbers of example 3 in the batch"),
+        ("layer", "the output of layer {hidden.path}"),
+        ("gradient", "the gradient of {head.path}/bias"),
+    ],
+)
+def test_what_is_not_finite_first_is_named(tmp_path, poison, named):
+    ours = trainer(tmp_path, budget=Budget(None, 100))
+    stage = ours.stage
+    if poison == "batch":
+        plain = stage.batches
+
+        def batches(first_step):
+            def spoil(batch):
+                numbers = tf.tensor_scatter_nd_update(batch["numbers"], [[3, 1]], [math.nan])
+                return batch | {"numbers": numbers}
+
+            return plain(first_step).map(spoil)
+
+        stage.batches = batches
+    elif poison == "layer":
+        hidden = stage.network.hidden.call
+        stage.network.hidden.call = lambda x: hidden(x) * math.inf
+    else:
+        head = stage.network.head.call
+        stage.network.head.call = lambda x: tf.sqrt(tf.square(head(x)) * 0.0)  # its slope is infinite
+    named = named.format_map({"hidden": stage.network.hidden, "head": stage.network.head})
+    with pytest.raises(InputError, match=f"25 steps in a row were skipped: {named} is not finite"):
+        ours.fit()
+
+
+def test_parts_of_a_batch_one_after_another_take_the_same_steps(tmp_path):
+    whole = trainer(tmp_path / "whole")
+    whole.fit()
+    ours = trainer(tmp_path / "parts", accumulate=4)
+    ours.fit()
+    assert largest_difference(weights(ours), weights(whole)) < 1e-5
+
+
+def test_checkpoints_come_every_so_many_steps(tmp_path):
+    trainer(tmp_path, checkpoint_seconds=0, checkpoint_every=4, keep_checkpoints=3).fit()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-{n:07d}" for n in (4, 8, 10)]
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
     trainer(tmp_path, checkpoint_seconds=0).fit()
-    assert sorted(file.name for file in tmp_path.glob("*.index")) == ["ckpt-10.index", "ckpt-9.index"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000009", "step-0000010"]
 
 
 def test_a_batch_that_replicas_cannot_share_names_the_flag():
@@ -338,3 +387,6 @@ if __name__ == "__main__":  # in a process of its own: virtual devices come befo
         first, second = (part.numpy() for part in bucket.average.values)
         np.testing.assert_array_equal(first, second)
     np.savez(folder / "mirrored.npz", *weights(mirrored), *averages(mirrored))
+    in_parts = without_overflow(trainer(folder / "in parts", "mirrored", precision, accumulate=4))
+    in_parts.fit()
+    np.savez(folder / "in parts.npz", *weights(in_parts), *averages(in_parts))
