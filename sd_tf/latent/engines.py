@@ -163,7 +163,7 @@ def _read(files):
 def state_of_files(source, parts):
     """What a model's files are, but for their content: a change of one changes this. JSON."""
     files = [source] if source.is_file() else [source / "model_index.json"]
-    for part in parts:
+    for part in sorted(parts):
         files += sorted((source / part).glob("*"))
     return {
         "openvino": importlib.metadata.version("openvino"),

@@ -156,27 +156,30 @@ class Trainer:
         ended = self.progress >= 1.0
         batches = iter(self.strategy.experimental_distribute_dataset(self.stage.batches(first_step=step)))
         began = saved = time.monotonic()
-        with _interrupts_noted() as interrupted:
-            while not ended:
-                self._set_learning_rate(step, self.budget.progress(step, elapsed))
-                batch = next(batches)
-                means = self.train_step(batch)
-                step += 1
-                if int(self.optimizer.skipped.numpy()) >= LONGEST_SKIP:
-                    raise self._not_finite(step, batch)
-                if untraced:  # tracing the step is start-up, not training
-                    began, untraced = time.monotonic(), False
-                elapsed = restored + time.monotonic() - began
-                for observer in observers:
-                    observer(self, step, elapsed, means)
-                ended, stopped = self.budget.progress(step, elapsed) >= 1.0, interrupted.is_set()
-                if ended or stopped or self._is_due(step, time.monotonic() - saved):
-                    if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.variables):
+        try:
+            with _interrupts_noted() as interrupted:
+                while not ended:
+                    self._set_learning_rate(step, self.budget.progress(step, elapsed))
+                    batch = next(batches)
+                    means = self.train_step(batch)
+                    step += 1
+                    if int(self.optimizer.skipped.numpy()) >= LONGEST_SKIP:
                         raise self._not_finite(step, batch)
-                    self.save(elapsed)
-                    saved = time.monotonic()
-                if stopped:
-                    raise KeyboardInterrupt
+                    if untraced:  # tracing the step is start-up, not training
+                        began, untraced = time.monotonic(), False
+                    elapsed = restored + time.monotonic() - began
+                    for observer in observers:
+                        observer(self, step, elapsed, means)
+                    ended, stopped = self.budget.progress(step, elapsed) >= 1.0, interrupted.is_set()
+                    if ended or stopped or self._is_due(step, time.monotonic() - saved):
+                        if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.variables):
+                            raise self._not_finite(step, batch)
+                        self.save(elapsed)
+                        saved = time.monotonic()
+                    if stopped:
+                        raise KeyboardInterrupt
+        finally:
+            del batches  # and its threads, here and now: an exception would keep them until Python collects it
 
     def save(self, elapsed):
         """Writes a checkpoint; see `Checkpoints.save`."""
