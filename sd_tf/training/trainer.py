@@ -179,7 +179,7 @@ class Trainer:
                     if stopped:
                         raise KeyboardInterrupt
         finally:
-            del batches  # and its threads, here and now: an exception would keep them until Python collects it
+            del batches  # and its threads: an exception would keep them until Python collects it
 
     def save(self, elapsed):
         """Writes a checkpoint; see `Checkpoints.save`."""
