@@ -243,15 +243,25 @@ def _keep(files, kept):
     return True
 
 
+@functools.cache
+def _openvino_core():
+    """The one of this process, never released.
+
+    Its CPU plugin sets the stack that signal handlers run on, and unmaps it when the last core is
+    released, after which Ctrl-C is a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def read_conversion(file):
     """A conversion's file as a function of arrays.
 
     OpenVINO is a quarter faster with shapes it knows, and faster still with a part of the batch on
     each core, so there is a compiled model for each shape, of the last two.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_core()
     unshaped = core.read_model(file)
 
     @functools.lru_cache(maxsize=2)

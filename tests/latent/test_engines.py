@@ -197,3 +197,38 @@ print(images.tobytes().hex())
         said, picture = self.run(tmp_path / "model", "openvino")
         assert said[0] == "True"
         assert apart(picture, draw(tiny_model, "tensorflow")) <= 2
+
+
+INTERRUPTED = """
+import gc, signal, sys
+import numpy as np
+from sd_tf.latent.engines import read_conversion
+
+def drawing():
+    function = read_conversion(sys.argv[1])
+    function(*(np.ones(shape, "float32") for shape in [(1, 8, 8, 4)]))
+    return function
+
+first, second = drawing(), drawing()
+del first
+third = drawing()
+del second, third
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_models_were_released_is_no_segmentation_fault(model, folder):
+    draw(model, "openvino")
+    (decoder,) = (folder / "openvino").glob("*/decode.xml")
+    root = str(Path(sd_tf.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(decoder)],
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
