@@ -44,7 +44,7 @@ def one_core_for_each_operation():
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(cores())
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, cores()))
     except RuntimeError:  # started
         return
 

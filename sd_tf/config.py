@@ -126,12 +126,13 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one stage of training optimises: AdamW, warm-up, cosine decay to zero, clipping, EMA."""
+    """How one stage of training optimises: AdamW, warm-up, decay, clipping, EMA."""
 
     batch_size: int
     learning_rate: float
     share: float  # of the run's minutes
     max_steps: int  # where no minutes are given
+    lr_schedule: str = "cosine"
     warmup_steps: int = 100
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
@@ -142,9 +143,10 @@ def _flag(default, text, choices=None):
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
 
 
+LR_SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
-STRATEGIES = ("none", "mirrored")
+STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 DATASETS = ("fashion_mnist", "garments")
 NOT_PART_OF_A_RUN = (
     "output",
@@ -156,6 +158,10 @@ NOT_PART_OF_A_RUN = (
     "checkpoint_every",
     "keep_checkpoints",
     "remat",
+    "xla",
+    "strategy",
+    "replicas",
+    "workers",
 )
 
 
@@ -176,6 +182,13 @@ class RunConfig:
     batch_size: int | None = _flag(None, "global batch of every stage (default: the preset's)")
     accumulate: int = _flag(1, "parts of a batch that follow each other in a step, for less memory")
     learning_rate: float | None = _flag(None, "peak learning rate of every stage (default: the preset's)")
+    lr_schedule: str | None = _flag(
+        None, "of the learning rate after the warm-up, to zero or not (default: the preset's)", LR_SCHEDULES
+    )
+    warmup_steps: int | None = _flag(None, "in which the learning rate rises (default: the preset's)")
+    weight_decay: float | None = _flag(None, "of AdamW (default: the preset's)")
+    gradient_clip: float | None = _flag(None, "most that gradients' global norm is (default: the preset's)")
+    ema_decay: float | None = _flag(None, "of the weights' moving average (default: the preset's)")
     prediction_type: str | None = _flag(
         None, "what the UNet predicts (default: the preset's)", ("epsilon", "v_prediction")
     )
@@ -190,8 +203,10 @@ class RunConfig:
     offset_noise: float = _flag(0.0, "deviation of noise that is the same all over a channel; 0.1 is usual")
     precision: str = _flag("float32", "of the networks' arithmetic", PRECISIONS)
     remat: bool = _flag(False, "compute the UNet's activations again in the backward pass, for less memory")
+    xla: bool = _flag(False, "compile steps by XLA: minutes longer to start, and faster on GPU and TPU")
     strategy: str = _flag("none", "how to use several devices", STRATEGIES)
     replicas: int | None = _flag(None, "of --strategy mirrored (default: all GPUs; on a CPU, 2)")
+    workers: int | None = _flag(None, "processes on this machine, of --strategy multiworker")
     seed: int = _flag(0, "of everything random")
     image_size: int = _flag(32, "of --dataset garments: 32 or 64")
     cache_dir: str | None = _flag(None, "folder of cached latents (default: inside the run folder)")
@@ -213,7 +228,11 @@ class RunConfig:
             "batch_size": 1,
             "learning_rate": 1e-12,
             "replicas": 1,
+            "workers": 1,
             "offset_noise": 0,
+            "warmup_steps": 0,
+            "weight_decay": 0,
+            "gradient_clip": 1e-12,
             "checkpoint_seconds": 0,
             "checkpoint_every": 1,
             "keep_checkpoints": 1,
@@ -223,6 +242,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputError(f"--ema-decay is {self.ema_decay}: give 0 or more, below 1, such as 0.9999")
         if not 0 <= self.caption_dropout < 1:
             raise InputError(f"--caption-dropout is {self.caption_dropout}: give 0 or more, below 1")
         if self.min_snr_gamma is not None and not 0 < self.min_snr_gamma < math.inf:
@@ -231,6 +252,10 @@ class RunConfig:
             raise InputError(
                 "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon "
                 "says nothing of the picture: take --prediction-type v_prediction"
+            )
+        if self.workers is not None and self.strategy not in ("none", "multiworker"):
+            raise InputError(
+                f"--workers is {self.workers} with --strategy {self.strategy}: take --strategy multiworker"
             )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")

@@ -40,6 +40,11 @@ def shake_variables(model, seed=0, scale=0.2):
 
 @pytest.fixture(scope="session")
 def tiny_model():
+    """That of `make_tiny_model`, one for all tests."""
+    return make_tiny_model()
+
+
+def make_tiny_model():
     """A random `LatentDiffusion`: pictures of 16 x 16, latents of 8 x 8, a text tower 16 wide."""
     from sd_tf.diffusion.schedules import NoiseSchedule
     from sd_tf.latent.autoencoder import AutoencoderKL

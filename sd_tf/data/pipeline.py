@@ -41,6 +41,7 @@ def stream(
     batch_size: int,
     seed: int,
     first_step: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Endless shuffled batches; batch k is a pure function of (seed, k).
 
@@ -55,9 +56,11 @@ def stream(
         batch_size: rows of every batch.
         seed: a non-negative integer.
         first_step: the number of the first batch.
+        part: (i, n): the ith of n equal parts of each batch, rows that follow each other; n divides
+            `batch_size`.
 
     Returns:
-        A dataset of dictionaries with `fetch`'s keys, each value (batch_size, ...), static in shape.
+        A dataset of dictionaries with `fetch`'s keys, each value (batch_size / n, ...), static in shape.
 
     Raises:
         InputError: for a `num_examples` or `batch_size` below 1, a `seed` or `first_step` below 0.
@@ -70,8 +73,9 @@ def stream(
             raise InputError(f"{name} is {value}: give an integer of {least} or more.")
 
     def batch(step):
-        position = int(step) * batch_size
-        parts, missing = [], batch_size
+        number, of = part
+        parts, missing = [], batch_size // of
+        position = int(step) * batch_size + number * missing
         while missing:
             epoch, start = divmod(position, num_examples)
             indices = _permutation(num_examples, seed, epoch)[start : start + missing]
@@ -92,6 +96,7 @@ def stream(
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     batches = steps.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 

@@ -39,8 +39,10 @@ class ProgressBar:
         self.shown = time.monotonic()
         rate = _rate(self.first, (step, elapsed))
         self.bar.n = round(100.0 * progress, 1)
+        skipped = f" ({trainer.skipped_steps} skipped)" if trainer.skipped_steps else ""
         self.bar.set_postfix_str(
-            f"step {step}  loss {float(means['loss']):.4f}  {rate * self.batch_size:.0f} images/s  "
+            f"step {step}{skipped}  loss {float(means['loss']):.4f}  "
+            f"{rate * self.batch_size:.0f} images/s  "
             f"{_clock(_seconds_left(self.budget, step, elapsed, rate))} left"
         )
 
@@ -73,7 +75,11 @@ class Log:
             return
         values = _quotients({name: float(total) / self.count for name, total in self.sums.items()})
         values["images_per_second"] = self.stage.config.batch_size * _rate(self.written, (step, elapsed))
-        values["learning_rate"] = float(trainer.optimizer.learning_rate.numpy())
+        optimizer = trainer.optimizer
+        values["learning_rate"] = float(optimizer.learning_rate.numpy())
+        values["skipped_steps"] = trainer.skipped_steps
+        if optimizer.loss_scale is not None:
+            values["loss_scale"] = float(optimizer.loss_scale.numpy())
         with self.file.open("a") as file:
             line = {"stage": self.stage.name, "step": step, "elapsed": round(elapsed, 2), **values}
             file.write(json.dumps(line) + "\n")

@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -68,22 +69,39 @@ class Checkpoints:
         for old in self.steps[: -self.keep]:
             shutil.rmtree(self.place(old), ignore_errors=True)
 
-    def restore(self):
+    def restore(self, workers):
         """Reads the newest checkpoint that is whole; returns its step, or None where there is none.
+
+        Args:
+            workers: `Workers` that all restore: the newest one that is whole for each of them.
 
         Warns:
             UserWarning: a newer one is damaged.
         """
+        newest = math.inf
+        while True:
+            found = workers.gathered(self._newest_whole(newest))[:, 0]
+            newest = int(found.min())
+            if newest == found.max():
+                break
+        if newest < 0:
+            return None
+        self.state.read(str(self.place(newest) / "state")).assert_existing_objects_matched()
+        return newest
+
+    def _newest_whole(self, newest):
+        """Of the steps up to that one, -1 where there is none."""
         for step in reversed(self.steps):
+            if step > newest:
+                continue
             damage = _damage(self.place(step))
             if damage is None:
-                self.state.read(str(self.place(step) / "state")).assert_existing_objects_matched()
                 return step
             warnings.warn(
                 f"checkpoint {self.place(step)} is damaged ({damage}): the one before it is used",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return None
+        return -1
 
 
 def _sums(folder):

@@ -159,7 +159,9 @@ class _Bucket:
         """Moves everything by one step, on each device that holds it."""
 
         def update(first, second, average, weights, gradient):
-            state = _step(_joined(weights), first, second, average, gradient, self.weight_decay, settings)
+            # Values: given variables, TensorFlow would go on with those of the trainer it traced this for.
+            values = [variable.read_value() for variable in (first, second, average)]
+            state = _step(_joined(weights), *values, gradient, self.weight_decay, settings)
             new, *moments = (tf.ensure_shape(vector, first.shape) for vector in state)
             for variable, values in zip((first, second, average), moments, strict=True):
                 variable.assign(values)

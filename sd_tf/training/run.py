@@ -44,7 +44,17 @@ from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log, Previews, ProgressBar
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.training.trainer import Budget, Trainer
+from sd_tf.training.workers import Workers, losing_none
 
+OF_STAGES = (  # flags that replace what the preset says of every stage
+    "batch_size",
+    "learning_rate",
+    "lr_schedule",
+    "warmup_steps",
+    "weight_decay",
+    "gradient_clip",
+    "ema_decay",
+)
 CACHE_SHARE = 0.2  # of the last stage's minutes: latents are cached for so long at most
 
 
@@ -69,6 +79,7 @@ class Run:
         self.folder = Path(config.output.replace("{dataset}", config.dataset))
         self._check_resumable()
         self.strategy = strategies.make(config.strategy, config.replicas)
+        self.workers = Workers(self.strategy)
         for stage in (self.preset.clip_stage, self.preset.autoencoder_stage, self.preset.diffusion_stage):
             batch_size = self._stage_config(stage).batch_size
             strategies.check_batch_size(batch_size, self.strategy, config.accumulate)
@@ -85,9 +96,10 @@ class Run:
         if config.cache_dir:
             with _writing("--cache-dir", self.cache_folder):
                 self.cache_folder.mkdir(parents=True, exist_ok=True)
-        with _writing("--output", self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "run.json", self._identity())
+        if self.workers.is_chief:
+            with _writing("--output", self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.folder / "run.json", self._identity())
 
     def train(self):
         """Runs the stages that are left, in order."""
@@ -95,7 +107,8 @@ class Run:
         stages = {"clip": self._clip, "autoencoder": self._autoencoder, "diffusion": self._diffusion}
         if self.clip_folder is not None:
             del stages["clip"]
-        with _terminate_like_ctrl_c():
+        with _terminate_like_ctrl_c(), losing_none(self.workers):
+            self._check_shared()
             for name, stage in stages.items():
                 if only in (None, name):
                     # Anew for each stage: a resumed run skips the stages, and their draws, before it.
@@ -103,12 +116,14 @@ class Run:
                     if self.config.deterministic:
                         tf.config.experimental.enable_op_determinism()
                     stage()
-        print(f"finished: {self.folder}")
+            self.workers.wait()  # for what the chief writes
+        if self.workers.is_chief:
+            print(f"finished: {self.folder}")
 
     # -- the stages -----------------------------------------------------------------------------
 
     def _clip(self):
-        if (self.folder / "clip").is_dir():
+        if self._is_done("clip"):
             return
         patterns = self.config.dataset == "garments"
         tokenizer = Tokenizer.learn(
@@ -128,10 +143,11 @@ class Run:
             self._stage_config(self.preset.clip_stage), clip, tokenizer, self.dataset, self.config.seed
         )
         self._fit(stage)
-        checkpoints.save_clip(clip, tokenizer, self.folder / "clip", self.config.save_dtype)
+        if self.workers.is_chief:
+            checkpoints.save_clip(clip, tokenizer, self.folder / "clip", self.config.save_dtype)
 
     def _autoencoder(self):
-        if (self.folder / "vae").is_dir():
+        if self._is_done("vae"):
             return
         with self.strategy.scope():
             autoencoder = AutoencoderKL(self.preset.autoencoder, dtype=self.config.precision)
@@ -140,11 +156,12 @@ class Run:
             self._stage_config(self.preset.autoencoder_stage), autoencoder, self.dataset, self.config.seed
         )
         self._fit(stage)
-        stage.calibrate()
-        checkpoints.save_autoencoder(autoencoder, self.folder / "vae", self.config.save_dtype)
+        if self.workers.is_chief:
+            stage.calibrate()
+            checkpoints.save_autoencoder(autoencoder, self.folder / "vae", self.config.save_dtype)
 
     def _diffusion(self):
-        if (self.folder / "model_index.json").is_file():
+        if self._is_done("model_index.json"):
             return
         clip_folder = self.clip_folder or self.folder / "clip"
         precision = self.config.precision
@@ -178,14 +195,28 @@ class Run:
         if budget.seconds is not None:
             budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
         self._fit(stage, budget)
-        model.save(self.folder, self.config.save_dtype)
+        if self.workers.is_chief:
+            model.save(self.folder, self.config.save_dtype)
+
+    def _is_done(self, part):
+        """Whether the run has that part, as the chief sees it, once all workers are here."""
+        return bool(self.workers.gathered((self.folder / part).exists())[0, 0])
+
+    def _check_shared(self):
+        """Raises `InputError` where a worker does not see what the chief wrote."""
+        self.workers.wait()
+        if not (self.folder / "run.json").exists():
+            raise InputError(
+                f"--output {self.folder} is not the folder that worker 0 writes to: name one on a file "
+                "system that all workers share"
+            )
 
     def _fit(self, stage, budget=None):
         """Trains one stage; its network then holds the averaged weights."""
         budget = budget or self._budget(stage.config)
         if self.config.overfit:
-            first = stage.batches(0).take(1).cache()
-            stage.batches = lambda first_step: first.repeat()
+            batches = stage.batches
+            stage.batches = lambda first_step, part=(0, 1): batches(0, part).take(1).cache().repeat()
         trainer = Trainer(
             stage,
             self.strategy,
@@ -197,9 +228,8 @@ class Run:
             self.config.keep_checkpoints,
             self.config.accumulate,
             self.config.remat,
+            self.config.xla,
         )
-        log = Log(stage, self.folder, int(trainer.step.numpy()))
-        previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
         losses = {}
 
         def note(trainer, step, elapsed, means):
@@ -207,8 +237,15 @@ class Run:
             losses["last"] = means["loss"]
 
         try:
-            with contextlib.closing(ProgressBar(stage, budget, trainer.progress)) as bar:
-                trainer.fit((bar, log, previews, note))
+            with contextlib.ExitStack() as stack:
+                observers = []
+                if self.workers.is_chief:
+                    bar = ProgressBar(stage, budget, trainer.progress)
+                    stack.callback(bar.close)
+                    log = Log(stage, self.folder, int(trainer.step.numpy()))
+                    previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
+                    observers = [bar, log, previews, note]
+                trainer.fit(observers)
         except KeyboardInterrupt:
             steps = trainer.checkpoints.steps
             raise KeyboardInterrupt(
@@ -237,13 +274,20 @@ class Run:
             budget.seconds,
             self.config.precision,
         )
-        with tqdm(total=100.0, desc="caching    ", bar_format="{desc} |{bar:24}| {percentage:3.0f}%") as bar:
+        if not self.workers.is_chief:
+            self.workers.wait()  # the chief makes it
+        with tqdm(
+            total=100.0,
+            desc="caching    ",
+            bar_format="{desc} |{bar:24}| {percentage:3.0f}%",
+            disable=not self.workers.is_chief,
+        ) as bar:
 
             def progress(done, total):
                 bar.n = round(100.0 * done / total, 1)
                 bar.refresh()
 
-            return latent_cache(
+            cache = latent_cache(
                 self.cache_folder,
                 key,
                 self.dataset,
@@ -253,14 +297,15 @@ class Run:
                 None if budget.seconds is None else CACHE_SHARE * budget.seconds,
                 progress=progress,
             )
+        if self.workers.is_chief:
+            self.workers.wait()
+        return cache
 
     # -- configuration --------------------------------------------------------------------------
 
     def _stage_config(self, config):
         given = {
-            name: getattr(self.config, name)
-            for name in ("batch_size", "learning_rate")
-            if getattr(self.config, name) is not None
+            name: getattr(self.config, name) for name in OF_STAGES if getattr(self.config, name) is not None
         }
         if self.config.overfit:
             given["batch_size"] = self.config.overfit

@@ -42,7 +42,7 @@ class ClipStage:
         self.config, self.network, self.tokenizer = config, clip, tokenizer
         self.dataset, self.seed = dataset, seed
 
-    def batches(self, first_step):
+    def batches(self, first_step, part=(0, 1)):
         def fetch(indices, epoch):
             examples = self.dataset.examples(indices, epoch)
             return {
@@ -51,7 +51,7 @@ class ClipStage:
                 "groups": examples.groups,
             }
 
-        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step)
+        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step, part)
 
     def loss(self, batch):
         clip = self.network
@@ -78,7 +78,7 @@ class AutoencoderStage:
     def __init__(self, config, autoencoder, dataset, seed):
         self.config, self.network, self.dataset, self.seed = config, autoencoder, dataset, seed
 
-    def batches(self, first_step):
+    def batches(self, first_step, part=(0, 1)):
         side = self.dataset.image_size // self.network.config.downsampling
         shape = (side, side, self.network.config.latent_channels)
 
@@ -88,7 +88,7 @@ class AutoencoderStage:
                 "noise": normals((LATENT_NOISE, self.seed, epoch), indices, shape),
             }
 
-        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step)
+        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step, part)
 
     def loss(self, batch):
         autoencoder, images = self.network, batch["images"]
@@ -142,7 +142,7 @@ class DiffusionStage:
         edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
         self.bins = list(itertools.pairwise(edges))  # first timestep and the one after the last
 
-    def batches(self, first_step):
+    def batches(self, first_step, part=(0, 1)):
         cache, num_timesteps = self.cache, self.model.schedule.config.num_train_timesteps
         latent_shape = cache.mean.shape[1:]
 
@@ -162,7 +162,7 @@ class DiffusionStage:
                 "dropped": draws[:, 1] < self.caption_dropout,
             }
 
-        return stream(fetch, len(cache), self.config.batch_size, self.seed, first_step)
+        return stream(fetch, len(cache), self.config.batch_size, self.seed, first_step, part)
 
     def loss(self, batch):
         context = drop_captions(batch["context"], self.empty_context, batch["dropped"])
@@ -197,13 +197,22 @@ def mean_of_some(name, values, chosen):
 
 
 def _gathered(x):
-    """The global batch's rows, from every replica."""
+    """The global batch's rows, from every replica of every worker.
+
+    Each adds its rows to zeros: TensorFlow's own `all_gather` fails in workers that have one device.
+    """
     context = tf.distribute.get_replica_context()
-    return x if context.num_replicas_in_sync == 1 else context.all_gather(x, axis=0)
+    number = context.num_replicas_in_sync
+    if number == 1:
+        return x
+    own = tf.one_hot(context.replica_id_in_sync_group, number, dtype=x.dtype)
+    places = tf.reshape(own, [number] + [1] * len(x.shape)) * x[tf.newaxis]
+    rows = tf.reshape(places, [-1, *x.shape[1:]])
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, rows)
 
 
 def _own_part(x):
     """This replica's rows of a global batch."""
     context = tf.distribute.get_replica_context()
-    rows = tf.shape(x)[0] // context.num_replicas_in_sync  # what was gathered has no static size
+    rows = tf.shape(x)[0] // context.num_replicas_in_sync
     return x[context.replica_id_in_sync_group * rows :][:rows]

@@ -1,5 +1,7 @@
 """Where a step runs: one device, or several that each take their part of the batch."""
 
+import os
+
 import tensorflow as tf
 
 from sd_tf.errors import InputError
@@ -20,17 +22,22 @@ def make(name: str, replicas: int | None) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy of a run; call it before anything else uses TensorFlow's devices.
 
     Args:
-        name: "none", or "mirrored": one replica on each GPU, or, without GPUs, on each of some
-            virtual CPUs, which gains no time but runs the same code.
+        name: "none"; "mirrored": one replica on each GPU, or, without GPUs, on each of some virtual CPUs,
+            which gains no time but runs the same code; "multiworker": several processes, of which
+            `TF_CONFIG` or the environment of a SLURM step tells each its place; "tpu": that of this machine.
         replicas: of "mirrored"; None for all GPUs, or 2 virtual CPUs.
 
     Raises:
-        InputError: there are fewer GPUs than asked for, or the devices are in use already.
+        InputError: there are fewer devices than asked for, they are in use already, or nothing tells a
+            worker its place.
     """
-    if name == "none":
-        if replicas not in (None, 1):
-            raise InputError(f"--replicas is {replicas} with --strategy none: add --strategy mirrored")
-        return tf.distribute.get_strategy()
+    if name != "mirrored" and replicas not in (None, 1):
+        raise InputError(f"--replicas is {replicas} with --strategy {name}: it is of --strategy mirrored")
+    makers = {"none": tf.distribute.get_strategy, "multiworker": _multiworker, "tpu": _tpu}
+    return _mirrored(replicas) if name == "mirrored" else makers[name]()
+
+
+def _mirrored(replicas):
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         if replicas is not None and replicas > len(gpus):
@@ -47,3 +54,35 @@ def make(name: str, replicas: int | None) -> tf.distribute.Strategy:
                 f"--replicas is {replicas}, but TensorFlow already runs with {found} virtual CPUs: start anew"
             ) from None
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def _multiworker():
+    resolvers = tf.distribute.cluster_resolver
+    try:
+        if "TF_CONFIG" in os.environ:
+            resolver = resolvers.TFConfigClusterResolver()
+            resolver.cluster_spec()  # reads it
+        elif "SLURM_PROCID" in os.environ:
+            resolver = resolvers.SlurmClusterResolver(jobs={"worker": int(os.environ["SLURM_NTASKS"])})
+            resolver.cluster_spec()  # without it, a task does not know its place
+        else:
+            raise InputError(
+                "--strategy multiworker needs to know its workers: give --workers N for N processes on this "
+                "machine, set TF_CONFIG for each worker, or start them by srun"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except (KeyError, TypeError, ValueError, RuntimeError, tf.errors.OpError) as error:
+        if isinstance(error, InputError):
+            raise
+        source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM's environment"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"--strategy multiworker cannot use {source}: {reason}") from None
+
+
+def _tpu():
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"--strategy tpu finds no TPU ({reason}): use another --strategy") from None

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 
-import numpy as np
 import tensorflow as tf
 
 from sd_tf.compiled import parts, parts_of
@@ -18,6 +17,7 @@ from sd_tf.training.checkpoints import Checkpoints
 from sd_tf.training.diagnosis import first_not_finite
 from sd_tf.training.optimizer import AdamW
 from sd_tf.training.strategy import check_batch_size
+from sd_tf.training.workers import Workers
 
 LONGEST_SKIP = 25  # steps: a loss scale of float16 finds its size in less
 
@@ -50,6 +50,10 @@ class Trainer:
             that is divisible.
         remat: whether functions that are `rematerialised` (`sd_tf.nn.remat`) are computed again in the
             backward pass, for less memory.
+        xla: whether XLA compiles the gradients' computation.
+
+    Raises:
+        InputError: the batch cannot be divided so, or XLA cannot compile the stage.
     """
 
     def __init__(
@@ -64,13 +68,21 @@ class Trainer:
         keep_checkpoints=2,
         accumulate=1,
         remat=False,
+        xla=False,
     ):
         self.stage, self.strategy, self.budget = stage, strategy, budget
         self.checkpoint_seconds, self.checkpoint_every = checkpoint_seconds, checkpoint_every
         self.accumulate = accumulate if stage.divisible else 1
         self.remat = remat
-        self._gradients_of_part = tf.function(self._gradients, autograph=False)  # traced once for all parts
         config = stage.config
+        if xla and not stage.divisible and strategy.num_replicas_in_sync > 1:
+            raise InputError(
+                f"--xla cannot compile stage {stage.name} on {strategy.num_replicas_in_sync} replicas, where "
+                "an example's loss needs the others': leave --xla out, or train this stage on one"
+            )
+        # Traced once for all parts.
+        self._compiled_gradients = tf.function(self._gradients, autograph=False, jit_compile=xla or None)
+        self.xla = xla
         check_batch_size(config.batch_size, strategy, self.accumulate)
         with strategy.scope():
             self.variables = stage.network.trainable_variables
@@ -84,13 +96,19 @@ class Trainer:
             step=self.step,
             elapsed=self.elapsed,
         )
+        self.workers = Workers(strategy)
         self.checkpoints = Checkpoints(state, folder, keep_checkpoints)
-        self.checkpoints.restore()
+        self.checkpoints.restore(self.workers)
 
     @property
     def progress(self) -> float:
         """Of the last checkpoint: 0 where there is none, 1 at the end of the budget."""
         return self.budget.progress(int(self.step.numpy()), float(self.elapsed.numpy()))
+
+    @property
+    def skipped_steps(self) -> int:
+        """Those whose gradients were not finite, since the start."""
+        return int(self.step.numpy()) - int(self.optimizer.updates.numpy())
 
     @tf.function(autograph=False)
     def train_step(self, batch):
@@ -122,10 +140,11 @@ class Trainer:
         number = 1
         if self.stage.divisible:
             replicas = self.strategy.num_replicas_in_sync
-            number = parts_of(self.stage.config.batch_size // replicas // self.accumulate, replicas)
-        if number == self.accumulate == 1:
+            here = replicas // self.workers.number  # which share this machine's cores, or this worker's
+            number = parts_of(self.stage.config.batch_size // replicas // self.accumulate, here)
+        if number == self.accumulate == 1 and not self.xla:
             return self._gradients(batch)
-        results = [self._gradients_of_part(part) for part in parts(batch, number)]
+        results = [self._compiled_gradients(part) for part in parts(batch, number)]
         return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
 
     def _gradients(self, batch):
@@ -143,58 +162,70 @@ class Trainer:
         """Trains to the end of the budget, from the last checkpoint where there is one.
 
         Args:
-            observers: called after each step as `observer(trainer, step, elapsed, means)`, with the
-                number of steps and the seconds so far.
+            observers: called in the chief worker after each step as `observer(trainer, step, elapsed,
+                means)`, with the number of steps and the seconds so far.
 
         Raises:
             InputError: many steps in a row had a loss or gradients that are not finite, or a checkpoint
                 cannot be written; those before it stay.
-            KeyboardInterrupt: Ctrl-C or SIGTERM came; the step that ran then is finished and saved.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came, to any of the workers; the step that ran then is
+                finished and saved.
         """
+        observers = observers if self.workers.is_chief else ()
         step, restored = int(self.step.numpy()), float(self.elapsed.numpy())
         elapsed, untraced = restored, True
         ended = self.progress >= 1.0
-        batches = iter(self.strategy.experimental_distribute_dataset(self.stage.batches(first_step=step)))
-        began = saved = time.monotonic()
+        batches = iter(self._batches(step))
+        began, saved = time.monotonic(), elapsed
         try:
             with _interrupts_noted() as interrupted:
                 while not ended:
                     self._set_learning_rate(step, self.budget.progress(step, elapsed))
-                    batch = next(batches)
-                    means = self.train_step(batch)
+                    means = self.train_step(next(batches))
                     step += 1
                     if int(self.optimizer.skipped.numpy()) >= LONGEST_SKIP:
-                        raise self._not_finite(step, batch)
+                        raise self._not_finite(step)
                     if untraced:  # tracing the step is start-up, not training
                         began, untraced = time.monotonic(), False
                     elapsed = restored + time.monotonic() - began
                     for observer in observers:
                         observer(self, step, elapsed, means)
-                    ended, stopped = self.budget.progress(step, elapsed) >= 1.0, interrupted.is_set()
-                    if ended or stopped or self._is_due(step, time.monotonic() - saved):
+                    found = self.workers.gathered(elapsed, interrupted.is_set())
+                    elapsed, stopped = float(found[0, 0]), found[:, 1].any()  # the chief's clock
+                    ended = self.budget.progress(step, elapsed) >= 1.0
+                    if ended or stopped or self._is_due(step, elapsed - saved):
                         if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.variables):
-                            raise self._not_finite(step, batch)
+                            raise self._not_finite(step)
                         self.save(elapsed)
-                        saved = time.monotonic()
+                        saved = elapsed
                     if stopped:
                         raise KeyboardInterrupt
         finally:
             del batches  # and its threads: an exception would keep them until Python collects it
 
+    def _batches(self, first_step):
+        """The batches from that step on: each worker makes its own part, which its replicas share."""
+        workers, replicas = self.workers, self.strategy.num_replicas_in_sync
+        batches = self.stage.batches(first_step, (workers.index, workers.number))
+        if replicas == workers.number:
+            return batches
+        own = batches.rebatch(self.stage.config.batch_size // replicas, drop_remainder=True)
+        return self.strategy.distribute_datasets_from_function(lambda _: own)
+
     def save(self, elapsed):
-        """Writes a checkpoint; see `Checkpoints.save`."""
+        """Writes a checkpoint, in the chief worker; see `Checkpoints.save`."""
         self.elapsed.assign(elapsed)
-        self.checkpoints.save(int(self.step.numpy()))
+        if self.workers.is_chief:
+            self.checkpoints.save(int(self.step.numpy()))
 
     def _is_due(self, step, seconds):
         if self.checkpoint_every is not None:
             return step % self.checkpoint_every == 0
         return seconds >= self.checkpoint_seconds
 
-    def _not_finite(self, step, batch):
+    def _not_finite(self, step):
         """What to say where the run cannot go on."""
-        local = {name: self.strategy.experimental_local_results(values) for name, values in batch.items()}
-        batch = {name: np.concatenate([np.asarray(part) for part in parts]) for name, parts in local.items()}
+        batch = next(iter(self.stage.batches(step - 1).as_numpy_iterator()))
         first = first_not_finite(self.stage, batch, self.optimizer.scaled)
         skipped, steps = int(self.optimizer.skipped.numpy()), self.checkpoints.steps
         return InputError(
@@ -208,9 +239,12 @@ class Trainer:
     def _set_learning_rate(self, step, progress):
         config = self.stage.config
         warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-        self.optimizer.learning_rate.assign(
-            config.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
-        )
+        decay = {
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+            "linear": 1.0 - progress,
+            "constant": 1.0,
+        }
+        self.optimizer.learning_rate.assign(config.learning_rate * warmup * decay[config.lr_schedule])
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ def stage(name="diffusion", batch_size=10):
     return SimpleNamespace(name=name, config=SimpleNamespace(batch_size=batch_size))
 
 
-def trainer(budget, learning_rate=0.25):
-    return SimpleNamespace(budget=budget, optimizer=SimpleNamespace(learning_rate=tf.Variable(learning_rate)))
+def trainer(budget, learning_rate=0.25, skipped_steps=0):
+    optimizer = SimpleNamespace(learning_rate=tf.Variable(learning_rate), loss_scale=None)
+    return SimpleNamespace(budget=budget, optimizer=optimizer, skipped_steps=skipped_steps)
 
 
 def read(file):
@@ -32,7 +33,7 @@ def log_twelve_seconds(folder):
 
 def test_each_line_of_the_log_is_the_mean_since_the_last(tmp_path):
     log_twelve_seconds(tmp_path)
-    common = {"stage": "diffusion", "images_per_second": 10.0, "learning_rate": 0.25}
+    common = {"stage": "diffusion", "images_per_second": 10.0, "learning_rate": 0.25, "skipped_steps": 0}
     assert read(tmp_path / "log.jsonl") == [
         {"step": 6, "elapsed": 6.0, "loss": 3.5} | common,  # of steps 1 ... 6
         {"step": 11, "elapsed": 11.0, "loss": 9.0} | common,  # of steps 7 ... 11
@@ -48,7 +49,7 @@ def test_tensorboard_reads_what_the_log_says(tmp_path):
         for value in event.summary.value:
             found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
     for line in read(tmp_path / "log.jsonl"):
-        for name in ("loss", "images_per_second", "learning_rate"):
+        for name in ("loss", "images_per_second", "learning_rate", "skipped_steps"):
             assert found.pop((f"diffusion/{name}", line["step"])) == line[name]
     assert not found
 
@@ -64,7 +65,7 @@ def test_a_mean_of_some_examples_is_of_those_counted_since_the_last_line_and_of_
     assert first["loss of timesteps 0-99"] == pytest.approx(7.0 / 4.0)
     assert "loss of timesteps 0-99" not in second
     assert third["loss of timesteps 0-99"] == pytest.approx(3.5)
-    common = {"stage", "step", "elapsed", "loss", "images_per_second", "learning_rate"}
+    common = {"stage", "step", "elapsed", "loss", "images_per_second", "learning_rate", "skipped_steps"}
     assert set(second) == common and set(third) == common | {"loss of timesteps 0-99"}
 
 
@@ -106,9 +107,9 @@ def test_a_stage_of_one_step_is_logged(tmp_path):
 def test_the_bar_shows_progress_loss_speed_and_time_left(capsys, budget, left):
     with contextlib.closing(ProgressBar(stage(), budget, 0.0)) as bar:
         bar.shown = float("inf")  # as if just drawn
-        bar(None, 10, 10.0, {"loss": tf.constant(0.5)})
+        bar(trainer(None), 10, 10.0, {"loss": tf.constant(0.5)})
         bar.shown = 0.0
-        bar(None, 30, 30.0, {"loss": tf.constant(0.123)})
+        bar(trainer(None), 30, 30.0, {"loss": tf.constant(0.123)})
     shown = capsys.readouterr().err
     percent = 25 if budget.steps else 30
     assert f"{percent}%, step 30  loss 0.1230  10 images/s  {left} left" in shown
@@ -116,9 +117,20 @@ def test_the_bar_shows_progress_loss_speed_and_time_left(capsys, budget, left):
     assert shown.endswith("\n")
 
 
+def test_skipped_steps_are_counted_in_the_bar_and_the_log(capsys, tmp_path):
+    now = trainer(Budget(None, 1), skipped_steps=3)
+    now.optimizer.loss_scale = tf.Variable(4096.0)
+    with contextlib.closing(ProgressBar(stage(), now.budget, 0.0)) as bar:
+        bar(now, 1, 0.0, {"loss": tf.constant(1.0)})
+    Log(stage(), tmp_path, 0)(now, 1, 0.0, {"loss": tf.constant(1.0)})
+    (line,) = read(tmp_path / "log.jsonl")
+    assert "step 1 (3 skipped)  loss" in capsys.readouterr().err
+    assert (line["skipped_steps"], line["loss_scale"]) == (3, 4096.0)
+
+
 def test_the_bar_promises_nothing_after_a_single_step(capsys):
     with contextlib.closing(ProgressBar(stage(), Budget(None, 4), 0.0)) as bar:
-        bar(None, 1, 0.0, {"loss": tf.constant(1.0)})
+        bar(trainer(None), 1, 0.0, {"loss": tf.constant(1.0)})
     assert "-:-- left" in capsys.readouterr().err
 
 
@@ -129,8 +141,8 @@ def test_the_bar_of_a_resumed_stage_begins_where_it_was(capsys):
 
 def test_the_end_is_shown_however_soon_after_the_last_drawing(capsys):
     with contextlib.closing(ProgressBar(stage(), Budget(None, 2), 0.0)) as bar:
-        bar(None, 1, 1.0, {"loss": tf.constant(1.0)})
-        bar(None, 2, 2.0, {"loss": tf.constant(1.0)})
+        bar(trainer(None), 1, 1.0, {"loss": tf.constant(1.0)})
+        bar(trainer(None), 2, 2.0, {"loss": tf.constant(1.0)})
     assert "100%, step 2 " in capsys.readouterr().err
 
 

@@ -4,11 +4,15 @@ import errno
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from sd_tf.errors import InputError
 from sd_tf.training.checkpoints import Checkpoints
+from sd_tf.training.workers import Workers
+
+ALONE = Workers(tf.distribute.get_strategy())
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def restored(checkpoints, value):
     """The step that was read, with warnings as errors, and what was read."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return checkpoints.restore(), float(value)
+        return checkpoints.restore(ALONE), float(value)
 
 
 def data_file(checkpoints, step):
@@ -44,7 +48,7 @@ def test_the_newest_is_read(checkpoints, value):
 
 
 def test_without_any_nothing_is_read(tmp_path, value):
-    assert Checkpoints(tf.train.Checkpoint(value=value), tmp_path / "none", 2).restore() is None
+    assert Checkpoints(tf.train.Checkpoint(value=value), tmp_path / "none", 2).restore(ALONE) is None
 
 
 def truncated(file):
@@ -62,7 +66,7 @@ def test_a_damaged_one_is_said_and_the_one_before_it_used(checkpoints, value, da
     file = data_file(checkpoints, 3)
     damage(file)
     with pytest.warns(UserWarning, match=f"step-0000003 is damaged.*{file.name}.*the one before it"):
-        assert checkpoints.restore() == 2
+        assert checkpoints.restore(ALONE) == 2
     assert float(value) == 2.0
     value.assign(30.0)
     checkpoints.save(3)  # what comes next takes its place
@@ -75,7 +79,7 @@ def test_one_without_sums_is_not_trusted(checkpoints, value, sums):
     file = checkpoints.place(3) / "sums.json"
     file.unlink() if sums is None else file.write_text(sums)
     with pytest.warns(UserWarning, match="step-0000003 is damaged"):
-        assert checkpoints.restore() == 2
+        assert checkpoints.restore(ALONE) == 2
 
 
 def test_a_deleted_one_is_not_missed(checkpoints, value):
@@ -105,3 +109,14 @@ def test_what_a_killed_save_left_is_written_over(checkpoints, value):
     checkpoints.save(4)
     assert checkpoints.steps == [2, 3, 4]
     assert restored(checkpoints, value) == (4, 4.0)
+
+
+def test_workers_read_the_newest_that_is_whole_for_all(checkpoints, value):
+    class Lagging:
+        number, index, is_chief = 2, 0, True
+
+        def gathered(self, *values):
+            return np.array([values, [min(values[0], 1.0)]])
+
+    assert checkpoints.restore(Lagging()) == 1
+    assert float(value) == 1.0

@@ -1,11 +1,14 @@
 """Runs killed by `kill -9` at random moments, while saving too, end with the weights of one that was not.
 
-`python -m tests.training.test_kills --number 25` prints what each was doing when it was killed.
+`python -m tests.training.test_kills --number 25` prints what each was doing when it was killed; with
+`--workers 2`, where one of the workers, or what launched them, is killed.
 """
 
 import argparse
+import functools
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,11 +27,11 @@ RUN = "from tests.training.test_run import with_tiny_preset; from sd_tf import c
 RUN += "with with_tiny_preset(): commandline.run(train.main)"
 
 
-def start(folder):
+def start(folder, flags=()):
     """A run in its own process, new or resumed."""
     root = Path(sd_tf.__file__).parent.parent
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, *FLAGS, "--output", str(folder)],
+        [sys.executable, "-c", RUN, *FLAGS, *flags, "--output", str(folder)],
         env=os.environ | {"PYTHONPATH": str(root)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -36,9 +39,9 @@ def start(folder):
     )
 
 
-def finish(folder):
+def finish(folder, flags=()):
     """Runs to the end; the weights of every part, as they are in the files."""
-    process = start(folder)
+    process = start(folder, flags)
     _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return {
@@ -58,49 +61,78 @@ def doing(folder):
     return "clip" if (folder / "checkpoints").exists() else "starting"
 
 
-def kill(folder, after, while_saving):
-    """Kills a run after some seconds, or in the save after that; what it was at, None if it had ended."""
-    process = start(folder)
+def processes_of(process):
+    """Its number and those of the workers that it launched."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+    return [process.pid, *map(int, children.split())]
+
+
+def kill(folder, after, while_saving, generator, flags=()):
+    """Kills one process of a run after some seconds, or in the save after that, and waits for the others.
+
+    Returns:
+        What the run was at and which of its processes was killed; None where it had ended before.
+    """
+    process = start(folder, flags)
     until = time.monotonic() + after
-    try:
-        while process.poll() is None:
-            if time.monotonic() > until and (not while_saving or doing(folder) == "saving"):
-                break
-            time.sleep(0.001 if while_saving else 0.05)
-        return doing(folder) if process.poll() is None else None
-    finally:
-        process.kill()
-        process.communicate()
+    while process.poll() is None:
+        if time.monotonic() > until and (not while_saving or doing(folder) == "saving"):
+            break
+        time.sleep(0.001 if while_saving else 0.05)
+    moment, numbers = doing(folder), processes_of(process)
+    if process.poll() is not None:
+        return None
+    victim = generator.randrange(len(numbers))
+    os.kill(numbers[victim], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    for _ in range(600):
+        if not any(Path(f"/proc/{number}").exists() for number in numbers):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a worker outlives the others by a minute")
+    who = "the run" if len(numbers) == 1 else f"worker {victim - 1}" if victim else "the launcher"
+    return moment, who
 
 
-def kill_often(number, seed, say=lambda line: None):
+def kill_often(number, seed, workers=1, say=lambda line: None):
     """Kills, resumes and compares with an undisturbed run, so many times; what runs were at, counted."""
     generator, moments = random.Random(seed), Counter()
+    flags = [] if workers == 1 else ["--workers", str(workers)]
     with tempfile.TemporaryDirectory() as temporary:
         began = time.monotonic()
-        undisturbed = finish(Path(temporary) / "undisturbed")
+        undisturbed = finish(Path(temporary) / "undisturbed", flags)
         seconds = time.monotonic() - began
         assert {name.split("/")[0] for name in undisturbed} == {"clip", "vae", "unet", "text_encoder"}
         while sum(moments.values()) < number:
             folder = Path(tempfile.mkdtemp(dir=temporary)) / "run"
-            moment = kill(folder, generator.uniform(0, seconds), while_saving=generator.random() < 0.4)
-            if moment is None:
+            while_saving = generator.random() < 0.4
+            killed = kill(folder, generator.uniform(0, seconds), while_saving, generator, flags)
+            if killed is None:
                 continue
+            moment, who = killed
             moments[moment] += 1
-            same = finish(folder) == undisturbed
-            say(f"{sum(moments.values())}: killed at {moment}, weights {'the same' if same else 'DIFFER'}")
+            places = sorted(folder.glob("checkpoints/*/step-*"))
+            steps = ", ".join(f"{path.parent.name} {int(path.name[5:])}" for path in places) or "none"
+            same = finish(folder, flags) == undisturbed
+            outcome = "the same" if same else "DIFFER"
+            say(f"{sum(moments.values())}: killed {who} at {moment}, checkpoints {steps}, weights {outcome}")
             assert same, moment
     return moments
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_weights_of_an_undisturbed_one():
-    assert sum(kill_often(4, seed=0).values()) == 4
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_runs_end_with_the_weights_of_an_undisturbed_one(workers):
+    assert sum(kill_often(3, seed=0, workers=workers).values()) == 3
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--number", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    print(dict(kill_often(options.number, options.seed, lambda line: print(line, flush=True))))
+    say = functools.partial(print, flush=True)
+    print(dict(kill_often(options.number, options.seed, options.workers, say)))

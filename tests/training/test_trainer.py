@@ -63,7 +63,7 @@ class Stage:
     def __init__(self, config, network):
         self.config, self.network = config, network
 
-    def batches(self, first_step):
+    def batches(self, first_step, part=(0, 1)):
         numbers = np.random.default_rng(0).normal(size=(EXAMPLES, 3)).astype(np.float32)
 
         def fetch(indices, epoch):
@@ -74,7 +74,7 @@ class Stage:
                 "sums": numbers[indices].sum(axis=1) + words.astype(np.float32),
             }
 
-        return stream(fetch, EXAMPLES, self.config.batch_size, 0, first_step)
+        return stream(fetch, EXAMPLES, self.config.batch_size, 0, first_step, part)
 
     def loss(self, batch):
         error = self.network(batch["numbers"], batch["words"]) - batch["sums"]
@@ -327,12 +327,12 @@ def test_what_is_not_finite_first_is_named(tmp_path, poison, named):
     if poison == "batch":
         plain = stage.batches
 
-        def batches(first_step):
+        def batches(first_step, part=(0, 1)):
             def spoil(batch):
                 numbers = tf.tensor_scatter_nd_update(batch["numbers"], [[3, 1]], [math.nan])
                 return batch | {"numbers": numbers}
 
-            return plain(first_step).map(spoil)
+            return plain(first_step, part).map(spoil)
 
         stage.batches = batches
     elif poison == "layer":
