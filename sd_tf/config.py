@@ -162,6 +162,8 @@ NOT_PART_OF_A_RUN = (
     "strategy",
     "replicas",
     "workers",
+    "wandb",
+    "dry_run",
 )
 
 
@@ -215,6 +217,8 @@ class RunConfig:
     checkpoint_every: int | None = _flag(None, "steps between two checkpoints, in place of seconds")
     keep_checkpoints: int = _flag(2, "how many checkpoints of a stage stay")
     overfit: int | None = _flag(None, "check a set-up: learn so many examples, the same in every step")
+    wandb: bool = _flag(False, "log to Weights & Biases too; WANDB_MODE=offline keeps it in the run folder")
+    dry_run: bool = _flag(False, "say what the run would be, its memory and its steps, and write nothing")
     deterministic: bool = _flag(False, "repeatable to the bit; with --max-steps only")
 
     def __post_init__(self):

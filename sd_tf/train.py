@@ -16,7 +16,7 @@ def main(arguments=None):
     parser = commandline.Parser("python -m sd_tf.train", description=__doc__)
     commandline.add_flags(parser, RunConfig)
     config = commandline.from_flags(parser.parse_args(arguments), RunConfig)
-    if config.workers and "TF_CONFIG" not in os.environ:
+    if config.workers and not config.dry_run and "TF_CONFIG" not in os.environ:
         again = ["-m", "sd_tf.train", *arguments] if arguments is not None else sys.orig_argv[1:]
         status = launch([sys.executable, *again, "--strategy", "multiworker"], config.workers)
         raise SystemExit(status)
@@ -27,7 +27,13 @@ def main(arguments=None):
 
     one_core_for_each_operation()
 
-    Run(config).train()
+    run = Run(config)
+    if config.dry_run:
+        from sd_tf.training.dry_run import describe
+
+        print("\n".join(describe(run)))
+    else:
+        run.train()
 
 
 if __name__ == "__main__":

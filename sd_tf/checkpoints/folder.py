@@ -11,6 +11,7 @@ from sd_tf.checkpoints.names import assign, check, current_names, shapes
 from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
 from sd_tf.checkpoints.tensors import find, has_variant, write
+from sd_tf.config import CLIPTextConfig
 from sd_tf.errors import InputError, naming, shown
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
@@ -136,6 +137,15 @@ def load_text_encoder(folder, dtype=None, variant=None) -> CLIPTextModel:
     return _filled(lambda: kind(config, dtype=dtype), config, tensors, Path(folder))
 
 
+def text_config(folder) -> CLIPTextConfig:
+    """That of the text tower which `load_text_encoder` reads."""
+    values, source = _config_of(folder)
+    if isinstance(values.get("text_config"), dict):
+        projection = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+        values = values["text_config"] | projection
+    return configs.CLIP_TEXT.from_json(values, source)
+
+
 def load_image_encoder(folder, dtype=None, variant=None) -> CLIPVisionModel:
     """Reads the image tower from a folder of transformers' `CLIPVisionModel`, with or without projection,
     or of a whole `CLIPModel`."""
@@ -157,7 +167,7 @@ def load_clip(folder, dtype=None, variant=None) -> CLIPModel:
         if not isinstance(values.get(part), dict):
             raise InputError(f"{source}: no {part}: this is no CLIP with both towers")
     projection = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
-    text = configs.CLIP_TEXT.from_json(values["text_config"] | projection, source)
+    text = text_config(folder)
     vision = configs.CLIP_VISION.from_json(values["vision_config"] | projection, source)
     tensors = find(folder, TRANSFORMERS, variant)
     _check_counts(vision, tensors, folder)

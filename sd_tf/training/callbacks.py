@@ -4,12 +4,14 @@ Each is an observer of the `Trainer`, called after every step as `observer(train
 """
 
 import json
+import secrets
 import time
 from pathlib import Path
 
 import tensorflow as tf
 from tqdm import tqdm
 
+from sd_tf.errors import InputError
 from sd_tf.pictures import save_sheet
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -58,7 +60,9 @@ class Log:
     examples that were counted in these seconds. Where there were none, nothing is shown.
     """
 
-    def __init__(self, stage, folder: Path, first_step):
+    def __init__(self, stage, folder: Path, first_step, also=None):
+        """`also` is called with the name of the stage and the entries of each line."""
+        self.also = also
         self.stage, self.file = stage, folder / "log.jsonl"
         _forget_after(self.file, stage.name, first_step)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard" / stage.name))
@@ -80,14 +84,62 @@ class Log:
         values["skipped_steps"] = trainer.skipped_steps
         if optimizer.loss_scale is not None:
             values["loss_scale"] = float(optimizer.loss_scale.numpy())
+        line = {"step": step, "elapsed": round(elapsed, 2), **values}
         with self.file.open("a") as file:
-            line = {"stage": self.stage.name, "step": step, "elapsed": round(elapsed, 2), **values}
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"stage": self.stage.name} | line) + "\n")
+        if self.also is not None:
+            self.also(self.stage.name, line)
         with self.writer.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(f"{self.stage.name}/{name}", value)
         self.writer.flush()
         self.sums, self.count, self.written = {}, 0, (step, elapsed)
+
+
+class WeightsAndBiases:
+    """The lines of the log as a run of Weights & Biases; $WANDB_MODE=offline keeps them in the run's folder.
+
+    Args:
+        folder: of the run; started again, it goes on with the same run there.
+        config: what to show as the run's configuration.
+        stages: names of the stages, each of which counts its own steps.
+
+    Raises:
+        InputError: wandb is not installed, or nobody is logged in.
+    """
+
+    def __init__(self, folder: Path, config, stages):
+        try:
+            import wandb
+        except ImportError:
+            raise InputError("--wandb needs its package: pip install 'sd_tf[wandb]'") from None
+        file = folder / "wandb-id.txt"
+        if not file.exists():
+            file.write_text(secrets.token_hex(4))
+        settings = wandb.Settings(silent=True, console="off")
+        try:
+            self.run = wandb.init(
+                project="sd_tf",
+                name=folder.name,
+                id=file.read_text(),
+                resume="allow",
+                dir=folder,
+                config=config,
+                settings=settings,
+            )
+        except wandb.errors.Error as error:
+            raise InputError(
+                f"--wandb: {str(error).splitlines()[0]} Without an account, set WANDB_MODE=offline"
+            ) from None
+        for stage in stages:
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def __call__(self, stage, line):
+        self.run.log({f"{stage}/{name}": value for name, value in line.items()})
+
+    def close(self):
+        """Waits until everything is written, or sent."""
+        self.run.finish()
 
 
 class Previews:

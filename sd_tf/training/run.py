@@ -26,7 +26,7 @@ from sd_tf.checkpoints import folder as checkpoints
 from sd_tf.checkpoints.json_files import write_json
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.compiled import compiled
-from sd_tf.config import NOT_PART_OF_A_RUN, RunConfig
+from sd_tf.config import NOT_PART_OF_A_RUN, STAGES, RunConfig
 from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
 from sd_tf.data.captions import corpus
 from sd_tf.data.fashion_mnist import FashionMNIST
@@ -41,7 +41,7 @@ from sd_tf.presets import OF_DATASET, PRESETS
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
-from sd_tf.training.callbacks import Log, Previews, ProgressBar
+from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.training.trainer import Budget, Trainer
 from sd_tf.training.workers import Workers, losing_none
@@ -78,11 +78,14 @@ class Run:
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", config.dataset))
         self._check_resumable()
-        self.strategy = strategies.make(config.strategy, config.replicas)
-        self.workers = Workers(self.strategy)
+        if config.dry_run:
+            self.strategy, replicas = strategies.make("none", None), config.workers or config.replicas or 1
+        else:
+            self.strategy = strategies.make(config.strategy, config.replicas)
+            replicas = self.strategy.num_replicas_in_sync
+        self.workers, self.wandb = Workers(self.strategy), None
         for stage in (self.preset.clip_stage, self.preset.autoencoder_stage, self.preset.diffusion_stage):
-            batch_size = self._stage_config(stage).batch_size
-            strategies.check_batch_size(batch_size, self.strategy, config.accumulate)
+            strategies.check_batch_size(self.stage_config(stage).batch_size, replicas, config.accumulate)
         self.dataset = _dataset(config)
         if self.dataset.image_size != self.preset.autoencoder.sample_size:
             self.preset = _resized(self.preset, self.dataset.image_size)
@@ -90,9 +93,11 @@ class Run:
         if config.stage in ("clip", "autoencoder"):
             text_encoder = "none"  # not needed
         self.clip_folder = None if text_encoder == "none" else resolve(text_encoder)
-        if config.stage == "diffusion":
+        if config.stage == "diffusion" and not config.dry_run:
             self._check_earlier_stages()
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
+        if config.dry_run:
+            return
         if config.cache_dir:
             with _writing("--cache-dir", self.cache_folder):
                 self.cache_folder.mkdir(parents=True, exist_ok=True)
@@ -101,21 +106,30 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_json(self.folder / "run.json", self._identity())
 
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages that this command runs, in order."""
+        if self.config.stage:
+            return [self.config.stage]
+        return [name for name in STAGES if name != "clip" or self.clip_folder is None]
+
     def train(self):
         """Runs the stages that are left, in order."""
-        only = self.config.stage
-        stages = {"clip": self._clip, "autoencoder": self._autoencoder, "diffusion": self._diffusion}
-        if self.clip_folder is not None:
-            del stages["clip"]
-        with _terminate_like_ctrl_c(), losing_none(self.workers):
+        all_stages = {"clip": self._clip, "autoencoder": self._autoencoder, "diffusion": self._diffusion}
+        stages = {name: all_stages[name] for name in self.stages}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_terminate_like_ctrl_c())
+            stack.enter_context(losing_none(self.workers))
             self._check_shared()
-            for name, stage in stages.items():
-                if only in (None, name):
-                    # Anew for each stage: a resumed run skips the stages, and their draws, before it.
-                    keras.utils.set_random_seed(self.config.seed)
-                    if self.config.deterministic:
-                        tf.config.experimental.enable_op_determinism()
-                    stage()
+            if self.config.wandb and self.workers.is_chief:
+                self.wandb = WeightsAndBiases(self.folder, self._identity(), stages)
+                stack.callback(self.wandb.close)
+            for stage in stages.values():
+                # Anew for each stage: a resumed run skips the stages, and their draws, before it.
+                keras.utils.set_random_seed(self.config.seed)
+                if self.config.deterministic:
+                    tf.config.experimental.enable_op_determinism()
+                stage()
             self.workers.wait()  # for what the chief writes
         if self.workers.is_chief:
             print(f"finished: {self.folder}")
@@ -125,6 +139,53 @@ class Run:
     def _clip(self):
         if self._is_done("clip"):
             return
+        with self.strategy.scope():
+            stage = self.clip_stage()
+        self._fit(stage)
+        if self.workers.is_chief:
+            checkpoints.save_clip(
+                stage.network, stage.tokenizer, self.folder / "clip", self.config.save_dtype
+            )
+
+    def _autoencoder(self):
+        if self._is_done("vae"):
+            return
+        with self.strategy.scope():
+            stage = self.autoencoder_stage()
+        self._fit(stage)
+        if self.workers.is_chief:
+            stage.calibrate()
+            checkpoints.save_autoencoder(stage.network, self.folder / "vae", self.config.save_dtype)
+
+    def _diffusion(self):
+        if self._is_done("model_index.json"):
+            return
+        clip_folder = self.clip_folder or self.folder / "clip"
+        precision = self.config.precision
+        with self.strategy.scope():
+            autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
+            text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
+            unet = self.unet(text_encoder.config.hidden_size)
+        model = LatentDiffusion(
+            autoencoder,
+            unet,
+            text_encoder,
+            Tokenizer.load(clip_folder, max_length=text_encoder.config.max_position_embeddings),
+            self.schedule,
+        )
+        stage_config = self.stage_config(self.preset.diffusion_stage)
+        budget = self.budget(stage_config)
+        cache = self._cache(model, budget, stage_config.batch_size)
+        if budget.seconds is not None:
+            budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
+        self._fit(self.diffusion_stage(model, cache), budget)
+        if self.workers.is_chief:
+            model.save(self.folder, self.config.save_dtype)
+
+    # -- what they train ------------------------------------------------------------------------
+
+    def clip_stage(self):
+        """Both towers of the preset's CLIP, with random weights, and a vocabulary of the data's captions."""
         patterns = self.config.dataset == "garments"
         tokenizer = Tokenizer.learn(
             corpus(patterns), self.preset.vocab_size, self.preset.text.max_position_embeddings
@@ -136,55 +197,29 @@ class Run:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        with self.strategy.scope():
-            clip = CLIPModel(text, self.preset.vision, dtype=self.config.precision)
-            clip.build()
-        stage = ClipStage(
-            self._stage_config(self.preset.clip_stage), clip, tokenizer, self.dataset, self.config.seed
-        )
-        self._fit(stage)
-        if self.workers.is_chief:
-            checkpoints.save_clip(clip, tokenizer, self.folder / "clip", self.config.save_dtype)
+        clip = CLIPModel(text, self.preset.vision, dtype=self.config.precision)
+        clip.build()
+        config = self.stage_config(self.preset.clip_stage)
+        return ClipStage(config, clip, tokenizer, self.dataset, self.config.seed)
 
-    def _autoencoder(self):
-        if self._is_done("vae"):
-            return
-        with self.strategy.scope():
-            autoencoder = AutoencoderKL(self.preset.autoencoder, dtype=self.config.precision)
-            autoencoder.build()
-        stage = AutoencoderStage(
-            self._stage_config(self.preset.autoencoder_stage), autoencoder, self.dataset, self.config.seed
-        )
-        self._fit(stage)
-        if self.workers.is_chief:
-            stage.calibrate()
-            checkpoints.save_autoencoder(autoencoder, self.folder / "vae", self.config.save_dtype)
+    def autoencoder_stage(self):
+        """The preset's autoencoder, with random weights."""
+        autoencoder = AutoencoderKL(self.preset.autoencoder, dtype=self.config.precision)
+        autoencoder.build()
+        config = self.stage_config(self.preset.autoencoder_stage)
+        return AutoencoderStage(config, autoencoder, self.dataset, self.config.seed)
 
-    def _diffusion(self):
-        if self._is_done("model_index.json"):
-            return
-        clip_folder = self.clip_folder or self.folder / "clip"
-        precision = self.config.precision
-        with self.strategy.scope():
-            autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
-            text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
-            unet = UNet(
-                dataclasses.replace(self.preset.unet, cross_attention_dim=text_encoder.config.hidden_size),
-                dtype=precision,
-            )
-            unet.build()
-        model = LatentDiffusion(
-            autoencoder,
-            unet,
-            text_encoder,
-            Tokenizer.load(clip_folder, max_length=text_encoder.config.max_position_embeddings),
-            self.schedule,
-        )
-        config = self._stage_config(self.preset.diffusion_stage)
-        budget = self._budget(config)
-        cache = self._cache(model, budget, config.batch_size)
-        stage = DiffusionStage(
-            config,
+    def unet(self, context_width):
+        """The preset's UNet, with random weights, for a text tower of that width."""
+        config = dataclasses.replace(self.preset.unet, cross_attention_dim=context_width)
+        unet = UNet(config, dtype=self.config.precision)
+        unet.build()
+        return unet
+
+    def diffusion_stage(self, model, cache):
+        """The model's UNet, on cached latents and captions."""
+        return DiffusionStage(
+            self.stage_config(self.preset.diffusion_stage),
             model,
             cache,
             self.config.caption_dropout,
@@ -192,11 +227,6 @@ class Run:
             self.config.min_snr_gamma,
             self.config.offset_noise,
         )
-        if budget.seconds is not None:
-            budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
-        self._fit(stage, budget)
-        if self.workers.is_chief:
-            model.save(self.folder, self.config.save_dtype)
 
     def _is_done(self, part):
         """Whether the run has that part, as the chief sees it, once all workers are here."""
@@ -213,7 +243,7 @@ class Run:
 
     def _fit(self, stage, budget=None):
         """Trains one stage; its network then holds the averaged weights."""
-        budget = budget or self._budget(stage.config)
+        budget = budget or self.budget(stage.config)
         if self.config.overfit:
             batches = stage.batches
             stage.batches = lambda first_step, part=(0, 1): batches(0, part).take(1).cache().repeat()
@@ -242,7 +272,7 @@ class Run:
                 if self.workers.is_chief:
                     bar = ProgressBar(stage, budget, trainer.progress)
                     stack.callback(bar.close)
-                    log = Log(stage, self.folder, int(trainer.step.numpy()))
+                    log = Log(stage, self.folder, int(trainer.step.numpy()), self.wandb)
                     previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
                     observers = [bar, log, previews, note]
                 trainer.fit(observers)
@@ -303,7 +333,8 @@ class Run:
 
     # -- configuration --------------------------------------------------------------------------
 
-    def _stage_config(self, config):
+    def stage_config(self, config):
+        """The preset's, with what the flags say instead."""
         given = {
             name: getattr(self.config, name) for name in OF_STAGES if getattr(self.config, name) is not None
         }
@@ -322,7 +353,7 @@ class Run:
             given |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return dataclasses.replace(self.preset.schedule, **given)
 
-    def _budget(self, config):
+    def budget(self, config):
         """The stage's part of the run's minutes; one stage alone has all of them."""
         if self.config.max_steps is not None:
             return Budget(None, self.config.max_steps)

@@ -5,11 +5,11 @@ import os
 import tensorflow as tf
 
 from sd_tf.errors import InputError
+from sd_tf.training.launch import LAUNCHER
 
 
-def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy, accumulate: int = 1):
+def check_batch_size(batch_size: int, replicas: int, accumulate: int = 1):
     """Raises `InputError` where a batch has no equal parts for the replicas, one after another in each."""
-    replicas = strategy.num_replicas_in_sync
     if batch_size % (replicas * accumulate):
         raise InputError(
             f"--batch-size {batch_size} does not divide among {replicas} replicas"
@@ -63,13 +63,21 @@ def _multiworker():
             resolver = resolvers.TFConfigClusterResolver()
             resolver.cluster_spec()  # reads it
         elif "SLURM_PROCID" in os.environ:
-            resolver = resolvers.SlurmClusterResolver(jobs={"worker": int(os.environ["SLURM_NTASKS"])})
+            tasks = int(os.environ["SLURM_NTASKS"])
+            resolver = resolvers.SlurmClusterResolver(
+                jobs={"worker": tasks},
+                auto_set_gpu=False,
+                # As if there were enough: it has no addresses for tasks without GPUs.
+                gpus_per_node=tasks,
+                gpus_per_task=1,
+            )
             resolver.cluster_spec()  # without it, a task does not know its place
         else:
             raise InputError(
                 "--strategy multiworker needs to know its workers: give --workers N for N processes on this "
                 "machine, set TF_CONFIG for each worker, or start them by srun"
             )
+        _take_share_of_gpus(resolver)
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except (KeyError, TypeError, ValueError, RuntimeError, tf.errors.OpError) as error:
         if isinstance(error, InputError):
@@ -77,6 +85,23 @@ def _multiworker():
         source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM's environment"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"--strategy multiworker cannot use {source}: {reason}") from None
+
+
+def _take_share_of_gpus(resolver):
+    """Of workers on one machine, each sees its own part of the GPUs, unless it was given them already."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus or ("CUDA_VISIBLE_DEVICES" in os.environ and LAUNCHER not in os.environ):
+        return
+    addresses = resolver.cluster_spec().job_tasks(resolver.task_type)
+    own = addresses[resolver.task_id]
+    here = [address for address in addresses if address.rpartition(":")[0] == own.rpartition(":")[0]]
+    index, number = here.index(own), len(here)
+    share = gpus[len(gpus) * index // number : len(gpus) * (index + 1) // number]
+    if not share:
+        raise InputError(
+            f"{number} workers are on a machine with {len(gpus)} GPUs: start {len(gpus)} at most"
+        )
+    tf.config.set_visible_devices(share, "GPU")
 
 
 def _tpu():

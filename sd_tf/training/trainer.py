@@ -83,7 +83,7 @@ class Trainer:
         # Traced once for all parts.
         self._compiled_gradients = tf.function(self._gradients, autograph=False, jit_compile=xla or None)
         self.xla = xla
-        check_batch_size(config.batch_size, strategy, self.accumulate)
+        check_batch_size(config.batch_size, strategy.num_replicas_in_sync, self.accumulate)
         with strategy.scope():
             self.variables = stage.network.trainable_variables
             self.optimizer = AdamW(self.variables, config, loss_scaling=precision == "mixed_float16")

@@ -1,5 +1,10 @@
 import contextlib
 import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +12,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from sd_tf.training.callbacks import Log, Previews, ProgressBar
+import sd_tf
+from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
 from sd_tf.training.trainer import Budget
 
 
@@ -192,3 +198,54 @@ def test_a_stage_without_pictures_writes_none(tmp_path):
     now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=contextlib.nullcontext))
     Previews(silent, tmp_path / "samples", Budget(None, 1), 0.0)(now, 1, 0.0, {})
     assert not (tmp_path / "samples").exists()
+
+
+def records_of(file):
+    """What wandb wrote offline: protocol buffers in LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, pieces = file.read_bytes(), 7, b""  # after the file's own mark
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:  # a record's head does not cross blocks
+            place += 32768 - place % 32768
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        pieces += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            yield Record.FromString(pieces)
+            pieces = b""
+
+
+def test_weights_and_biases_offline_has_the_lines_of_the_log_in_one_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for step in (1, 2):  # the second is a run that was resumed
+        also, now = WeightsAndBiases(folder, {"seed": 7}, ["diffusion"]), trainer(Budget(None, step))
+        Log(stage(), folder, step - 1, also)(now, step, 0.0, {"loss": tf.constant(2.0)})
+        also.close()
+    lines, configs, runs = [], [], set()
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for record in records_of(file):
+            if record.history.item:
+                items = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
+                lines.append([float(items[f"diffusion/{name}"]) for name in ("step", "loss")])
+            if record.run.run_id:
+                runs.add(record.run.run_id)
+                configs += [(item.key, item.value_json) for item in record.run.config.update]
+    assert sorted(lines) == [[1, 2.0], [2, 2.0]]
+    assert ("seed", "7") in configs and len(runs) == 1
+
+
+def test_weights_and_biases_without_a_login_says_how(tmp_path):
+    pytest.importorskip("wandb")
+    code = "from pathlib import Path; from sd_tf.training.callbacks import WeightsAndBiases\n"
+    code += f"WeightsAndBiases(Path({str(tmp_path)!r}), {{}}, [])"
+    ours = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | ours
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert "InputError: --wandb: No API key" in done.stderr and "WANDB_MODE=offline" in done.stderr

@@ -265,7 +265,7 @@ def test_braces_in_the_name_of_the_folder_are_its_own(tmp_path):
 
 def minutes(run):
     """The minutes of each stage that this run trains."""
-    return [run._budget(getattr(run.preset, f"{stage}_stage")).seconds / 60 for stage in STAGES]
+    return [run.budget(getattr(run.preset, f"{stage}_stage")).seconds / 60 for stage in STAGES]
 
 
 def test_the_stages_share_the_minutes_of_the_run(tmp_path):

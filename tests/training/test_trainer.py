@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -365,9 +364,9 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
 
 
 def test_a_batch_that_replicas_cannot_share_names_the_flag():
-    strategies.check_batch_size(6, SimpleNamespace(num_replicas_in_sync=2))
+    strategies.check_batch_size(6, 2)
     with pytest.raises(InputError, match="--batch-size 7 .* 2 replicas"):
-        strategies.check_batch_size(7, SimpleNamespace(num_replicas_in_sync=2))
+        strategies.check_batch_size(7, 2)
 
 
 def test_replicas_without_a_strategy_name_the_way_out():
