@@ -132,6 +132,8 @@ class Engines:
     @functools.cached_property
     def _handles(self):
         variables = [variable.value for model, _, _ in self.networks.values() for variable in model.variables]
+        # Under a strategy, each is several that are the same.
+        variables = [getattr(variable, "values", (variable,))[0] for variable in variables]
         return [(variable.handle, variable.dtype) for variable in variables]
 
     def _convert(self):

@@ -48,6 +48,9 @@ def rematerialised(function, *tensors):
                     result = function(*copies)
                 found = tape.gradient(result, [*copies, *variables], upstream)
             of_tensors, of_variables = found[: len(copies)], found[len(copies) :]
+            # And nothing else would wait for the variables' gradients, each of which keeps activations.
+            with tf.control_dependencies(of_variables):
+                of_tensors = [tf.identity(gradient) for gradient in of_tensors]
             return (of_tensors, of_variables) if variables else of_tensors
 
         return function(*tensors), gradient

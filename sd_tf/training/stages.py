@@ -61,7 +61,7 @@ class ClipStage:
         text_all, image_all, groups = _gathered(text), _gathered(image), _gathered(batch["groups"])
         losses = contrastive_loss(text_all, image_all, clip.logit_scale, groups)
         best = tf.argmax(tf.matmul(image_all, text_all, transpose_b=True), axis=1)
-        matched = tf.cast(tf.gather(groups, best) == groups, tf.float32)
+        matched = tf.cast(tf.equal(tf.gather(groups, best), groups), tf.float32)
         return {"loss": _own_part(losses), "matched": _own_part(matched)}
 
     def preview(self):

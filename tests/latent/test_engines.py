@@ -52,6 +52,15 @@ def test_both_engines_draw_the_same_pictures(model, settings):
     assert reference.std() > 20
 
 
+def test_a_model_read_under_a_strategy_draws_the_same_pictures(model, folder):
+    import tensorflow as tf
+
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        mirrored = sd_tf.load(folder)
+    for engine in ("tensorflow", "openvino"):
+        np.testing.assert_array_equal(draw(mirrored, engine), draw(model, engine))
+
+
 def test_conversions_are_kept_beside_the_model_and_used_again(model, folder, monkeypatch):
     draw(model, "openvino")
     (kept,) = (folder / "openvino").iterdir()
