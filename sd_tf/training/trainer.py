@@ -113,14 +113,19 @@ class Trainer:
     @tf.function(autograph=False)
     def train_step(self, batch):
         """One step on a global batch; returns the means of the loss and of the stage's metrics."""
-        losses, gradients = self.strategy.run(self._replica_step, args=(batch,))
+        names = []
+
+        def replica_step(batch):
+            means, gradients = self._replica_step(batch)
+            names[:] = means
+            return tf.stack(list(means.values())), gradients  # one: each sum of workers takes its time
+
+        means, gradients = self.strategy.run(replica_step, args=(batch,))
         self.step.assign_add(1)
         with self.strategy.scope():
             self.optimizer.apply(gradients)
-        return {
-            name: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
-            for name, value in losses.items()
-        }
+        means = self.strategy.reduce(tf.distribute.ReduceOp.SUM, means, axis=None)
+        return dict(zip(names, tf.unstack(means), strict=True))
 
     def _replica_step(self, batch):
         """Losses and gradients of one replica's part of the batch, one piece of it after another."""
