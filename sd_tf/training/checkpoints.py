@@ -7,6 +7,7 @@
 import hashlib
 import json
 import math
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -60,7 +61,7 @@ class Checkpoints:
             new.rename(final)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(new, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or _plain(error)
             before = f"step {self.steps[-1]} is kept" if self.steps else "there is none before it"
             raise InputError(
                 f"cannot write the checkpoint {final}: {reason}; {before}: make room, then start the same "
@@ -102,6 +103,11 @@ class Checkpoints:
                 stacklevel=3,
             )
         return -1
+
+
+def _plain(error):
+    """What TensorFlow's error says, without the names of its operations."""
+    return re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", str(error).splitlines()[0]).strip()
 
 
 def _sums(folder):

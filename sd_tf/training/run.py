@@ -12,7 +12,9 @@ openvino/               what OpenVINO made of it, once it has been drawn from
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -120,6 +122,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_terminate_like_ctrl_c())
             stack.enter_context(losing_none(self.workers))
+            stack.enter_context(_full_disk_named(self.folder))
             self._check_shared()
             if self.config.wandb and self.workers.is_chief:
                 self.wandb = WeightsAndBiases(self.folder, self._identity(), stages)
@@ -438,6 +441,19 @@ def _writing(flag, folder):
         yield
     except OSError as error:
         raise InputError(f"{flag} {folder} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder):
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise InputError(
+            f"there is no space left for --output {folder}: make room, then start the same command again to "
+            "resume"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -198,6 +198,8 @@ class Trainer:
                     found = self.workers.gathered(elapsed, interrupted.is_set())
                     elapsed, stopped = float(found[0, 0]), found[:, 1].any()  # the chief's clock
                     ended = self.budget.progress(step, elapsed) >= 1.0
+                    if ended and self.skipped_steps == step:
+                        raise self._not_finite(step)
                     if ended or stopped or self._is_due(step, elapsed - saved):
                         if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.variables):
                             raise self._not_finite(step)

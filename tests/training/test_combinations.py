@@ -28,12 +28,7 @@ from tests.training.test_stages import diffusion_stage
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 ALL = list(itertools.product(PRECISIONS, (1, 2), (1, 4), (False, True), (False, True)))
 PLAIN = ("float32", 1, 1, False, False)
-# Those in which each choice meets each other one, where it might go wrong.
-FEW = [
-    ("float32", 2, 4, True, False),
-    ("float32", 1, 4, True, True),
-    ("mixed_float16", 2, 4, True, True),
-]
+FEW = [("float32", 2, 4, True, False), ("mixed_float16", 1, 1, False, True)]
 # Of the weights after ten steps, relative: rounding, and what bfloat16's 8 and float16's 11 digits allow.
 TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 3e-3, "mixed_float16": 1e-3}
 STEPS = 10

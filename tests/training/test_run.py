@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import signal
 
 import numpy as np
@@ -239,6 +241,20 @@ def test_a_run_interrupted_in_each_stage_ends_bit_for_bit_where_an_undisturbed_o
     found, expected = lines(folder), lines(finished)
     assert [line["stage"] for line in found] == [line["stage"] for line in expected]
     assert [line["step"] for line in found] == [STEPS] * 3
+
+
+@pytest.mark.parametrize("what", ["log", "samples"])
+def test_a_full_disk_is_named_wherever_it_is_noticed_and_the_run_resumes(tmp_path, monkeypatch, what):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"sd_tf.training.callbacks.{'_forget_after' if what == 'log' else 'save_sheet'}", full)
+        with pytest.raises(InputError, match=f"no space left for --output {folder}: make room, then start"):
+            Run(config(folder)).train()
+    Run(config(folder)).train()
+    assert (folder / "model_index.json").exists()
 
 
 def test_a_later_stage_alone_names_the_earlier_one_and_writes_nothing(tmp_path):

@@ -363,6 +363,35 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000009", "step-0000010"]
 
 
+def test_a_stage_that_skipped_all_its_steps_has_not_ended_well(tmp_path):
+    ours = trainer(tmp_path, budget=Budget(None, 3))
+    ours.stage.network.hidden.kernel.assign(ours.stage.network.hidden.kernel * math.nan)
+    with pytest.raises(
+        InputError, match="stops at step 3, 3 steps in a row were skipped: the weights .*kernel"
+    ):
+        ours.fit()
+    assert ours.checkpoints.steps == []
+
+
+def test_xla_where_replicas_need_each_other_is_refused(tmp_path):
+    stage = Stage(CONFIG, Network())
+    stage.divisible, strategy = False, SimpleNamespace(num_replicas_in_sync=2)
+    with pytest.raises(InputError, match="--xla cannot compile stage sums on 2 replicas.*leave --xla out"):
+        Trainer(stage, strategy, Budget(None, 1), tmp_path, "float32", 1e9, xla=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0, 1.0, 1.0, 1.0])]
+)
+def test_the_learning_rate_falls_as_the_schedule_says(tmp_path, schedule, rates):
+    config = StageConfig(8, 1e-3, 1.0, 4, lr_schedule=schedule, warmup_steps=1)
+    seen = []
+    trainer(tmp_path, config=config).fit(
+        [lambda trainer, step, elapsed, means: seen.append(float(trainer.optimizer.learning_rate))]
+    )
+    np.testing.assert_allclose(seen, 1e-3 * np.array(rates), rtol=1e-5)
+
+
 def test_a_batch_that_replicas_cannot_share_names_the_flag():
     strategies.check_batch_size(6, 2)
     with pytest.raises(InputError, match="--batch-size 7 .* 2 replicas"):
