@@ -67,7 +67,8 @@ def _describe_stage(run, name):
     length = f"{budget.steps:,} steps" if budget.steps else f"{budget.seconds / 60:.1f} minutes"
     return [
         f"stage {name}",
-        f"  {length}, each of {settings.batch_size} examples, on {replicas} replica{'s'[: replicas > 1]}",
+        f"  {length}, each of {settings.batch_size} examples, on {replicas} "
+        f"replica{'s' if replicas > 1 else ''}",
         f"  {parameters:,} parameters, and {frozen:,} that are frozen",
         f"  learning rate {settings.learning_rate:g}, {settings.lr_schedule}, after {settings.warmup_steps} "
         f"steps of warm-up; weight decay {settings.weight_decay:g}, gradients clipped to "

@@ -46,7 +46,7 @@ from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.training.trainer import Budget, Trainer
-from sd_tf.training.workers import Workers, losing_none
+from sd_tf.training.workers import Workers, lost_worker_named
 
 OF_STAGES = (  # flags that replace what the preset says of every stage
     "batch_size",
@@ -121,7 +121,7 @@ class Run:
         stages = {name: all_stages[name] for name in self.stages}
         with contextlib.ExitStack() as stack:
             stack.enter_context(_terminate_like_ctrl_c())
-            stack.enter_context(losing_none(self.workers))
+            stack.enter_context(lost_worker_named(self.workers))
             stack.enter_context(_full_disk_named(self.folder))
             self._check_shared()
             if self.config.wandb and self.workers.is_chief:

@@ -51,7 +51,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def losing_none(workers):
+def lost_worker_named(workers):
     """What TensorFlow says when another worker is lost becomes an `InputError`."""
     try:
         yield

@@ -79,18 +79,33 @@ def processes_of(process):
     return [process.pid, *map(int, children.split())]
 
 
-def kill(folder, stage, after, while_saving, generator, flags=()):
-    """Kills one process of a run after some seconds, or in the save after that, and waits for the others.
+def steps_saved(folder, stage):
+    return sorted(int(path.name[5:]) for path in folder.glob(f"checkpoints/{stage}/step-*"))
+
+
+def kill(folder, stage, seconds, generator, flags=()):
+    """Kills one process of a run at a random moment, and waits for the others.
+
+    A fifth of the moments are any within `seconds`, which is mostly before training. Two fifths are
+    after a random step, and two fifths in the next save after one.
 
     Returns:
         What the run was at and which of its processes was killed; None where it had ended before.
     """
+    until = time.monotonic() + generator.uniform(0, seconds)
+    kind, step = generator.choice(["any", "step", "step", "save", "save"]), generator.randrange(STEPS)
+    moment_later = generator.uniform(0, 0.05)
     process = start(folder, flags)
-    until = time.monotonic() + after
     while process.poll() is None:
-        if time.monotonic() > until and (not while_saving or doing(folder, stage).startswith("saving")):
+        if kind == "any" and time.monotonic() > until:
             break
-        time.sleep(0.001 if while_saving else 0.05)
+        if kind != "any" and max(steps_saved(folder, stage), default=-1) >= step:
+            if kind == "step":
+                time.sleep(moment_later)
+                break
+            if doing(folder, stage).startswith("saving"):
+                break
+        time.sleep(0.001)
     moment, numbers = doing(folder, stage), processes_of(process)
     if process.poll() is not None:
         return None
@@ -124,12 +139,11 @@ def kill_often(number, seed, workers=1, say=lambda line: None):
             stage, folder = list(PARTS)[done % len(PARTS)], Path(tempfile.mkdtemp(dir=temporary)) / "run"
             before(stage, ended, folder)
             own = [*flags, "--stage", stage]
-            after, while_saving = generator.uniform(0, seconds[stage]), generator.random() < 0.4
-            killed = kill(folder, stage, after, while_saving, generator, own)
+            killed = kill(folder, stage, seconds[stage], generator, own)
             if killed is None:
                 continue
             done += 1
-            steps = [int(path.name[5:]) for path in sorted(folder.glob(f"checkpoints/{stage}/step-*"))]
+            steps = steps_saved(folder, stage)
             found = finish(folder, own)
             same = found == {name: undisturbed[name] for name in found}
             outcome = "the same" if same and found else "DIFFER"
