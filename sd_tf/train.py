@@ -25,8 +25,8 @@ def main(arguments=None):
     from sd_tf.compiled import one_core_for_each_operation
     from sd_tf.training.run import Run
 
-    one_core_for_each_operation()
-
+    if not config.remat:  # parts of a batch that compute again go out of step, and each keeps its gradients
+        one_core_for_each_operation()
     run = Run(config)
     if config.dry_run:
         from sd_tf.training.dry_run import describe
