@@ -1,51 +1,176 @@
-"""Scores a model: `python -m sd_tf.evaluate --model fashion-mnist --dataset fashion_mnist`."""
+"""Scores models: `python -m sd_tf.evaluate --model fashion-mnist`, or several with `--compare A B`.
 
+Writes report.json, where every number stands with its protocol, and report.html, a page to look at.
+"""
+
+import itertools
 import json
+import shlex
+import sys
 from pathlib import Path
 
 from sd_tf import commandline
-from sd_tf.errors import unknown
+from sd_tf.errors import InputError, unknown
+
+VARIED = ("sampler", "steps", "guidance_scale")
 
 
 def main(arguments=None):
-    """Draws pictures for every class and colour, judges them and writes report.json and two sheets."""
+    """Draws pictures of every garment and colour, has them judged and writes the report."""
     parser = commandline.Parser("python -m sd_tf.evaluate", description=__doc__)
-    parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
-    parser.add_argument("--dataset", default="fashion_mnist", help="fashion_mnist, whose classes are judged")
+    parser.add_argument("--model", help="a bundled name, a folder or a hub id (default: fashion-mnist)")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="MODEL", help="models, or report.json files of earlier evaluations"
+    )
+    parser.add_argument("--dataset", default="fashion_mnist", help="fashion_mnist, whose garments are judged")
     parser.add_argument("--data-dir", help="folder of the Fashion-MNIST files (default: $SD_TF_DATA_DIR)")
-    parser.add_argument("--classifier", default="runs/classifier", help="the judge's folder, filled if empty")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
-    parser.add_argument("--guidance-scale", type=float, default=3.0, help="pull of the prompt (default: 3)")
-    parser.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: ddim)")
+    parser.add_argument("--samples", type=int, default=5000, help="grey pictures (default: 5000)")
+    parser.add_argument("--tinted-samples", type=int, default=1600, help="in colours (default: 1600)")
+    for name, kind, default, text in (
+        ("sampler", str, "ddim", "ddim or ddpm; several are compared"),
+        ("steps", int, 20, "sampling steps; several numbers are compared"),
+        ("guidance_scale", float, 3.0, "pull of the prompt; several are compared"),
+    ):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            flag, type=kind, nargs="+", default=[default], help=f"{text} (default: {default})"
+        )
     parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture (default: 0)")
+    parser.add_argument(
+        "--classifier",
+        default="fashion-mnist-classifier",
+        help="a bundled name or a folder (default: bundled)",
+    )
+    parser.add_argument(
+        "--clip", default="clip-mini", help="bundled, a folder or a hub id (default: clip-mini)"
+    )
+    parser.add_argument(
+        "--inception",
+        help="file of the Inception graph, or 'none' (default: in the user's cache, or downloaded)",
+    )
     parser.add_argument("--output", default="evaluation", help="folder for the report (default: evaluation)")
     flags = parser.parse_args(arguments)
-    if flags.dataset != "fashion_mnist":
-        raise unknown("--dataset", flags.dataset, ["fashion_mnist"])
+    _check(flags)
     output = Path(flags.output)
     commandline.check_writable(output)
 
-    commandline.load_tensorflow()
-    import sd_tf
-    from sd_tf.data.fashion_mnist import FashionMNIST
-    from sd_tf.evaluation.alignment import class_and_colour_accuracy
-    from sd_tf.evaluation.features import load_or_train_classifier
-    from sd_tf.pictures import save_sheet
+    words = sys.argv[1:] if arguments is None else arguments
+    reports, pictures = _reports(flags, shlex.join(["python", "-m", "sd_tf.evaluate", *words]))
+    from sd_tf.evaluation import report as reporting
+    from sd_tf.evaluation.protocol import check_comparable
 
-    model = sd_tf.load(flags.model)
-    train, test = (FashionMNIST(split, flags.data_dir) for split in ("train", "test"))
-    classifier, accuracy = load_or_train_classifier(flags.classifier, train, test)
-    settings = {name: getattr(flags, name) for name in ("steps", "guidance_scale", "sampler", "seed")}
-    report, grey, tinted = class_and_colour_accuracy(
-        lambda prompts, num_images: model.generate(prompts, num_images=num_images, **settings), classifier
-    )
-    report = {"model": flags.model, **settings, "classifier_test_accuracy": accuracy, **report}
-
+    check_comparable(reports, varied=[name for name in VARIED if len(getattr(flags, name)) > 1])
+    plot = reporting.pareto_plot(reports) if len(reports) > 1 else None
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    save_sheet(output / "classes.png", grey, len(grey) // 10)
-    save_sheet(output / "colours.png", tinted, len(tinted) // 10)
-    print(json.dumps(report, indent=2))
+    whole = reports[0] if len(reports) == 1 else {"reports": reports}
+    (output / "report.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    (output / "report.html").write_text(reporting.page(reports, pictures, plot), encoding="utf-8")
+    print(_as_text(reports))
+    print(f"written: {output / 'report.json'}, {output / 'report.html'}")
+
+
+def _check(flags):
+    if flags.dataset != "fashion_mnist":
+        raise unknown("--dataset", flags.dataset, ["fashion_mnist"])
+    if flags.model is not None and flags.compare is not None:
+        raise InputError("--model and --compare are both given: name all models behind --compare")
+    for name, of in (("samples", 10), ("tinted_samples", 80)):
+        value = getattr(flags, name)
+        if value < 2 * of or value % of:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} is {value}: give a multiple of {of}, its number of prompts, from {2 * of}"
+            )
+
+
+def _reports(flags, command):
+    """The reports of all models and settings, and the pictures of each model's first."""
+    names = flags.compare or [flags.model or "fashion-mnist"]
+    reports, pictures = [], {}
+    judges = None
+    for name in names:
+        if name.endswith(".json"):
+            reports += _read(Path(name))
+            continue
+        if judges is None:
+            judges = _judges(flags)
+        for report, sheets in _scored(name, flags, judges, command):
+            reports.append(report)
+            pictures.setdefault(report["model"], sheets)
+    return reports, pictures
+
+
+def _judges(flags):
+    commandline.load_tensorflow()
+    from sd_tf.data.fashion_mnist import FashionMNIST
+    from sd_tf.evaluation.judging import Judges
+
+    train, test = (FashionMNIST(split, flags.data_dir) for split in ("train", "test"))
+    return Judges(train, test, flags.classifier, flags.clip, flags.inception)
+
+
+def _scored(name, flags, judges, command):
+    """A report and sheets of pictures for each of the settings, one after another."""
+    import sd_tf
+    from sd_tf.checkpoints.sources import resolve
+    from sd_tf.evaluation import judging
+    from sd_tf.evaluation.report import sheets
+
+    model = sd_tf.load(name)
+    combinations = list(itertools.product(*(getattr(flags, each) for each in VARIED)))
+    for values in combinations:
+        settings = dict(zip(VARIED, values, strict=True)) | {"seed": flags.seed}
+        described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
+        print(f"{name}: {flags.samples + flags.tinted_samples} pictures, {described}", file=sys.stderr)
+        drawn = judging.draw(model, judges.real, flags.samples, flags.tinted_samples, settings)
+        found = judges.scores(drawn, settings, model.text_encoder)
+        varied = [
+            f"{each.replace('_', ' ')} {settings[each]}" for each in VARIED if len(getattr(flags, each)) > 1
+        ]
+        report = {
+            "model": name,
+            "label": ", ".join([name, *varied]),
+            "weights": judging.weights_sha256(resolve(name)),
+            "command": command,
+            "classifier_test_accuracy": judges.classifier.accuracy,
+            "skipped": judges.skipped,
+            "scores": {title: score.to_json() for title, score in found.items()},
+        }
+        yield report, sheets(drawn, judges.real, judges)
+
+
+def _read(file):
+    """The reports in an earlier report.json."""
+    try:
+        whole = json.loads(file.read_text(encoding="utf-8"))
+        found = whole.get("reports", [whole])
+        for report in found:
+            for score in report["scores"].values():
+                float(score["value"]), dict(score["protocol"])
+            str(report["label"]), str(report["model"]), str(report["command"]), dict(report["skipped"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is no report of this command ({error}): evaluate the model again") from None
+    return found
+
+
+def _as_text(reports):
+    """The table, for a terminal."""
+    names = list(reports[0]["scores"])
+    width = max(len(name) for name in names)
+    labels = [report["label"] for report in reports]
+    lines = [" ".join([" " * width, *(f"{label:>24}" for label in labels), f"{'real':>10}"])]
+    for name in names:
+        cells = []
+        for report in reports:
+            score = report["scores"].get(name)
+            text = "" if score is None else f"{score['value']:.4g}"
+            if score is not None and score["low"] is not None:
+                text += f" ({score['low']:.3g} to {score['high']:.3g})"
+            cells.append(f"{text:>24}")
+        real = reports[0]["scores"][name]["real"]
+        lines.append(" ".join([f"{name:{width}}", *cells, f"{'' if real is None else f'{real:.4g}':>10}"]))
+    lines += [f"left out: {name}, since {why}" for name, why in reports[0]["skipped"].items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

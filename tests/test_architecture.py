@@ -25,9 +25,13 @@ STREAM = [
 ]
 # `model.save` is what a user types; the writer knows the model's parts.
 AGAINST_THE_STREAM = {("latent/model.py", "sd_tf.checkpoints.folder")}
-WITHIN_A_LEVEL = {("training", "checkpoints")}  # a run saves the parts that it has trained
+WITHIN_A_LEVEL = {  # a run saves the parts that it has trained, and judges are read as models are
+    ("training", "checkpoints"),
+    ("evaluation", "checkpoints"),
+}
 MAY_IMPORT_TENSORFLOW = {"data", "training", "compiled", "skeleton", "commandline"}
-FOR_SPEED = {"nn/fused.py", "nn/remat.py", "latent/engines.py"}  # and never as they are imported
+# And never as they are imported: for speed, and the one network that is a graph.
+IN_FUNCTIONS = {"nn/fused.py", "nn/remat.py", "latent/engines.py", "evaluation/inception.py"}
 
 
 def room(path):
@@ -84,7 +88,7 @@ def test_the_exceptions_are_still_needed():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_tensorflow_is_imported_only_where_it_is_at_home(path):
-    if room(path) not in MAY_IMPORT_TENSORFLOW and str(path.relative_to(PACKAGE)) not in FOR_SPEED:
+    if room(path) not in MAY_IMPORT_TENSORFLOW and str(path.relative_to(PACKAGE)) not in IN_FUNCTIONS:
         assert "tensorflow" not in {module.split(".")[0] for module, _ in imports(path)}
 
 

@@ -1,0 +1,121 @@
+"""From a model to its report: draws what is scored, and has it scored by every judge at hand."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from sd_tf.checkpoints.folder import load_clip
+from sd_tf.checkpoints.sources import resolve
+from sd_tf.compiled import compiled
+from sd_tf.data.pipeline import to_uint8, to_unit
+from sd_tf.errors import InputError
+from sd_tf.evaluation import scores
+from sd_tf.evaluation.classifier import load_classifier
+from sd_tf.evaluation.inception import Inception
+from sd_tf.evaluation.protocol import Score
+from sd_tf.text.tokenizer import Tokenizer
+
+
+class Judges:
+    """All that scores pictures of garments.
+
+    Args:
+        train, test: `FashionMNIST` of either split.
+        classifier: a bundled name or a folder.
+        clip: likewise, or a hub id.
+        inception: the file of its graph; None looks for it and downloads it; "none" leaves it out.
+
+    Attributes:
+        real: `RealPictures`.
+        skipped: what is left out -> why.
+
+    Raises:
+        InputError: the classifier, the CLIP or a file that was named cannot be had.
+    """
+
+    def __init__(self, train, test, classifier="fashion-mnist-classifier", clip="clip-mini", inception=None):
+        self.real, self.skipped = scores.RealPictures(train, test), {}
+        self.classifier = load_classifier(classifier)
+        features = scores.ClassifierFeatures(self.classifier, classifier)
+        self.clip, clip_folder = load_clip(clip), resolve(clip)
+        tokenizer = Tokenizer.load(clip_folder, self.clip.text_config.max_position_embeddings)
+        self.clip_score = scores.ClipScore(
+            self.clip, tokenizer, str(clip), weights_sha256(clip_folder), self.real
+        )
+        self.memorisation = scores.Memorisation(self.real)
+        self.judges = [
+            scores.Fidelity(features, self.real),
+            scores.Reconstruction(self.real),
+            scores.Alignment(self.classifier, features, self.real),
+            scores.Diversity(self.classifier, features, self.real),
+            self.memorisation,
+        ]
+        try:
+            if inception != "none":
+                self.judges.append(scores.Fidelity(Inception(inception), self.real, "inception_"))
+        except InputError as error:
+            if inception is not None:
+                raise
+            self.skipped["scores by Inception"] = str(error)
+
+    def scores(self, drawn, drawing, text_encoder=None) -> dict[str, Score]:
+        """Every score of some pictures.
+
+        Args:
+            drawn: `scores.Drawn`.
+            drawing: what is to be said of how they were drawn: name -> value.
+            text_encoder: the model's own, which tells whether the CLIP has taught it.
+        """
+        found = {}
+        for judge in self.judges:
+            found |= judge(drawn, drawing)
+        return found | self.clip_score(drawn, drawing, taught=self._taught(text_encoder))
+
+    def nearest_training_pictures(self, grey):
+        """Those of uint8 (n, 32, 32, 3): uint8 of the same shape."""
+        return np.repeat(self.real.train[self.memorisation.places(grey)][..., None], 3, axis=-1)
+
+    def _taught(self, text_encoder):
+        """Whether that is the CLIP's own text tower, but for the rounding of its file."""
+        if text_encoder is None:
+            return False
+        own, judge = (_token_embeddings(tower) for tower in (text_encoder, self.clip.text_model))
+        return own.shape == judge.shape and np.allclose(own, judge, atol=1e-2)
+
+
+def draw(model, real, samples, tinted_samples, settings) -> scores.Drawn:
+    """A model's pictures, as many as can be had by equal numbers of each prompt.
+
+    Args:
+        model: a `LatentDiffusion`.
+        real: `RealPictures`.
+        samples: grey ones, of the ten prompts without a colour.
+        tinted_samples: of the eighty with one.
+        settings: of `LatentDiffusion.generate`.
+    """
+    grey = model.generate(scores.CLASS_PROMPTS, samples // len(scores.CLASS_PROMPTS), **settings)
+    tinted = model.generate(scores.TINTED_PROMPTS, tinted_samples // len(scores.TINTED_PROMPTS), **settings)
+    return scores.Drawn(grey, tinted, rebuilt(model.autoencoder, real.others))
+
+
+def rebuilt(autoencoder, images, batch_size=250):
+    """What is left of uint8 pictures once they have been latents."""
+    through = compiled(autoencoder)
+    parts = [
+        to_uint8(np.asarray(through(to_unit(images[i : i + batch_size]))))
+        for i in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def _token_embeddings(tower):
+    return next(np.asarray(v.value) for v in tower.variables if v.path.endswith("token_embedding/embeddings"))
+
+
+def weights_sha256(folder) -> str:
+    """Of all weights in a model's folder."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).rglob("*.safetensors")):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,315 @@
+"""What a set of drawn pictures scores, each score with its protocol and what real pictures score.
+
+A judge is made once with the real pictures, and called with those of each model: it gives scores by name.
+Distances are to half of Fashion-MNIST's test pictures, which no stage of training sees; the other half
+is the set of real pictures that the same protocol is tried on.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from sd_tf.compiled import compiled
+from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES, PALETTE
+from sd_tf.evaluation.alignment import nearest_colour, prompt_for
+from sd_tf.evaluation.classifier import brightness, classify
+from sd_tf.evaluation.protocol import Score
+from sd_tf.evaluation.statistics import (
+    Manifold,
+    frechet_distance,
+    frechet_estimate,
+    kernel_distance,
+    kernel_estimate,
+    nearest,
+    proportion,
+)
+
+CLASS_PROMPTS = [prompt_for(label, None) for label in range(len(CLASS_NAMES))]
+PAIRS = np.array([(label, colour) for label in range(len(CLASS_NAMES)) for colour in range(len(PALETTE))])
+TINTED_PROMPTS = [prompt_for(*pair) for pair in PAIRS]
+NEIGHBOURS = 3
+DIVERSITY_PAIRS = 50  # of each prompt
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
+NARROW = 512  # features of more numbers are resampled fewer times: each time takes seconds
+
+
+class Drawn(NamedTuple):
+    """Pictures of one model, uint8 (n, 32, 32, 3)."""
+
+    grey: np.ndarray  # of CLASS_PROMPTS, prompt by prompt
+    tinted: np.ndarray  # of TINTED_PROMPTS, prompt by prompt
+    rebuilt: np.ndarray | None  # what the autoencoder makes of `RealPictures.others`
+
+
+class RealPictures:
+    """Those that drawn ones are held against.
+
+    Attributes:
+        reference, others: uint8 (5000, 32, 32, 3), grey: the test pictures of odd and of even number.
+        other_labels: of `others`.
+        train: uint8 (60000, 32, 32), all that training sees.
+        tinted: `Examples` of `others` in the colours of the palette.
+    """
+
+    def __init__(self, train, test):
+        grey = np.repeat(test.grey[..., None], 3, axis=-1)
+        self.reference, self.others = grey[1::2], grey[::2]
+        self.other_labels, self.train = test.labels[::2], train.grey
+        examples = test.examples(np.arange(0, len(test), 2), 0)
+        chosen = examples.groups % (1 + len(PALETTE)) > 0
+        self.tinted = type(examples)(
+            examples.images[chosen],
+            [text for text, tinted in zip(examples.captions, chosen, strict=True) if tinted],
+            examples.groups[chosen],
+        )
+
+
+class ClassifierFeatures:
+    """What `Fidelity` asks of an extractor, of our own classifier."""
+
+    resize = "none: the brightest channel, 28 x 28"
+
+    def __init__(self, classifier, name):
+        self.name, self.sha256 = name, classifier.sha256
+        self._features = compiled(classifier.features)
+
+    def features(self, images):
+        """uint8 (n, 32, 32, 3) -> float32 (n, 128)."""
+        parts = [brightness(images[i : i + 500]) for i in range(0, len(images), 500)]
+        return np.concatenate([np.asarray(self._features(part)) for part in parts])
+
+
+class Fidelity:
+    """Frechet and kernel distance, precision and recall of the grey pictures, in an extractor's features;
+    and the autoencoder's part of that distance, which is the least that its model can reach.
+
+    Args:
+        extractor: has `name`, `sha256`, `resize` and `features(images)`.
+        real: `RealPictures`.
+        prefix: of the scores' names.
+    """
+
+    def __init__(self, extractor, real, prefix=""):
+        self.extractor, self.real, self.prefix = extractor, real, prefix
+        self.reference, self.others = (extractor.features(each) for each in (real.reference, real.others))
+        self._manifold = Manifold(self.reference, NEIGHBOURS)
+        self.protocol = {
+            "extractor": extractor.name,
+            "sha256": extractor.sha256,
+            "resize": extractor.resize,
+            "reference": f"the {len(real.reference)} test pictures of odd number, grey",
+        }
+
+    def __call__(self, drawn, drawing):
+        """Scores of `Drawn` by name; `drawing` is what is to be said of how they were drawn."""
+        found, protocol = self.extractor.features(drawn.grey), self._of(len(drawn.grey)) | drawing
+        floor = self._floor(len(found))
+        kernel, manifold = protocol | {"subsets": "100 of 1000"}, protocol | {"neighbours": NEIGHBOURS}
+        precision, recall = self._manifold.holds(found), Manifold(found, NEIGHBOURS).holds(self.reference)
+        scores = {
+            "frechet_distance": _score(self._distance(found), "lower", protocol, floor[0]),
+            "kernel_distance": _score(kernel_estimate(found, self.reference), "lower", kernel, floor[1]),
+            "precision": _score(proportion(precision), "higher", manifold, floor[2]),
+            "recall": _score(proportion(recall), "higher", manifold, floor[3]),
+        }
+        if drawn.rebuilt is not None:
+            scores["reconstruction_distance"] = self._reconstruction(drawn.rebuilt)
+        return {self.prefix + name: score for name, score in scores.items()}
+
+    def _reconstruction(self, rebuilt):
+        protocol = self._of(len(rebuilt)) | {"pictures": "of even number in the test set"}
+        estimate = self._distance(self.extractor.features(rebuilt))
+        return _score(estimate, "lower", protocol, self._floor(len(rebuilt))[0])
+
+    def _distance(self, features):
+        return frechet_estimate(features, self.reference, 50 if features.shape[1] <= NARROW else 5)
+
+    def _of(self, samples):
+        return self.protocol | {"samples": samples}
+
+    @functools.cache  # noqa: B019  (a judge lives as long as its process)
+    def _floor(self, samples):
+        """What so many real pictures score: both distances, precision, recall."""
+        others = self.others[:samples]
+        distances = (measure(others, self.reference) for measure in (frechet_distance, kernel_distance))
+        hits = self._manifold.holds(others), Manifold(others, NEIGHBOURS).holds(self.reference)
+        return *distances, *(float(np.mean(each)) for each in hits)
+
+
+class Reconstruction:
+    """The autoencoder's peak signal-to-noise ratio in dB: a mean over pictures."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def __call__(self, drawn, drawing):
+        """As that of `Fidelity`; nothing where no picture was rebuilt."""
+        if drawn.rebuilt is None:
+            return {}
+        error = np.square(drawn.rebuilt.astype("float32") - self.real.others).mean(axis=(1, 2, 3))
+        ratios = 10.0 * np.log10(255.0**2 / np.maximum(error, 1e-6))
+        protocol = {"samples": len(ratios), "pictures": "of even number in the test set"}
+        return {"reconstruction_psnr": _score(proportion(ratios), "higher", protocol, None)}
+
+
+class Alignment:
+    """How often the garment that was asked for is recognised, and its colour is the nearest."""
+
+    def __init__(self, classifier, extractor, real):
+        self.classifier = classifier
+        self.of_classes = {"extractor": extractor.name, "sha256": extractor.sha256}
+        labels, colours = np.divmod(real.tinted.groups, 1 + len(PALETTE))
+        right = classify(classifier, real.others) == real.other_labels
+        tinted, coloured = self._right(real.tinted.images, labels, colours - 1)
+        self.of_real = [float(each.mean()) for each in (right, tinted, coloured)]
+
+    def __call__(self, drawn, drawing):
+        """As that of `Fidelity`."""
+        labels = np.repeat(np.arange(len(CLASS_NAMES)), len(drawn.grey) // len(CLASS_NAMES))
+        right = classify(self.classifier, drawn.grey) == labels
+        tinted_labels, colours = np.repeat(PAIRS, len(drawn.tinted) // len(PAIRS), axis=0).T
+        right_tinted, right_colour = self._right(drawn.tinted, tinted_labels, colours)
+        grey = {"samples": len(drawn.grey), "prompts": len(CLASS_PROMPTS)} | drawing
+        tinted = {"samples": len(drawn.tinted), "prompts": len(TINTED_PROMPTS)} | drawing
+        nearest_of = {"extractor": "nearest of the palette"}
+
+        def score(hits, protocol, real, names, indices):
+            details = {name: float(hits[indices == i].mean()) for i, name in enumerate(names)}
+            return _score(proportion(hits), "higher", protocol, real, details=details)
+
+        return {
+            "class_accuracy": score(right, self.of_classes | grey, self.of_real[0], CLASS_NAMES, labels),
+            "tinted_class_accuracy": score(
+                right_tinted, self.of_classes | tinted, self.of_real[1], CLASS_NAMES, tinted_labels
+            ),
+            "colour_accuracy": score(
+                right_colour, nearest_of | tinted, self.of_real[2], COLOUR_NAMES, colours
+            ),
+        }
+
+    def _right(self, images, labels, colours):
+        """Whether garment and colour are; a tint's own brightness is taken off for the garment."""
+        full_scale = np.array(PALETTE).max(axis=1)[colours]
+        return classify(self.classifier, images, full_scale) == labels, nearest_colour(images) == colours
+
+
+class Diversity:
+    """The mean perceptual distance of two pictures of one prompt, seeds apart.
+
+    As LPIPS (Zhang et al. 2018, equation 1) without its learned weights: squared differences of the
+    classifier's activations, each of unit length over its channels, meaned over places and summed over
+    levels. Real pictures of one class stand for those of one prompt.
+    """
+
+    def __init__(self, classifier, extractor, real):
+        self.maps = compiled(classifier.maps)
+        self.protocol = {
+            "extractor": extractor.name,
+            "sha256": extractor.sha256,
+            "pairs": len(CLASS_NAMES) * DIVERSITY_PAIRS,
+        }
+        of_classes = [real.others[real.other_labels == label] for label in range(len(CLASS_NAMES))]
+        self.of_real = float(self._distances(of_classes).mean())
+
+    def __call__(self, drawn, drawing):
+        """As that of `Fidelity`."""
+        found = self._distances(np.split(drawn.grey, len(CLASS_NAMES)))
+        protocol = self.protocol | {"pairs": len(found)} | drawing
+        return {"diversity": _score(proportion(found), "higher", protocol, self.of_real)}
+
+    def _distances(self, groups):
+        pairs = [(group[: 2 * (len(group) // 2) : 2], group[1::2]) for group in groups]
+        first, second = (np.concatenate([pair[i][:DIVERSITY_PAIRS] for pair in pairs]) for i in (0, 1))
+        total = 0.0
+        for a, b in zip(self.maps(brightness(first)), self.maps(brightness(second)), strict=True):
+            a, b = (np.asarray(each) for each in (a, b))
+            a, b = (each / (np.linalg.norm(each, axis=-1, keepdims=True) + 1e-10) for each in (a, b))
+            total = total + np.square(a - b).sum(axis=-1).mean(axis=(1, 2))
+        return total
+
+
+class Memorisation:
+    """How near the grey pictures come to training pictures, against how near unseen real ones come.
+
+    `copies` is the share nearer than the nearest hundredth of the test set's pictures: 0.01 is no
+    memory, more is.
+    """
+
+    def __init__(self, real):
+        self.train = _flat(real.train[..., None])
+        self.of_real, _ = nearest(_flat(real.reference), self.train)
+
+    def __call__(self, drawn, drawing):
+        """As that of `Fidelity`."""
+        found, _ = nearest(_flat(drawn.grey), self.train)
+        protocol = {
+            "distance": "Euclidean, of brightness in [0, 1], 28 x 28",
+            "samples": len(found),
+            "reference": f"the {len(self.train)} training pictures",
+        }
+        details = {
+            f"{name}, quantile {q}": float(np.quantile(each, q))
+            for name, each in (("drawn", found), ("real", self.of_real))
+            for q in QUANTILES
+        }
+        distance, expected = proportion(found), float(self.of_real.mean())
+        copies = proportion(found < np.quantile(self.of_real, 0.01))
+        protocol |= drawing
+        return {
+            "nearest_training_distance": _score(distance, "higher", protocol, expected, False, details),
+            "copies": _score(copies, "lower", protocol, 0.01),
+        }
+
+    def places(self, grey):
+        """The training picture that is nearest to each of uint8 (n, 32, 32, 3), int (n,)."""
+        return nearest(_flat(grey), self.train)[1]
+
+
+class ClipScore:
+    """The mean cosine of pictures and their prompts, both by the same CLIP, projected, times 100.
+
+    As `torchmetrics.multimodal.CLIPScore` has it (Hessel et al. 2021, without their factor 2.5 / 100).
+
+    Args:
+        clip, tokenizer: a `CLIPModel` and its `Tokenizer`.
+        name, sha256: of the CLIP.
+        real: `RealPictures`.
+    """
+
+    def __init__(self, clip, tokenizer, name, sha256, real):
+        self.clip, self.tokenizer = clip, tokenizer
+        self.protocol = {"extractor": name, "sha256": sha256, "resize": "the CLIP's own"}
+        self._features = compiled(lambda images: clip.image_features(clip.preprocess(images)))
+        self.of_prompts = self.text_features(CLASS_PROMPTS + TINTED_PROMPTS)
+        cosines = self.cosines(real.tinted.images, self.text_features(real.tinted.captions))
+        self.of_real = float(100.0 * cosines.mean())
+
+    def __call__(self, drawn, drawing, taught=False):
+        """As that of `Fidelity`; `taught` says that the model learned from this CLIP: it is no headline."""
+        numbers = [len(drawn.grey) // len(CLASS_PROMPTS)] * len(CLASS_PROMPTS)
+        numbers += [len(drawn.tinted) // len(TINTED_PROMPTS)] * len(TINTED_PROMPTS)
+        images = np.concatenate([drawn.grey, drawn.tinted])
+        cosines = self.cosines(images, np.repeat(self.of_prompts, numbers, axis=0))
+        protocol = self.protocol | {"samples": len(images)} | drawing
+        estimate = proportion(100.0 * cosines)
+        return {"clip_score": _score(estimate, "higher", protocol, self.of_real, headline=not taught)}
+
+    def text_features(self, texts):
+        """Unit features of texts, float32 (n, width)."""
+        return np.asarray(self.clip.text_features(self.tokenizer(texts)))
+
+    def cosines(self, images, text_features):
+        """The cosine of each of uint8 (n, h, w, 3) with its row of unit features, float32 (n,)."""
+        parts = (images[i : i + 250] for i in range(0, len(images), 250))
+        found = [np.asarray(self._features(part.astype("float32") / 127.5 - 1.0)) for part in parts]
+        return (np.concatenate(found) * text_features).sum(axis=1)
+
+
+def _flat(images):
+    """The brightness of uint8 pictures, float32 (n, 784)."""
+    return brightness(images).reshape(len(images), -1)
+
+
+def _score(estimate, better, protocol, real, headline=True, details=None):
+    return Score(estimate.value, better, protocol, estimate.low, estimate.high, real, headline, details or {})
