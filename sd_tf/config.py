@@ -126,12 +126,13 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How one stage of training optimises: AdamW, warm-up, decay, clipping, EMA."""
+    """How one stage of training optimises: the optimizer, warm-up, decay, clipping, EMA."""
 
     batch_size: int
     learning_rate: float
     share: float  # of the run's minutes
     max_steps: int  # where no minutes are given
+    optimizer: str = "adamw"
     lr_schedule: str = "cosine"
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -143,6 +144,7 @@ def _flag(default, text, choices=None):
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
 
 
+OPTIMIZERS = ("muon", "adamw")
 LR_SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
@@ -183,12 +185,13 @@ class RunConfig:
     max_steps: int | None = _flag(None, "steps of each stage, instead of a budget in minutes")
     batch_size: int | None = _flag(None, "global batch of every stage (default: the preset's)")
     accumulate: int = _flag(1, "parts of a batch that follow each other in a step, for less memory")
+    optimizer: str | None = _flag(None, "of every stage (default: the preset's)", OPTIMIZERS)
     learning_rate: float | None = _flag(None, "peak learning rate of every stage (default: the preset's)")
     lr_schedule: str | None = _flag(
         None, "of the learning rate after the warm-up, to zero or not (default: the preset's)", LR_SCHEDULES
     )
     warmup_steps: int | None = _flag(None, "in which the learning rate rises (default: the preset's)")
-    weight_decay: float | None = _flag(None, "of AdamW (default: the preset's)")
+    weight_decay: float | None = _flag(None, "of the weights, but biases and norms (default: the preset's)")
     gradient_clip: float | None = _flag(None, "most that gradients' global norm is (default: the preset's)")
     ema_decay: float | None = _flag(None, "of the weights' moving average (default: the preset's)")
     prediction_type: str | None = _flag(
@@ -196,6 +199,9 @@ class RunConfig:
     )
     beta_schedule: str | None = _flag(
         None, "noise schedule (default: the preset's)", ("scaled_linear", "squaredcos_cap_v2")
+    )
+    perceptual_weight: float | None = _flag(
+        None, "of how different the autoencoder's pictures look, 0 for none (default: the preset's)"
     )
     caption_dropout: float = _flag(0.1, "share of captions replaced by the empty one, for guidance")
     min_snr_gamma: float | None = _flag(
@@ -234,6 +240,7 @@ class RunConfig:
             "replicas": 1,
             "workers": 1,
             "offset_noise": 0,
+            "perceptual_weight": 0,
             "warmup_steps": 0,
             "weight_decay": 0,
             "gradient_clip": 1e-12,

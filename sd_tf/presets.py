@@ -27,6 +27,7 @@ class Preset:
     diffusion_stage: StageConfig
     max_minutes: float
     text_encoder: str | None = None  # a bundled CLIP
+    perceptual_weight: float = 1.0  # in the autoencoder's loss
     cached_epochs: int = 4  # pictures whose latents are cached, in epochs of the data set
     command: str = ""  # that trained the bundled weights, with
     runtime: str = ""
@@ -67,8 +68,8 @@ FASHION_MNIST = Preset(
     ),
     vocab_size=1024,
     clip_stage=StageConfig(batch_size=128, learning_rate=1e-3, share=0.15, max_steps=1000),
-    autoencoder_stage=StageConfig(batch_size=32, learning_rate=1e-3, share=0.3, max_steps=5000),
-    diffusion_stage=StageConfig(batch_size=64, learning_rate=1e-3, share=0.7, max_steps=5000),
+    autoencoder_stage=StageConfig(32, learning_rate=3e-3, share=0.3, max_steps=5000, optimizer="muon"),
+    diffusion_stage=StageConfig(64, learning_rate=2e-3, share=0.7, max_steps=5000, optimizer="muon"),
     max_minutes=55,
     text_encoder="clip-mini",
     command="python -m sd_tf.train --dataset fashion_mnist --save-dtype float16",

@@ -190,7 +190,7 @@ class UNet(keras.Model):
         self.norm_out = GroupNorm(
             config.norm_num_groups, config.norm_eps, silu=True, dtype=policy, name="conv_norm_out"
         )
-        self.conv_out = conv(config.out_channels, 3, "conv_out", policy)
+        self.conv_out = conv(config.out_channels, 3, "conv_out", policy, kernel_initializer="zeros")
 
     def build(self, *input_shapes):
         config = self.config

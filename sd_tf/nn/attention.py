@@ -46,6 +46,8 @@ class Attention(keras.layers.Layer):
     `diffusers.models.attention_processor.Attention`: `to_q`, `to_k`, `to_v`, `to_out.0`.
     """
 
+    output_begins = "glorot_uniform"
+
     def __init__(self, num_heads, qkv_bias=False, **kwargs):
         super().__init__(**kwargs)
         self.num_heads, self.qkv_bias = num_heads, qkv_bias
@@ -58,11 +60,11 @@ class Attention(keras.layers.Layer):
                 f"{width} channels do not divide into {self.num_heads} heads: change one of them"
             )
 
-        def dense(name, bias):
-            return keras.layers.Dense(width, use_bias=bias, dtype=self.dtype_policy, name=name)
+        def dense(name, bias, begins="glorot_uniform"):
+            return keras.layers.Dense(width, None, bias, begins, dtype=self.dtype_policy, name=name)
 
         self.to_q, self.to_k, self.to_v = (dense(name, self.qkv_bias) for name in ("to_q", "to_k", "to_v"))
-        self.to_out = dense("to_out.0", True)
+        self.to_out = dense("to_out.0", True, self.output_begins)
         self.to_q.build(x_shape)
         self.to_k.build(context_shape)
         self.to_v.build(context_shape)
@@ -137,7 +139,7 @@ class SpatialTransformer(keras.layers.Layer):
 
     `diffusers.models.transformers.Transformer2DModel`, depth 1; x is (batch, height, width,
     channels). Stable Diffusion 1 projects by 1x1 convolutions, 2 by dense layers
-    (`use_linear_projection`): the same mathematics, stored in another shape.
+    (`use_linear_projection`): the same mathematics, stored in another shape. A new one changes nothing.
     """
 
     def __init__(self, num_heads, groups=32, use_linear_projection=False, **kwargs):
@@ -149,13 +151,13 @@ class SpatialTransformer(keras.layers.Layer):
         channels = x_shape[-1]
         policy = {"dtype": self.dtype_policy}
 
-        def projection(name):
+        def projection(name, begins="glorot_uniform"):
             if self.use_linear_projection:
-                return keras.layers.Dense(channels, name=name, **policy)
-            return keras.layers.Conv2D(channels, 1, name=name, **policy)
+                return keras.layers.Dense(channels, kernel_initializer=begins, name=name, **policy)
+            return keras.layers.Conv2D(channels, 1, kernel_initializer=begins, name=name, **policy)
 
         self.norm = GroupNorm(self.groups, epsilon=1e-6, name="norm", **policy)
-        self.proj_in, self.proj_out = projection("proj_in"), projection("proj_out")
+        self.proj_in, self.proj_out = projection("proj_in"), projection("proj_out", begins="zeros")
         self.block = TransformerBlock(self.num_heads, name="transformer_blocks.0", **policy)
         for layer in (self.norm, self.proj_in, self.proj_out):
             layer.build(x_shape)
@@ -180,8 +182,10 @@ class SpatialTransformer(keras.layers.Layer):
 class PixelAttention(Attention):
     """The autoencoder's single-head self-attention over positions, around which the picture is added back.
 
-    x is (batch, height, width, channels).
+    x is (batch, height, width, channels). A new one changes nothing.
     """
+
+    output_begins = "zeros"
 
     def __init__(self, groups=32, **kwargs):
         super().__init__(num_heads=1, qkv_bias=True, **kwargs)

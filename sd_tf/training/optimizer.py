@@ -1,4 +1,4 @@
-"""Clipping, AdamW, loss scaling and the moving average of the weights, in one pass over flat memory."""
+"""Clipping, Muon or AdamW, loss scaling and the moving average of the weights, over flat memory."""
 
 import contextlib
 import math
@@ -10,10 +10,22 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 NOT_DECAYED = ("bias", "beta", "gamma", "logit_scale")
 BUCKET = 2**24  # numbers in one vector at most, unless a variable alone has more: it bounds extra memory
 FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000
+MOMENTUM, NEWTON_SCHULZ = 0.95, (3.4445, -4.7750, 2.0315)
+ITERATIONS, AS_ADAMW = 5, 0.2
+NO_MATRICES = ("conv_in", "conv_out", "patch_embedding")  # a network's first and last layers
 
 
-class AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and a moving average of the weights.
+class Optimizer:
+    """AdamW or Muon, with clipping by the global norm and a moving average of the weights.
+
+    AdamW is that of Loshchilov & Hutter 2019. Muon (Jordan et al. 2024, "Muon: An optimizer for hidden
+    layers in neural networks") updates each kernel of a hidden layer by its momentum with all singular
+    values made about 1, by five steps of a Newton-Schulz iteration: directions that gradients seldom
+    take are learned as fast as the others. It is scaled to the size of AdamW's updates (Liu et al.
+    2025, "Muon is scalable for LLM training", equation 4), so that both take the same learning rates;
+    biases, norms, embeddings, first and last layers stay AdamW's. It costs about 20 x min(rows, columns)
+    operations for each weight and step: little beside the network's own for small and for large batches
+    of pictures, too much for one picture and layers of a thousand channels.
 
     A network has hundreds of variables, and a dozen operations for each would take as long as the
     network's own arithmetic, most of it before the first step. So moments and averages are a few
@@ -27,7 +39,7 @@ class AdamW:
 
     Args:
         variables: the trainable variables of a network.
-        config: a `StageConfig`.
+        config: a `StageConfig`; its `optimizer` is "adamw" or "muon".
         loss_scaling: multiplies the loss by a factor that halves when gradients overflow and doubles
             after 2000 steps without one (Micikevicius et al. 2018): for float16.
     """
@@ -41,17 +53,20 @@ class AdamW:
         if loss_scaling:
             self.loss_scale = tf.Variable(FIRST_LOSS_SCALE, trainable=False, name="loss_scale")
             self.good_steps = tf.Variable(0, trainable=False, name="good_steps")
-        decayed = [v for v in variables if v.name not in NOT_DECAYED]
+        matrices = [v for v in variables if config.optimizer == "muon" and _is_matrix(v)]
+        chosen = {id(variable) for variable in matrices}
+        decayed = [v for v in variables if v.name not in NOT_DECAYED and id(v) not in chosen]
         others = [v for v in variables if v.name in NOT_DECAYED]
-        self.buckets = [_Bucket(part, config.weight_decay) for part in _parts(decayed)]
-        self.buckets += [_Bucket(part, 0.0) for part in _parts(others)]
+        self.buckets = [_MuonBucket(part, config.weight_decay) for part in _parts(matrices)]
+        self.buckets += [_AdamWBucket(part, config.weight_decay) for part in _parts(decayed)]
+        self.buckets += [_AdamWBucket(part, 0.0) for part in _parts(others)]
 
     @property
     def state(self):
         """Name -> variables: all that a checkpoint needs."""
         found = {"learning_rate": self.learning_rate, "updates": self.updates, "skipped": self.skipped}
         for name in ("first", "second", "average"):
-            found[name] = [getattr(bucket, name) for bucket in self.buckets]
+            found[name] = [getattr(bucket, name) for bucket in self.buckets if hasattr(bucket, name)]
         if self.loss_scale is not None:
             found |= {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
         return found
@@ -137,18 +152,21 @@ class AdamW:
 
 
 class _Bucket:
-    """Some variables, with their moments and their averages as vectors, one variable after another."""
+    """Some variables, with their first moments and averages as vectors, one variable after another.
+
+    A kind of bucket has `moments`, names of the vectors that an update reads and writes beside the
+    weights, and `step`, which makes the new ones.
+    """
+
+    moments = ("first", "average")
 
     def __init__(self, variables, weight_decay):
         self.variables, self.weight_decay = variables, weight_decay
         self.sizes = [math.prod(variable.shape) for variable in variables]
-
-        def vector(values, name):
-            return tf.Variable(values, trainable=False, name=name)
-
-        self.first = vector(tf.zeros(sum(self.sizes)), "first_moments")
-        self.second = vector(tf.zeros(sum(self.sizes)), "second_moments")
-        self.average = vector(_joined([variable.value for variable in variables]), "averages")
+        for name in self.moments:
+            average = name == "average"
+            values = _joined([v.value for v in variables]) if average else tf.zeros(sum(self.sizes))
+            setattr(self, name, tf.Variable(values, trainable=False, name=f"{name}_moments"))
 
     def split(self, vector):
         """A vector's parts, in the variables' shapes."""
@@ -158,25 +176,74 @@ class _Bucket:
     def apply(self, gradient, settings):
         """Moves everything by one step, on each device that holds it."""
 
-        def update(first, second, average, weights, gradient):
+        def update(first, others, weights, gradient):
+            vectors = [first, *others]
             # Values: given variables, TensorFlow would go on with those of the trainer it traced this for.
-            values = [variable.read_value() for variable in (first, second, average)]
-            state = _step(_joined(weights), *values, gradient, self.weight_decay, settings)
+            values = [variable.read_value() for variable in vectors]
+            state = self.step(_joined(weights), *values, gradient, settings)
             new, *moments = (tf.ensure_shape(vector, first.shape) for vector in state)
-            for variable, values in zip((first, second, average), moments, strict=True):
+            for variable, values in zip(vectors, moments, strict=True):
                 variable.assign(values)
             for weight, values in zip(weights, self.split(new), strict=True):
                 weight.assign(values)
 
         weights = [variable.value for variable in self.variables]
+        others = [getattr(self, name) for name in self.moments[1:]]
         tf.distribute.get_strategy().extended.update(
-            self.first, update, args=(self.second, self.average, weights, gradient), group=False
+            self.first, update, args=(others, weights, gradient), group=False
         )
 
 
+class _AdamWBucket(_Bucket):
+    moments = ("first", "second", "average")
+
+    def step(self, weights, first, second, average, gradient, settings):
+        """New weights and moments; the old ones where the gradients are not finite."""
+        return _adamw_step(weights, first, second, average, gradient, self.weight_decay, settings)
+
+
+class _MuonBucket(_Bucket):
+    def step(self, weights, first, average, gradient, settings):
+        """As that of `_AdamWBucket`."""
+        momentum, direction = _momentum(first, gradient, settings["gradient_scale"])
+        direction = _joined(self._orthogonal(self.split(direction)))
+        return _muon_step(weights, first, average, momentum, direction, self.weight_decay, settings)
+
+    def _orthogonal(self, directions):
+        """Each with its singular values made about 1: those of one shape together."""
+        places, found = {}, [None] * len(directions)
+        for i, direction in enumerate(directions):
+            places.setdefault(tuple(direction.shape), []).append(i)
+        for shape, indices in places.items():
+            columns = shape[-1]
+            matrices = tf.stack([tf.reshape(directions[i], (-1, columns)) for i in indices])
+            scale = AS_ADAMW * math.sqrt(max(matrices.shape[1:]))
+            for i, matrix in zip(indices, tf.unstack(scale * orthogonal(matrices)), strict=True):
+                found[i] = tf.reshape(matrix, shape)
+        return found
+
+
+def orthogonal(matrices):
+    """The nearest orthogonal matrices, or about that: singular values come to 0.7 to 1.2.
+
+    Args:
+        matrices: float32 (number, rows, columns).
+
+    Returns:
+        The same shape.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = tf.linalg.matrix_transpose(matrices) if tall else matrices
+    x /= tf.norm(x, axis=(1, 2), keepdims=True) + 1e-7
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
+        square = tf.matmul(x, x, transpose_b=True)
+        x = a * x + tf.matmul(b * square + c * tf.matmul(square, square), x)
+    return tf.linalg.matrix_transpose(x) if tall else x
+
+
 @tf.function(jit_compile=True, autograph=False)
-def _step(weights, first, second, average, gradient, weight_decay, settings):
-    """New weights, moments and averages; the old ones where the gradients are not finite."""
+def _adamw_step(weights, first, second, average, gradient, weight_decay, settings):
     gradient = gradient * settings["gradient_scale"]
     new_first = BETA_1 * first + (1.0 - BETA_1) * gradient
     new_second = BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient)
@@ -187,6 +254,27 @@ def _step(weights, first, second, average, gradient, weight_decay, settings):
     new_average = average + settings["average_rate"] * (new - average)
     pairs = ((new, weights), (new_first, first), (new_second, second), (new_average, average))
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _momentum(first, gradient, gradient_scale):
+    """New momentum, and where Nesterov's looks ahead of it."""
+    gradient = gradient * gradient_scale
+    momentum = MOMENTUM * first + (1.0 - MOMENTUM) * gradient
+    return momentum, MOMENTUM * momentum + (1.0 - MOMENTUM) * gradient
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _muon_step(weights, first, average, momentum, direction, weight_decay, settings):
+    new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
+    new_average = average + settings["average_rate"] * (new - average)
+    pairs = ((new, weights), (momentum, first), (new_average, average))
+    return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
+
+
+def _is_matrix(variable):
+    """Whether Muon may have it: the kernel of a layer that is neither the first nor the last."""
+    return variable.name == "kernel" and not any(part in variable.path for part in NO_MATRICES)
 
 
 def _joined(tensors):

@@ -39,17 +39,20 @@ from sd_tf.errors import InputError, unknown
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
+from sd_tf.nn.perceptual import PerceptualNetwork
 from sd_tf.presets import OF_DATASET, PRESETS
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
+from sd_tf.training.perceptual import load_perceptual
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.training.trainer import Budget, Trainer
 from sd_tf.training.workers import Workers, lost_worker_named
 
 OF_STAGES = (  # flags that replace what the preset says of every stage
     "batch_size",
+    "optimizer",
     "learning_rate",
     "lr_schedule",
     "warmup_steps",
@@ -210,7 +213,17 @@ class Run:
         autoencoder = AutoencoderKL(self.preset.autoencoder, dtype=self.config.precision)
         autoencoder.build()
         config = self.stage_config(self.preset.autoencoder_stage)
-        return AutoencoderStage(config, autoencoder, self.dataset, self.config.seed)
+        weight = self.config.perceptual_weight
+        weight = self.preset.perceptual_weight if weight is None else weight
+        perceptual = self._perceptual() if weight else None
+        return AutoencoderStage(config, autoencoder, self.dataset, self.config.seed, perceptual, weight)
+
+    def _perceptual(self):
+        if not self.config.dry_run:
+            return load_perceptual()
+        network = PerceptualNetwork(num_classes=1)  # for its memory
+        network.build()
+        return network
 
     def unet(self, context_width):
         """The preset's UNet, with random weights, for a text tower of that width."""

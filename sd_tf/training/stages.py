@@ -69,14 +69,24 @@ class ClipStage:
 
 
 class AutoencoderStage:
-    """The KL autoencoder: mean absolute error, and a weak pull of the latents towards a standard normal."""
+    """The KL autoencoder: mean absolute error, and a weak pull of the latents towards a standard normal.
+
+    Args:
+        config: a `StageConfig`.
+        autoencoder: an `AutoencoderKL`.
+        dataset: `CaptionedImages`.
+        seed: of the order and the latents' noise.
+        perceptual: a `PerceptualNetwork`, frozen, or None.
+        perceptual_weight: of its distance of a picture and what is made of it, beside the error.
+    """
 
     name = "autoencoder"
     divisible = True
     KL_WEIGHT = 1e-4  # beside errors of about 0.03: latents stay bounded, pictures stay sharp
 
-    def __init__(self, config, autoencoder, dataset, seed):
+    def __init__(self, config, autoencoder, dataset, seed, perceptual=None, perceptual_weight=1.0):
         self.config, self.network, self.dataset, self.seed = config, autoencoder, dataset, seed
+        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
 
     def batches(self, first_step, part=(0, 1)):
         side = self.dataset.image_size // self.network.config.downsampling
@@ -97,7 +107,11 @@ class AutoencoderStage:
         rebuilt = autoencoder.decode(latents * autoencoder.config.scaling_factor)
         error = tf.reduce_mean(tf.abs(rebuilt - images), axis=(1, 2, 3))
         kl = 0.5 * tf.reduce_mean(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=(1, 2, 3))
-        return {"loss": error + self.KL_WEIGHT * kl, "error": error, "kl": kl}
+        losses = {"loss": error + self.KL_WEIGHT * kl, "error": error, "kl": kl}
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual.distance(rebuilt, images)
+            losses["loss"] += self.perceptual_weight * losses["perceptual"]
+        return losses
 
     def calibrate(self, num_images=2048):
         """Sets the scaling factor to 1 / (the latents' standard deviation) on training pictures."""

@@ -15,7 +15,7 @@ from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.training.checkpoints import Checkpoints
 from sd_tf.training.diagnosis import first_not_finite
-from sd_tf.training.optimizer import AdamW
+from sd_tf.training.optimizer import Optimizer
 from sd_tf.training.strategy import check_batch_size
 from sd_tf.training.workers import Workers
 
@@ -86,7 +86,7 @@ class Trainer:
         check_batch_size(config.batch_size, strategy.num_replicas_in_sync, self.accumulate)
         with strategy.scope():
             self.variables = stage.network.trainable_variables
-            self.optimizer = AdamW(self.variables, config, loss_scaling=precision == "mixed_float16")
+            self.optimizer = Optimizer(self.variables, config, loss_scaling=precision == "mixed_float16")
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
         state = tf.train.Checkpoint(

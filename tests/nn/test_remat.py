@@ -17,6 +17,7 @@ from sd_tf.nn.attention import SpatialTransformer
 from sd_tf.nn.blocks import ResidualBlock
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialised, rematerialising
+from tests.conftest import shake_variables
 
 MIB = 2**20
 BLOCKS, DEPTH = 16, 8  # of the chain whose memory is measured, and tensors within each block
@@ -32,6 +33,7 @@ class Network:
         for layer, channels in zip(self.layers, (4, 8), strict=True):
             layer.build((None, None, None, channels), (None, None, 6))
         self.variables = [v for layer in self.layers for v in layer.trainable_variables]
+        shake_variables(self)
 
     def __call__(self, x, context):
         for layer in self.layers:

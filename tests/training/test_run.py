@@ -51,8 +51,8 @@ TINY = dataclasses.replace(
     vision=CLIPVisionConfig(**TOWER, num_attention_heads=2, image_size=32, patch_size=16),
     vocab_size=1024,
     clip_stage=STAGE,
-    autoencoder_stage=STAGE,
-    diffusion_stage=STAGE,
+    autoencoder_stage=dataclasses.replace(STAGE, optimizer="muon"),
+    diffusion_stage=dataclasses.replace(STAGE, optimizer="muon"),
     cached_epochs=1,
 )
 
