@@ -19,6 +19,7 @@ import numpy as np
 
 SCALES = [1.0, 1.5, 2.0, 2.5]
 OURS, THEIRS = "sd_tf", "diffusers"
+PEER = "benchmarks.peers.trained_diffusers"
 DRAWING = {"sampler": "ddim", "steps": 25, "seed": 0}
 
 
@@ -27,22 +28,20 @@ def train(output, minutes, arguments):
     file = output / "minutes.json"
     if file.is_file():
         return json.loads(file.read_text())
-    took, limit = {}, ["--max-minutes", str(minutes)]
-    for name, command in {
-        THEIRS: [
-            "benchmarks.peers.trained_diffusers",
-            "--minutes",
-            str(minutes),
-            "--output",
-            output / THEIRS,
-        ],
-        OURS: ["sd_tf.train", "--dataset", "fashion_mnist", *limit, "--output", output / OURS, *arguments],
+    took = {}
+    for name, words in {
+        THEIRS: [PEER, "--minutes", minutes],
+        OURS: ["sd_tf.train", "--dataset", "fashion_mnist", "--max-minutes", minutes, *arguments],
     }.items():
         began = time.monotonic()
-        subprocess.run([sys.executable, "-m", *map(str, command)], check=True)
+        _run(*words, "--output", output / name)
         took[name] = (time.monotonic() - began) / 60
     file.write_text(json.dumps(took))
     return took
+
+
+def _run(*words):
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
 def judged(output, samples, tinted_samples):
@@ -96,7 +95,7 @@ def main():
     parser.add_argument("--tinted-samples", type=int, default=1600)
     options, of_training = parser.parse_known_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    minutes = train(options.output, options.minutes, of_training)
+    minutes = train(options.output, options.minutes, options.samples, options.tinted_samples, of_training)
 
     from sd_tf import commandline
 

@@ -1,9 +1,10 @@
 """What a user of diffusers trains in so many minutes on two cores, and its pictures.
 
-    python -m benchmarks.peers.trained_diffusers --minutes 28 --output DIR
+    python -m benchmarks.peers.trained_diffusers --output DIR --minutes 28
+    python -m benchmarks.peers.trained_diffusers --output DIR --samples 5000 --guidance-scale 1 1.5 2 2.5
 
 An `AutoencoderKL` of 0.95 M parameters for two sevenths of the time, latents of every picture once, then a
-`UNet2DConditionModel` of 3.5 M with learned caption tokens (a garment's and a colour's) on them. Writes
+`UNet2DConditionModel` of 3.5 M with learned caption tokens (a garment's and a colour's) on them. Then writes
 `guidance-<scale>.npz` for each guidance scale, with `grey` and `tinted` in the order of
 `sd_tf.evaluation.scores`, and `rebuilt.npz`.
 """
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from sd_tf.data.captions import CLASS_NAMES, PALETTE
@@ -173,9 +175,9 @@ def train_unet(mean, deviation, groups, scale, seconds):
 
 
 @torch.no_grad()
-def draw(unet, captions, autoencoder, groups, guidance_scale, scale, batch=100):
+def draw(unet, captions, autoencoder, groups, guidance_scale, batch=200):
     """uint8 (n, 32, 32, 3) of int groups (n,)."""
-    scheduler, found = DDIMScheduler(**SCHEDULE, timestep_spacing="trailing", set_alpha_to_one=False), []
+    scheduler, images = DDIMScheduler(**SCHEDULE, timestep_spacing="trailing", set_alpha_to_one=False), []
     for start in range(0, len(groups), batch):
         wanted = torch.from_numpy(groups[start : start + batch])
         none, all_of = torch.zeros(len(wanted), dtype=torch.bool), torch.ones(len(wanted), dtype=torch.bool)
@@ -183,10 +185,15 @@ def draw(unet, captions, autoencoder, groups, guidance_scale, scale, batch=100):
         latents = torch.randn(len(wanted), 4, 8, 8)
         scheduler.set_timesteps(DRAWING["steps"])
         for t in scheduler.timesteps:
-            free, asked = unet(torch.cat([latents, latents]), t, context).sample.chunk(2)
-            latents = scheduler.step(free + guidance_scale * (asked - free), t, latents).prev_sample
-        found.append(to_uint8(autoencoder.decode(latents / scale).sample))
-    return np.concatenate(found)
+            if guidance_scale == 1.0:
+                found = unet(latents, t, context[len(wanted) :]).sample
+            else:
+                free, asked = unet(torch.cat([latents, latents]), t, context).sample.chunk(2)
+                found = free + guidance_scale * (asked - free)
+            latents = scheduler.step(found, t, latents).prev_sample
+        images.append(to_uint8(autoencoder.decode(latents / autoencoder.config.scaling_factor).sample))
+        print(f"guidance {guidance_scale:g}: {start + len(wanted)} of {len(groups)} pictures", flush=True)
+    return np.concatenate(images)
 
 
 @torch.no_grad()
@@ -200,41 +207,52 @@ def rebuild(autoencoder, images, batch=250):
     )
 
 
+def train(minutes, output):
+    """Trains and writes everything, all within the minutes."""
+    began = time.monotonic()
+    dataset, seconds = FashionMNIST("train"), 60 * minutes
+    autoencoder = train_autoencoder(dataset, AUTOENCODER_SHARE * seconds - (time.monotonic() - began))
+    mean, deviation, groups = encode(autoencoder, dataset)
+    scale = float(1.0 / torch.sqrt(mean.var() + deviation.square().mean()))
+    unet, captions = train_unet(mean, deviation, groups, scale, seconds - (time.monotonic() - began))
+    autoencoder.register_to_config(scaling_factor=scale)
+    autoencoder.save_pretrained(output / "vae")
+    unet.save_pretrained(output / "unet")
+    save_file(captions.state_dict(), output / "captions.safetensors")
+
+
+def draw_all(scales, samples, tinted_samples, output):
+    """Every picture that is judged, from what `train` wrote."""
+    autoencoder = AutoencoderKL.from_pretrained(output / "vae").eval()
+    unet, captions = UNet2DConditionModel.from_pretrained(output / "unet").eval(), Captions().eval()
+    captions.load_state_dict(load_file(output / "captions.safetensors"))
+    others = np.repeat(FashionMNIST("test").grey[::2, ..., None], 3, axis=-1)
+    np.savez(output / "rebuilt.npz", rebuilt=rebuild(autoencoder, others))
+    grey = np.repeat(np.arange(10) * 9, samples // 10)
+    pairs = [9 * label + 1 + colour for label in range(10) for colour in range(8)]
+    tinted = np.repeat(pairs, tinted_samples // 80)
+    for scale in scales:
+        pictures = [draw(unet, captions, autoencoder, groups, scale) for groups in (grey, tinted)]
+        np.savez(output / f"guidance-{scale:g}.npz", grey=pictures[0], tinted=pictures[1])
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=28.0)
+    parser.add_argument("--minutes", type=float, help="trains for so many; draws where none are given")
     parser.add_argument("--guidance-scale", type=float, nargs="+", default=[1.0, 1.5, 2.0, 2.5])
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--tinted-samples", type=int, default=1600)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     torch.manual_seed(0)
     diffusers.utils.logging.set_verbosity_error()
-    dataset = FashionMNIST("train")
-
-    seconds = 60 * options.minutes
-    autoencoder = train_autoencoder(dataset, AUTOENCODER_SHARE * seconds - (time.monotonic() - began))
-    mean, deviation, groups = encode(autoencoder, dataset)
-    scale = float(1.0 / torch.sqrt(mean.var() + deviation.square().mean()))
-    unet, captions = train_unet(mean, deviation, groups, scale, seconds - (time.monotonic() - began))
-    print(f"trained in {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
-
-    test = FashionMNIST("test")
-    np.savez(
-        options.output / "rebuilt.npz",
-        rebuilt=rebuild(autoencoder, np.repeat(test.grey[::2, ..., None], 3, -1)),
-    )
-    grey = np.repeat(np.arange(10) * 9, options.samples // 10)
-    tinted = np.repeat(
-        [9 * label + 1 + c for label in range(10) for c in range(8)], options.tinted_samples // 80
-    )
-    for guidance in options.guidance_scale:
-        pictures = [draw(unet, captions, autoencoder, each, guidance, scale) for each in (grey, tinted)]
-        np.savez(options.output / f"guidance-{guidance:g}.npz", grey=pictures[0], tinted=pictures[1])
+    if options.minutes is not None:
+        train(options.minutes, options.output)
+    else:
+        draw_all(options.guidance_scale, options.samples, options.tinted_samples, options.output)
 
 
 if __name__ == "__main__":
