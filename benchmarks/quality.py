@@ -75,7 +75,7 @@ def judged(output, samples, tinted_samples):
             reports.append(report)
             distance = found["frechet_distance"].value
             if distance <= best(reports, name)["scores"]["frechet_distance"]["value"]:
-                pictures[name] = sheets(drawn, judges.real, judges)
+                pictures[name] = sheets(drawn, judges)
     return reports, pictures
 
 

@@ -136,7 +136,7 @@ def _scored(name, flags, judges, command):
             "skipped": judges.skipped,
             "scores": {title: score.to_json() for title, score in found.items()},
         }
-        yield report, sheets(drawn, judges.real, judges)
+        yield report, sheets(drawn, judges)
 
 
 def _read(file):

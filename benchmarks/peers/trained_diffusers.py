@@ -30,7 +30,7 @@ BATCH, UNET_BATCH = 64, 128
 LEARNING_RATE, WARMUP = 1e-3, 100
 KL_WEIGHT, EMA_DECAY, DROPPED = 1e-5, 0.999, 0.1
 TOKEN_WIDTH = 64
-DRAWING = {"sampler": "DDIM, trailing", "steps": 25}
+STEPS = 25  # of DDIM, trailing
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -183,7 +183,7 @@ def draw(unet, captions, autoencoder, groups, guidance_scale, batch=200):
         none, all_of = torch.zeros(len(wanted), dtype=torch.bool), torch.ones(len(wanted), dtype=torch.bool)
         context = torch.cat([captions(wanted, all_of), captions(wanted, none)])
         latents = torch.randn(len(wanted), 4, 8, 8)
-        scheduler.set_timesteps(DRAWING["steps"])
+        scheduler.set_timesteps(STEPS)
         for t in scheduler.timesteps:
             if guidance_scale == 1.0:
                 found = unet(latents, t, context[len(wanted) :]).sample

@@ -71,6 +71,13 @@ def save_clip(clip, tokenizer, folder, dtype="float32", max_shard_size=SHARD):
         tokenizer.save(new)
 
 
+def save_alone(network, folder, values):
+    """Writes a network that is part of no model, in half precision, with `values` as its config.json."""
+    with replacing(Path(folder), keep_others=True) as new:
+        write_json(new / "config.json", values)
+        write(new, TRANSFORMERS, network, "float16", SHARD)
+
+
 def save(model: LatentDiffusion, folder, dtype="float32", max_shard_size=SHARD):
     """Writes a whole model as what `diffusers.StableDiffusionPipeline.from_pretrained` opens.
 
@@ -172,6 +179,15 @@ def load_clip(folder, dtype=None, variant=None) -> CLIPModel:
     tensors = find(folder, TRANSFORMERS, variant)
     _check_counts(vision, tensors, folder)
     return _filled(lambda: CLIPModel(text, vision, dtype=dtype), text, tensors, folder)
+
+
+def load_alone(network, folder):
+    """Builds a network and fills it with what `save_alone` wrote."""
+    network.build()
+    tensors = find(Path(folder), TRANSFORMERS)
+    check(shapes(network), tensors, folder)
+    assign(network, tensors, folder)
+    return network
 
 
 def load_parts(folder, dtype, variant):

@@ -12,11 +12,9 @@ import numpy as np
 from keras import layers, ops
 
 from sd_tf import commandline
-from sd_tf.checkpoints.json_files import read_json, write_json
-from sd_tf.checkpoints.names import assign, check, shapes
-from sd_tf.checkpoints.replacing import replacing
+from sd_tf.checkpoints.folder import load_alone, save_alone
+from sd_tf.checkpoints.json_files import read_json
 from sd_tf.checkpoints.sources import resolve
-from sd_tf.checkpoints.tensors import find, write
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.errors import InputError
 
@@ -25,7 +23,6 @@ SIDE = 28  # the pictures' own size, without the padding
 WIDTHS = (16, 48, 96)
 FEATURES = 128
 DROPOUT = 0.3
-STEM = "model"
 
 
 class Classifier(keras.Model):
@@ -159,10 +156,8 @@ def classify(model, images, full_scale=255):
 
 def save_classifier(model, folder, accuracy, command):
     """Writes weights in half precision, and a config.json that says how good they are and what made them."""
-    with replacing(Path(folder), keep_others=True) as new:
-        values = {"model_type": "classifier", "widths": WIDTHS, "features": FEATURES}
-        write_json(new / "config.json", values | {"test_accuracy": accuracy, "command": command})
-        write(new, STEM, model, "float16", "10GB")
+    values = {"model_type": "classifier", "widths": WIDTHS, "features": FEATURES}
+    save_alone(model, folder, values | {"test_accuracy": accuracy, "command": command})
 
 
 def load_classifier(name="fashion-mnist-classifier") -> Classifier:
@@ -175,13 +170,9 @@ def load_classifier(name="fashion-mnist-classifier") -> Classifier:
     values = read_json(folder / "config.json")
     if values.get("widths") != list(WIDTHS) or values.get("features") != FEATURES:
         raise InputError(f"{folder} holds no classifier of this version: leave --classifier out")
-    model = Classifier()
-    model.build()
-    tensors = find(folder, STEM)
-    check(shapes(model), tensors, folder)
-    assign(model, tensors, folder)
+    model = load_alone(Classifier(), folder)
     model.accuracy = values.get("test_accuracy")
-    model.sha256 = hashlib.sha256((folder / f"{STEM}.safetensors").read_bytes()).hexdigest()
+    model.sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     return model
 
 

@@ -119,7 +119,7 @@ def _picture(image):
 # -- the pictures -----------------------------------------------------------------------------------
 
 
-def sheets(drawn, real, judges) -> dict[str, np.ndarray]:
+def sheets(drawn, judges) -> dict[str, np.ndarray]:
     """Name -> uint8 (height, width, 3): what a reader wants to see of the pictures behind the numbers."""
     of_classes = drawn.grey.reshape(len(CLASS_NAMES), -1, *drawn.grey.shape[1:])
     of_pairs = drawn.tinted.reshape(len(CLASS_NAMES), len(COLOUR_NAMES), -1, *drawn.tinted.shape[1:])
@@ -133,7 +133,7 @@ def sheets(drawn, real, judges) -> dict[str, np.ndarray]:
     beside = np.concatenate([some, judges.nearest_training_pictures(some)])
     found["Drawn, and below each its nearest training picture"] = sheet(beside, 20)
     if drawn.rebuilt is not None:
-        some = np.concatenate([real.others[:20], drawn.rebuilt[:20]])
+        some = np.concatenate([judges.real.others[:20], drawn.rebuilt[:20]])
         found["Real, and below each what the autoencoder makes of it"] = sheet(some, 20)
     return found
 

@@ -204,11 +204,7 @@ class Diversity:
 
     def __init__(self, classifier, extractor, real):
         self.maps = compiled(classifier.maps)
-        self.protocol = {
-            "extractor": extractor.name,
-            "sha256": extractor.sha256,
-            "pairs": len(CLASS_NAMES) * DIVERSITY_PAIRS,
-        }
+        self.protocol = {"extractor": extractor.name, "sha256": extractor.sha256}
         of_classes = [real.others[real.other_labels == label] for label in range(len(CLASS_NAMES))]
         self.of_real = float(self._distances(of_classes).mean())
 

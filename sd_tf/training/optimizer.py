@@ -166,7 +166,7 @@ class _Bucket:
         for name in self.moments:
             average = name == "average"
             values = _joined([v.value for v in variables]) if average else tf.zeros(sum(self.sizes))
-            setattr(self, name, tf.Variable(values, trainable=False, name=f"{name}_moments"))
+            setattr(self, name, tf.Variable(values, trainable=False, name=name))
 
     def split(self, vector):
         """A vector's parts, in the variables' shapes."""

@@ -10,17 +10,14 @@ import keras
 import numpy as np
 
 from sd_tf import commandline
-from sd_tf.checkpoints.json_files import read_json, write_json
-from sd_tf.checkpoints.names import assign, check, shapes
-from sd_tf.checkpoints.replacing import replacing
+from sd_tf.checkpoints.folder import load_alone, save_alone
+from sd_tf.checkpoints.json_files import read_json
 from sd_tf.checkpoints.sources import resolve
-from sd_tf.checkpoints.tensors import find, write
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.data.pipeline import stream, to_unit
 from sd_tf.errors import InputError
 from sd_tf.nn.perceptual import WIDTHS, PerceptualNetwork
 
-STEM = "model"
 BATCH, LEARNING_RATE = 128, 2e-3
 
 
@@ -52,10 +49,8 @@ def train_perceptual(dataset, steps, num_classes, seed=0) -> PerceptualNetwork:
 
 def save_perceptual(network, folder, accuracy, command):
     """Writes weights in half precision, and a config.json that says how good they are and what made them."""
-    with replacing(Path(folder), keep_others=True) as new:
-        values = {"model_type": "perceptual", "widths": WIDTHS, "num_classes": network.num_classes}
-        write_json(new / "config.json", values | {"test_accuracy": accuracy, "command": command})
-        write(new, STEM, network, "float16", "10GB")
+    values = {"model_type": "perceptual", "widths": WIDTHS, "num_classes": network.num_classes}
+    save_alone(network, folder, values | {"test_accuracy": accuracy, "command": command})
 
 
 def load_perceptual(name="perceptual-mini") -> PerceptualNetwork:
@@ -69,11 +64,7 @@ def load_perceptual(name="perceptual-mini") -> PerceptualNetwork:
     number = values.get("num_classes")
     if values.get("widths") != list(WIDTHS) or type(number) is not int or not 0 < number < 2**20:
         raise InputError(f"{folder} holds no perceptual network of this version")
-    network = PerceptualNetwork(number)
-    network.build()
-    tensors = find(folder, STEM)
-    check(shapes(network), tensors, folder)
-    assign(network, tensors, folder)
+    network = load_alone(PerceptualNetwork(number), folder)
     network.trainable = False
     return network
 
