@@ -80,7 +80,25 @@ FASHION_MNIST = Preset(
     "python -m sd_tf.evaluate --model fashion-mnist",
 )
 
+SMALL = replace(
+    FASHION_MNIST,
+    autoencoder=replace(FASHION_MNIST.autoencoder, block_out_channels=(16, 24, 40)),
+    unet=replace(FASHION_MNIST.unet, block_out_channels=(32, 64), norm_num_groups=8),
+    text=replace(
+        FASHION_MNIST.text,
+        hidden_size=64,
+        intermediate_size=256,
+        projection_dim=64,
+        num_hidden_layers=2,
+    ),
+    vision=replace(FASHION_MNIST.vision, projection_dim=64),
+    text_encoder=None,
+    command="",
+    runtime="",
+    scores="",
+)
+
 GARMENTS = replace(FASHION_MNIST, text_encoder=None, command="", runtime="", scores="")
 
-PRESETS = {"fashion-mnist": FASHION_MNIST, "garments": GARMENTS}
+PRESETS = {"fashion-mnist": FASHION_MNIST, "fashion-mnist-small": SMALL, "garments": GARMENTS}
 OF_DATASET = {"fashion_mnist": "fashion-mnist", "garments": "garments"}

@@ -4,9 +4,9 @@
     python -m benchmarks.peers.trained_diffusers --output DIR --samples 5000 --guidance-scale 1 1.5 2 2.5
 
 An `AutoencoderKL` of 0.95 M parameters for two sevenths of the time, latents of every picture once, then a
-`UNet2DConditionModel` of 3.5 M with learned caption tokens (a garment's and a colour's) on them. Then writes
-`guidance-<scale>.npz` for each guidance scale, with `grey` and `tinted` in the order of
-`sd_tf.evaluation.scores`, and `rebuilt.npz`.
+`UNet2DConditionModel` of 3.5 M with learned caption tokens (a garment's and a colour's) on them. The second
+command writes `drawn-<scale>-<samples>-<tinted samples>.npz` for each guidance scale, of the three fields of
+`sd_tf.evaluation.scores.Drawn`.
 """
 
 import argparse
@@ -227,13 +227,14 @@ def draw_all(scales, samples, tinted_samples, output):
     unet, captions = UNet2DConditionModel.from_pretrained(output / "unet").eval(), Captions().eval()
     captions.load_state_dict(load_file(output / "captions.safetensors"))
     others = np.repeat(FashionMNIST("test").grey[::2, ..., None], 3, axis=-1)
-    np.savez(output / "rebuilt.npz", rebuilt=rebuild(autoencoder, others))
+    rebuilt = rebuild(autoencoder, others)
     grey = np.repeat(np.arange(10) * 9, samples // 10)
     pairs = [9 * label + 1 + colour for label in range(10) for colour in range(8)]
     tinted = np.repeat(pairs, tinted_samples // 80)
     for scale in scales:
         pictures = [draw(unet, captions, autoencoder, groups, scale) for groups in (grey, tinted)]
-        np.savez(output / f"guidance-{scale:g}.npz", grey=pictures[0], tinted=pictures[1])
+        file = output / f"drawn-{scale:g}-{samples}-{tinted_samples}.npz"
+        np.savez(file, grey=pictures[0], tinted=pictures[1], rebuilt=rebuilt)
 
 
 def main():

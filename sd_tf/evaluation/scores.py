@@ -105,7 +105,8 @@ class Fidelity:
         """Scores of `Drawn` by name; `drawing` is what is to be said of how they were drawn."""
         found, protocol = self.extractor.features(drawn.grey), self._of(len(drawn.grey)) | drawing
         floor = self._floor(len(found))
-        kernel, manifold = protocol | {"subsets": "100 of 1000"}, protocol | {"neighbours": NEIGHBOURS}
+        kernel = protocol | {"subsets": f"100 of {min(1000, len(found))}"}
+        manifold = protocol | {"neighbours": NEIGHBOURS}
         precision, recall = self._manifold.holds(found), Manifold(found, NEIGHBOURS).holds(self.reference)
         scores = {
             "frechet_distance": _score(self._distance(found), "lower", protocol, floor[0]),

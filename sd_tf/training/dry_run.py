@@ -70,9 +70,9 @@ def _describe_stage(run, name):
         f"  {length}, each of {settings.batch_size} examples, on {replicas} "
         f"replica{'s' if replicas > 1 else ''}",
         f"  {parameters:,} parameters, and {frozen:,} that are frozen",
-        f"  learning rate {settings.learning_rate:g}, {settings.lr_schedule}, after {settings.warmup_steps} "
-        f"steps of warm-up; weight decay {settings.weight_decay:g}, gradients clipped to "
-        f"{settings.gradient_clip:g}, average over {settings.ema_decay:g}",
+        f"  {settings.optimizer}, learning rate {settings.learning_rate:g}, {settings.lr_schedule}, after "
+        f"{settings.warmup_steps} steps of warm-up; weight decay {settings.weight_decay:g}, gradients clipped "
+        f"to {settings.gradient_clip:g}, average over {settings.ema_decay:g}",
         f"  memory of a replica: {_size(started + state + activations)} (TensorFlow {_size(started)}, "
         f"weights and optimizer {_size(state)}, activations {_size(activations)})",
     ]

@@ -60,7 +60,7 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
     "gradient_clip",
     "ema_decay",
 )
-CACHE_SHARE = 0.2  # of the last stage's minutes: latents are cached for so long at most
+CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long at most
 
 
 class Run:
