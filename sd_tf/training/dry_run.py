@@ -71,8 +71,8 @@ def _describe_stage(run, name):
         f"replica{'s' if replicas > 1 else ''}",
         f"  {parameters:,} parameters, and {frozen:,} that are frozen",
         f"  {settings.optimizer}, learning rate {settings.learning_rate:g}, {settings.lr_schedule}, after "
-        f"{settings.warmup_steps} steps of warm-up; weight decay {settings.weight_decay:g}, gradients clipped "
-        f"to {settings.gradient_clip:g}, average over {settings.ema_decay:g}",
+        f"{settings.warmup_steps} steps of warm-up; weight decay {settings.weight_decay:g}, gradients "
+        f"clipped to {settings.gradient_clip:g}, average over {settings.ema_decay:g}",
         f"  memory of a replica: {_size(started + state + activations)} (TensorFlow {_size(started)}, "
         f"weights and optimizer {_size(state)}, activations {_size(activations)})",
     ]

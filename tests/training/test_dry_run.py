@@ -40,6 +40,7 @@ def test_it_says_what_a_run_would_be_and_writes_nothing(capsys, tmp_path):
     stages = re.findall(r"^stage (\w+)\n  1,234 steps, each of (\d+) examples, on 1 replica\n", said, re.M)
     assert [name for name, _ in stages] == ["clip", "autoencoder", "diffusion"]
     assert said.count("learning rate 0.0002, cosine, after") == 3
+    assert said.count("muon") == 2 and said.count("adamw") == 1
 
 
 def test_parameters_are_those_of_the_bundled_networks(capsys, tmp_path):
