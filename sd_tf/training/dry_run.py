@@ -5,8 +5,11 @@ tensors have shapes only, and the memory is what these would take.
 """
 
 import dataclasses
+import re
 import resource
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -54,7 +57,7 @@ def describe(run) -> list[str]:
 
 def _describe_stage(run, name):
     config = run.config
-    started = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + RUNNING
+    started = peak_memory() + RUNNING
     replicas = config.workers or config.replicas or 1
     graph = tf.Graph()
     with graph.as_default():
@@ -76,6 +79,14 @@ def _describe_stage(run, name):
         f"  memory of a replica: {_size(started + state + activations)} (TensorFlow {_size(started)}, "
         f"weights and optimizer {_size(state)}, activations {_size(activations)})",
     ]
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had resident at most; of the one that started it, nothing."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux `ru_maxrss` begins with the parent's: a notebook's, with its pictures
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _stage(run, name):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -71,16 +72,39 @@ def test_the_most_at_once_is_that_of_tensors_that_are_needed():
     assert _most_at_once(graph.get_operations()) == 24_004  # after a
 
 
+# Runs its words and prints the most memory that they had, in KiB: in a small process of its own, since one
+# that is started begins with the most that its parent had.
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_the_memory_is_what_a_run_takes(tmp_path, data_dir, stage):
     environment = os.environ | {"PYTHONPATH": ROOT}
-    command = [sys.executable, "-m", "sd_tf.train", "--max-steps", "3", "--batch-size", "512"]
-    command += ["--output", str(tmp_path / "run")]
-    flags = ["--dry-run", "--stage", stage]
-    said = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, check=True)
+
+    def run(*words):
+        words = [sys.executable, *words]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+
+    command = ["-m", "sd_tf.train", "--max-steps", "3", "--batch-size", "512", "--output", tmp_path / "run"]
+    said = run(*command, "--dry-run", "--stage", stage)
     for earlier in ("autoencoder", "diffusion")[: 1 if stage == "autoencoder" else 2]:
-        run = subprocess.Popen([*command, "--stage", earlier], env=environment, stderr=subprocess.DEVNULL)
-        _, status, used = os.wait4(run.pid, 0)
-        assert status == 0
-    assert memory(said.stdout, "replica") == pytest.approx(used.ru_maxrss / 1024, rel=0.15)
+        used = int(run("-c", MEASURED, sys.executable, *command, "--stage", earlier))
+    assert memory(said, "replica") == pytest.approx(used / 1024, rel=0.15)
+
+
+def test_the_memory_of_the_process_that_starts_another_is_not_counted():
+    code = "from sd_tf.training.dry_run import peak_memory; print(peak_memory())"
+    held = np.ones(2**28)  # 2 GiB, of this process
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 2**28 < int(found.stdout) < held.nbytes
