@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 SCALES = [1.0, 1.5, 2.0, 2.5, 3.0]
-SEARCH = {"samples": 1000, "tinted_samples": 80}  # for each guidance scale
+SEARCH = {"samples": 500, "tinted_samples": 160}  # for each guidance scale
 OURS, THEIRS = "sd_tf", "diffusers"
 PEER = "benchmarks.peers.trained_diffusers"
 DRAWING = {"sampler": "ddim", "steps": 25, "seed": 0}
@@ -95,8 +95,8 @@ def main():
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=28.0, help="for each of the two (default: 28)")
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--tinted-samples", type=int, default=1600)
+    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--tinted-samples", type=int, default=800)
     options, of_training = parser.parse_known_args()
     options.output.mkdir(parents=True, exist_ok=True)
     minutes = train(options.output, options.minutes, of_training)

@@ -143,7 +143,8 @@ def _kernel_distances(features, others, subsets, subset_size, seed):
 
 
 def _kernel(x, y):
-    return (x @ y.T / x.shape[1] + 1.0) ** 3
+    kernel = x @ y.T / x.shape[1] + 1.0
+    return kernel * kernel * kernel  # numpy's power takes ten times as long
 
 
 def _squared_distances(x, y):
