@@ -146,6 +146,7 @@ def _flag(default, text, choices=None):
 
 OPTIMIZERS = ("muon", "adamw")
 LR_SCHEDULES = ("cosine", "linear", "constant")
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
@@ -206,6 +207,9 @@ class RunConfig:
     caption_dropout: float = _flag(0.1, "share of captions replaced by the empty one, for guidance")
     min_snr_gamma: float | None = _flag(
         None, "most that a signal-to-noise ratio weighs in the loss, 5 in the paper (default: no weights)"
+    )
+    timestep_sampling: str | None = _flag(
+        None, "which timesteps are learned most often (default: the preset's)", TIMESTEP_SAMPLINGS
     )
     zero_terminal_snr: bool = _flag(False, "a noise schedule whose last timestep has no signal left")
     offset_noise: float = _flag(0.0, "deviation of noise that is the same all over a channel; 0.1 is usual")

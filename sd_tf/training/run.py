@@ -241,6 +241,7 @@ class Run:
             self.config.caption_dropout,
             self.config.seed,
             self.config.min_snr_gamma,
+            self.config.timestep_sampling or self.preset.timestep_sampling,
             self.config.offset_noise,
         )
 

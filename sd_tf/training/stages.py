@@ -20,7 +20,7 @@ from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.text.clip import contrastive_loss
 
 # Names of the streams of random numbers; 1 is `generate`'s.
-LATENT_NOISE, DIFFUSION_NOISE, TIMESTEPS, OFFSET_NOISE = 2, 3, 4, 5
+LATENT_NOISE, DIFFUSION_NOISE, DRAWS, OFFSET_NOISE, TIMESTEPS = 2, 3, 4, 5, 6
 BINS = 10  # of timesteps, whose losses are logged apart
 PREVIEW_PROMPTS = (
     "a red dress",
@@ -139,6 +139,8 @@ class DiffusionStage:
         caption_dropout: share of captions replaced by the empty one.
         seed: of everything drawn.
         min_snr_gamma: of the loss's weights, see `diffusion.losses`; None for no weights.
+        timestep_sampling: "uniform", or "logit_normal": the sigmoid of a standard normal number, of all
+            timesteps, so that those in the middle are learned more often (Esser et al. 2024, section 3.1).
         offset_noise: deviation of the noise that is one number for each channel of an example, which
             lets pictures become brighter or darker as a whole (Guttenberg 2023, "Diffusion with Offset
             Noise"); 0 for none.
@@ -147,10 +149,21 @@ class DiffusionStage:
     name = "diffusion"
     divisible = True
 
-    def __init__(self, config, model, cache, caption_dropout, seed, min_snr_gamma=None, offset_noise=0.0):
+    def __init__(
+        self,
+        config,
+        model,
+        cache,
+        caption_dropout,
+        seed,
+        min_snr_gamma=None,
+        timestep_sampling="uniform",
+        offset_noise=0.0,
+    ):
         self.config, self.network, self.model = config, model.unet, model
         self.cache, self.caption_dropout, self.seed = cache, caption_dropout, seed
         self.min_snr_gamma, self.offset_noise = min_snr_gamma, offset_noise
+        self.timestep_sampling = timestep_sampling
         self.empty_context = np.asarray(cache.contexts[-1:], np.float32)
         num_timesteps = model.schedule.config.num_train_timesteps
         edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
@@ -161,7 +174,9 @@ class DiffusionStage:
         latent_shape = cache.mean.shape[1:]
 
         def fetch(indices, epoch):
-            draws = uniforms((TIMESTEPS, self.seed, epoch), indices, 2)
+            places, dropping = uniforms((DRAWS, self.seed, epoch), indices, 2).T
+            if self.timestep_sampling == "logit_normal":
+                places = 1.0 / (1.0 + np.exp(-normals((TIMESTEPS, self.seed, epoch), indices, ())))
             fresh = normals((LATENT_NOISE, self.seed, epoch), indices, latent_shape)
             noise = normals((DIFFUSION_NOISE, self.seed, epoch), indices, latent_shape)
             if self.offset_noise:
@@ -172,8 +187,8 @@ class DiffusionStage:
                 "latents": cache.mean[indices] + cache.std[indices] * fresh,
                 "context": cache.contexts[cache.caption[indices]].astype(np.float32),
                 "noise": noise,
-                "timesteps": (draws[:, 0] * num_timesteps).astype(np.int32),
-                "dropped": draws[:, 1] < self.caption_dropout,
+                "timesteps": np.minimum(places * num_timesteps, num_timesteps - 1).astype(np.int32),
+                "dropped": dropping < self.caption_dropout,
             }
 
         return stream(fetch, len(cache), self.config.batch_size, self.seed, first_step, part)

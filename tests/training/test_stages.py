@@ -259,6 +259,24 @@ def test_timesteps_are_uniform_and_unlike_for_each_example_and_epoch(tiny_model)
     assert (np.square(counts - expected) / expected).sum() < 27.9  # chi-squared of 9, p = 0.001
 
 
+def test_timesteps_by_logits_are_distributed_as_in_diffusers(tiny_model):
+    torch = pytest.importorskip("torch")
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    stage = diffusion_stage(tiny_model, timestep_sampling="logit_normal")
+    drawn = batches(stage, 800)
+    timesteps = np.concatenate([batch["timesteps"] for batch in drawn])
+    generator = torch.Generator().manual_seed(0)
+    reference = compute_density_for_timestep_sampling("logit_normal", 100_000, 0.0, 1.0, generator=generator)
+    shares = np.histogram(1000 * reference.numpy(), bins=10, range=(0, 1000))[0] / 100_000
+    counts, expected = np.histogram(timesteps, bins=10, range=(0, 1000))[0], shares * len(timesteps)
+    assert (np.square(counts - expected) / expected).sum() < 27.9  # chi-squared of 9, p = 0.001
+    assert timesteps.min() >= 0 and timesteps.max() <= 999
+    for uniform, ours in zip(batches(diffusion_stage(tiny_model), 3), drawn[:3], strict=True):
+        for name in set(ours) - {"timesteps"}:
+            np.testing.assert_array_equal(ours[name], uniform[name])
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("mixed_float16", 3e-3)])
 def test_a_step_that_computes_activations_again_is_the_same(
     tiny_model, tmp_path, monkeypatch, precision, tolerance
