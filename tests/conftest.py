@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 
 
 def pytest_sessionfinish(session, exitstatus):
