@@ -11,6 +11,7 @@ each one's best guidance scale by the Frechet distance of few pictures, and has 
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -79,7 +80,7 @@ class Contestants:
         return {
             "model": name,
             "label": f"{name}, guidance {scale:g}",
-            "command": f"python -m benchmarks.quality --output {self.output}",
+            "command": shlex.join(["python", "-m", "benchmarks.quality", *sys.argv[1:]]),
             "skipped": self.judges.skipped,
             "scores": {title: score.to_json() for title, score in found.items()},
         }
@@ -98,6 +99,8 @@ def main():
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--tinted-samples", type=int, default=800)
     options, of_training = parser.parse_known_args()
+    if options.minutes <= FROZEN_MINUTES:
+        parser.error(f"--minutes is {options.minutes:g}: more than our frozen networks' {FROZEN_MINUTES}")
     options.output.mkdir(parents=True, exist_ok=True)
     minutes = train(options.output, options.minutes, of_training)
 

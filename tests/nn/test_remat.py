@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from sd_tf.nn.attention import SpatialTransformer
 from sd_tf.nn.blocks import ResidualBlock
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialised, rematerialising
+from sd_tf.training.dry_run import peak_memory
 from tests.conftest import shake_variables
 
 MIB = 2**20
@@ -133,8 +133,8 @@ def peaks():
     """The peaks of a step with `rematerialising` and of one without, above the memory before, in tensors."""
     x = tf.ones(MIB)  # 4 MiB
 
-    def peak():  # of this process alone: `ru_maxrss` begins with its parent's
-        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024 / 4
+    def peak():
+        return peak_memory() / (4 * MIB)
 
     before, found = peak(), []
     for remat in (True, False):  # a peak never falls, so the lower one is first

@@ -62,6 +62,12 @@ def test_activations_grow_with_the_batch_and_shrink_by_accumulation_and_workers(
     assert memory(dry_run(capsys, tmp_path, *flags, "128", "--remat"), "activations") < 0.5 * whole
 
 
+def test_the_small_preset_takes_less_than_three_megabytes_in_half_precision(capsys, tmp_path):
+    said = dry_run(capsys, tmp_path, "--preset", "fashion-mnist-small", "--stage", "diffusion")
+    trained, frozen = re.search(r"([\d,]+) parameters, and ([\d,]+) that are frozen", said).groups()
+    assert 2e6 < 2 * sum(int(number.replace(",", "")) for number in (trained, frozen)) < 2.95e6
+
+
 def test_the_most_at_once_is_that_of_tensors_that_are_needed():
     with tf.Graph().as_default() as graph:
         x = tf.compat.v1.placeholder(tf.float32, [1000])  # an input

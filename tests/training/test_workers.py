@@ -180,7 +180,7 @@ def test_workers_end_with_their_launcher():
     time.sleep(3.0)  # they look every half second, once they run
     launcher.kill()
     launcher.wait()
-    until(lambda: [worker for worker in workers if not alive(worker)], 2)
+    assert until(lambda: [worker for worker in workers if not alive(worker)], 2) == workers
 
 
 def children(number):
