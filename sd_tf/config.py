@@ -211,6 +211,9 @@ class RunConfig:
     timestep_sampling: str | None = _flag(
         None, "which timesteps are learned most often (default: the preset's)", TIMESTEP_SAMPLINGS
     )
+    logit_mean: float | None = _flag(
+        None, "of --timestep-sampling logit_normal, below 0 for less noise (default: the preset's)"
+    )
     zero_terminal_snr: bool = _flag(False, "a noise schedule whose last timestep has no signal left")
     offset_noise: float = _flag(0.0, "deviation of noise that is the same all over a channel; 0.1 is usual")
     precision: str = _flag("float32", "of the networks' arithmetic", PRECISIONS)
@@ -263,6 +266,8 @@ class RunConfig:
             raise InputError(f"--caption-dropout is {self.caption_dropout}: give 0 or more, below 1")
         if self.min_snr_gamma is not None and not 0 < self.min_snr_gamma < math.inf:
             raise InputError(f"--min-snr-gamma is {self.min_snr_gamma}: give a number above 0, such as 5")
+        if self.logit_mean is not None and not -5 <= self.logit_mean <= 5:
+            raise InputError(f"--logit-mean is {self.logit_mean}: give -5 to 5, such as -0.5")
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise InputError(
                 "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon "

@@ -29,6 +29,7 @@ class Preset:
     text_encoder: str | None = None  # a bundled CLIP
     perceptual_weight: float = 1.0  # in the autoencoder's loss
     timestep_sampling: str = "logit_normal"
+    logit_mean: float = -0.5
     cached_epochs: int = 4  # pictures whose latents are cached, in epochs of the data set
     command: str = ""  # that trained the bundled weights, with
     runtime: str = ""
@@ -41,7 +42,7 @@ FASHION_MNIST = Preset(
     ),
     unet=UNetConfig(
         sample_size=8,
-        block_out_channels=(64, 128),
+        block_out_channels=(48, 96),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -240,9 +240,10 @@ class Run:
             cache,
             self.config.caption_dropout,
             self.config.seed,
-            self.config.min_snr_gamma,
-            self.config.timestep_sampling or self.preset.timestep_sampling,
-            self.config.offset_noise,
+            min_snr_gamma=self.config.min_snr_gamma,
+            timestep_sampling=self.config.timestep_sampling or self.preset.timestep_sampling,
+            logit_mean=self.preset.logit_mean if self.config.logit_mean is None else self.config.logit_mean,
+            offset_noise=self.config.offset_noise,
         )
 
     def _is_done(self, part):

@@ -139,8 +139,9 @@ class DiffusionStage:
         caption_dropout: share of captions replaced by the empty one.
         seed: of everything drawn.
         min_snr_gamma: of the loss's weights, see `diffusion.losses`; None for no weights.
-        timestep_sampling: "uniform", or "logit_normal": the sigmoid of a standard normal number, of all
+        timestep_sampling: "uniform", or "logit_normal": the sigmoid of a normal number of deviation 1, of all
             timesteps, so that those in the middle are learned more often (Esser et al. 2024, section 3.1).
+        logit_mean: that normal number's mean; below 0, timesteps of less noise come more often.
         offset_noise: deviation of the noise that is one number for each channel of an example, which
             lets pictures become brighter or darker as a whole (Guttenberg 2023, "Diffusion with Offset
             Noise"); 0 for none.
@@ -158,12 +159,13 @@ class DiffusionStage:
         seed,
         min_snr_gamma=None,
         timestep_sampling="uniform",
+        logit_mean=0.0,
         offset_noise=0.0,
     ):
         self.config, self.network, self.model = config, model.unet, model
         self.cache, self.caption_dropout, self.seed = cache, caption_dropout, seed
         self.min_snr_gamma, self.offset_noise = min_snr_gamma, offset_noise
-        self.timestep_sampling = timestep_sampling
+        self.timestep_sampling, self.logit_mean = timestep_sampling, logit_mean
         self.empty_context = np.asarray(cache.contexts[-1:], np.float32)
         num_timesteps = model.schedule.config.num_train_timesteps
         edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
@@ -176,7 +178,8 @@ class DiffusionStage:
         def fetch(indices, epoch):
             places, dropping = uniforms((DRAWS, self.seed, epoch), indices, 2).T
             if self.timestep_sampling == "logit_normal":
-                places = 1.0 / (1.0 + np.exp(-normals((TIMESTEPS, self.seed, epoch), indices, ())))
+                logits = self.logit_mean + normals((TIMESTEPS, self.seed, epoch), indices, ())
+                places = 1.0 / (1.0 + np.exp(-logits))
             fresh = normals((LATENT_NOISE, self.seed, epoch), indices, latent_shape)
             noise = normals((DIFFUSION_NOISE, self.seed, epoch), indices, latent_shape)
             if self.offset_noise:

@@ -259,15 +259,18 @@ def test_timesteps_are_uniform_and_unlike_for_each_example_and_epoch(tiny_model)
     assert (np.square(counts - expected) / expected).sum() < 27.9  # chi-squared of 9, p = 0.001
 
 
-def test_timesteps_by_logits_are_distributed_as_in_diffusers(tiny_model):
+@pytest.mark.parametrize("logit_mean", [0.0, -0.5])
+def test_timesteps_by_logits_are_distributed_as_in_diffusers(tiny_model, logit_mean):
     torch = pytest.importorskip("torch")
     from diffusers.training_utils import compute_density_for_timestep_sampling
 
-    stage = diffusion_stage(tiny_model, timestep_sampling="logit_normal")
+    stage = diffusion_stage(tiny_model, timestep_sampling="logit_normal", logit_mean=logit_mean)
     drawn = batches(stage, 800)
     timesteps = np.concatenate([batch["timesteps"] for batch in drawn])
     generator = torch.Generator().manual_seed(0)
-    reference = compute_density_for_timestep_sampling("logit_normal", 100_000, 0.0, 1.0, generator=generator)
+    reference = compute_density_for_timestep_sampling(
+        "logit_normal", 100_000, logit_mean, 1.0, generator=generator
+    )
     shares = np.histogram(1000 * reference.numpy(), bins=10, range=(0, 1000))[0] / 100_000
     counts, expected = np.histogram(timesteps, bins=10, range=(0, 1000))[0], shares * len(timesteps)
     assert (np.square(counts - expected) / expected).sum() < 27.9  # chi-squared of 9, p = 0.001
