@@ -23,6 +23,7 @@ SCALES = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.5]
 PATIENCE = 2  # scales in a row that are worse than the best one end the search
 SEARCH = {"samples": 500, "tinted_samples": 160}  # for each guidance scale
 OURS, THEIRS = "sd_tf", "diffusers"
+PRESET = "fashion-mnist-narrow"
 PEER = "benchmarks.peers.trained_diffusers"
 DRAWING = {"sampler": "ddim", "steps": 25, "seed": 0}
 FROZEN_MINUTES = 7  # of `clip-mini` and `perceptual-mini`, on two cores
@@ -35,7 +36,7 @@ def train(output, minutes, arguments):
     if file.is_file():
         return json.loads(file.read_text())
     budget = minutes - FROZEN_MINUTES - STARTING_MINUTES
-    ours = ["sd_tf.train", "--dataset", "fashion_mnist", "--max-minutes", budget]
+    ours = ["sd_tf.train", "--dataset", "fashion_mnist", "--preset", PRESET, "--max-minutes", budget]
     took = {}
     for name, words in {THEIRS: [PEER, "--minutes", minutes], OURS: [*ours, *arguments]}.items():
         began = time.monotonic()
@@ -77,14 +78,14 @@ class Contestants:
         return Drawn(pictures["grey"], pictures["tinted"], pictures["rebuilt"])
 
     def search(self, name):
-        """Guidance scale -> report of few pictures, of one after another until the distance rises."""
+        """Reports of few pictures by guidance scale, until the distance rises, and the best scale."""
         reports = {}
         for scale in SCALES:
             reports[scale] = self.report(name, scale, self.drawn(name, scale, **SEARCH))
             best = min(reports, key=lambda scale: distance(reports[scale]))
             if list(reports).index(best) + PATIENCE < len(reports):
                 break
-        return reports
+        return reports, best
 
     def report(self, name, scale, drawn):
         """What `sd_tf.evaluate` writes of a model."""
@@ -125,8 +126,7 @@ def main():
 
     contestants, searched, chosen, pictures = Contestants(options.output), [], [], {}
     for name in (THEIRS, OURS):
-        reports = contestants.search(name)
-        scale = min(reports, key=lambda scale: distance(reports[scale]))
+        reports, scale = contestants.search(name)
         drawn = contestants.drawn(name, scale, options.samples, options.tinted_samples)
         chosen.append(contestants.report(name, scale, drawn))
         searched += reports.values()
