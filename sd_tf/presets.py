@@ -70,8 +70,8 @@ FASHION_MNIST = Preset(
     ),
     vocab_size=1024,
     clip_stage=StageConfig(batch_size=128, learning_rate=1e-3, share=0.15, max_steps=1000),
-    autoencoder_stage=StageConfig(32, learning_rate=3e-3, share=0.3, max_steps=5000, optimizer="muon"),
-    diffusion_stage=StageConfig(64, learning_rate=5e-3, share=0.7, max_steps=5000, optimizer="muon"),
+    autoencoder_stage=StageConfig(32, learning_rate=3e-3, share=0.4, max_steps=5000, optimizer="muon"),
+    diffusion_stage=StageConfig(64, learning_rate=5e-3, share=0.6, max_steps=5000, optimizer="muon"),
     max_minutes=55,
     text_encoder="clip-mini",
     # Before Muon, blocks that begin as their shortcut, the perceptual loss and the sampling of timesteps.
