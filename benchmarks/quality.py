@@ -1,15 +1,17 @@
 """Pictures for the same minutes: our preset against diffusers, trained and judged in one run.
 
-    python -m benchmarks.quality --output DIR [--minutes 28]
+    python -m benchmarks.quality --output DIR [--minutes 28] [--also fashion-mnist ...]
 
 Trains one after the other, each with the same wall-clock minutes on the whole machine, from starting the
 process to having the weights; ours less the minutes that its frozen networks took, once, before. Looks for
-each one's best guidance scale by the Frechet distance of few pictures, until it rises, and has many judged by
-`sd_tf.evaluation`. What was trained stays in DIR, so that a second call judges again. Flags of
-`sd_tf.train` are passed on. Writes `quality.json` and `quality.html`.
+each one's best guidance scale by the Frechet distance of few pictures, until it rises, and has many judged
+by `sd_tf.evaluation`; `--also` names other models to be judged so. What was trained stays in DIR, so that a
+second call judges again. Flags of `sd_tf.train` are passed on. Writes `quality.json`, which
+`sd_tf.evaluate --compare` reads, and `quality.html`.
 """
 
 import argparse
+import functools
 import json
 import shlex
 import subprocess
@@ -31,10 +33,24 @@ STARTING_MINUTES = 1  # of `sd_tf.train`, tracing and saving included, which its
 
 
 def train(output, minutes, arguments):
-    """Both models, in processes of their own; the minutes that each took."""
-    file = output / "minutes.json"
+    """Both models, in processes of their own; the minutes that each took.
+
+    Raises:
+        ValueError: `output` holds an unfinished run, or one of other minutes or flags.
+    """
+    file, asked = output / "minutes.json", {"minutes": minutes, "flags": arguments}
     if file.is_file():
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
+        if found["asked"] != asked:
+            raise ValueError(
+                f"{output} was trained with {found['asked']}, not {asked}: name another --output"
+            )
+        return found["took"]
+    for name in (THEIRS, OURS):
+        if (output / name).exists():
+            raise ValueError(
+                f"{output / name} is of a run that was stopped: remove it, its minutes are not known"
+            )
     budget = minutes - FROZEN_MINUTES - STARTING_MINUTES
     ours = ["sd_tf.train", "--dataset", "fashion_mnist", "--preset", PRESET, "--max-minutes", budget]
     took = {}
@@ -42,7 +58,7 @@ def train(output, minutes, arguments):
         began = time.monotonic()
         _run(*words, "--output", output / name)
         took[name] = (time.monotonic() - began) / 60
-    file.write_text(json.dumps(took))
+    file.write_text(json.dumps({"asked": asked, "took": took}))
     return took
 
 
@@ -50,58 +66,102 @@ def _run(*words):
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
-class Contestants:
-    """Both trained models, and who judges them."""
+class Ours:
+    """A model of sd_tf that is judged: `folder` is one, or a bundled name."""
 
-    def __init__(self, output):
+    def __init__(self, name, folder):
         import sd_tf
-        from sd_tf.data.fashion_mnist import FashionMNIST
-        from sd_tf.evaluation.judging import Judges
+        from sd_tf.checkpoints.sources import resolve
+        from sd_tf.evaluation.judging import weights_sha256
 
-        self.output = output
-        self.judges = Judges(FashionMNIST("train"), FashionMNIST("test"), inception="none")
-        self.model = sd_tf.load(output / OURS)
+        self.name, self.model = name, sd_tf.load(folder)
+        self.weights = weights_sha256(resolve(folder))
+        self.text_encoder = self.model.text_encoder
 
-    def drawn(self, name, scale, samples, tinted_samples):
-        """One's pictures at a guidance scale."""
+    def drawn(self, judges, scale, samples, tinted_samples):
+        """Its pictures at a guidance scale."""
         from sd_tf.evaluation import judging
+
+        settings = DRAWING | {"guidance_scale": scale}
+        return judging.draw(self.model, judges.real, samples, tinted_samples, settings)
+
+
+class Theirs:
+    """What diffusers trained: `folder` keeps the pictures that it has drawn."""
+
+    name, text_encoder = THEIRS, None
+
+    def __init__(self, folder):
+        from sd_tf.evaluation.judging import weights_sha256
+
+        self.folder, self.weights = folder, weights_sha256(folder)
+
+    def drawn(self, judges, scale, samples, tinted_samples):
+        """As `Ours.drawn`."""
         from sd_tf.evaluation.scores import Drawn
 
-        if name == OURS:
-            settings = DRAWING | {"guidance_scale": scale}
-            return judging.draw(self.model, self.judges.real, samples, tinted_samples, settings)
-        file = self.output / THEIRS / f"drawn-{scale:g}-{samples}-{tinted_samples}.npz"
+        file = self.folder / f"drawn-{scale:g}-{samples}-{tinted_samples}.npz"
         if not file.is_file():
-            counts = ["--samples", samples, "--tinted-samples", tinted_samples]
-            _run(PEER, "--output", self.output / THEIRS, "--guidance-scale", scale, *counts)
+            words = {
+                "--output": self.folder,
+                "--guidance-scale": scale,
+                "--steps": DRAWING["steps"],
+                "--seed": DRAWING["seed"],
+                "--samples": samples,
+                "--tinted-samples": tinted_samples,
+            }
+            _run(PEER, *(word for pair in words.items() for word in pair))
         pictures = np.load(file)
         return Drawn(pictures["grey"], pictures["tinted"], pictures["rebuilt"])
 
-    def search(self, name):
-        """Reports of few pictures by guidance scale, until the distance rises, and the best scale."""
-        reports = {}
-        for scale in SCALES:
-            reports[scale] = self.report(name, scale, self.drawn(name, scale, **SEARCH))
-            best = min(reports, key=lambda scale: distance(reports[scale]))
-            if list(reports).index(best) + PATIENCE < len(reports):
-                break
-        return reports, best
 
-    def report(self, name, scale, drawn):
-        """What `sd_tf.evaluate` writes of a model."""
-        text_encoder = self.model.text_encoder if name == OURS else None
-        found = self.judges.scores(drawn, DRAWING | {"guidance_scale": scale}, text_encoder)
-        return {
-            "model": name,
-            "label": f"{name}, guidance {scale:g}",
-            "command": shlex.join(["python", "-m", "benchmarks.quality", *sys.argv[1:]]),
-            "skipped": self.judges.skipped,
-            "scores": {title: score.to_json() for title, score in found.items()},
-        }
+def report(contestant, scale, drawn, judges):
+    """What `sd_tf.evaluate` writes of a model."""
+    found = judges.scores(drawn, DRAWING | {"guidance_scale": scale}, contestant.text_encoder)
+    return {
+        "model": contestant.name,
+        "label": f"{contestant.name}, guidance {scale:g}",
+        "weights": contestant.weights,
+        "command": command(),
+        "skipped": judges.skipped,
+        "scores": {title: score.to_json() for title, score in found.items()},
+    }
+
+
+def few(contestant, judges, scale):
+    """The report of few of its pictures."""
+    return report(contestant, scale, contestant.drawn(judges, scale, **SEARCH), judges)
+
+
+def command():
+    return shlex.join(["python", "-m", "benchmarks.quality", *sys.argv[1:]])
+
+
+def search(report_of):
+    """Reports by guidance scale, of `report_of(scale)`, until the distance rises, and the best scale."""
+    reports = {}
+    for scale in SCALES:
+        reports[scale] = report_of(scale)
+        best = min(reports, key=lambda scale: distance(reports[scale]))
+        if list(reports).index(best) + PATIENCE < len(reports):
+            break
+    return reports, best
 
 
 def distance(report):
     return report["scores"]["frechet_distance"]["value"]
+
+
+def table(reports):
+    """Values, and their ratios to the first report's."""
+    lines = [f"{'':28}" + "".join(f"{report['model']:>22}" for report in reports) + f"{'real':>10}"]
+    for name, score in reports[0]["scores"].items():
+        values = [report["scores"][name]["value"] for report in reports]
+        cells = [f"{values[0]:22.4g}"]
+        cells += [f"{value:13.4g} ({value / values[0] if values[0] else 0:5.3f})" for value in values[1:]]
+        real = "" if score["real"] is None else f"{score['real']:.4g}"
+        lines.append(f"{name:28}{''.join(f'{cell:>22}' for cell in cells)}{real:>10}")
+    return "\n".join(lines)
 
 
 def main():
@@ -112,34 +172,44 @@ def main():
     parser.add_argument("--minutes", type=float, default=28.0, help="for each of the two (default: 28)")
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--tinted-samples", type=int, default=800)
+    parser.add_argument(
+        "--also", nargs="*", default=[], help="other models to judge, bundled names or folders"
+    )
     options, of_training = parser.parse_known_args()
     least = FROZEN_MINUTES + STARTING_MINUTES
     if options.minutes <= least:
         parser.error(f"--minutes is {options.minutes:g}: give more than {least}, which we take before")
     options.output.mkdir(parents=True, exist_ok=True)
-    minutes = train(options.output, options.minutes, of_training)
+    try:
+        minutes = train(options.output, options.minutes, of_training)
+    except ValueError as error:
+        parser.error(str(error))
 
     from sd_tf import commandline
 
     commandline.load_tensorflow()
+    from sd_tf.data.fashion_mnist import FashionMNIST
+    from sd_tf.evaluation.judging import Judges
+    from sd_tf.evaluation.protocol import check_comparable
     from sd_tf.evaluation.report import page, pareto_plot, sheets
 
-    contestants, searched, chosen, pictures = Contestants(options.output), [], [], {}
-    for name in (THEIRS, OURS):
-        reports, scale = contestants.search(name)
-        drawn = contestants.drawn(name, scale, options.samples, options.tinted_samples)
-        chosen.append(contestants.report(name, scale, drawn))
+    judges = Judges(FashionMNIST("train"), FashionMNIST("test"), inception="none")
+    contestants = [Theirs(options.output / THEIRS), Ours(OURS, options.output / OURS)]
+    contestants += [Ours(name, name) for name in options.also]
+    chosen, searched, pictures = [], [], {}
+    for contestant in contestants:
+        reports, scale = search(functools.partial(few, contestant, judges))
+        drawn = contestant.drawn(judges, scale, options.samples, options.tinted_samples)
+        chosen.append(report(contestant, scale, drawn, judges))
         searched += reports.values()
-        pictures[chosen[-1]["label"]] = sheets(drawn, contestants.judges)
-    found = {"minutes": minutes, "searched": searched, "chosen": chosen}
-    (options.output / "quality.json").write_text(json.dumps(found, indent=2))
-    (options.output / "quality.html").write_text(page(chosen, pictures, pareto_plot(searched)))
-    print(f"{'':28}{THEIRS:>12}{OURS:>12}{'ratio':>9}{'real':>9}")
-    for name, score in chosen[0]["scores"].items():
-        theirs, ours = score["value"], chosen[1]["scores"][name]["value"]
-        real = "" if score["real"] is None else f"{score['real']:.4g}"
-        print(f"{name:28}{theirs:12.4g}{ours:12.4g}{ours / theirs if theirs else 0:9.3f}{real:>9}")
-    print(f"minutes: {minutes}; best guidance: {', '.join(report['label'] for report in chosen)}")
+        pictures[chosen[-1]["label"]] = sheets(drawn, judges)
+    check_comparable(chosen, varied=["guidance_scale"])
+    found = {"minutes": minutes, "searched": searched, "reports": chosen}
+    (options.output / "quality.json").write_text(json.dumps(found))
+    (options.output / "quality.html").write_text(page(chosen, pictures, command(), pareto_plot(searched)))
+    print(table(chosen))
+    scales = ", ".join(each["label"] for each in chosen)
+    print(f"minutes: {', '.join(f'{name} {took:.2f}' for name, took in minutes.items())}; best: {scales}")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ Writes report.json, where every number stands with its protocol, and report.html
 
 import itertools
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
 
 from sd_tf import commandline
+from sd_tf.checkpoints.sources import resolve
+from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
+from sd_tf.evaluation.protocol import check_comparable, check_report
 
 VARIED = ("sampler", "steps", "guidance_scale")
 
@@ -55,18 +59,30 @@ def main(arguments=None):
     commandline.check_writable(output)
 
     words = sys.argv[1:] if arguments is None else arguments
-    reports, pictures = _reports(flags, shlex.join(["python", "-m", "sd_tf.evaluate", *words]))
+    command = shlex.join(["python", "-m", "sd_tf.evaluate", *words])
+    reports, pictures = _reports(flags, command)
     from sd_tf.evaluation import report as reporting
-    from sd_tf.evaluation.protocol import check_comparable
 
-    check_comparable(reports, varied=[name for name in VARIED if len(getattr(flags, name)) > 1])
+    check_comparable(reports, _varied(flags))
     plot = reporting.pareto_plot(reports) if len(reports) > 1 else None
     output.mkdir(parents=True, exist_ok=True)
     whole = reports[0] if len(reports) == 1 else {"reports": reports}
-    (output / "report.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    (output / "report.html").write_text(reporting.page(reports, pictures, plot), encoding="utf-8")
-    print(_as_text(reports))
+    (output / "report.json").write_text(_json(whole), encoding="utf-8")
+    page = reporting.page(reports, pictures, command, plot)
+    (output / "report.html").write_text(page, encoding="utf-8")
+    print(reporting.as_text(reports))
     print(f"written: {output / 'report.json'}, {output / 'report.html'}")
+
+
+def _varied(flags):
+    """Settings of which several are compared."""
+    return [name for name in VARIED if len(getattr(flags, name)) > 1]
+
+
+def _json(value):
+    """As text, with a list of numbers on one line."""
+    text = json.dumps(value, indent=2) + "\n"
+    return re.sub(r"\[[-\d.,\s]+\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
 
 
 def _check(flags):
@@ -81,22 +97,36 @@ def _check(flags):
             raise InputError(
                 f"{flag} is {value}: give a multiple of {of}, its number of prompts, from {2 * of}"
             )
+    for value in flags.sampler:
+        if value not in SAMPLERS:
+            raise unknown("--sampler", value, SAMPLERS)
+    for name, values, least in (("steps", flags.steps, 1), ("guidance-scale", flags.guidance_scale, 0)):
+        for value in values:
+            if not least <= value <= 1000:
+                raise InputError(f"--{name} is {value}: give {least} to 1000")
+    if not 0 <= flags.seed < 2**32:
+        raise InputError(f"--seed is {flags.seed}: give 0 to {2**32 - 1}")
 
 
 def _reports(flags, command):
     """The reports of all models and settings, and the pictures of each model's first."""
     names = flags.compare or [flags.model or "fashion-mnist"]
-    reports, pictures = [], {}
-    judges = None
+    # All that can be wrong is said before minutes of drawing.
+    earlier = {name: _read(Path(name)) for name in names if name.endswith(".json")}
+    check_comparable([report for found in earlier.values() for report in found], _varied(flags))
     for name in names:
-        if name.endswith(".json"):
-            reports += _read(Path(name))
+        if name not in earlier:
+            resolve(name)
+    judges = _judges(flags) if len(earlier) < len(set(names)) else None
+    reports, pictures = [], {}
+    for name in names:
+        if name in earlier:
+            reports += earlier[name]
             continue
-        if judges is None:
-            judges = _judges(flags)
         for report, sheets in _scored(name, flags, judges, command):
             reports.append(report)
-            pictures.setdefault(report["model"], sheets)
+            if report["model"] not in [label.partition(", ")[0] for label in pictures]:
+                pictures[report["label"]] = sheets
     return reports, pictures
 
 
@@ -112,11 +142,11 @@ def _judges(flags):
 def _scored(name, flags, judges, command):
     """A report and sheets of pictures for each of the settings, one after another."""
     import sd_tf
-    from sd_tf.checkpoints.sources import resolve
     from sd_tf.evaluation import judging
     from sd_tf.evaluation.report import sheets
 
     model = sd_tf.load(name)
+    judging.check_picture_size(name, model)
     combinations = list(itertools.product(*(getattr(flags, each) for each in VARIED)))
     for values in combinations:
         settings = dict(zip(VARIED, values, strict=True)) | {"seed": flags.seed}
@@ -124,9 +154,7 @@ def _scored(name, flags, judges, command):
         print(f"{name}: {flags.samples + flags.tinted_samples} pictures, {described}", file=sys.stderr)
         drawn = judging.draw(model, judges.real, flags.samples, flags.tinted_samples, settings)
         found = judges.scores(drawn, settings, model.text_encoder)
-        varied = [
-            f"{each.replace('_', ' ')} {settings[each]}" for each in VARIED if len(getattr(flags, each)) > 1
-        ]
+        varied = [f"{each.replace('_', ' ')} {settings[each]}" for each in _varied(flags)]
         report = {
             "model": name,
             "label": ", ".join([name, *varied]),
@@ -145,32 +173,12 @@ def _read(file):
         whole = json.loads(file.read_text(encoding="utf-8"))
         found = whole.get("reports", [whole])
         for report in found:
-            for score in report["scores"].values():
-                float(score["value"]), dict(score["protocol"])
-            str(report["label"]), str(report["model"]), str(report["command"]), dict(report["skipped"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            check_report(report)
+        if not found:
+            raise ValueError("it has none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is no report of this command ({error}): evaluate the model again") from None
     return found
-
-
-def _as_text(reports):
-    """The table, for a terminal."""
-    names = list(reports[0]["scores"])
-    width = max(len(name) for name in names)
-    labels = [report["label"] for report in reports]
-    lines = [" ".join([" " * width, *(f"{label:>24}" for label in labels), f"{'real':>10}"])]
-    for name in names:
-        cells = []
-        for report in reports:
-            score = report["scores"].get(name)
-            text = "" if score is None else f"{score['value']:.4g}"
-            if score is not None and score["low"] is not None:
-                text += f" ({score['low']:.3g} to {score['high']:.3g})"
-            cells.append(f"{text:>24}")
-        real = reports[0]["scores"][name]["real"]
-        lines.append(" ".join([f"{name:{width}}", *cells, f"{'' if real is None else f'{real:.4g}':>10}"]))
-    lines += [f"left out: {name}, since {why}" for name, why in reports[0]["skipped"].items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

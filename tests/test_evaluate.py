@@ -5,6 +5,7 @@ import pytest
 
 from sd_tf import evaluate
 from sd_tf.errors import InputError
+from sd_tf.evaluation.scores import TINTED_PROMPTS
 
 FEW = ["--samples", "40", "--tinted-samples", "160", "--steps", "2", "--inception", "none"]
 
@@ -16,6 +17,11 @@ FEW = ["--samples", "40", "--tinted-samples", "160", "--steps", "2", "--inceptio
         (["--samples", "45"], "--samples is 45: give a multiple of 10"),
         (["--tinted-samples", "80"], "--tinted-samples is 80: .* from 160"),
         (["--model", "a", "--compare", "b"], "--compare"),
+        (["--sampler", "ddmi"], "'ddmi'.*'ddim'"),
+        (["--steps", "20", "0"], "--steps is 0: give 1 to 1000"),
+        (["--guidance-scale", "-1"], "--guidance-scale is -1.0: give 0 to 1000"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--compare", "fashion-mnist", "fashion-mnits"], "'fashion-mnits': did you mean 'fashion-mnist'"),
     ],
 )
 def test_bad_flags_are_named_and_nothing_is_written(tmp_path, flags, message):
@@ -30,11 +36,31 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
         evaluate.main(["--output", str(tmp_path / "file" / "report")])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"scores": {"a": {}}}', '{"reports": 3}'])
+NAMED = '"model": "a", "label": "a", "command": "c", "skipped": {}'
+SCORE = '{"value": 1, "better": "lower", "protocol": {}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"scores": {"a": {}}}',
+        '{"reports": 3}',
+        '{"reports": []}',
+        f'{{{NAMED}, "scores": {{}}}}',
+        f'{{{NAMED}, "scores": {{"a": {{"value": 1, "protocol": {{}}}}}}}}',
+        f'{{{NAMED}, "scores": {{"a": {SCORE.replace("lower", "worse")}}}}}',
+        f'{{{NAMED}, "scores": {{"a": {SCORE.replace("{}", "1")}}}}}',
+    ],
+)
 def test_a_file_that_is_no_report_is_named(tmp_path, content):
     (tmp_path / "old.json").write_text(content)
-    with pytest.raises(InputError, match="old.json"):
-        evaluate.main(["--compare", str(tmp_path / "old.json"), "--output", str(tmp_path / "report")])
+    with pytest.raises(InputError, match="old.json is no report"):
+        evaluate.main(
+            ["--compare", "fashion-mnist", str(tmp_path / "old.json"), "--output", str(tmp_path / "report")]
+        )
     assert not (tmp_path / "report").exists()
 
 
@@ -61,15 +87,30 @@ def test_a_report_is_reproduced_by_the_command_that_it_prints(report, tmp_path, 
         assert again["scores"][name]["protocol"] == score["protocol"]
 
 
-def test_a_report_has_every_score_and_says_what_it_left_out(report, capsys):
-    scores = json.loads((report / "report.json").read_text())["scores"]
+def test_models_of_another_picture_size_are_refused_before_they_draw(tiny_model, data_dir, tmp_path):
+    tiny_model.save(tmp_path / "other")
+    size = tiny_model.autoencoder.config.downsampling * tiny_model.unet.config.latent_size[0]
+    with pytest.raises(InputError, match=f"other draws pictures of {size} x {size}: .* 32 x 32"):
+        evaluate.main([*FEW, "--model", str(tmp_path / "other"), "--output", str(tmp_path / "report")])
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_report_has_every_score_and_says_what_it_left_out(report):
+    whole = json.loads((report / "report.json").read_text())
+    scores = whole["scores"]
+    assert whole["skipped"] == {"scores by Inception": "it was asked to be"}
+    assert "Left out: scores by Inception, since it was asked to be." in (report / "report.html").read_text()
     assert {
         *("frechet_distance", "kernel_distance", "precision", "recall", "diversity", "clip_score"),
         *("reconstruction_distance", "reconstruction_psnr", "nearest_training_distance", "copies"),
         *("class_accuracy", "tinted_class_accuracy", "colour_accuracy"),
     } == set(scores)
     assert scores["class_accuracy"]["protocol"]["steps"] == 2
-    assert not scores["clip_score"]["headline"]  # the bundled model reads prompts with that CLIP
+    assert scores["clip_score"]["reservation"]  # the bundled model reads prompts with that CLIP
+    assert set(scores["tinted_class_accuracy"]["details"]) == set(TINTED_PROMPTS)
+    nearest = scores["nearest_training_distance"]
+    assert len(nearest["details"]["training pictures"]) == len(nearest["details"]["distances"]) == 40
+    assert sum(nearest["details"]["distances"]) / 40 == pytest.approx(nearest["value"], abs=1e-3)
 
 
 def test_reports_of_other_settings_are_not_compared_but_settings_of_one_command_are(

@@ -30,7 +30,7 @@ BATCH, UNET_BATCH = 64, 128
 LEARNING_RATE, WARMUP = 1e-3, 100
 KL_WEIGHT, EMA_DECAY, DROPPED = 1e-5, 0.999, 0.1
 TOKEN_WIDTH = 64
-STEPS = 25  # of DDIM, trailing
+COLOURS = 1 + len(PALETTE)  # of a garment: none is the first
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -50,8 +50,8 @@ class Captions(torch.nn.Module):
 
     def forward(self, groups, dropped):
         """Groups as `FashionMNIST` has them, int (n,), and which are dropped, bool (n,) -> (n, 2, width)."""
-        garments = torch.where(dropped, len(CLASS_NAMES), groups // 9)
-        colours = torch.where(dropped, len(PALETTE) + 1, groups % 9)
+        garments = torch.where(dropped, len(CLASS_NAMES), groups // COLOURS)
+        colours = torch.where(dropped, COLOURS, groups % COLOURS)
         return torch.stack([self.garments(garments), self.colours(colours)], dim=1)
 
 
@@ -175,15 +175,15 @@ def train_unet(mean, deviation, groups, scale, seconds):
 
 
 @torch.no_grad()
-def draw(unet, captions, autoencoder, groups, guidance_scale, batch=200):
-    """uint8 (n, 32, 32, 3) of int groups (n,)."""
+def draw(unet, captions, autoencoder, groups, guidance_scale, steps, batch=200):
+    """uint8 (n, 32, 32, 3) of int groups (n,), by DDIM with trailing timesteps."""
     scheduler, images = DDIMScheduler(**SCHEDULE, timestep_spacing="trailing", set_alpha_to_one=False), []
     for start in range(0, len(groups), batch):
         wanted = torch.from_numpy(groups[start : start + batch])
         none, all_of = torch.zeros(len(wanted), dtype=torch.bool), torch.ones(len(wanted), dtype=torch.bool)
         context = torch.cat([captions(wanted, all_of), captions(wanted, none)])
         latents = torch.randn(len(wanted), 4, 8, 8)
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
             if guidance_scale == 1.0:
                 found = unet(latents, t, context[len(wanted) :]).sample
@@ -210,6 +210,8 @@ def rebuild(autoencoder, images, batch=250):
 def train(minutes, output):
     """Trains and writes everything, all within the minutes."""
     began = time.monotonic()
+    for file in output.glob("drawn-*.npz"):  # of other weights
+        file.unlink()
     dataset, seconds = FashionMNIST("train"), 60 * minutes
     autoencoder = train_autoencoder(dataset, AUTOENCODER_SHARE * seconds - (time.monotonic() - began))
     mean, deviation, groups = encode(autoencoder, dataset)
@@ -221,18 +223,25 @@ def train(minutes, output):
     save_file(captions.state_dict(), output / "captions.safetensors")
 
 
-def draw_all(scales, samples, tinted_samples, output):
+def prompts(samples, tinted_samples):
+    """The groups of grey and of tinted pictures, in the order of `sd_tf.evaluation.scores.Drawn`."""
+    grey = np.arange(len(CLASS_NAMES)) * COLOURS
+    tinted = [group for group in range(len(CLASS_NAMES) * COLOURS) if group % COLOURS]
+    return np.repeat(grey, samples // len(grey)), np.repeat(tinted, tinted_samples // len(tinted))
+
+
+def draw_all(scales, steps, samples, tinted_samples, output):
     """Every picture that is judged, from what `train` wrote."""
     autoencoder = AutoencoderKL.from_pretrained(output / "vae").eval()
     unet, captions = UNet2DConditionModel.from_pretrained(output / "unet").eval(), Captions().eval()
     captions.load_state_dict(load_file(output / "captions.safetensors"))
     others = np.repeat(FashionMNIST("test").grey[::2, ..., None], 3, axis=-1)
     rebuilt = rebuild(autoencoder, others)
-    grey = np.repeat(np.arange(10) * 9, samples // 10)
-    pairs = [9 * label + 1 + colour for label in range(10) for colour in range(8)]
-    tinted = np.repeat(pairs, tinted_samples // 80)
     for scale in scales:
-        pictures = [draw(unet, captions, autoencoder, groups, scale) for groups in (grey, tinted)]
+        pictures = [
+            draw(unet, captions, autoencoder, groups, scale, steps)
+            for groups in prompts(samples, tinted_samples)
+        ]
         file = output / f"drawn-{scale:g}-{samples}-{tinted_samples}.npz"
         np.savez(file, grey=pictures[0], tinted=pictures[1], rebuilt=rebuilt)
 
@@ -243,17 +252,21 @@ def main():
     )
     parser.add_argument("--minutes", type=float, help="trains for so many; draws where none are given")
     parser.add_argument("--guidance-scale", type=float, nargs="+", default=[1.0, 1.5, 2.0, 2.5])
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--tinted-samples", type=int, default=1600)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     diffusers.utils.logging.set_verbosity_error()
     if options.minutes is not None:
         train(options.minutes, options.output)
     else:
-        draw_all(options.guidance_scale, options.samples, options.tinted_samples, options.output)
+        draw_all(
+            options.guidance_scale, options.steps, options.samples, options.tinted_samples, options.output
+        )
 
 
 if __name__ == "__main__":

@@ -52,10 +52,11 @@ class Judges:
             self.memorisation,
         ]
         try:
-            if inception != "none":
-                self.judges.append(scores.Fidelity(Inception(inception), self.real, "inception_"))
+            if inception == "none":
+                raise InputError("it was asked to be")
+            self.judges.append(scores.Fidelity(Inception(inception), self.real, "inception_"))
         except InputError as error:
-            if inception is not None:
+            if inception not in (None, "none"):
                 raise
             self.skipped["scores by Inception"] = str(error)
 
@@ -73,8 +74,9 @@ class Judges:
         return found | self.clip_score(drawn, drawing, taught=self._taught(text_encoder))
 
     def nearest_training_pictures(self, grey):
-        """Those of uint8 (n, 32, 32, 3): uint8 of the same shape."""
-        return np.repeat(self.real.train[self.memorisation.places(grey)][..., None], 3, axis=-1)
+        """Those of uint8 (n, 32, 32, 3): distances (n,), numbers (n,), and pictures as `grey`."""
+        distances, numbers = self.memorisation.nearest(grey)
+        return distances, numbers, np.repeat(self.real.train[numbers][..., None], 3, axis=-1)
 
     def _taught(self, text_encoder):
         """Whether that is the CLIP's own text tower, but for the rounding of its file."""
@@ -82,6 +84,15 @@ class Judges:
             return False
         own, judge = (_token_embeddings(tower) for tower in (text_encoder, self.clip.text_model))
         return own.shape == judge.shape and np.allclose(own, judge, atol=1e-2)
+
+
+def check_picture_size(name, model):
+    """Raises `InputError` where a model's pictures are not of the judges' size, 32 x 32."""
+    height, width = (side * model.autoencoder.config.downsampling for side in model.unet.config.latent_size)
+    if (height, width) != (32, 32):
+        raise InputError(
+            f"{name} draws pictures of {width} x {height}: Fashion-MNIST's garments are judged at 32 x 32"
+        )
 
 
 def draw(model, real, samples, tinted_samples, settings) -> scores.Drawn:
@@ -94,6 +105,7 @@ def draw(model, real, samples, tinted_samples, settings) -> scores.Drawn:
         tinted_samples: of the eighty with one.
         settings: of `LatentDiffusion.generate`.
     """
+    settings = settings | {"engine": "tensorflow"}  # of which the pictures are, to the last bit
     grey = model.generate(scores.CLASS_PROMPTS, samples // len(scores.CLASS_PROMPTS), **settings)
     tinted = model.generate(scores.TINTED_PROMPTS, tinted_samples // len(scores.TINTED_PROMPTS), **settings)
     return scores.Drawn(grey, tinted, rebuilt(model.autoencoder, real.others))
@@ -114,8 +126,8 @@ def _token_embeddings(tower):
 
 
 def weights_sha256(folder) -> str:
-    """Of all weights in a model's folder."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).rglob("*.safetensors")):
+    """Of all weights in a model's folder, or in its one file."""
+    digest, folder = hashlib.sha256(), Path(folder)
+    for file in [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors")):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

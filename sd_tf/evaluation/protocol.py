@@ -17,7 +17,7 @@ class Score:
         protocol: what was measured on what and how; a value for each of whatever matters.
         low, high: its 95 % confidence interval, None where there is none.
         real: what real pictures score in place of the drawn ones: the floor of a distance.
-        headline: whether it may say which model is better: False where its extractor has taught one.
+        reservation: why it may not say which model is better; empty for a headline.
         details: numbers behind it, such as those of each class.
     """
 
@@ -27,12 +27,24 @@ class Score:
     low: float | None = None
     high: float | None = None
     real: float | None = None
-    headline: bool = True
+    reservation: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, as JSON has them."""
         return dataclasses.asdict(self)
+
+
+def check_report(report):
+    """Raises `ValueError`, `KeyError` or `TypeError` where that is no dictionary of a report.json."""
+    str(report["model"]), str(report["label"]), str(report["command"]), dict(report["skipped"])
+    if not report["scores"]:
+        raise ValueError("it has no scores")
+    for score in report["scores"].values():
+        score = Score(**score)
+        float(score.value), dict(score.protocol), dict(score.details)
+        if score.better not in ("lower", "higher"):
+            raise ValueError(f"better is {score.better!r}")
 
 
 def check_comparable(reports, varied=()):
@@ -42,8 +54,7 @@ def check_comparable(reports, varied=()):
         reports: dictionaries of `report.json`, each with "model" and "scores".
         varied: names in protocols that may differ, since the comparison is of them.
     """
-    first, *others = reports
-    for other in others:
+    for first, other in ((reports[0], other) for other in reports[1:]):
         for name, score in other["scores"].items():
             if name not in first["scores"]:
                 continue

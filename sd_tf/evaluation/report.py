@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
+from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
 from sd_tf.pictures import sheet
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .25em .8em; text-align: right }
-th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+th:first-child, td:first-child, td.words { text-align: left } tr { border-bottom: 1px solid #ddd }
 small, .note { color: #777 } code, pre { background: #f4f4f4; padding: .1em .3em; white-space: pre-wrap }
 img { image-rendering: pixelated; max-width: 100% } .best { font-weight: 600 }
 """
@@ -34,17 +35,20 @@ NAMES = {
 }
 
 
-def page(reports, pictures, plot=None) -> str:
+def page(reports, pictures, command, plot=None) -> str:
     """The whole page.
 
     Args:
         reports: dictionaries of report.json, of the same scores.
-        pictures: the label of a report -> name of a sheet -> uint8 (height, width, 3).
+        pictures: the label of a report -> name of a sheet -> (uint8 (height, width, 3), a note).
+        command: that made the page.
         plot: uint8 (height, width, 3), or None.
     """
-    labels = [report["label"] for report in reports]
     parts = [f"<h1>{html.escape(', '.join(dict.fromkeys(report['model'] for report in reports)))}</h1>"]
-    parts += [f"<p>Made by <code>{html.escape(reports[0]['command'])}</code>.</p>", _table(reports, labels)]
+    parts += [f"<p>Made by <code>{html.escape(command)}</code>.</p>"]
+    others = dict.fromkeys(report["command"] for report in reports if report["command"] != command)
+    parts += [f"<p class=note>Scored by <code>{html.escape(other)}</code>.</p>" for other in others]
+    parts += [_table(reports)]
     parts += [
         f"<p class=note>Left out: {html.escape(name)}, since {html.escape(why)}.</p>"
         for name, why in reports[0]["skipped"].items()
@@ -54,45 +58,120 @@ def page(reports, pictures, plot=None) -> str:
     for name in dict.fromkeys(name for sheets in pictures.values() for name in sheets):
         parts.append(f"<h2>{html.escape(name)}</h2>")
         for label, sheets in pictures.items():
-            title = f"<h3>{html.escape(label)}</h3>" if len(pictures) > 1 else ""
-            parts.append(title + (_picture(sheets[name]) if name in sheets else ""))
-    parts += ["<h2>Protocols</h2>", *(_protocols(report) for report in reports[:1])]
+            if name in sheets:
+                picture, note = sheets[name]
+                title = f"<h3>{html.escape(label)}</h3>" if len(reports) > 1 else ""
+                parts.append(f"{title}{_picture(picture)}<p class=note>{html.escape(note)}</p>")
+    for report in reports:
+        title = f": {html.escape(report['label'])}" if len(reports) > 1 else ""
+        parts += [
+            f"<h2>Behind the numbers{title}</h2>",
+            _of_prompts(report),
+            _quantiles(report),
+            _protocols(report),
+        ]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Scores</title><style>{STYLE}</style>"
     return head + "\n".join(parts) + "</html>\n"
 
 
-def _table(reports, labels):
+def as_text(reports) -> str:
+    """The table of scores, for a terminal."""
+    names = list(reports[0]["scores"])
+    width = max(len(name) for name in names)
+    labels = [report["label"] for report in reports]
+    lines = [" ".join([" " * width, *(f"{label:>24}" for label in labels), f"{'real':>10}"])]
+    reservations = {}
+    for name in names:
+        cells = []
+        for report in reports:
+            score = report["scores"].get(name)
+            text = "" if score is None else f"{score['value']:.4g}"
+            if score is not None and score["low"] is not None:
+                text += f" ({score['low']:.3g} to {score['high']:.3g})"
+            if score is not None and score["reservation"]:
+                text, reservations[name] = f"{text}*", score["reservation"]
+            cells.append(f"{text:>24}")
+        real = reports[0]["scores"][name]["real"]
+        lines.append(" ".join([f"{name:{width}}", *cells, f"{'' if real is None else f'{real:.4g}':>10}"]))
+    lines += [f"* {name} is no headline: {why}" for name, why in reservations.items()]
+    lines += [f"left out: {name}, since {why}" for name, why in reports[0]["skipped"].items()]
+    return "\n".join(lines)
+
+
+def _table(reports):
     """A row for each score and a column for each report."""
-    rows = [
-        "<tr><th>score</th>",
-        *(f"<th>{html.escape(label)}</th>" for label in labels),
-        "<th>real</th></tr>",
-    ]
+    rows = [_row("score", *(html.escape(report["label"]) for report in reports), "real", cell="th")]
     for name, first in reports[0]["scores"].items():
         scores = [report["scores"].get(name) for report in reports]
-        values = [score["value"] for score in scores if score]
-        marked = min(values) if first["better"] == "lower" else max(values)
-        cells = [_cell(score, len(values) > 1 and marked) for score in scores]
+        best = _best([score for score in scores if score])
         arrow = "↓" if first["better"] == "lower" else "↑"
-        aside = "" if first["headline"] else " <small>(no headline)</small>"
         real = "" if first["real"] is None else f"{first['real']:.4g}"
-        title = html.escape(_title(name))
-        rows.append(f"<tr><td>{title} {arrow}{aside}</td>{''.join(cells)}<td>{real}</td></tr>")
+        rows.append(
+            _row(f"{html.escape(_title(name))} {arrow}", *(_cell(score, best) for score in scores), real)
+        )
     note = (
         "<p class=note>Small figures are 95 % intervals. <em>real</em> is what real pictures score by the "
-        "same protocol: the floor of a distance. A score whose extractor has taught the model is no "
-        "headline.</p>"
+        "same protocol: the floor of a distance. A score that is no headline says why, and no model is the "
+        "best by it.</p>"
     )
     return f"<table>{''.join(rows)}</table>{note}"
 
 
+def _best(scores):
+    """The best value of several, None where one of them may not say which is."""
+    if len(scores) < 2 or any(score["reservation"] for score in scores):
+        return None
+    return (min if scores[0]["better"] == "lower" else max)(score["value"] for score in scores)
+
+
 def _cell(score, best):
     if score is None:
-        return "<td></td>"
-    mark = " class=best" if best is not False and score["value"] == best else ""
-    low, high = score["low"], score["high"]
-    interval = "" if low is None else f" <small>{low:.3g} to {high:.3g}</small>"
-    return f"<td{mark}>{score['value']:.4g}{interval}</td>"
+        return ""
+    text = f"{score['value']:.4g}"
+    if score["value"] == best:
+        text = f"<span class=best>{text}</span>"
+    if score["low"] is not None:
+        text += f" <small>{score['low']:.3g} to {score['high']:.3g}</small>"
+    if score["reservation"]:
+        text += f"<br><small>no headline: {html.escape(score['reservation'])}</small>"
+    return text
+
+
+def _row(*cells, cell="td"):
+    return f"<tr>{''.join(f'<{cell}>{each}</{cell}>' for each in cells)}</tr>"
+
+
+def _of_prompts(report):
+    """How often each prompt's garment and colour are recognised."""
+    details = {name: score["details"] for name, score in report["scores"].items()}
+    garments = details.get("class_accuracy", {}) | details.get("tinted_class_accuracy", {})
+    if not garments:
+        return ""
+    rows = [_row("garment recognised, and its colour", "grey", *COLOUR_NAMES, cell="th")]
+    for i, (name, prompt) in enumerate(zip(CLASS_NAMES, CLASS_PROMPTS, strict=True)):
+        coloured = TINTED_PROMPTS[i * len(COLOUR_NAMES) : (i + 1) * len(COLOUR_NAMES)]
+        colours = [details.get("colour_accuracy", {}).get(each) for each in coloured]
+        cells = [
+            _share(garments.get(each)) + ("" if colour is None else f" <small>{_share(colour)}</small>")
+            for each, colour in zip(coloured, colours, strict=True)
+        ]
+        rows.append(_row(html.escape(name), _share(garments.get(prompt)), *cells))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _share(value):
+    return "" if value is None else f"{value:.2f}"
+
+
+def _quantiles(report):
+    """How far pictures are from the nearest training picture, drawn ones and unseen real ones."""
+    details = report["scores"].get("nearest_training_distance", {}).get("details")
+    if not details:
+        return ""
+    rows = [_row("distance to the nearest training picture, quantiles", *details["real"], cell="th")]
+    for name in ("drawn", "real"):
+        rows.append(_row(name, *(f"{value:.2f}" for value in details[name].values())))
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _title(name):
@@ -102,7 +181,7 @@ def _title(name):
 
 def _protocols(report):
     rows = [
-        f"<tr><td>{html.escape(_title(name))}</td><td style='text-align:left'>"
+        f"<tr><td>{html.escape(_title(name))}</td><td class=words>"
         + html.escape("; ".join(f"{key}: {value}" for key, value in score["protocol"].items()))
         + "</td></tr>"
         for name, score in report["scores"].items()
@@ -119,22 +198,24 @@ def _picture(image):
 # -- the pictures -----------------------------------------------------------------------------------
 
 
-def sheets(drawn, judges) -> dict[str, np.ndarray]:
-    """Name -> uint8 (height, width, 3): what a reader wants to see of the pictures behind the numbers."""
+def sheets(drawn, judges) -> dict[str, tuple[np.ndarray, str]]:
+    """Name -> (uint8 (height, width, 3), a note): what a reader wants to see behind the numbers."""
     of_classes = drawn.grey.reshape(len(CLASS_NAMES), -1, *drawn.grey.shape[1:])
     of_pairs = drawn.tinted.reshape(len(CLASS_NAMES), len(COLOUR_NAMES), -1, *drawn.tinted.shape[1:])
+    some = np.concatenate([row[:2] for row in of_classes])
+    distances, _, beside = judges.nearest_training_pictures(some)
+    coloured = np.concatenate([row[:, :2].reshape(-1, *row.shape[2:]) for row in of_pairs])
     found = {
-        "Garments, a row for each": sheet(np.concatenate([row[:20] for row in of_classes]), 20),
-        "Colours, a row for each garment, two of each colour": sheet(
-            np.concatenate([row[:, :2].reshape(-1, *row.shape[2:]) for row in of_pairs]), 16
+        "Garments, a row for each": (sheet(np.concatenate([row[:20] for row in of_classes]), 20), ""),
+        "Colours, a row for each garment, two of each colour": (sheet(coloured, 16), ""),
+        "Drawn, and below each its nearest training picture": (
+            sheet(np.concatenate([some, beside]), 20),
+            "Distances: " + " ".join(f"{distance:.1f}" for distance in distances),
         ),
     }
-    some = np.concatenate([row[:2] for row in of_classes])
-    beside = np.concatenate([some, judges.nearest_training_pictures(some)])
-    found["Drawn, and below each its nearest training picture"] = sheet(beside, 20)
     if drawn.rebuilt is not None:
-        some = np.concatenate([judges.real.others[:20], drawn.rebuilt[:20]])
-        found["Real, and below each what the autoencoder makes of it"] = sheet(some, 20)
+        rebuilt = np.concatenate([judges.real.others[:20], drawn.rebuilt[:20]])
+        found["Real, and below each what the autoencoder makes of it"] = (sheet(rebuilt, 20), "")
     return found
 
 

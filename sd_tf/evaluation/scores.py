@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sd_tf.compiled import compiled
-from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES, PALETTE
+from sd_tf.data.captions import CLASS_NAMES, PALETTE
 from sd_tf.evaluation.alignment import nearest_colour, prompt_for
 from sd_tf.evaluation.classifier import brightness, classify
 from sd_tf.evaluation.protocol import Score
@@ -21,17 +21,20 @@ from sd_tf.evaluation.statistics import (
     frechet_estimate,
     kernel_distance,
     kernel_estimate,
+    mean_estimate,
     nearest,
-    proportion,
 )
 
 CLASS_PROMPTS = [prompt_for(label, None) for label in range(len(CLASS_NAMES))]
 PAIRS = np.array([(label, colour) for label in range(len(CLASS_NAMES)) for colour in range(len(PALETTE))])
 TINTED_PROMPTS = [prompt_for(*pair) for pair in PAIRS]
 NEIGHBOURS = 3
+OTHERS = "of even number in the test set"
 DIVERSITY_PAIRS = 50  # of each prompt
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
-NARROW = 512  # features of more numbers are resampled fewer times: each time takes seconds
+NARROW, RESAMPLES, WIDE_RESAMPLES = 512, 50, 20  # of more features each time takes seconds
+TAUGHT = "its extractor has taught the model"
+NOT_A_RACE = "near is a copy and far is no garment: as real pictures is best"
 
 
 class Drawn(NamedTuple):
@@ -94,6 +97,7 @@ class Fidelity:
         self.extractor, self.real, self.prefix = extractor, real, prefix
         self.reference, self.others = (extractor.features(each) for each in (real.reference, real.others))
         self._manifold = Manifold(self.reference, NEIGHBOURS)
+        self.resamples = RESAMPLES if self.reference.shape[1] <= NARROW else WIDE_RESAMPLES
         self.protocol = {
             "extractor": extractor.name,
             "sha256": extractor.sha256,
@@ -105,26 +109,28 @@ class Fidelity:
         """Scores of `Drawn` by name; `drawing` is what is to be said of how they were drawn."""
         found, protocol = self.extractor.features(drawn.grey), self._of(len(drawn.grey)) | drawing
         floor = self._floor(len(found))
+        frechet = protocol | {"resamples": self.resamples}
         kernel = protocol | {"subsets": f"100 of {min(1000, len(found))}"}
         manifold = protocol | {"neighbours": NEIGHBOURS}
         precision, recall = self._manifold.holds(found), Manifold(found, NEIGHBOURS).holds(self.reference)
         scores = {
-            "frechet_distance": _score(self._distance(found), "lower", protocol, floor[0]),
+            "frechet_distance": _score(self._distance(found), "lower", frechet, floor[0]),
             "kernel_distance": _score(kernel_estimate(found, self.reference), "lower", kernel, floor[1]),
-            "precision": _score(proportion(precision), "higher", manifold, floor[2]),
-            "recall": _score(proportion(recall), "higher", manifold, floor[3]),
+            "precision": _score(mean_estimate(precision), "higher", manifold, floor[2]),
+            "recall": _score(mean_estimate(recall), "higher", manifold, floor[3]),
         }
         if drawn.rebuilt is not None:
             scores["reconstruction_distance"] = self._reconstruction(drawn.rebuilt)
         return {self.prefix + name: score for name, score in scores.items()}
 
     def _reconstruction(self, rebuilt):
-        protocol = self._of(len(rebuilt)) | {"pictures": "of even number in the test set"}
+        of = {"pictures": OTHERS, "resamples": self.resamples}
+        protocol = self._of(len(rebuilt)) | of
         estimate = self._distance(self.extractor.features(rebuilt))
         return _score(estimate, "lower", protocol, self._floor(len(rebuilt))[0])
 
     def _distance(self, features):
-        return frechet_estimate(features, self.reference, 50 if features.shape[1] <= NARROW else 5)
+        return frechet_estimate(features, self.reference, self.resamples)
 
     def _of(self, samples):
         return self.protocol | {"samples": samples}
@@ -150,8 +156,8 @@ class Reconstruction:
             return {}
         error = np.square(drawn.rebuilt.astype("float32") - self.real.others).mean(axis=(1, 2, 3))
         ratios = 10.0 * np.log10(255.0**2 / np.maximum(error, 1e-6))
-        protocol = {"samples": len(ratios), "pictures": "of even number in the test set"}
-        return {"reconstruction_psnr": _score(proportion(ratios), "higher", protocol, None)}
+        protocol = {"samples": len(ratios), "pictures": OTHERS}
+        return {"reconstruction_psnr": _score(mean_estimate(ratios), "higher", protocol, None)}
 
 
 class Alignment:
@@ -159,7 +165,13 @@ class Alignment:
 
     def __init__(self, classifier, extractor, real):
         self.classifier = classifier
-        self.of_classes = {"extractor": extractor.name, "sha256": extractor.sha256}
+        of_real = {"reference": f"the test pictures {OTHERS}"}
+        self.of_classes = {
+            "extractor": extractor.name,
+            "sha256": extractor.sha256,
+            "resize": extractor.resize,
+        } | of_real
+        self.of_colours = {"extractor": "the palette's nearest to the mean colour"} | of_real
         labels, colours = np.divmod(real.tinted.groups, 1 + len(PALETTE))
         right = classify(classifier, real.others) == real.other_labels
         tinted, coloured = self._right(real.tinted.images, labels, colours - 1)
@@ -171,22 +183,17 @@ class Alignment:
         right = classify(self.classifier, drawn.grey) == labels
         tinted_labels, colours = np.repeat(PAIRS, len(drawn.tinted) // len(PAIRS), axis=0).T
         right_tinted, right_colour = self._right(drawn.tinted, tinted_labels, colours)
-        grey = {"samples": len(drawn.grey), "prompts": len(CLASS_PROMPTS)} | drawing
-        tinted = {"samples": len(drawn.tinted), "prompts": len(TINTED_PROMPTS)} | drawing
-        nearest_of = {"extractor": "nearest of the palette"}
 
-        def score(hits, protocol, real, names, indices):
-            details = {name: float(hits[indices == i].mean()) for i, name in enumerate(names)}
-            return _score(proportion(hits), "higher", protocol, real, details=details)
+        def score(hits, prompts, protocol, real):
+            of_prompts = np.split(hits, len(prompts))
+            details = {prompt: float(each.mean()) for prompt, each in zip(prompts, of_prompts, strict=True)}
+            protocol = protocol | {"samples": len(hits), "prompts": len(prompts)} | drawing
+            return _score(mean_estimate(hits), "higher", protocol, real, details=details)
 
         return {
-            "class_accuracy": score(right, self.of_classes | grey, self.of_real[0], CLASS_NAMES, labels),
-            "tinted_class_accuracy": score(
-                right_tinted, self.of_classes | tinted, self.of_real[1], CLASS_NAMES, tinted_labels
-            ),
-            "colour_accuracy": score(
-                right_colour, nearest_of | tinted, self.of_real[2], COLOUR_NAMES, colours
-            ),
+            "class_accuracy": score(right, CLASS_PROMPTS, self.of_classes, self.of_real[0]),
+            "tinted_class_accuracy": score(right_tinted, TINTED_PROMPTS, self.of_classes, self.of_real[1]),
+            "colour_accuracy": score(right_colour, TINTED_PROMPTS, self.of_colours, self.of_real[2]),
         }
 
     def _right(self, images, labels, colours):
@@ -205,15 +212,20 @@ class Diversity:
 
     def __init__(self, classifier, extractor, real):
         self.maps = compiled(classifier.maps)
-        self.protocol = {"extractor": extractor.name, "sha256": extractor.sha256}
+        self.protocol = {
+            "extractor": extractor.name,
+            "sha256": extractor.sha256,
+            "resize": extractor.resize,
+            "reference": f"pairs of one class, of the test pictures {OTHERS}",
+        }
         of_classes = [real.others[real.other_labels == label] for label in range(len(CLASS_NAMES))]
         self.of_real = float(self._distances(of_classes).mean())
 
     def __call__(self, drawn, drawing):
         """As that of `Fidelity`."""
         found = self._distances(np.split(drawn.grey, len(CLASS_NAMES)))
-        protocol = self.protocol | {"pairs": len(found)} | drawing
-        return {"diversity": _score(proportion(found), "higher", protocol, self.of_real)}
+        protocol = self.protocol | {"samples": 2 * len(found), "pairs": len(found)} | drawing
+        return {"diversity": _score(mean_estimate(found), "higher", protocol, self.of_real)}
 
     def _distances(self, groups):
         pairs = [(group[: 2 * (len(group) // 2) : 2], group[1::2]) for group in groups]
@@ -239,28 +251,28 @@ class Memorisation:
 
     def __call__(self, drawn, drawing):
         """As that of `Fidelity`."""
-        found, _ = nearest(_flat(drawn.grey), self.train)
+        found, numbers = self.nearest(drawn.grey)
         protocol = {
-            "distance": "Euclidean, of brightness in [0, 1], 28 x 28",
+            "distance": "Euclidean, of brightness in [0, 1], 28 x 28, of grey pictures",
             "samples": len(found),
             "reference": f"the {len(self.train)} training pictures",
         }
         details = {
-            f"{name}, quantile {q}": float(np.quantile(each, q))
+            name: {f"{q:g}": float(np.quantile(each, q)) for q in QUANTILES}
             for name, each in (("drawn", found), ("real", self.of_real))
-            for q in QUANTILES
         }
-        distance, expected = proportion(found), float(self.of_real.mean())
-        copies = proportion(found < np.quantile(self.of_real, 0.01))
+        details["training pictures"], details["distances"] = numbers.tolist(), found.round(3).tolist()
+        distance, expected = mean_estimate(found), float(self.of_real.mean())
+        copies = mean_estimate(found < np.quantile(self.of_real, 0.01))
         protocol |= drawing
         return {
-            "nearest_training_distance": _score(distance, "higher", protocol, expected, False, details),
+            "nearest_training_distance": _score(distance, "higher", protocol, expected, NOT_A_RACE, details),
             "copies": _score(copies, "lower", protocol, 0.01),
         }
 
-    def places(self, grey):
-        """The training picture that is nearest to each of uint8 (n, 32, 32, 3), int (n,)."""
-        return nearest(_flat(grey), self.train)[1]
+    def nearest(self, grey):
+        """Of uint8 (n, 32, 32, 3): distances to the nearest training pictures, and their numbers; (n,)."""
+        return nearest(_flat(grey), self.train)
 
 
 class ClipScore:
@@ -276,7 +288,13 @@ class ClipScore:
 
     def __init__(self, clip, tokenizer, name, sha256, real):
         self.clip, self.tokenizer = clip, tokenizer
-        self.protocol = {"extractor": name, "sha256": sha256, "resize": "the CLIP's own"}
+        size = clip.vision_config.image_size
+        self.protocol = {
+            "extractor": name,
+            "sha256": sha256,
+            "resize": f"the CLIP's own: bicubic, to {size} x {size}",
+            "reference": f"the coloured test pictures {OTHERS}",
+        }
         self._features = compiled(lambda images: clip.image_features(clip.preprocess(images)))
         self.of_prompts = self.text_features(CLASS_PROMPTS + TINTED_PROMPTS)
         cosines = self.cosines(real.tinted.images, self.text_features(real.tinted.captions))
@@ -289,8 +307,8 @@ class ClipScore:
         images = np.concatenate([drawn.grey, drawn.tinted])
         cosines = self.cosines(images, np.repeat(self.of_prompts, numbers, axis=0))
         protocol = self.protocol | {"samples": len(images)} | drawing
-        estimate = proportion(100.0 * cosines)
-        return {"clip_score": _score(estimate, "higher", protocol, self.of_real, headline=not taught)}
+        estimate = mean_estimate(100.0 * cosines)
+        return {"clip_score": _score(estimate, "higher", protocol, self.of_real, TAUGHT if taught else "")}
 
     def text_features(self, texts):
         """Unit features of texts, float32 (n, width)."""
@@ -308,5 +326,6 @@ def _flat(images):
     return brightness(images).reshape(len(images), -1)
 
 
-def _score(estimate, better, protocol, real, headline=True, details=None):
-    return Score(estimate.value, better, protocol, estimate.low, estimate.high, real, headline, details or {})
+def _score(estimate, better, protocol, real, reservation="", details=None):
+    interval = estimate.low, estimate.high
+    return Score(estimate.value, better, protocol, *interval, real, reservation, details or {})

@@ -75,9 +75,10 @@ def nearest(features, references) -> tuple[np.ndarray, np.ndarray]:
 # -- confidence -------------------------------------------------------------------------------------
 
 
-def proportion(hits, resamples=200, seed=0) -> Estimate:
+def mean_estimate(numbers, resamples=200, seed=0) -> Estimate:
     """The mean of numbers, such as whether each of some pictures is right."""
-    return bootstrap(lambda chosen: float(np.mean(chosen)), (np.asarray(hits, np.float64),), resamples, seed)
+    numbers = np.asarray(numbers, np.float64)
+    return bootstrap(lambda chosen: float(np.mean(chosen)), (numbers,), resamples, seed)
 
 
 def frechet_estimate(features, others, resamples=50, seed=0) -> Estimate:
@@ -86,9 +87,15 @@ def frechet_estimate(features, others, resamples=50, seed=0) -> Estimate:
 
 
 def kernel_estimate(features, others, subsets=100, subset_size=1000, seed=0) -> Estimate:
-    """`kernel_distance` with the interval of its subsets' mean."""
+    """`kernel_distance` with its interval.
+
+    Its variance is that of the U-statistic over all rows, to the first order (Serfling 1980, section
+    5.5.1, as Sutherland et al. 2017 have it for the MMD), and that of the mean over random subsets.
+    """
     found = _kernel_distances(features, others, subsets, subset_size, seed)
-    return _around(float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(len(found))))
+    chance = np.var(found, ddof=1) / subsets if subsets > 1 else 0.0
+    variance = _kernel_variance(*(np.asarray(each, np.float64) for each in (features, others)))
+    return _around(float(np.mean(found)), float(np.sqrt(variance + chance)))
 
 
 def bootstrap(statistic, sets, resamples, seed=0) -> Estimate:
@@ -140,6 +147,18 @@ def _kernel_distances(features, others, subsets, subset_size, seed):
         within = (of_x.sum() - np.trace(of_x) + of_y.sum() - np.trace(of_y)) / (size * (size - 1))
         found.append(within - 2.0 * between.mean())
     return np.array(found)
+
+
+def _kernel_variance(x, y):
+    """Of the squared MMD of all rows, as far as each row moves it alone."""
+    own, other = _mean_kernels(x, x), _mean_kernels(x, y)
+    other_own, other_x = _mean_kernels(y, y), _mean_kernels(y, x)
+    return 4.0 * np.var(own - other, ddof=1) / len(x) + 4.0 * np.var(other_own - other_x, ddof=1) / len(y)
+
+
+def _mean_kernels(x, y):
+    """The mean of each row's kernels with all rows of y, (n,)."""
+    return np.concatenate([_kernel(x[i : i + BLOCK], y).mean(axis=1) for i in range(0, len(x), BLOCK)])
 
 
 def _kernel(x, y):

@@ -50,6 +50,21 @@ def test_the_kernel_distance_is_torchmetrics(sets):
     assert found == pytest.approx(float(mean), rel=1e-3)
 
 
+def test_the_kernel_distance_of_random_subsets_is_torchmetrics(sets):
+    """Each draws its own, so the two agree as far as the mean of subsets does."""
+    drawn, real = sets
+    mean, deviation = (float(each) for each in of_torchmetrics("kid", real, drawn))
+    found = statistics.kernel_distance(drawn, real, subsets=50)
+    assert found == pytest.approx(mean, abs=4 * deviation / 50**0.5) and mean > 10 * deviation / 50**0.5
+
+
+def test_the_frechet_distance_of_fewer_rows_than_features_is_torchmetrics(sets):
+    """As of Inception's 2,048: the covariances have no full rank."""
+    drawn, real = (each[:16] for each in sets)
+    expected = float(of_torchmetrics("fid", real, drawn))
+    assert statistics.frechet_distance(drawn, real) == pytest.approx(expected, rel=1e-3)
+
+
 def test_precision_and_recall_are_those_of_prdc(sets):
     prdc = pytest.importorskip("prdc")
     drawn, real = (each[:700] for each in sets)
@@ -101,9 +116,23 @@ def test_an_interval_holds_the_true_value_as_often_as_it_says():
     generator = np.random.default_rng(2)
     held = [
         estimate.low <= 0.7 <= estimate.high
-        for estimate in (statistics.proportion(generator.random(300) < 0.7, seed=i) for i in range(200))
+        for estimate in (statistics.mean_estimate(generator.random(300) < 0.7, seed=i) for i in range(200))
     ]
     assert 0.91 <= np.mean(held) <= 0.99
+
+
+def test_the_interval_of_a_kernel_distance_holds_the_true_value_as_often_as_it_says():
+    """Of features that are new in each of 100 experiments; the truth is of 8,000."""
+    generator = np.random.default_rng(3)
+
+    def drawn(count):
+        return generator.normal(size=(count, 8)), 1.1 * generator.normal(size=(count, 8)) + 0.3
+
+    truth = statistics.kernel_distance(*drawn(8000), subsets=1, subset_size=8000)
+    estimates = [statistics.kernel_estimate(*drawn(150), subsets=20, subset_size=150) for _ in range(100)]
+    assert 0.88 <= np.mean([each.low <= truth <= each.high for each in estimates]) <= 1.0
+    widths = [(each.high - each.low) / 2 / 1.96 for each in estimates]
+    assert np.mean(widths) == pytest.approx(np.std([each.value for each in estimates]), rel=0.25)
 
 
 def test_the_interval_of_a_frechet_distance_is_about_it_and_not_above(sets):
