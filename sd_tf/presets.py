@@ -75,8 +75,8 @@ FASHION_MNIST = Preset(
     max_minutes=55,
     text_encoder="clip-mini",
     command="python -m sd_tf.train --dataset fashion_mnist --max-minutes 32 --save-dtype float16",
-    runtime="32 minutes on 2 cores of an AMD EPYC 9005 with AVX-512; clip-mini and perceptual-mini 7 minutes before, "
-    "once",
+    runtime="32 minutes on 2 cores of an AMD EPYC 9005 with AVX-512; clip-mini and perceptual-mini 7 minutes "
+    "before, once",
     scores="class accuracy 0.965, colour accuracy 1.000, tinted class accuracy 0.896: "
     "python -m sd_tf.evaluate --model fashion-mnist",
 )
