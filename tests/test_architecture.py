@@ -23,8 +23,10 @@ STREAM = [
     {"checkpoints", "training", "evaluation"},
     {"__init__", "train", "generate", "evaluate"},
 ]
-# `model.save` is what a user types; the writer knows the model's parts.
-AGAINST_THE_STREAM = {("latent/model.py", "sd_tf.checkpoints.folder")}
+# `model.save` and `model.load_lora` are what a user types; writer and reader know the model's parts.
+AGAINST_THE_STREAM = {
+    ("latent/model.py", f"sd_tf.checkpoints.{name}") for name in ("folder", "lora", "names")
+}
 WITHIN_A_LEVEL = {  # a run saves the parts that it has trained, and judges are read as models are
     ("training", "checkpoints"),
     ("evaluation", "checkpoints"),

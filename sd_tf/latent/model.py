@@ -1,8 +1,10 @@
 """Text to picture: the text tower, the UNet, the autoencoder and the noise schedule as one model."""
 
+import functools
 import numbers
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.latent.engines import Engines
+from sd_tf.latent.lora import Adaptations
 
 LARGEST_SEED = 2**32 - 1
 PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
@@ -253,6 +256,34 @@ class LatentDiffusion:
             raise InputError(f"latents are {latents.dtype}, or not all finite: give standard normal noise")
         return latents.astype("float32")
 
+    @functools.cached_property
+    def adaptations(self) -> Adaptations:
+        """The LoRAs that have been loaded: their weights can be set, and they can be taken out or fused."""
+        from sd_tf.checkpoints.names import key_of
+
+        return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder}, key_of)
+
+    def load_lora(self, file, weight=1.0, name=None):
+        """Adds a low-rank adaptation (Hu et al. 2021) of the UNet and, where it has one, the text tower.
+
+        `model.adaptations.weigh({name: 0.5})` sets its weight anew; with 0 the model is what it was, to the
+        bit. Several add up.
+
+        Args:
+            file: a safetensors file of diffusers' or kohya's layout, or a folder with diffusers'
+                `pytorch_lora_weights.safetensors`.
+            weight: how much of it; 1 is all.
+            name: of it from now on; None for the file's name without its suffix.
+
+        Raises:
+            InputError: the file is damaged, no LoRA, or one for another architecture. The model stays
+                what it was.
+        """
+        from sd_tf.checkpoints.lora import read_lora
+
+        changes = read_lora(file, self.adaptations.modules)
+        self.adaptations.add(Path(file).stem if name is None else name, changes, weight, file)
+
     def save(self, folder, dtype="float32", max_shard_size="10GB"):
         """Writes the folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
 
@@ -261,7 +292,7 @@ class LatentDiffusion:
             dtype: of the files' tensors, "float32", "float16" or "bfloat16".
             max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
         """
-        from sd_tf.checkpoints.folder import save  # the one import against the stream: see ARCHITECTURE.md
+        from sd_tf.checkpoints.folder import save  # against the stream: see ARCHITECTURE.md
 
         save(self, folder, dtype, max_shard_size)
 

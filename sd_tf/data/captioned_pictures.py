@@ -1,0 +1,275 @@
+"""Your own captioned pictures as a data set: decoded once to squares on disk, then read from there."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from sd_tf.data.noise import uniforms
+from sd_tf.data.opening import WHITE
+from sd_tf.data.pipeline import Examples
+from sd_tf.errors import InputError, shown, unknown
+
+FITS = ("center", "random", "pad")
+MARGIN = 1.125  # how much larger than a window the square is that "random" takes it from
+MOST_UNREADABLE = 0.05  # of all pictures
+STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how squares are made
+PREVIEWS = 6  # prompts
+CHUNK = 256  # pictures that are decoded before their squares are written
+_FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _NUMBERS = range(7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where captioned pictures come from.
+
+    Attributes:
+        name: of the data set, in messages.
+        captions: one for each picture.
+        open: number of a picture, pixels that its shorter side needs -> a PIL picture of mode "RGB"; called
+            from several threads. It raises `InputError` for a picture that cannot be read.
+        label: number of a picture -> what a message calls it.
+        fingerprint: of the pictures, as far as can be told without decoding them.
+        problems: a line for each picture that is known beforehand not to be usable.
+    """
+
+    name: str
+    captions: Sequence[str]
+    open: Callable[[int, int], Image.Image]
+    label: Callable[[int], str]
+    fingerprint: str
+    problems: Sequence[str] = ()
+
+
+class CaptionedPictures:
+    """Pictures of any sizes with captions, as squares; a `CaptionedImages`.
+
+    `decode`, to be called before the first examples, makes squares of all pictures in a file under `folder`
+    that is read piece by piece, so that memory does not grow with their number. What cannot be read is
+    listed beside it.
+
+    Args:
+        source: a `Source`.
+        image_size: pixels along a side.
+        folder: for decoded pictures, one folder for each source and way of fitting.
+        fit: "center": the square in the middle; "random": another square, of 8/9 of the shorter side, in each
+            epoch; "pad": the whole picture, on `background`.
+        background: (red, green, blue) behind "pad".
+        flip: whether half of the pictures are mirrored, left to right, in each epoch.
+        jitter: how far brightness, contrast and saturation vary: 0.1 is up to a tenth. Hue, which captions
+            name, does not.
+        template: what becomes of a caption, "{}" itself, such as "a photo of {}".
+        seed: a non-negative integer, of all that is random.
+
+    Raises:
+        InputError: for an unknown `fit`, or a `template` that leaves no place for the caption.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        image_size: int,
+        folder: str | os.PathLike,
+        fit: str = "center",
+        background=WHITE,
+        flip: bool = False,
+        jitter: float = 0.0,
+        template: str = "{}",
+        seed: int = 0,
+    ):
+        if fit not in FITS:
+            raise unknown("fit", fit, FITS)
+        if template.count("{}") != 1:
+            raise InputError(
+                f"the caption template is {shown(template)}: put one {{}} where the caption goes"
+            )
+        self.name, self.image_size, self._source, self._template = source.name, image_size, source, template
+        self.flip, self.jitter, self._seed = flip, _Jitter(jitter) if jitter else None, seed
+        self._side = round(MARGIN * image_size) if fit == "random" else image_size
+        key = (STORE_VERSION, source.fingerprint, self._side, fit == "pad", tuple(background))
+        self._store = Path(folder) / f"pictures-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+        self._pad, self._background, self._squares = fit == "pad", tuple(background), None
+        self._identity = (key, flip, jitter, seed)
+        self._keep(range(len(source.captions)))
+
+    def decode(self, progress: bool = True):
+        """Makes the squares, where no earlier run did.
+
+        Args:
+            progress: whether to show how far it is.
+
+        Raises:
+            InputError: fewer than two pictures can be read, more than one in twenty cannot, or the folder
+                cannot be written. Nothing is left there then.
+        """
+        if not self._store.is_dir():
+            square = _padded if self._pad else _cropped
+            _decode(
+                self._source,
+                self._store,
+                functools.partial(square, side=self._side, background=self._background),
+                self._side,
+                progress,
+            )
+        self._squares = np.load(self._store / "pictures.npy", mmap_mode="r")
+        self._keep(np.load(self._store / "kept.npy"))
+
+    def _keep(self, numbers):
+        """The source's pictures of these numbers are those that there are."""
+        self._kept = np.asarray(numbers, np.int64)
+        self._captions = [self._template.replace("{}", self._source.captions[i]) for i in numbers]
+        self._groups = {caption: group for group, caption in enumerate(sorted(set(self._captions)))}
+        identity = repr((self._identity, self._captions))
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @property
+    def preview_prompts(self) -> tuple[str, ...]:
+        """Six captions, or as many as there are, from all over the list."""
+        captions = self.corpus()
+        return tuple(
+            captions[i] for i in sorted({round(i) for i in np.linspace(0, len(captions) - 1, PREVIEWS)})
+        )
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def corpus(self) -> tuple[str, ...]:
+        """Every caption, sorted and distinct."""
+        return tuple(self._groups)
+
+    def examples(self, indices: Sequence[int], epoch: int) -> Examples:
+        """Pictures uint8 (n, size, size, 3), captions and groups: a pure function of (seed, epoch, index).
+
+        Pictures of the same caption are of the same group.
+        """
+        indices = np.asarray(indices, np.int64)
+        numbers = uniforms((self._seed, epoch), indices, _NUMBERS)
+        images = np.asarray(self._squares[self._kept[indices]])
+        if self._side > self.image_size:
+            starts = (numbers[:, (_TOP, _LEFT)] * (self._side - self.image_size + 1)).astype(int)
+            images = np.stack(
+                [
+                    image[top : top + self.image_size, left : left + self.image_size]
+                    for image, (top, left) in zip(images, starts, strict=True)
+                ]
+            )
+        if self.flip:
+            flipped = (numbers[:, _FLIPPED] < 0.5)[:, None, None, None]
+            images = np.where(flipped, images[:, :, ::-1], images)
+        if self.jitter:
+            images = self.jitter(images, numbers[:, _BRIGHTNESS:])
+        captions = [self._captions[i] for i in indices]
+        return Examples(images, captions, np.array([self._groups[caption] for caption in captions], np.int32))
+
+
+class _Jitter:
+    """Brightness, contrast and saturation by Keras' layers, each picture by numbers of its own."""
+
+    def __init__(self, strength):
+        self.strength = strength
+        options = {"value_range": (0.0, 1.0), "dtype": "float32"}
+        self.brightness = keras.layers.RandomBrightness(strength, **options)
+        self.contrast = keras.layers.RandomContrast(strength, **options)
+        self.saturation = keras.layers.RandomSaturation(0.5, **options)
+
+    def __call__(self, images, numbers):
+        """uint8 (n, size, size, 3) and floats (n, 3) in [0, 1) -> uint8."""
+        change = (self.strength * (2.0 * numbers - 1.0)).astype(np.float32)
+        shift, factors = change[:, 0, None, None, None], 1.0 + change
+        x = keras.ops.convert_to_tensor(images.astype(np.float32) / 255.0)
+        x = self.brightness.transform_images(x, {"rgb_delta": shift})
+        x = self.contrast.transform_images(x, {"contrast_factor": factors[:, 1, None, None, None]})
+        x = self.saturation.transform_images(x, {"factor": factors[:, 2]})
+        return np.rint(np.clip(keras.ops.convert_to_numpy(x), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _cropped(picture, side, background):
+    """The square in the middle, of `side` pixels."""
+    least = min(picture.size)
+    left, top = (picture.width - least) / 2, (picture.height - least) / 2
+    box = (left, top, left + least, top + least)
+    return picture.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+
+
+def _padded(picture, side, background):
+    """All of it, on a square of `side` pixels."""
+    scale = side / max(picture.size)
+    size = [max(1, round(length * scale)) for length in picture.size]
+    page = Image.new("RGB", (side, side), background)
+    small = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    page.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return page
+
+
+def _decode(source, store, square, side, progress):
+    """Writes `store`: squares of all pictures, which of them are there, and a list of the others."""
+    number, skipped = len(source.captions), list(source.problems)
+    new = store.with_name(f".{store.name}.new-{os.getpid()}")
+    kept = []
+
+    def decoded(i):
+        try:
+            return np.asarray(square(source.open(i, side)))
+        except InputError as error:
+            return f"{source.label(i)}: {error}"
+
+    try:
+        new.mkdir(parents=True)
+        squares = np.lib.format.open_memmap(
+            new / "pictures.npy", "w+", dtype=np.uint8, shape=(max(1, number), side, side, 3)
+        )
+        with ThreadPoolExecutor(os.cpu_count()) as threads, _bar(number, progress) as bar:
+            for start in range(0, number, CHUNK):
+                chunk = range(start, min(start + CHUNK, number))
+                for i, found in zip(chunk, threads.map(decoded, chunk), strict=True):
+                    if isinstance(found, str):
+                        skipped.append(found)
+                    else:
+                        squares[i] = found
+                        kept.append(i)
+                    bar.update()
+        _check_readable(source, len(kept), skipped)
+        squares.flush()
+        np.save(new / "kept.npy", np.array(kept, np.int64))
+        (new / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+        (new / "store.json").write_text(
+            json.dumps({"source": source.name, "fingerprint": source.fingerprint})
+        )
+        with contextlib.suppress(OSError):  # another run of the same made it meanwhile
+            new.rename(store)
+    except OSError as error:
+        raise InputError(f"cannot write decoded pictures to {store}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    if skipped:
+        print(
+            f"{source.name}: {len(skipped)} of {len(kept) + len(skipped)} pictures skipped, "
+            f"see {store}/skipped.txt"
+        )
+
+
+def _check_readable(source, readable, skipped):
+    found = readable + len(skipped)
+    if len(skipped) > MOST_UNREADABLE * found:
+        shown_first = "; ".join(skipped[:3])
+        raise InputError(
+            f"{source.name}: {len(skipped)} of {found} pictures cannot be used, more than one in twenty: "
+            f"{shown_first}{'; …' if len(skipped) > 3 else ''}: mend or remove them"
+        )
+    if readable < 2:
+        raise InputError(f"{source.name} has {readable} picture: give two or more, and many to learn from")
+
+
+def _bar(total, shown):
+    return tqdm(total=total, desc="decoding", unit=" pictures", disable=not shown)

@@ -1,0 +1,154 @@
+"""Low-rank adaptations of a model (LoRA, Hu et al. 2021): several at once, each with a weight.
+
+    W = W0 + sum over adaptations of weight * scale * up @ down
+
+An adapted kernel holds the sum, so that drawing takes no longer than without, on any engine. What the kernels
+were is kept beside: with weights of 0 the model is what it was, to the bit.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from sd_tf.errors import InputError, shown, unknown
+
+NETWORKS = ("unet", "text_encoder")  # what adaptations change
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of attention, as in the paper and in diffusers
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """The change of one kernel, with PyTorch's order of axes.
+
+    Attributes:
+        down: float32 (rank, inputs), of a convolution (rank, inputs, height, width).
+        up: float32 (outputs, rank), of a convolution (outputs, rank, 1, 1).
+        scale: alpha / rank.
+    """
+
+    down: np.ndarray
+    up: np.ndarray
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def product(self) -> np.ndarray:
+        """float32 (outputs, inputs, ...), to be added to the kernel."""
+        flat = self.up.reshape(-1, self.rank) @ self.down.reshape(self.rank, -1)
+        return self.scale * flat.reshape(-1, *self.down.shape[1:])
+
+
+class Adaptations:
+    """The adaptations that a model has now, by name.
+
+    Args:
+        networks: name -> Keras model, for each of `NETWORKS`.
+        key_of: a variable -> its key in a checkpoint, as `checkpoints.names.key_of`.
+    """
+
+    def __init__(self, networks, key_of):
+        self._kernels = {
+            f"{name}.{key_of(variable).removesuffix('.weight')}": variable
+            for name, network in networks.items()
+            for variable in network.variables
+            if variable.path.endswith("/kernel")
+        }
+        self._changes, self._weights, self._before = {}, {}, {}
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Every layer that can be adapted, as "unet.down_blocks.1.attentions.0.proj_in"."""
+        return tuple(self._kernels)
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Of its kernel, with PyTorch's order of axes."""
+        return _torch_shape(self._kernels[module])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each adaptation."""
+        return dict(self._weights)
+
+    def add(self, name: str, changes: dict[str, LowRank], weight: float = 1.0, source="the adaptation"):
+        """Adds an adaptation, in the place of one of the same name.
+
+        Args:
+            name: of it.
+            changes: module -> `LowRank`.
+            weight: how much of it; 1 is all, 0 nothing.
+            source: where it comes from, for messages.
+
+        Raises:
+            InputError: it is of another architecture. The model stays what it was.
+        """
+        _check_weight(name, weight)
+        if not changes:
+            raise InputError(f"{source} changes nothing: is it a LoRA?")
+        for module, change in changes.items():
+            if module not in self._kernels:
+                raise InputError(
+                    f"{source} changes {module}, which this model has not: a LoRA for another architecture"
+                )
+            outputs, inputs = change.up.shape[0], change.down.shape[1:]
+            wanted = _torch_shape(self._kernels[module])
+            if (outputs, *inputs) != wanted and (outputs, *inputs) != wanted[:2] + (1, 1) * (
+                len(wanted) == 2
+            ):
+                raise InputError(
+                    f"{source}: its {module} is {(outputs, *inputs)}, this model's is {wanted}: a LoRA for "
+                    "another architecture"
+                )
+        self._changes[name], self._weights[name] = changes, float(weight)
+        self._apply(set(self._before) | set(changes))
+
+    def weigh(self, weights: dict[str, float]):
+        """Sets the weights of some adaptations; others keep theirs."""
+        for name, weight in weights.items():
+            if name not in self._changes:
+                raise unknown("adaptation", name, self._changes)
+            _check_weight(name, weight)
+        self._weights |= {name: float(weight) for name, weight in weights.items()}
+        self._apply(set(self._before))
+
+    def remove(self, name: str):
+        """Takes an adaptation out again."""
+        if name not in self._changes:
+            raise unknown("adaptation", name, self._changes)
+        del self._changes[name], self._weights[name]
+        self._apply(set(self._before))
+
+    def fuse(self):
+        """Makes the model's own what its adaptations change now, and forgets them."""
+        self._changes, self._weights, self._before = {}, {}, {}
+
+    def _apply(self, modules):
+        for module in modules:
+            kernel = self._kernels[module]
+            if module not in self._before:
+                self._before[module] = np.asarray(kernel.value).copy()
+            before, total = self._before[module], 0.0
+            for name, changes in self._changes.items():
+                if module in changes and self._weights[name]:
+                    total = total + self._weights[name] * changes[module].product()
+            if isinstance(total, float):
+                kernel.assign(before)
+            else:
+                kernel.assign(before + _keras_order(total.reshape(_torch_shape(kernel))))
+
+
+def _torch_shape(kernel):
+    *window, inputs, outputs = kernel.shape
+    return (outputs, inputs, *window)
+
+
+def _keras_order(tensor):
+    return np.moveaxis(tensor, (0, 1), (-1, -2))  # (outputs, inputs, h, w) -> (h, w, inputs, outputs)
+
+
+def _check_weight(name, weight):
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not -100 <= weight <= 100:
+        raise InputError(
+            f"the weight of {name} is {shown(weight)}: give a number, 0 for nothing and 1 for all of it"
+        )

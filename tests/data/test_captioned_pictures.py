@@ -1,0 +1,173 @@
+"""A folder of pictures as a data set: squares, crops, flips and jitter that belong to each picture."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd_tf.data import captioned_pictures
+from sd_tf.data.captioned_pictures import CaptionedPictures
+from sd_tf.data.sources import find_source, folder_source
+from sd_tf.errors import InputError
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 128, 0), (0, 0, 255)
+
+
+def folder_of(tmp_path, pictures):
+    """Pictures uint8 (height, width, 3) with captions "picture 0" and so on."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = []
+    for number, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(folder / f"{number:05}.png")
+        rows.append({"file_name": f"{number:05}.png", "text": f"picture {number}"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def noise(count, height=20, width=30):
+    return list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8))
+
+
+def dataset(folder, tmp_path, size=16, **options):
+    pictures = CaptionedPictures(folder_source(folder), size, tmp_path / "store", **options)
+    pictures.decode(progress=False)
+    return pictures
+
+
+def stripes():
+    """Red, green and blue, of 8 columns each, in 8 rows."""
+    return np.repeat(np.array([[RED, GREEN, BLUE]], np.uint8), 8, axis=1).repeat(8, axis=0)
+
+
+def test_the_middle_square_is_cut_out(tmp_path):
+    examples = dataset(folder_of(tmp_path, [stripes()] * 2), tmp_path, size=8).examples([0, 1], 0)
+    np.testing.assert_array_equal(examples.images, np.full((2, 8, 8, 3), GREEN))
+    assert examples.captions == ["picture 0", "picture 1"]
+
+
+def test_padding_shows_the_whole_picture_on_a_colour(tmp_path):
+    options = {"fit": "pad", "background": (9, 9, 9), "size": 24}
+    image = dataset(folder_of(tmp_path, [stripes()] * 2), tmp_path, **options).examples([0], 0).images[0]
+    np.testing.assert_array_equal(image[8:16], stripes())
+    assert (image[:8] == 9).all() and (image[16:] == 9).all()
+
+
+def test_random_crops_are_windows_of_one_square_and_differ_between_epochs(tmp_path):
+    folder = folder_of(tmp_path, noise(2, 18, 18))  # the square's own size: nothing is resized
+    pictures, whole = dataset(folder, tmp_path, fit="random"), noise(2, 18, 18)
+    places = set()
+    for epoch in range(40):
+        for index in (0, 1):
+            image = pictures.examples([index], epoch).images[0]
+            here = [
+                (top, left)
+                for top in range(3)
+                for left in range(3)
+                if (whole[index][top : top + 16, left : left + 16] == image).all()
+            ]
+            assert len(here) == 1
+            places.update(here)
+    assert len(places) == 9
+
+
+def test_half_of_the_pictures_are_flipped_and_jitter_stays_within_its_strength(tmp_path):
+    folder = folder_of(
+        tmp_path, [np.tile(np.linspace(60, 180, 16).astype(np.uint8)[None, :, None], (16, 1, 3))] * 40
+    )
+    plain = dataset(folder, tmp_path).examples(range(40), 0).images
+    flipped = dataset(folder, tmp_path, flip=True).examples(range(40), 0).images
+    same = (flipped == plain).all(axis=(1, 2, 3))
+    assert 10 <= same.sum() <= 30
+    np.testing.assert_array_equal(flipped[~same], plain[~same][:, :, ::-1])
+    jittered = dataset(folder, tmp_path, jitter=0.2).examples(range(40), 0).images.astype(float)
+    shift = (jittered - plain).mean(axis=(1, 2, 3)) / 255
+    assert shift.std() > 0.05 and np.abs(shift).max() <= 0.2 + 0.01
+    spread = jittered.std(axis=(1, 2, 3)) / plain.std(axis=(1, 2, 3))
+    assert spread.std() > 0.05 and spread.min() >= 0.8 - 0.01 and spread.max() <= 1.2 + 0.01
+
+
+def test_jitter_keeps_the_hue_that_captions_name(tmp_path):
+    pictures = dataset(
+        folder_of(tmp_path, [np.full((16, 16, 3), (120, 40, 40), np.uint8)] * 20), tmp_path, jitter=0.3
+    )
+    images = pictures.examples(range(20), 0).images.astype(int)
+    assert (np.abs(images[..., 1] - images[..., 2]) <= 1).all() and (images[..., 0] > images[..., 1]).all()
+
+
+@pytest.mark.parametrize("options", [{"fit": "random"}, {"flip": True}, {"jitter": 0.2}])
+def test_a_picture_is_the_same_alone_and_among_others(tmp_path, options):
+    pictures = dataset(folder_of(tmp_path, noise(8)), tmp_path, **options)
+    together = pictures.examples(range(8), 3)
+    for index in range(8):
+        alone = pictures.examples([index], 3)
+        np.testing.assert_array_equal(alone.images[0], together.images[index])
+        assert alone.groups[0] == together.groups[index]
+
+
+def test_templates_and_groups(tmp_path):
+    folder = tmp_path / "mine"
+    for name in ("dress/1", "dress/2", "bag/1"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / f"{name}.png")
+    pictures = dataset(folder, tmp_path, template="a photo of a {}")
+    examples = pictures.examples([0, 1, 2], 0)
+    assert examples.captions == ["a photo of a bag", "a photo of a dress", "a photo of a dress"]
+    assert examples.groups[0] != examples.groups[1] == examples.groups[2]
+    assert pictures.corpus() == ("a photo of a bag", "a photo of a dress")
+    with pytest.raises(InputError, match="put one {} where the caption goes"):
+        dataset(folder, tmp_path, template="a photo")
+
+
+def test_pictures_are_decoded_once_and_again_when_they_change(tmp_path):
+    folder = folder_of(tmp_path, noise(3))
+    first = dataset(folder, tmp_path)
+    assert dataset(folder, tmp_path).fingerprint == first.fingerprint
+    assert len(list((tmp_path / "store").iterdir())) == 1
+    Image.fromarray(noise(4)[3]).save(folder / "00000.png")
+    second = dataset(folder, tmp_path)
+    assert second.fingerprint != first.fingerprint
+    assert (second.examples([0], 0).images != first.examples([0], 0).images).any()
+
+
+def test_few_unreadable_pictures_are_listed_and_many_are_an_error(tmp_path, capsys):
+    folder = folder_of(tmp_path, noise(40))
+    (folder / "00007.png").write_bytes(b"no picture")
+    pictures = dataset(folder, tmp_path)
+    assert len(pictures) == 39 and pictures.examples([7], 0).captions == ["picture 8"]
+    assert "1 of 40 pictures skipped" in capsys.readouterr().out
+    listed = next((tmp_path / "store").glob("*/skipped.txt")).read_text()
+    assert listed.startswith(f"{folder}/00007.png: cannot be read as a picture")
+    for number in (8, 9):
+        (folder / f"{number:05}.png").write_bytes(b"no picture")
+    with pytest.raises(
+        InputError, match="3 of 40 pictures cannot be used, more than one in twenty: .*00007.png"
+    ):
+        dataset(folder, tmp_path)
+    assert len(list((tmp_path / "store").iterdir())) == 1  # nothing is left of the refused one
+
+
+def test_one_picture_is_too_few(tmp_path):
+    with pytest.raises(InputError, match="has 1 picture: give two or more"):
+        dataset(folder_of(tmp_path, noise(1)), tmp_path)
+
+
+def test_squares_are_read_from_disk_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(captioned_pictures, "CHUNK", 4)
+    pictures = dataset(folder_of(tmp_path, noise(30)), tmp_path)
+    assert isinstance(pictures._squares, np.memmap)
+
+
+@pytest.mark.parametrize(
+    "name, count, first", [("pokemon", 809, "a drawing of a green pokemon"), ("emoji", 1316, "a 3d")]
+)
+def test_the_real_folders(data_dir, tmp_path, name, count, first):
+    source = find_source(name, str(data_dir))
+    pictures = CaptionedPictures(source, 64, tmp_path)
+    pictures.decode(progress=False)
+    assert len(pictures) == count
+    examples = pictures.examples(range(8), 0)
+    assert examples.captions[0].startswith(first)
+    assert (examples.images[:, 0, 0] > 250).all()  # they stand on white
+    assert examples.images.std() > 20

@@ -1,0 +1,135 @@
+"""Pictures of any kind become 8-bit RGB as their makers meant them, and damaged ones one line."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd_tf.data import opening
+from sd_tf.data.opening import open_picture
+from sd_tf.errors import InputError
+
+RED, GREEN = (255, 0, 0), (0, 128, 0)
+
+
+def encoded(picture, kind="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def pixels(file, **options):
+    picture = open_picture(file, **options)
+    assert picture.mode == "RGB"
+    return np.asarray(picture)
+
+
+def halves(mode="RGB", size=(8, 4)):
+    """Red on the left, green on the right."""
+    picture = Image.new("RGB", size, RED)
+    picture.paste(GREEN, (size[0] // 2, 0, *size))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+def test_every_format_without_loss_is_read_to_the_bit(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    np.testing.assert_array_equal(pixels(encoded(halves(), kind, **options)), np.asarray(halves()))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_few_colours_and_grey_become_rgb(mode):
+    picture = halves(mode)
+    np.testing.assert_array_equal(pixels(encoded(picture)), np.asarray(picture.convert("RGB")))
+
+
+def test_sixteen_bits_become_eight():
+    levels = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    found = pixels(encoded(Image.fromarray(levels)))
+    np.testing.assert_array_equal(found[0, :, 0], [0, 1, 128, 255])
+    np.testing.assert_array_equal(found[..., 0], found[..., 2])
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    found = pixels(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert np.abs(found.astype(int) - RED).max() < 12
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (10, 20, 30)])
+def test_what_is_transparent_shows_the_background(background):
+    picture = halves("RGBA")
+    picture.putpixel((0, 0), (255, 0, 0, 0))
+    found = pixels(encoded(picture), background=background)
+    np.testing.assert_array_equal(found[0, 0], background)
+    np.testing.assert_array_equal(found[0, 1], RED)
+
+
+def test_a_transparent_palette_colour_shows_the_background():
+    picture = halves("P")
+    found = pixels(encoded(picture, transparency=picture.getpixel((0, 0))), background=(1, 2, 3))
+    np.testing.assert_array_equal(found[0, 0], (1, 2, 3))
+    np.testing.assert_array_equal(found[0, -1], picture.convert("RGB").getpixel((7, 0)))
+
+
+def test_a_photograph_is_turned_as_its_exif_data_say():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    found = pixels(encoded(halves(size=(8, 4)), exif=exif))
+    assert found.shape == (8, 4, 3)
+    np.testing.assert_array_equal(found[0, 0], RED)
+    np.testing.assert_array_equal(found[-1, 0], GREEN)
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
+    found = pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    np.testing.assert_array_equal(found[0, 0], RED)
+
+
+def test_a_large_jpeg_is_decoded_no_smaller_than_needed():
+    found = open_picture(encoded(halves(size=(800, 400)), "JPEG"), least_side=64)
+    assert 64 <= min(found.size) < 400
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(opening, "MOST_PIXELS", 1000)
+    with pytest.raises(InputError, match="has 100 x 100 pixels, of which 1000 are the most"):
+        open_picture(encoded(Image.new("RGB", (100, 100))))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n"]
+)
+def test_what_is_no_picture_is_refused(content):
+    with pytest.raises(InputError, match="cannot be read as a picture"):
+        open_picture(io.BytesIO(content))
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(InputError, match="floating-point"):
+        open_picture(encoded(Image.new("F", (4, 4)), "TIFF"))
+
+
+def test_a_thousand_damaged_pictures_are_read_or_refused():
+    """Bits turned, ends cut off, and bytes put in: anything but a crash or another exception."""
+    generator = np.random.default_rng(0)
+    noise = Image.fromarray(generator.integers(0, 256, (24, 24, 3), np.uint8))
+    whole = [encoded(noise, kind).getvalue() for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")]
+    refused = 0
+    for number in range(1050):
+        content = bytearray(whole[number % len(whole)])
+        kind, place = generator.integers(3), int(generator.integers(len(content)))
+        if kind == 0:
+            for place in generator.integers(len(content), size=4):
+                content[place] ^= 1 << int(generator.integers(8))
+        elif kind == 1:
+            del content[place:]
+        else:
+            content[place:place] = generator.bytes(16)
+        try:
+            assert open_picture(io.BytesIO(bytes(content))).mode == "RGB"
+        except InputError:
+            refused += 1
+    assert 300 < refused < 1050
