@@ -77,8 +77,8 @@ FASHION_MNIST = Preset(
     command="python -m sd_tf.train --dataset fashion_mnist --max-minutes 32 --save-dtype float16",
     runtime="32 minutes on 2 cores of an AMD EPYC 9005 with AVX-512; clip-mini and perceptual-mini 7 minutes "
     "before, once",
-    scores="class accuracy 0.965, colour accuracy 1.000, tinted class accuracy 0.896: "
-    "python -m sd_tf.evaluate --model fashion-mnist",
+    scores="Frechet distance 4.4 of 500 pictures, 1.6 of reconstructions, garments 0.936, in colours 0.900, "
+    "colours 1.000: python -m sd_tf.evaluate --guidance-scale 1.5 --steps 25 --samples 500 --tinted-samples 160",
 )
 
 NARROW = replace(  # a step takes 0.6 of the time; better than the wide one after 8 minutes of a core
@@ -106,7 +106,9 @@ SMALL = replace(
     "--save-dtype float16",
     runtime="18 minutes, its CLIP included, on 2 cores of an AMD EPYC 9005 that did other work as well; "
     "perceptual-mini a minute before, once",
-    scores="python -m sd_tf.evaluate --model fashion-mnist-small",
+    scores="Frechet distance 5.4 of 500 pictures, 3.7 of reconstructions, garments 0.916, in colours 0.913, "
+    "colours 1.000: python -m sd_tf.evaluate --model fashion-mnist-small --guidance-scale 1.5 --steps 25 "
+    "--samples 500 --tinted-samples 160",
 )
 
 GARMENTS = replace(FASHION_MNIST, text_encoder=None, command="", runtime="", scores="")

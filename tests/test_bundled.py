@@ -14,8 +14,8 @@ from sd_tf.presets import PRESETS
 
 MOST_MEGABYTES = {"fashion-mnist": 20, "fashion-mnist-small": 3}
 MOST_DISTANCES = {
-    "fashion-mnist": (6.6, 5.0),
-    "fashion-mnist-small": (15.0, 10.0),
+    "fashion-mnist": (5.5, 2.0),
+    "fashion-mnist-small": (6.5, 4.5),
 }  # samples, reconstructions
 
 
@@ -85,13 +85,13 @@ def test_diffusers_draws_the_same_pictures(name, model):
 def test_judged_by_a_classifier_that_has_taught_nothing(name, model, data_dir):
     train, test = (FashionMNIST(split, data_dir) for split in ("train", "test"))
     judges = judging.Judges(train, test, inception="none")
-    settings = {"steps": 25, "guidance_scale": 2.0, "seed": 0}
-    scores = judges.scores(judging.draw(model, judges.real, 2000, 1600, settings), settings)
+    settings = {"steps": 25, "guidance_scale": 1.5, "seed": 0}
+    scores = judges.scores(judging.draw(model, judges.real, 500, 800, settings), settings)
     distance, of_reconstructions = MOST_DISTANCES[name]
     assert scores["frechet_distance"].value <= distance
     assert scores["reconstruction_distance"].value <= of_reconstructions
-    assert scores["tinted_class_accuracy"].value >= 0.93
-    assert scores["class_accuracy"].value >= 0.93
+    assert scores["tinted_class_accuracy"].value >= 0.87
+    assert scores["class_accuracy"].value >= 0.88
     assert scores["colour_accuracy"].value >= 0.995
     assert scores["precision"].value >= 0.85 and scores["recall"].value >= 0.5
     assert scores["copies"].value < 0.02
