@@ -78,7 +78,8 @@ FASHION_MNIST = Preset(
     runtime="32 minutes on 2 cores of an AMD EPYC 9005 with AVX-512; clip-mini and perceptual-mini 7 minutes "
     "before, once",
     scores="Frechet distance 4.4 of 500 pictures, 1.6 of reconstructions, garments 0.936, in colours 0.900, "
-    "colours 1.000: python -m sd_tf.evaluate --guidance-scale 1.5 --steps 25 --samples 500 --tinted-samples 160",
+    "colours 1.000: python -m sd_tf.evaluate --guidance-scale 1.5 --steps 25 --samples 500 "
+    "--tinted-samples 160",
 )
 
 NARROW = replace(  # a step takes 0.6 of the time; better than the wide one after 8 minutes of a core
