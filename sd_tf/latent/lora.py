@@ -12,9 +12,6 @@ import numpy as np
 
 from sd_tf.errors import InputError, shown, unknown
 
-NETWORKS = ("unet", "text_encoder")  # what adaptations change
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of attention, as in the paper and in diffusers
-
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
@@ -44,7 +41,7 @@ class Adaptations:
     """The adaptations that a model has now, by name.
 
     Args:
-        networks: name -> Keras model, for each of `NETWORKS`.
+        networks: "unet" and "text_encoder" -> Keras model.
         key_of: a variable -> its key in a checkpoint, as `checkpoints.names.key_of`.
     """
 

@@ -117,6 +117,7 @@ def test_every_score_says_by_what_protocol_and_a_taught_judge_gives_no_headline(
     for name, score in of_real.items():
         assert score.better in ("lower", "higher")
         assert score.protocol["samples"] > 0, name
+        assert score.low <= score.value <= score.high, name
         if "distance" in name and name != "reconstruction_distance":  # that of whole pictures is the floor's
             assert score.low < score.value < score.high, name
         if not name.startswith("reconstruction"):
