@@ -39,6 +39,14 @@ def main(arguments=None):
         parser.add_argument(
             flag, type=kind, nargs="+", default=[default], help=f"{text} (default: {default})"
         )
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("START", "STOP"),
+        default=[0.0, 1.0],
+        help="shares of the steps between which guidance is on (default: 0 1)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture (default: 0)")
     parser.add_argument(
         "--classifier",
@@ -104,6 +112,11 @@ def _check(flags):
         for value in values:
             if not least <= value <= 1000:
                 raise InputError(f"--{name} is {value}: give {least} to 1000")
+    start, stop = flags.guidance_interval
+    if not 0 <= start <= stop <= 1:
+        raise InputError(
+            f"--guidance-interval is {start} {stop}: give two shares of the steps, the lower first"
+        )
     if not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed is {flags.seed}: give 0 to {2**32 - 1}")
 
@@ -149,7 +162,8 @@ def _scored(name, flags, judges, command):
     judging.check_picture_size(name, model)
     combinations = list(itertools.product(*(getattr(flags, each) for each in VARIED)))
     for values in combinations:
-        settings = dict(zip(VARIED, values, strict=True)) | {"seed": flags.seed}
+        fixed = {"guidance_interval": flags.guidance_interval, "seed": flags.seed}
+        settings = dict(zip(VARIED, values, strict=True)) | fixed
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
         print(f"{name}: {flags.samples + flags.tinted_samples} pictures, {described}", file=sys.stderr)
         drawn = judging.draw(model, judges.real, flags.samples, flags.tinted_samples, settings)

@@ -20,6 +20,7 @@ FEW = ["--samples", "40", "--tinted-samples", "160", "--steps", "2", "--inceptio
         (["--sampler", "ddmi"], "'ddmi'.*'ddim'"),
         (["--steps", "20", "0"], "--steps is 0: give 1 to 1000"),
         (["--guidance-scale", "-1"], "--guidance-scale is -1.0: give 0 to 1000"),
+        (["--guidance-interval", "0.8", "0.2"], "--guidance-interval is 0.8 0.2: .* the lower first"),
         (["--seed", "-1"], "--seed is -1"),
         (["--compare", "fashion-mnist", "fashion-mnits"], "'fashion-mnits': did you mean 'fashion-mnist'"),
     ],

@@ -45,6 +45,7 @@ def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp
         "seed": "5",
         "steps": "2",
         "guidance_scale": "2.5",
+        "guidance_interval": "[0.0, 1.0]",
         "negative_prompt": "blue",
         "sampler": "ddim",
         "eta": "0.0",

@@ -22,7 +22,9 @@ def drop_captions(context, empty_context, dropped):
     return ops.where(dropped[:, None, None], ops.cast(empty_context, context.dtype), context)
 
 
-def classifier_free(network, schedule, context, negative_context, guidance_scale: float):
+def classifier_free(
+    network, schedule, context, negative_context, guidance_scale: float, guided_timesteps=None
+):
     """A denoiser that follows `context` and leans away from `negative_context`.
 
     The output is negative + guidance_scale * (positive - negative): equation 6 of Ho & Salimans
@@ -36,15 +38,18 @@ def classifier_free(network, schedule, context, negative_context, guidance_scale
         context: (batch, tokens, width).
         negative_context: the empty caption's, or that of what to avoid; the shape of `context`.
         guidance_scale: 1 follows `context` alone, at the cost of a single call; more exaggerates it.
+        guided_timesteps: ints; all others follow `context` alone (Kynkaanniemi et al. 2024: guidance at
+            high noise takes variety, and at low noise does nothing). None guides all.
 
     Returns:
-        `denoise(x, t) -> Prediction`, as `denoiser` does.
+        `denoise(x, t) -> Prediction`, as `denoiser` does; t is a Python int where some are not guided.
 
     Raises:
         InputError: where the two contexts differ in shape.
     """
+    plain = denoiser(network, schedule, context)
     if guidance_scale == 1:
-        return denoiser(network, schedule, context)
+        return plain
     if tuple(context.shape) != tuple(negative_context.shape):
         raise InputError(
             f"negative_context has shape {tuple(negative_context.shape)}, context {tuple(context.shape)}: "
@@ -58,4 +63,19 @@ def classifier_free(network, schedule, context, negative_context, guidance_scale
         negative, positive = ops.split(ops.cast(output, latents.dtype), 2)  # each (batch, h, w, channels)
         return negative + guidance_scale * (positive - negative)
 
-    return denoiser(guided, schedule, operations(context).concatenate([negative_context, context]))
+    leaning = denoiser(guided, schedule, operations(context).concatenate([negative_context, context]))
+    if guided_timesteps is None:
+        return leaning
+    guided_timesteps = frozenset(guided_timesteps)
+    return lambda x, t: (leaning if t in guided_timesteps else plain)(x, t)
+
+
+def guided_part(timesteps, interval):
+    """The timesteps that guidance is for, as diffusers' `ClassifierFreeGuidance(start=, stop=)` counts them.
+
+    Args:
+        timesteps: of sampling, in its order.
+        interval: (start, stop), shares of the number of steps: 0 <= start <= stop <= 1.
+    """
+    start, stop = (int(share * len(timesteps)) for share in interval)
+    return timesteps[start:stop]

@@ -23,6 +23,7 @@ from sd_tf.evaluation.statistics import (
     kernel_estimate,
     mean_estimate,
     nearest,
+    share_estimate,
 )
 
 CLASS_PROMPTS = [prompt_for(label, None) for label in range(len(CLASS_NAMES))]
@@ -116,8 +117,8 @@ class Fidelity:
         scores = {
             "frechet_distance": _score(self._distance(found), "lower", frechet, floor[0]),
             "kernel_distance": _score(kernel_estimate(found, self.reference), "lower", kernel, floor[1]),
-            "precision": _score(mean_estimate(precision), "higher", manifold, floor[2]),
-            "recall": _score(mean_estimate(recall), "higher", manifold, floor[3]),
+            "precision": _score(share_estimate(precision), "higher", manifold, floor[2]),
+            "recall": _score(share_estimate(recall), "higher", manifold, floor[3]),
         }
         if drawn.rebuilt is not None:
             scores["reconstruction_distance"] = self._reconstruction(drawn.rebuilt)
@@ -188,7 +189,7 @@ class Alignment:
             of_prompts = np.split(hits, len(prompts))
             details = {prompt: float(each.mean()) for prompt, each in zip(prompts, of_prompts, strict=True)}
             protocol = protocol | {"samples": len(hits), "prompts": len(prompts)} | drawing
-            return _score(mean_estimate(hits), "higher", protocol, real, details=details)
+            return _score(share_estimate(hits), "higher", protocol, real, details=details)
 
         return {
             "class_accuracy": score(right, CLASS_PROMPTS, self.of_classes, self.of_real[0]),
@@ -263,7 +264,7 @@ class Memorisation:
         }
         details["training pictures"], details["distances"] = numbers.tolist(), found.round(3).tolist()
         distance, expected = mean_estimate(found), float(self.of_real.mean())
-        copies = mean_estimate(found < np.quantile(self.of_real, 0.01))
+        copies = share_estimate(found < np.quantile(self.of_real, 0.01))
         protocol |= drawing
         return {
             "nearest_training_distance": _score(distance, "higher", protocol, expected, NOT_A_RACE, details),

@@ -76,9 +76,18 @@ def nearest(features, references) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_estimate(numbers, resamples=200, seed=0) -> Estimate:
-    """The mean of numbers, such as whether each of some pictures is right."""
+    """The mean of numbers."""
     numbers = np.asarray(numbers, np.float64)
     return bootstrap(lambda chosen: float(np.mean(chosen)), (numbers,), resamples, seed)
+
+
+def share_estimate(hits) -> Estimate:
+    """The share of what is true, with the interval of Wilson 1927: that of none or all has a width too."""
+    n, share = len(hits), float(np.mean(hits))
+    squared = CONFIDENCE**2 / n
+    middle = (share + squared / 2) / (1 + squared)
+    reach = CONFIDENCE * np.sqrt(share * (1 - share) / n + squared / (4 * n)) / (1 + squared)
+    return Estimate(share, float(min(share, middle - reach)), float(max(share, middle + reach)))
 
 
 def frechet_estimate(features, others, resamples=50, seed=0) -> Estimate:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sd_tf.data.noise import normals
-from sd_tf.diffusion.guidance import classifier_free
+from sd_tf.diffusion.guidance import classifier_free, guided_part
 from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
@@ -116,6 +116,7 @@ class LatentDiffusion:
         num_images=1,
         steps=20,
         guidance_scale=3.0,
+        guidance_interval=(0.0, 1.0),
         seed=0,
         negative_prompt="",
         sampler="ddim",
@@ -137,6 +138,9 @@ class LatentDiffusion:
             num_images: pictures for each prompt.
             steps: sampling steps, 1 to the schedule's number of timesteps.
             guidance_scale: 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
+            guidance_interval: the part of the steps that is guided, as shares: (0.2, 0.8) leaves the first
+                and the last fifth to the prompt alone, which keeps more variety at a high scale, and takes
+                less time (Kynkaanniemi et al. 2024).
             seed: of the first picture of each prompt; 0 to 2**32 - 1.
             negative_prompt: what to lean away from: a string for all, or one for each prompt.
             sampler: "ddim" or "ddpm".
@@ -167,6 +171,7 @@ class LatentDiffusion:
         _check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
         _check_number("guidance_scale", guidance_scale, 0, 1000)
         _check_number("eta", eta, 0, 1)
+        _check_interval("guidance_interval", guidance_interval)
         if sampler not in tuple(SAMPLERS):
             raise unknown("sampler", sampler, SAMPLERS)
         if eta and sampler != "ddim":
@@ -198,6 +203,7 @@ class LatentDiffusion:
         seeds = seed + np.tile(np.arange(num_images), len(prompts))
         batches = [slice(i, i + batch_size) for i in range(0, len(seeds), batch_size)]
         options = {"eta": eta} if sampler == "ddim" else {}
+        timesteps = self.schedule.inference_timesteps(steps)
         images = []
         with tqdm(
             total=steps * len(batches), unit="step", disable=None if progress else True, leave=False
@@ -215,11 +221,12 @@ class LatentDiffusion:
                     contexts[of_prompt[batch]],
                     negative_contexts[of_prompt[batch]],
                     guidance_scale,
+                    guided_part(timesteps, guidance_interval),
                 )
                 final = SAMPLERS[sampler](
                     denoise,
                     _noise(seeds[batch], 0, shape) if latents is None else latents[batch],
-                    self.schedule.inference_timesteps(steps),
+                    timesteps,
                     self.schedule,
                     lambda step, seeds=seeds[batch]: _noise(seeds, step + 1, shape),
                     after_step,
@@ -329,3 +336,13 @@ def _check_whole(name, value, least, most):
 def _check_number(name, value, least, most):
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most:
         raise InputError(f"{name} is {value!r}: give a number from {least} to {most}")
+
+
+def _check_interval(name, value):
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not pair:
+        raise InputError(f"{name} is {value!r}: give two shares, such as (0.2, 0.8)")
+    for share in value:
+        _check_number(name, share, 0, 1)
+    if value[0] > value[1]:
+        raise InputError(f"{name} is {tuple(value)}: give the lower share first")

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from sd_tf.config import ScheduleConfig
 from sd_tf.diffusion.denoiser import denoiser
-from sd_tf.diffusion.guidance import classifier_free, drop_captions
+from sd_tf.diffusion.guidance import classifier_free, drop_captions, guided_part
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError
 
@@ -59,6 +59,28 @@ def test_scale_one_is_one_call_on_the_batch_itself_and_ignores_the_negative_cont
     guided = classifier_free(network, schedule, context, negative, 1)(x, T)
     assert network.batches == [2]
     np.testing.assert_array_equal(guided.noise, denoiser(network, schedule, context)(x, T).noise)
+
+
+def test_steps_that_are_not_guided_follow_the_prompt_by_a_call_on_the_batch_itself(parts):
+    network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
+    x, context, negative = parts
+    some = classifier_free(network, schedule, context, negative, 3.0, guided_timesteps=[T])
+    every = classifier_free(network, schedule, context, negative, 3.0)
+    network.batches.clear()
+    np.testing.assert_array_equal(some(x, T).x0, every(x, T).x0)
+    np.testing.assert_array_equal(some(x, T - 1).x0, denoiser(network, schedule, context)(x, T - 1).x0)
+    assert network.batches == [4, 4, 2, 2]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 25])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.8), (0.15, 0.5), (0.5, 0.5), (0.0, 0.99)])
+def test_an_interval_has_the_steps_that_diffusers_guides(steps, interval):
+    guider = pytest.importorskip("diffusers.guiders").ClassifierFreeGuidance(3.0, 0.0, False, *interval)
+    guided = []
+    for step in range(steps):
+        guider.set_state(step, steps, None)
+        guided += [step] if guider.num_conditions == 2 else []
+    assert guided_part(list(range(steps)), interval) == guided
 
 
 def test_same_captions_on_both_sides_leave_nothing_to_guide(parts):

@@ -121,6 +121,15 @@ def test_an_interval_holds_the_true_value_as_often_as_it_says():
     assert 0.91 <= np.mean(held) <= 0.99
 
 
+@pytest.mark.parametrize(("right", "of"), [(0, 20), (7, 20), (480, 500), (500, 500)])
+def test_the_interval_of_a_share_is_wilsons(right, of):
+    scipy_stats = pytest.importorskip("scipy.stats")
+    expected = scipy_stats.binomtest(right, of).proportion_ci(0.95, "wilson")
+    found = statistics.share_estimate(np.arange(of) < right)
+    assert found.value == right / of
+    np.testing.assert_allclose(found[1:], [expected.low, expected.high], atol=1e-5)
+
+
 def test_the_interval_of_a_kernel_distance_holds_the_true_value_as_often_as_it_says():
     """Of features that are new in each of 100 experiments; the truth is of 8,000."""
     generator = np.random.default_rng(3)

@@ -151,6 +151,17 @@ def test_agrees_with_diffusers_pipeline_on_the_saved_folder(tiny_model, predicti
     assert apart(ours, reference) <= 2
 
 
+def test_guidance_in_no_step_is_the_prompt_alone_and_in_all_is_the_default(tiny_model):
+    plain = draw(tiny_model, "a red dress", guidance_scale=1)
+    np.testing.assert_array_equal(draw(tiny_model, "a red dress", guidance_interval=(0.5, 0.5)), plain)
+    whole = draw(tiny_model, "a red dress", guidance_scale=6)
+    np.testing.assert_array_equal(
+        draw(tiny_model, "a red dress", guidance_scale=6, guidance_interval=(0, 1)), whole
+    )
+    half = draw(tiny_model, "a red dress", guidance_scale=6, guidance_interval=(0, 0.5))
+    assert apart(half, whole) > 5 and apart(half, plain) > 5
+
+
 BAD = {
     "prompt": ["", "  ", 5, None, [], ["a dress", 3], ["a dress", ""], {"a dress"}],
     "num_images": [0, -1, 1.5, "2", True, None],
@@ -158,6 +169,7 @@ BAD = {
     "seed": [-1, 2**32, 0.5, None, "0"],
     "batch_size": [0, -4, 2.5],
     "guidance_scale": [-1, float("nan"), float("inf"), "3", None, True],
+    "guidance_interval": [0.5, (0.2,), (0.8, 0.2), (-0.1, 1), (0, 1.1), ("0", "1"), None],
     "eta": [-0.1, 1.1, float("nan"), "0"],
     "negative_prompt": [None, 3, ["a", "b"], [3], []],
     "latents": [
