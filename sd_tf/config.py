@@ -7,6 +7,7 @@ only add and check the class name.
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 
 from sd_tf.errors import InputError, unknown
@@ -150,7 +151,10 @@ TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
-DATASETS = ("fashion_mnist", "garments")
+DATASETS = ("fashion_mnist", "garments", "folder", "pokemon", "emoji", "hub:<id>", "tfds:<name>")
+GARMENTS = DATASETS[:2]  # the others are captioned pictures, of which these flags are
+OF_CAPTIONED_PICTURES = ("caption_column", "caption_template", "fit", "background", "flip", "jitter")
+FITS = ("center", "random", "pad")
 NOT_PART_OF_A_RUN = (
     "output",
     "data_dir",
@@ -175,7 +179,14 @@ class RunConfig:
     """A training run; each field is a flag of `python -m sd_tf.train`."""
 
     dataset: str = _flag("fashion_mnist", "what to learn", DATASETS)
-    data_dir: str | None = _flag(None, "folder of the Fashion-MNIST files (default: $SD_TF_DATA_DIR)")
+    data_dir: str | None = _flag(None, "folder of the data's files (default: $SD_TF_DATA_DIR)")
+    caption_column: str | None = _flag(None, "of a table, that has the captions (default: text or caption)")
+    caption_template: str = _flag("{}", "what becomes of a caption, {} itself, such as 'a photo of {}'")
+    fit: str = _flag("center", "of pictures that are not square: crops, or padding on --background", FITS)
+    background: str = _flag("ffffff", "red, green and blue as hexadecimals, behind padding and transparency")
+    flip: bool = _flag(False, "mirror half of the pictures, anew in each epoch")
+    jitter: float = _flag(0.0, "how far brightness, contrast and saturation vary; 0.1 is up to a tenth")
+    image_size: int | None = _flag(None, "pixels along a side of what is drawn (default: the preset's)")
     output: str = _flag("runs/{dataset}", "run folder; the same command resumes the run in it")
     preset: str | None = _flag(None, "sizes and budgets (default: the data set's own)")
     stage: str | None = _flag(None, "run this stage alone (default: all that are needed)", STAGES)
@@ -223,7 +234,6 @@ class RunConfig:
     replicas: int | None = _flag(None, "of --strategy mirrored (default: all GPUs; on a CPU, 2)")
     workers: int | None = _flag(None, "processes on this machine, of --strategy multiworker")
     seed: int = _flag(0, "of everything random")
-    image_size: int = _flag(32, "of --dataset garments: 32 or 64")
     cache_dir: str | None = _flag(None, "folder of cached latents (default: inside the run folder)")
     save_dtype: str = _flag("float32", "of the finished model's files", ("float32", "float16"))
     checkpoint_seconds: float = _flag(60.0, "between two checkpoints")
@@ -237,8 +247,14 @@ class RunConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value is not None and value not in choices:
+            if choices and value is not None and not _chosen(value, choices):
                 raise unknown(f"--{field.name.replace('_', '-')}", value, choices)
+            unused = self.dataset in GARMENTS and field.name in OF_CAPTIONED_PICTURES
+            if unused and value != field.default:
+                raise InputError(
+                    f"--{field.name.replace('_', '-')} is for your own pictures, such as --dataset folder: "
+                    f"leave it out with --dataset {self.dataset}"
+                )
         for name, least in {
             "max_minutes": 0.01,
             "max_steps": 1,
@@ -247,6 +263,7 @@ class RunConfig:
             "replicas": 1,
             "workers": 1,
             "offset_noise": 0,
+            "image_size": 8,
             "perceptual_weight": 0,
             "warmup_steps": 0,
             "weight_decay": 0,
@@ -279,9 +296,17 @@ class RunConfig:
             )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
-        if self.image_size not in (32, 64):
-            raise InputError(f"--image-size is {self.image_size}: give 32 or 64")
+        if not re.fullmatch("[0-9a-fA-F]{6}", self.background):
+            raise InputError(f"--background is {self.background!r}: give six hexadecimals, such as ffffff")
+        if not 0 <= self.jitter < 1:
+            raise InputError(f"--jitter is {self.jitter}: give 0 or more, below 1, such as 0.1")
         if self.max_minutes is not None and self.max_steps is not None:
             raise InputError("--max-minutes and --max-steps are both given: a run has one budget")
         if self.deterministic and self.max_steps is None:
             raise InputError("--deterministic needs --max-steps: minutes hold more or fewer steps each time")
+
+
+def _chosen(value, choices):
+    """Whether it is one of the choices, of which "hub:<id>" is whatever begins with "hub:"."""
+    begin = [choice.partition("<")[0] for choice in choices if "<" in choice]
+    return value in choices or any(value.startswith(each) and value != each for each in begin)

@@ -114,10 +114,47 @@ SMALL = replace(
 
 GARMENTS = replace(FASHION_MNIST, text_encoder=None, command="", runtime="", scores="")
 
+PICTURES = replace(  # a few hundred or thousand of one's own, 64 x 64
+    FASHION_MNIST,
+    autoencoder=AutoencoderConfig(
+        block_out_channels=(32, 64, 128), layers_per_block=1, norm_num_groups=8, sample_size=64
+    ),
+    unet=replace(
+        FASHION_MNIST.unet,
+        sample_size=16,
+        block_out_channels=(64, 128, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    ),
+    text=replace(FASHION_MNIST.text, max_position_embeddings=32),
+    vision=replace(FASHION_MNIST.vision, image_size=64),
+    vocab_size=2048,
+    clip_stage=replace(FASHION_MNIST.clip_stage, share=0.05),
+    cached_epochs=20,
+    max_minutes=110,
+    text_encoder=None,
+    command="",
+    runtime="",
+    scores="",
+)
+
 PRESETS = {
     "fashion-mnist": FASHION_MNIST,
     "fashion-mnist-narrow": NARROW,
     "fashion-mnist-small": SMALL,
     "garments": GARMENTS,
+    "pictures": PICTURES,
+    "pokemon-64": PICTURES,
+    "emoji-64": PICTURES,
 }
-OF_DATASET = {"fashion_mnist": "fashion-mnist", "garments": "garments"}
+OF_DATASET = {
+    "fashion_mnist": "fashion-mnist",
+    "garments": "garments",
+    "pokemon": "pokemon-64",
+    "emoji": "emoji-64",
+}
+
+
+def preset_of(dataset: str) -> str:
+    """The name of the preset that a data set is learned with where none is named."""
+    return OF_DATASET.get(dataset, "pictures")

@@ -84,7 +84,10 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
         ("--zero-terminal-snr yes", "unrecognized arguments: yes; "),
         ("--seed -1", "--seed is -1: give 0 to 4294967295"),
         ("--seed 4294967296", "--seed is 4294967296: give 0 to 4294967295"),
-        ("--image-size 48", "--image-size is 48: give 32 or 64"),
+        (
+            "--dataset garments --image-size 48",
+            "garments cannot be drawn at 48 pixels: give an image size of 32 or 64",
+        ),
         ("--image-size 64", "--image-size is 64: fashion_mnist has pictures of 32 pixels"),
         (
             "--max-steps 5 --max-minutes 1",

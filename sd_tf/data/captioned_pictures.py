@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from sd_tf.config import FITS
 from sd_tf.data.noise import uniforms
 from sd_tf.data.opening import WHITE
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError, shown, unknown
 
-FITS = ("center", "random", "pad")
 MARGIN = 1.125  # how much larger than a window the square is that "random" takes it from
 MOST_UNREADABLE = 0.05  # of all pictures
 STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how squares are made
@@ -55,9 +55,9 @@ class Source:
 class CaptionedPictures:
     """Pictures of any sizes with captions, as squares; a `CaptionedImages`.
 
-    `decode`, to be called before the first examples, makes squares of all pictures in a file under `folder`
-    that is read piece by piece, so that memory does not grow with their number. What cannot be read is
-    listed beside it.
+    `decode`, to be called before training, makes squares of all pictures in a file under `folder` that is
+    read piece by piece, so that memory does not grow with their number. What cannot be read is listed
+    beside it. Before that, pictures are opened as they are asked for.
 
     Args:
         source: a `Source`.
@@ -99,7 +99,10 @@ class CaptionedPictures:
         self._side = round(MARGIN * image_size) if fit == "random" else image_size
         key = (STORE_VERSION, source.fingerprint, self._side, fit == "pad", tuple(background))
         self._store = Path(folder) / f"pictures-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
-        self._pad, self._background, self._squares = fit == "pad", tuple(background), None
+        self._squares = None
+        self._square = functools.partial(
+            _padded if fit == "pad" else _cropped, side=self._side, background=tuple(background)
+        )
         self._identity = (key, flip, jitter, seed)
         self._keep(range(len(source.captions)))
 
@@ -114,14 +117,7 @@ class CaptionedPictures:
                 cannot be written. Nothing is left there then.
         """
         if not self._store.is_dir():
-            square = _padded if self._pad else _cropped
-            _decode(
-                self._source,
-                self._store,
-                functools.partial(square, side=self._side, background=self._background),
-                self._side,
-                progress,
-            )
+            _decode(self._source, self._store, self._square, self._side, progress)
         self._squares = np.load(self._store / "pictures.npy", mmap_mode="r")
         self._keep(np.load(self._store / "kept.npy"))
 
@@ -136,7 +132,7 @@ class CaptionedPictures:
     @property
     def preview_prompts(self) -> tuple[str, ...]:
         """Six captions, or as many as there are, from all over the list."""
-        captions = self.corpus()
+        captions = list(self._groups)
         return tuple(
             captions[i] for i in sorted({round(i) for i in np.linspace(0, len(captions) - 1, PREVIEWS)})
         )
@@ -145,8 +141,8 @@ class CaptionedPictures:
         return len(self._kept)
 
     def corpus(self) -> tuple[str, ...]:
-        """Every caption, sorted and distinct."""
-        return tuple(self._groups)
+        """Every picture's caption: what is said often, a tokenizer learns first."""
+        return tuple(self._captions)
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Pictures uint8 (n, size, size, 3), captions and groups: a pure function of (seed, epoch, index).
@@ -155,7 +151,7 @@ class CaptionedPictures:
         """
         indices = np.asarray(indices, np.int64)
         numbers = uniforms((self._seed, epoch), indices, _NUMBERS)
-        images = np.asarray(self._squares[self._kept[indices]])
+        images = self._squares_of(self._kept[indices])
         if self._side > self.image_size:
             starts = (numbers[:, (_TOP, _LEFT)] * (self._side - self.image_size + 1)).astype(int)
             images = np.stack(
@@ -171,6 +167,11 @@ class CaptionedPictures:
             images = self.jitter(images, numbers[:, _BRIGHTNESS:])
         captions = [self._captions[i] for i in indices]
         return Examples(images, captions, np.array([self._groups[caption] for caption in captions], np.int32))
+
+    def _squares_of(self, numbers):
+        if self._squares is not None:
+            return np.asarray(self._squares[numbers])
+        return np.stack([np.asarray(self._square(self._source.open(int(i), self._side))) for i in numbers])
 
 
 class _Jitter:

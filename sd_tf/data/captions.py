@@ -63,6 +63,15 @@ PALETTE = (  # red, green, blue, 0...255, in the order of COLOUR_NAMES
     (139, 69, 19),
 )
 
+PREVIEW_PROMPTS = (
+    "a red dress",
+    "a blue bag",
+    "a t-shirt",
+    "a green pullover",
+    "an ankle boot",
+    "a pink shirt",
+)
+
 _PLURALS = frozenset(
     ("trousers", "pants", "slacks", "sandals", "heels", "sneakers", "trainers", "boots", "ankle boots")
 )

@@ -52,6 +52,7 @@ class FashionMNIST:
     name = "fashion_mnist"
     image_size = 32
     class_names = captions.CLASS_NAMES
+    preview_prompts = captions.PREVIEW_PROMPTS
 
     def __init__(self, split: str = "train", data_dir: str | os.PathLike | None = None, seed: int = 0):
         if split not in PREFIXES:
@@ -72,6 +73,10 @@ class FashionMNIST:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def corpus(self) -> tuple[str, ...]:
+        """Every caption, sorted and distinct."""
+        return captions.corpus()
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Pictures uint8 (n, 32, 32, 3), captions and groups: a pure function of (seed, epoch, index)."""

@@ -47,6 +47,7 @@ class Garments:
 
     name = "garments"
     class_names = captions.CLASS_NAMES
+    preview_prompts = captions.PREVIEW_PROMPTS
 
     def __init__(self, image_size: int = 32, seed: int = 0, split: str = "train"):
         if image_size not in SIZES:
@@ -65,6 +66,10 @@ class Garments:
 
     def __len__(self) -> int:
         return EPOCH
+
+    def corpus(self) -> tuple[str, ...]:
+        """Every caption, sorted and distinct."""
+        return captions.corpus(patterns=True)
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Pictures uint8 (n, size, size, 3), captions and groups: a pure function of (seed, epoch, index)."""

@@ -24,10 +24,14 @@ class CaptionedImages(Protocol):
     name: str
     image_size: int  # pixels along a side
     fingerprint: str  # short hex digest of everything that pictures and captions depend on
-    class_names: tuple[str, ...]
+    preview_prompts: tuple[str, ...]  # that show what a model has learned of it
 
     def __len__(self) -> int:
         """Pictures in one epoch."""
+        ...
+
+    def corpus(self) -> tuple[str, ...]:
+        """Captions, all that there can be, of which a tokenizer learns its words."""
         ...
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:

@@ -20,7 +20,6 @@ from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
-from sd_tf.presets import OF_DATASET
 from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.optimizer import BUCKET
@@ -39,7 +38,7 @@ def describe(run) -> list[str]:
     config = run.config
     resolved = dataclasses.asdict(config) | {
         "output": run.folder,
-        "preset": config.preset or OF_DATASET[config.dataset],
+        "preset": run.preset_name,
         "text_encoder": run.clip_folder or "one that this run trains",
         "cache_dir": run.cache_folder,
         "prediction_type": run.schedule.config.prediction_type,

@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -29,10 +30,9 @@ from sd_tf.checkpoints.json_files import write_json
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.compiled import compiled
 from sd_tf.config import NOT_PART_OF_A_RUN, STAGES, RunConfig
+from sd_tf.data.by_name import find_dataset
 from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
-from sd_tf.data.captions import corpus
-from sd_tf.data.fashion_mnist import FashionMNIST
-from sd_tf.data.garments import Garments
+from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.data.pipeline import to_unit
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, unknown
@@ -40,7 +40,7 @@ from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
 from sd_tf.nn.perceptual import PerceptualNetwork
-from sd_tf.presets import OF_DATASET, PRESETS
+from sd_tf.presets import PRESETS, preset_of
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
@@ -76,12 +76,14 @@ class Run:
 
     def __init__(self, config: RunConfig):
         self.config = config
-        preset = config.preset or OF_DATASET[config.dataset]
-        if preset not in PRESETS:
-            raise unknown("--preset", preset, PRESETS)
-        self.preset = PRESETS[preset]
+        self.preset_name = config.preset or preset_of(config.dataset)
+        if self.preset_name not in PRESETS:
+            raise unknown("--preset", self.preset_name, PRESETS)
+        self.preset = PRESETS[self.preset_name]
+        self.image_size = config.image_size or self.preset.autoencoder.sample_size
         self.schedule = NoiseSchedule(self._schedule())
-        self.folder = Path(config.output.replace("{dataset}", config.dataset))
+        self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
+        self.cache_folder = Path(config.cache_dir or self.folder / "cache")
         self._check_resumable()
         if config.dry_run:
             self.strategy, replicas = strategies.make("none", None), config.workers or config.replicas or 1
@@ -91,16 +93,15 @@ class Run:
         self.workers, self.wandb = Workers(self.strategy), None
         for stage in (self.preset.clip_stage, self.preset.autoencoder_stage, self.preset.diffusion_stage):
             strategies.check_batch_size(self.stage_config(stage).batch_size, replicas, config.accumulate)
-        self.dataset = _dataset(config)
-        if self.dataset.image_size != self.preset.autoencoder.sample_size:
-            self.preset = _resized(self.preset, self.dataset.image_size)
+        if self.image_size != self.preset.autoencoder.sample_size:
+            self.preset = _resized(self.preset, self.image_size)
+        self.dataset = find_dataset(config, self.image_size, self.cache_folder)
         text_encoder = config.text_encoder or self.preset.text_encoder or "none"
         if config.stage in ("clip", "autoencoder"):
             text_encoder = "none"  # not needed
         self.clip_folder = None if text_encoder == "none" else resolve(text_encoder)
         if config.stage == "diffusion" and not config.dry_run:
             self._check_earlier_stages()
-        self.cache_folder = Path(config.cache_dir or self.folder / "cache")
         if config.dry_run:
             return
         if config.cache_dir:
@@ -127,6 +128,7 @@ class Run:
             stack.enter_context(lost_worker_named(self.workers))
             stack.enter_context(_full_disk_named(self.folder))
             self._check_shared()
+            self._decode_pictures()
             if self.config.wandb and self.workers.is_chief:
                 self.wandb = WeightsAndBiases(self.folder, self._identity(), stages)
                 stack.callback(self.wandb.close)
@@ -192,9 +194,8 @@ class Run:
 
     def clip_stage(self):
         """Both towers of the preset's CLIP, with random weights, and a vocabulary of the data's captions."""
-        patterns = self.config.dataset == "garments"
         tokenizer = Tokenizer.learn(
-            corpus(patterns), self.preset.vocab_size, self.preset.text.max_position_embeddings
+            self.dataset.corpus(), self.preset.vocab_size, self.preset.text.max_position_embeddings
         )
         text = dataclasses.replace(
             self.preset.text,
@@ -244,7 +245,18 @@ class Run:
             timestep_sampling=self.config.timestep_sampling or self.preset.timestep_sampling,
             logit_mean=self.preset.logit_mean if self.config.logit_mean is None else self.config.logit_mean,
             offset_noise=self.config.offset_noise,
+            preview_prompts=self.dataset.preview_prompts,
         )
+
+    def _decode_pictures(self):
+        """Has the chief decode captioned pictures, which all workers then read."""
+        if not isinstance(self.dataset, CaptionedPictures):
+            return
+        if not self.workers.is_chief:
+            self.workers.wait()
+        self.dataset.decode(progress=self.workers.is_chief)
+        if self.workers.is_chief:
+            self.workers.wait()
 
     def _is_done(self, part):
         """Whether the run has that part, as the chief sees it, once all workers are here."""
@@ -386,7 +398,7 @@ class Run:
     def _identity(self):
         return {
             name: value
-            for name, value in dataclasses.asdict(self.config).items()
+            for name, value in (dataclasses.asdict(self.config) | {"image_size": self.image_size}).items()
             if name not in NOT_PART_OF_A_RUN
         }
 
@@ -419,24 +431,19 @@ class Run:
                 raise InputError(f"{needed} is missing: run --stage {stage} first, or leave --stage out")
 
 
-def _dataset(config):
-    if config.dataset == "garments":
-        return Garments(config.image_size, config.seed)
-    if config.image_size != 32:
-        raise InputError(f"--image-size is {config.image_size}: {config.dataset} has pictures of 32 pixels")
-    return FashionMNIST("train", config.data_dir, config.seed)
-
-
 def _resized(preset, image_size):
     """The preset for pictures of another size: latents grow with them."""
+    before = preset.autoencoder.sample_size
     autoencoder = dataclasses.replace(preset.autoencoder, sample_size=image_size)
+    least = autoencoder.downsampling * 2 ** (len(preset.unet.block_out_channels) - 1)
+    patch_size = preset.vision.patch_size * image_size // before
+    if image_size % least or image_size % max(1, patch_size):
+        raise InputError(f"--image-size is {image_size}: the preset's networks need a multiple of {least}")
     return dataclasses.replace(
         preset,
         autoencoder=autoencoder,
         unet=dataclasses.replace(preset.unet, sample_size=image_size // autoencoder.downsampling),
-        vision=dataclasses.replace(
-            preset.vision, image_size=image_size, patch_size=preset.vision.patch_size * image_size // 32
-        ),
+        vision=dataclasses.replace(preset.vision, image_size=image_size, patch_size=patch_size),
     )
 
 

@@ -22,14 +22,6 @@ from sd_tf.text.clip import contrastive_loss
 # Names of the streams of random numbers; 1 is `generate`'s.
 LATENT_NOISE, DIFFUSION_NOISE, DRAWS, OFFSET_NOISE, TIMESTEPS = 2, 3, 4, 5, 6
 BINS = 10  # of timesteps, whose losses are logged apart
-PREVIEW_PROMPTS = (
-    "a red dress",
-    "a blue bag",
-    "a t-shirt",
-    "a green pullover",
-    "an ankle boot",
-    "a pink shirt",
-)
 
 
 class ClipStage:
@@ -124,9 +116,9 @@ class AutoencoderStage:
 
     def preview(self):
         """Two rows: pictures above, what the autoencoder makes of them below."""
-        images = self.dataset.examples(np.arange(12), 0).images
+        images = self.dataset.examples(np.arange(min(12, len(self.dataset))), 0).images
         rebuilt = to_uint8(np.asarray(self.network(to_unit(images))))
-        return np.concatenate([images, rebuilt]), 12
+        return np.concatenate([images, rebuilt]), len(images)
 
 
 class DiffusionStage:
@@ -145,6 +137,7 @@ class DiffusionStage:
         offset_noise: deviation of the noise that is one number for each channel of an example, which
             lets pictures become brighter or darker as a whole (Guttenberg 2023, "Diffusion with Offset
             Noise"); 0 for none.
+        preview_prompts: strings that previews draw.
     """
 
     name = "diffusion"
@@ -161,11 +154,13 @@ class DiffusionStage:
         timestep_sampling="uniform",
         logit_mean=0.0,
         offset_noise=0.0,
+        preview_prompts=(),
     ):
         self.config, self.network, self.model = config, model.unet, model
         self.cache, self.caption_dropout, self.seed = cache, caption_dropout, seed
         self.min_snr_gamma, self.offset_noise = min_snr_gamma, offset_noise
         self.timestep_sampling, self.logit_mean = timestep_sampling, logit_mean
+        self.preview_prompts = list(preview_prompts)
         self.empty_context = np.asarray(cache.contexts[-1:], np.float32)
         num_timesteps = model.schedule.config.num_train_timesteps
         edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
@@ -207,10 +202,11 @@ class DiffusionStage:
 
     def preview(self):
         """Fixed prompts, two pictures each."""
-        images = self.model.generate(
-            list(PREVIEW_PROMPTS), num_images=2, steps=20, engine="tensorflow", progress=False
-        )
-        return images, len(PREVIEW_PROMPTS)
+        if not self.preview_prompts:
+            return None
+        prompts = self.preview_prompts
+        images = self.model.generate(prompts, num_images=2, steps=20, engine="tensorflow", progress=False)
+        return images, len(prompts)
 
 
 def mean_of_some(name, values, chosen):

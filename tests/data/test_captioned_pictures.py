@@ -115,7 +115,8 @@ def test_templates_and_groups(tmp_path):
     examples = pictures.examples([0, 1, 2], 0)
     assert examples.captions == ["a photo of a bag", "a photo of a dress", "a photo of a dress"]
     assert examples.groups[0] != examples.groups[1] == examples.groups[2]
-    assert pictures.corpus() == ("a photo of a bag", "a photo of a dress")
+    assert pictures.corpus() == tuple(examples.captions)
+    assert pictures.preview_prompts == ("a photo of a bag", "a photo of a dress")
     with pytest.raises(InputError, match="put one {} where the caption goes"):
         dataset(folder, tmp_path, template="a photo")
 
