@@ -150,6 +150,8 @@ LR_SCHEDULES = ("cosine", "linear", "constant")
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
+FINETUNINGS = ("unet", "cross_attention", "lora")
+OF_NEW_MODELS = ("text_encoder", "prediction_type", "beta_schedule", "zero_terminal_snr", "perceptual_weight")
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 DATASETS = ("fashion_mnist", "garments", "folder", "pokemon", "emoji", "hub:<id>", "tfds:<name>")
 GARMENTS = DATASETS[:2]  # the others are captioned pictures, of which these flags are
@@ -189,6 +191,13 @@ class RunConfig:
     image_size: int | None = _flag(None, "pixels along a side of what is drawn (default: the preset's)")
     output: str = _flag("runs/{dataset}", "run folder; the same command resumes the run in it")
     preset: str | None = _flag(None, "sizes and budgets (default: the data set's own)")
+    init_from: str | None = _flag(None, "fine-tune a model: a bundled name, a folder, a file or a hub id")
+    finetune: str | None = _flag(None, "what of its UNet learns (default: unet, which is all)", FINETUNINGS)
+    lora_rank: int | None = _flag(None, "of --finetune lora (default: 8)")
+    lora_alpha: float | None = _flag(None, "changes are times this / rank (default: the rank)")
+    lora_targets: str | None = _flag(
+        None, "last parts of layers' names, between commas (default: to_q,to_k,to_v,to_out)"
+    )
     stage: str | None = _flag(None, "run this stage alone (default: all that are needed)", STAGES)
     text_encoder: str | None = _flag(
         None, "frozen CLIP: a bundled name, a folder or a hub id; 'none' trains one (default: the preset's)"
@@ -264,6 +273,8 @@ class RunConfig:
             "workers": 1,
             "offset_noise": 0,
             "image_size": 8,
+            "lora_rank": 1,
+            "lora_alpha": 1e-12,
             "perceptual_weight": 0,
             "warmup_steps": 0,
             "weight_decay": 0,
@@ -277,6 +288,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
+        self._check_finetuning()
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay is {self.ema_decay}: give 0 or more, below 1, such as 0.9999")
         if not 0 <= self.caption_dropout < 1:
@@ -304,6 +316,27 @@ class RunConfig:
             raise InputError("--max-minutes and --max-steps are both given: a run has one budget")
         if self.deterministic and self.max_steps is None:
             raise InputError("--deterministic needs --max-steps: minutes hold more or fewer steps each time")
+
+    def _check_finetuning(self):
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+            if getattr(self, name) is not None and self.finetune != "lora":
+                raise InputError(
+                    f"--{name.replace('_', '-')} is of --finetune lora: add it, or leave this out"
+                )
+        if self.init_from is None:
+            if self.finetune is not None:
+                raise InputError(
+                    f"--finetune {self.finetune} needs --init-from: name the model to begin with"
+                )
+            return
+        for name in OF_NEW_MODELS:
+            if getattr(self, name) not in (None, False):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is of a new model: leave it out with --init-from, which "
+                    "brings its own"
+                )
+        if self.stage not in (None, "diffusion"):
+            raise InputError(f"--stage {self.stage} is of a new model: leave it out with --init-from")
 
 
 def _chosen(value, choices):

@@ -10,6 +10,17 @@ def main(arguments=None):
     parser = commandline.Parser("python -m sd_tf.generate", description=__doc__)
     parser.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several rows")
     parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
+    parser.add_argument(
+        "--lora", nargs="+", default=[], metavar="FILE", help="adaptations of the model, files or run folders"
+    )
+    parser.add_argument(
+        "--lora-weight",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="WEIGHT",
+        help="how much of them: one for all, or one for each (default: 1)",
+    )
     parser.add_argument("--num-images", type=int, default=1, help="for each prompt (default: 1)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="pull of the prompt (default: 3)")
@@ -35,7 +46,7 @@ def main(arguments=None):
     import sd_tf
     from sd_tf.checkpoints.loading import needs_networks
     from sd_tf.config import PRECISIONS
-    from sd_tf.errors import unknown
+    from sd_tf.errors import InputError, unknown
     from sd_tf.pictures import file_name, save_png, save_sheet
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
@@ -52,11 +63,22 @@ def main(arguments=None):
             "seed",
         )
     }
-    if flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
+    if len(flags.lora_weight) not in (1, len(flags.lora)):
+        raise InputError(
+            f"{len(flags.lora_weight)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
+            "or one for each"
+        )
+    if flags.lora or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision)
+    loras = dict(
+        zip(flags.lora, flags.lora_weight * (len(flags.lora) // len(flags.lora_weight)), strict=True)
+    )
+    for file, weight in loras.items():
+        model.load_lora(file, weight, name=file)
     images = model.generate(flags.prompt, num_images=flags.num_images, engine=flags.engine, **settings)
 
+    of_model = {"model": flags.model} | ({"lora": loras} if loras else {})
     output.mkdir(parents=True, exist_ok=True)
     written = set()
     for i, image in enumerate(images):
@@ -65,13 +87,11 @@ def main(arguments=None):
         if file in written:  # two prompts alike in their letters, or in their first sixty
             file = file.with_stem(f"{file.stem}-{i}")
         written.add(file)
-        save_png(file, image, {**settings, "model": flags.model, "prompt": prompt, "seed": seed})
+        save_png(file, image, {**settings, **of_model, "prompt": prompt, "seed": seed})
         print(file)
     if len(images) > 1:
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
-        save_sheet(
-            output / "grid.png", images, columns, {**settings, "model": flags.model, "prompt": flags.prompt}
-        )
+        save_sheet(output / "grid.png", images, columns, {**settings, **of_model, "prompt": flags.prompt})
         print(output / "grid.png")
 
 

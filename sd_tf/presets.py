@@ -138,6 +138,13 @@ PICTURES = replace(  # a few hundred or thousand of one's own, 64 x 64
     scores="",
 )
 
+FINE_TUNING = replace(  # of a model whose networks take the place of these
+    PICTURES,
+    diffusion_stage=StageConfig(16, learning_rate=1e-4, share=1.0, max_steps=1000, lr_schedule="constant"),
+    timestep_sampling="uniform",
+    max_minutes=10,
+)
+
 PRESETS = {
     "fashion-mnist": FASHION_MNIST,
     "fashion-mnist-narrow": NARROW,
@@ -146,6 +153,7 @@ PRESETS = {
     "pictures": PICTURES,
     "pokemon-64": PICTURES,
     "emoji-64": PICTURES,
+    "fine-tuning": FINE_TUNING,
 }
 OF_DATASET = {
     "fashion_mnist": "fashion-mnist",

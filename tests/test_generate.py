@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import sd_tf
+from sd_tf.checkpoints.lora import write_lora
 from sd_tf.errors import InputError
 from sd_tf.generate import main
+from sd_tf.latent.lora import LowRank
 from sd_tf.pictures import sheet
 
 
@@ -51,6 +53,36 @@ def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp
         "eta": "0.0",
         "model": str(folder),
     }
+
+
+def test_loras_change_what_is_drawn_by_their_weights(folder, tmp_path, capsys):
+    model = sd_tf.load(folder)
+    adaptations = model.adaptations
+    for number, target in enumerate(("to_v", "to_out.0")):
+        modules = [name for name in adaptations.modules if name.endswith(target)]
+        generator = np.random.default_rng(number)
+        changes = {
+            name: LowRank(
+                *(generator.normal(size=size).astype("float32") for size in ((2, inputs), (outputs, 2)))
+            )
+            for name in modules
+            for outputs, inputs in [adaptations.shape(name)]
+        }
+        write_lora(tmp_path / f"{number}.safetensors", changes)
+    files = [str(tmp_path / f"{number}.safetensors") for number in (0, 1)]
+    settings = ["a dress", "--model", str(folder), "--output", str(tmp_path), "--steps", "2"]
+    main([*settings, "--lora", *files, "--lora-weight", "0.5", "0"])
+    drawn, said = pixels(tmp_path / "a-dress-0.png"), texts(tmp_path / "a-dress-0.png")
+    plain = model.generate("a dress", steps=2)
+    model.load_lora(files[0], 0.5)
+    expected = model.generate("a dress", steps=2)
+    assert np.abs(drawn.astype(int) - expected[0]).max() <= 1
+    assert np.abs(drawn.astype(int) - plain[0]).max() > 5
+    assert said["lora"] == str({files[0]: 0.5, files[1]: 0.0})
+    with pytest.raises(InputError, match="3 weights for 2 LoRAs: give --lora-weight one for all"):
+        main([*settings, "--lora", *files, "--lora-weight", "1", "2", "3"])
+    with pytest.raises(InputError, match="nothing.safetensors"):
+        main([*settings, "--lora", "nothing.safetensors"])
 
 
 def test_several_pictures_are_files_named_by_prompt_and_seed_and_a_grid(folder, tmp_path, capsys):

@@ -7,11 +7,13 @@ as it was kept is ready in a fifth of the time.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from sd_tf.checkpoints import configs
 from sd_tf.checkpoints.json_files import read_json
 from sd_tf.checkpoints.replacing import recover
 from sd_tf.checkpoints.sources import bundled_names, refuse_links_out, resolve
+from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
 from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
 from sd_tf.errors import InputError, naming, unknown
 from sd_tf.latent.engines import kept_conversion
@@ -78,6 +80,29 @@ def load(
         model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
     model.engines.came_from(source, own, PARTS, kept)
     return model
+
+
+class ModelConfigs(NamedTuple):
+    """What a model is, but for its weights and words."""
+
+    autoencoder: AutoencoderConfig
+    unet: UNetConfig
+    text: CLIPTextConfig
+    schedule: ScheduleConfig
+
+
+def configs_of(name_or_folder) -> ModelConfigs:
+    """What `load` would read, without its weights."""
+    source = resolve(name_or_folder)
+    if source.is_file():
+        from sd_tf.checkpoints import original
+
+        found = original.read(source)
+        return ModelConfigs(found.autoencoder, found.unet, found.text, found.schedule)
+    schedule = _schedule(source, None)
+    unread = _unread(source, None)
+    parts = (unread[name].config for name in ("autoencoder", "unet", "text_encoder"))
+    return ModelConfigs(*parts, schedule)
 
 
 def needs_networks(name_or_folder, dtype=None) -> bool:

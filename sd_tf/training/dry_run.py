@@ -10,6 +10,7 @@ import resource
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +22,6 @@ from sd_tf.latent.model import LatentDiffusion
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.text.clip import CLIPTextModel
-from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.optimizer import BUCKET
 
 STATE = 5  # numbers kept for each parameter: itself, two moments, its average, its gradient
@@ -96,17 +96,17 @@ def _stage(run, name):
         return run.autoencoder_stage(), 0
     autoencoder = AutoencoderKL(run.preset.autoencoder)
     autoencoder.build()
-    if run.clip_folder is None:
-        clip_stage = run.clip_stage()
-        text_encoder, tokenizer = clip_stage.network.text_model, clip_stage.tokenizer
+    if run.clip_folder is None and not run.config.init_from:
+        text_encoder = run.clip_stage().network.text_model
     else:
-        text_encoder = CLIPTextModel(text_config(run.clip_folder))
+        text_encoder = CLIPTextModel(text_config(run.clip_folder) if run.clip_folder else run.preset.text)
         text_encoder.build()
-        positions = text_encoder.config.max_position_embeddings
-        tokenizer = Tokenizer.load(run.clip_folder, max_length=positions)
+    tower = text_encoder.config
+    tokenizer = SimpleNamespace(max_length=tower.max_position_embeddings, vocab_size=tower.vocab_size)
     unet = run.unet(text_encoder.config.hidden_size)
+    run.choose_what_learns(unet)
     model = LatentDiffusion(autoencoder, unet, text_encoder, tokenizer, run.schedule)
-    frozen = [*autoencoder.variables, *text_encoder.variables]
+    frozen = [*autoencoder.variables, *text_encoder.variables, *unet.non_trainable_variables]
     return run.diffusion_stage(model, _Example(model)), sum(v.shape.num_elements() for v in frozen)
 
 

@@ -7,6 +7,7 @@ checkpoints/            training state of each stage
 cache/                  latents and caption embeddings of the last stage
 clip/                   the CLIP that the first stage trained, if it was trained here
 vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
+pytorch_lora_weights.safetensors    or what --finetune lora learned, to be loaded beside its model
 openvino/               what OpenVINO made of it, once it has been drawn from
 """
 
@@ -27,6 +28,9 @@ from tqdm import tqdm
 
 from sd_tf.checkpoints import folder as checkpoints
 from sd_tf.checkpoints.json_files import write_json
+from sd_tf.checkpoints.loading import configs_of, load
+from sd_tf.checkpoints.lora import FILE as LORA_FILE
+from sd_tf.checkpoints.lora import write_lora
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.compiled import compiled
 from sd_tf.config import NOT_PART_OF_A_RUN, STAGES, RunConfig
@@ -45,6 +49,7 @@ from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
+from sd_tf.training.finetuning import TARGETS, learn_cross_attention, learn_lora, learned_changes
 from sd_tf.training.perceptual import load_perceptual
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.training.trainer import Budget, Trainer
@@ -60,6 +65,7 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
     "gradient_clip",
     "ema_decay",
 )
+LORA_RANK = 8  # where none is given
 CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long at most
 
 
@@ -76,10 +82,12 @@ class Run:
 
     def __init__(self, config: RunConfig):
         self.config = config
-        self.preset_name = config.preset or preset_of(config.dataset)
+        self.preset_name = config.preset or ("fine-tuning" if config.init_from else preset_of(config.dataset))
         if self.preset_name not in PRESETS:
             raise unknown("--preset", self.preset_name, PRESETS)
         self.preset = PRESETS[self.preset_name]
+        if config.init_from:
+            self.preset = _of_model(self.preset, configs_of(config.init_from), config)
         self.image_size = config.image_size or self.preset.autoencoder.sample_size
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
@@ -97,10 +105,10 @@ class Run:
             self.preset = _resized(self.preset, self.image_size)
         self.dataset = find_dataset(config, self.image_size, self.cache_folder)
         text_encoder = config.text_encoder or self.preset.text_encoder or "none"
-        if config.stage in ("clip", "autoencoder"):
+        if config.init_from or config.stage in ("clip", "autoencoder"):
             text_encoder = "none"  # not needed
         self.clip_folder = None if text_encoder == "none" else resolve(text_encoder)
-        if config.stage == "diffusion" and not config.dry_run:
+        if config.stage == "diffusion" and not config.init_from and not config.dry_run:
             self._check_earlier_stages()
         if config.dry_run:
             return
@@ -115,6 +123,8 @@ class Run:
     @property
     def stages(self) -> list[str]:
         """Names of the stages that this command runs, in order."""
+        if self.config.init_from:
+            return ["diffusion"]
         if self.config.stage:
             return [self.config.stage]
         return [name for name in STAGES if name != "clip" or self.clip_folder is None]
@@ -166,29 +176,36 @@ class Run:
             checkpoints.save_autoencoder(stage.network, self.folder / "vae", self.config.save_dtype)
 
     def _diffusion(self):
-        if self._is_done("model_index.json"):
+        only_changes = self.config.finetune == "lora"
+        if self._is_done(LORA_FILE if only_changes else "model_index.json"):
             return
-        clip_folder = self.clip_folder or self.folder / "clip"
-        precision = self.config.precision
         with self.strategy.scope():
-            autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
-            text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
-            unet = self.unet(text_encoder.config.hidden_size)
-        model = LatentDiffusion(
-            autoencoder,
-            unet,
-            text_encoder,
-            Tokenizer.load(clip_folder, max_length=text_encoder.config.max_position_embeddings),
-            self.schedule,
-        )
+            model = self._model()
+            self.choose_what_learns(model.unet)
         stage_config = self.stage_config(self.preset.diffusion_stage)
         budget = self.budget(stage_config)
         cache = self._cache(model, budget, stage_config.batch_size)
         if budget.seconds is not None:
             budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
         self._fit(self.diffusion_stage(model, cache), budget)
-        if self.workers.is_chief:
+        if not self.workers.is_chief:
+            return
+        if only_changes:
+            write_lora(self.folder / LORA_FILE, learned_changes(model.unet), dtype=self.config.save_dtype)
+        else:
             model.save(self.folder, self.config.save_dtype)
+
+    def _model(self):
+        """That of --init-from, or what earlier stages made and a new UNet."""
+        precision = self.config.precision
+        if self.config.init_from:
+            return load(self.config.init_from, precision)
+        clip_folder = self.clip_folder or self.folder / "clip"
+        autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
+        text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
+        tokenizer = Tokenizer.load(clip_folder, max_length=text_encoder.config.max_position_embeddings)
+        unet = self.unet(text_encoder.config.hidden_size)
+        return LatentDiffusion(autoencoder, unet, text_encoder, tokenizer, self.schedule)
 
     # -- what they train ------------------------------------------------------------------------
 
@@ -232,6 +249,15 @@ class Run:
         unet = UNet(config, dtype=self.config.precision)
         unet.build()
         return unet
+
+    def choose_what_learns(self, unet):
+        """Freezes what `--finetune` leaves as it is."""
+        if self.config.finetune == "cross_attention":
+            learn_cross_attention(unet)
+        if self.config.finetune == "lora":
+            rank = self.config.lora_rank or LORA_RANK
+            targets = self.config.lora_targets.split(",") if self.config.lora_targets else TARGETS
+            learn_lora(unet, rank, self.config.lora_alpha or rank, targets)
 
     def diffusion_stage(self, model, cache):
         """The model's UNet, on cached latents and captions."""
@@ -388,12 +414,8 @@ class Run:
         if self.config.max_steps is not None:
             return Budget(None, self.config.max_steps)
         minutes = self.config.max_minutes or self.preset.max_minutes
-        preset = self.preset
-        stages = [preset.autoencoder_stage, preset.diffusion_stage]
-        if self.clip_folder is None:
-            stages.append(preset.clip_stage)
-        share = 1.0 if self.config.stage else config.share / sum(stage.share for stage in stages)
-        return Budget(60.0 * minutes * share, None)
+        shares = sum(getattr(self.preset, f"{name}_stage").share for name in self.stages)
+        return Budget(60.0 * minutes * config.share / shares, None)
 
     def _identity(self):
         return {
@@ -429,6 +451,24 @@ class Run:
         for needed, stage in ((clip_folder, "clip"), (self.folder / "vae", "autoencoder")):
             if not needed.is_dir():
                 raise InputError(f"{needed} is missing: run --stage {stage} first, or leave --stage out")
+
+
+def _of_model(preset, model, config):
+    """The preset for a model that there is already."""
+    sides = {side * model.autoencoder.downsampling for side in model.unet.latent_size}
+    if len(sides) > 1 or config.image_size not in (None, *sides):
+        height, width = (side * model.autoencoder.downsampling for side in model.unet.latent_size)
+        raise InputError(
+            f"--init-from {config.init_from} draws pictures of {width} x {height}: it learns from squares of "
+            "its own size alone, leave --image-size out"
+        )
+    return dataclasses.replace(
+        preset,
+        autoencoder=dataclasses.replace(model.autoencoder, sample_size=sides.pop()),
+        unet=model.unet,
+        text=model.text,
+        schedule=model.schedule,
+    )
 
 
 def _resized(preset, image_size):

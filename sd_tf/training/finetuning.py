@@ -1,0 +1,67 @@
+"""What fine-tuning learns of a UNet: all of it, its cross-attention, or low-rank changes of some layers."""
+
+import numpy as np
+
+from sd_tf.checkpoints.names import key_of
+from sd_tf.errors import unknown
+from sd_tf.latent.lora import LowRank
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out")
+
+
+def learn_cross_attention(unet):
+    """Freezes all but the layers that read captions (Kumari et al. 2023, "Custom Diffusion", figure 3)."""
+    for variable in unet.variables:
+        variable.trainable = ".attn2." in key_of(variable)
+
+
+def learn_lora(unet, rank: int, alpha: float, targets=TARGETS):
+    """Freezes the network, and gives layers a product of two small matrices to learn (Hu et al. 2021).
+
+    Args:
+        unet: a built `UNet`.
+        rank: of the products.
+        alpha: they are multiplied by alpha / rank.
+        targets: last parts of layers' names, as diffusers has them: "to_q", "proj_in", "conv1".
+
+    Raises:
+        InputError: no layer has a name that ends so.
+    """
+    layers = _layers(unet)
+    for variable in unet.variables:
+        variable.trainable = False
+    for target in targets:
+        chosen = [layer for module, layer in layers.items() if _last(module) == target]
+        if not chosen:
+            raise unknown("layer for a LoRA", target, sorted(set(map(_last, layers))))
+        for layer in chosen:
+            if not layer.lora_enabled:  # named twice
+                layer.enable_lora(rank, alpha)
+
+
+def learned_changes(unet) -> dict[str, LowRank]:
+    """What a network has learned since `learn_lora`: module, as of `Adaptations` -> its change."""
+    return {f"unet.{module}": _change(layer) for module, layer in _layers(unet).items() if layer.lora_enabled}
+
+
+def _change(layer):
+    down, up = np.asarray(layer.lora_kernel_a), np.asarray(layer.lora_kernel_b).T
+    down = np.moveaxis(
+        down, (-1, -2), (0, 1)
+    )  # (height, width, inputs, rank) -> (rank, inputs, height, width)
+    up = up.reshape(*up.shape, *[1] * (down.ndim - 2))
+    return LowRank(down, up, layer.lora_alpha / layer.lora_rank)
+
+
+def _layers(unet):
+    """Module -> layer, of all that have a kernel."""
+    return {
+        key_of(layer._kernel).removesuffix(".weight"): layer
+        for layer in unet._flatten_layers()
+        if hasattr(layer, "enable_lora")
+    }
+
+
+def _last(module):
+    """The last part of a name that is no number: "to_out" of "attn1.to_out.0"."""
+    return next(part for part in reversed(module.split(".")) if not part.isdigit())
