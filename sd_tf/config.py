@@ -166,6 +166,7 @@ NOT_PART_OF_A_RUN = (
     "checkpoint_seconds",
     "checkpoint_every",
     "keep_checkpoints",
+    "snapshots",
     "remat",
     "xla",
     "strategy",
@@ -248,6 +249,7 @@ class RunConfig:
     checkpoint_seconds: float = _flag(60.0, "between two checkpoints")
     checkpoint_every: int | None = _flag(None, "steps between two checkpoints, in place of seconds")
     keep_checkpoints: int = _flag(2, "how many checkpoints of a stage stay")
+    snapshots: int = _flag(0, "times at which the UNet is kept, for python -m sd_tf.sweep")
     overfit: int | None = _flag(None, "check a set-up: learn so many examples, the same in every step")
     wandb: bool = _flag(False, "log to Weights & Biases too; WANDB_MODE=offline keeps it in the run folder")
     dry_run: bool = _flag(False, "say what the run would be, its memory and its steps, and write nothing")
@@ -282,6 +284,7 @@ class RunConfig:
             "checkpoint_seconds": 0,
             "checkpoint_every": 1,
             "keep_checkpoints": 1,
+            "snapshots": 0,
             "overfit": 2,
             "accumulate": 1,
         }.items():
@@ -323,6 +326,8 @@ class RunConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} is of --finetune lora: add it, or leave this out"
                 )
+        if self.snapshots and self.finetune == "lora":
+            raise InputError("--snapshots keeps whole UNets: leave it out with --finetune lora")
         if self.init_from is None:
             if self.finetune is not None:
                 raise InputError(

@@ -33,6 +33,30 @@ def save_sheet(file, images: np.ndarray, columns: int, settings: dict | None = N
     save_png(file, sheet(images, columns), settings)
 
 
+def contact_sheet(images: np.ndarray, rows: list[str], columns: list[str], title: str) -> np.ndarray:
+    """Pictures uint8 (rows, columns, height, width, 3) with the names of rows and columns; uint8."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    across, down = len(columns), len(rows)
+    figure, grid = plt.subplots(down, across, figsize=(1.5 * across + 0.6, 1.5 * down + 0.6), squeeze=False)
+    for (row, column), axes in np.ndenumerate(grid):
+        axes.imshow(images[row, column], interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        if row == 0:
+            axes.set_title(columns[column], fontsize=8)
+        if column == 0:
+            axes.set_ylabel(rows[row], fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.canvas.draw()
+    image = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(figure)
+    return image
+
+
 def file_name(prompt: str, seed: int) -> str:
     """A file name from a prompt and a seed: "a red dress", 7 -> "a-red-dress-7.png"."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60] or "picture"

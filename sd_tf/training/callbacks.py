@@ -146,20 +146,49 @@ class Previews:
     """Sheets of pictures drawn with the averaged weights, some times in a stage."""
 
     def __init__(self, stage, folder: Path, budget, progress):
-        self.stage, self.folder, self.budget = stage, folder, budget
-        self.drawn = int(progress * PREVIEWS)
+        self.stage, self.folder = stage, folder
+        self.times = _Times(PREVIEWS, budget, progress)
 
     def __call__(self, trainer, step, elapsed, means):
-        progress = self.budget.progress(step, elapsed)
-        sheets = int(progress * PREVIEWS)  # that belong here by now
-        if sheets <= self.drawn:
+        if not self.times.now(step, elapsed):
             return
-        self.drawn = sheets
         with trainer.optimizer.averages_in_place():
             preview = self.stage.preview()
         if preview is not None:
             self.folder.mkdir(exist_ok=True)
             save_sheet(self.folder / f"{self.stage.name}-{step:07d}.png", *preview)
+
+
+class Snapshots:
+    """Copies of a network with the averaged weights, as many in a stage as are asked for.
+
+    Args:
+        write: writes the network into the folder that it is given.
+        folder: for the copies, "step-0000100" and so on.
+        number: of copies, the last at the end.
+        budget, progress: of the trainer.
+    """
+
+    def __init__(self, write, folder: Path, number, budget, progress):
+        self.write, self.folder = write, folder
+        self.times = _Times(number, budget, progress)
+
+    def __call__(self, trainer, step, elapsed, means):
+        if self.times.now(step, elapsed):
+            with trainer.optimizer.averages_in_place():
+                self.write(self.folder / f"step-{step:07d}")
+
+
+class _Times:
+    """So many times in a stage, at equal distances, of which the last is its end."""
+
+    def __init__(self, number, budget, progress):
+        self.number, self.budget, self.passed = number, budget, int(progress * number)
+
+    def now(self, step, elapsed):
+        """Whether one of them has come since the last call."""
+        before, self.passed = self.passed, int(self.budget.progress(step, elapsed) * self.number)
+        return self.passed > before
 
 
 def _quotients(means):

@@ -3,6 +3,7 @@
 run.json                the configuration, to be the same at every start
 log.jsonl tensorboard/  losses, pictures per second
 samples/                sheets of pictures over time
+snapshots/              the UNet at several times, if --snapshots asks for them
 checkpoints/            training state of each stage
 cache/                  latents and caption embeddings of the last stage
 clip/                   the CLIP that the first stage trained, if it was trained here
@@ -14,6 +15,7 @@ openvino/               what OpenVINO made of it, once it has been drawn from
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import re
@@ -48,7 +50,7 @@ from sd_tf.presets import PRESETS, preset_of
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
-from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
+from sd_tf.training.callbacks import Log, Previews, ProgressBar, Snapshots, WeightsAndBiases
 from sd_tf.training.finetuning import TARGETS, learn_cross_attention, learn_lora, learned_changes
 from sd_tf.training.perceptual import load_perceptual
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
@@ -331,6 +333,8 @@ class Run:
                     log = Log(stage, self.folder, int(trainer.step.numpy()), self.wandb)
                     previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
                     observers = [bar, log, previews, note]
+                    if stage.name == "diffusion" and self.config.snapshots:
+                        observers.append(self._snapshots(stage.network, budget, trainer.progress))
                 trainer.fit(observers)
         except KeyboardInterrupt:
             steps = trainer.checkpoints.steps
@@ -342,6 +346,10 @@ class Run:
         if self.config.overfit and losses:
             first, last = (float(losses[when]) for when in ("first", "last"))
             print(f"{stage.name}: loss {first:.4f} -> {last:.4f} on the same {self.config.overfit} examples")
+
+    def _snapshots(self, unet, budget, progress):
+        write = functools.partial(checkpoints.save_unet, unet, dtype=self.config.save_dtype)
+        return Snapshots(write, self.folder / "snapshots", self.config.snapshots, budget, progress)
 
     def _cache(self, model, budget, batch_size):
         """The latents and captions of this run's data, autoencoder and tower."""

@@ -1,0 +1,69 @@
+"""What guidance does as training goes on: `python -m sd_tf.sweep "a red dress" --run runs/mine`.
+
+Draws one prompt with the weights of each time that `sd_tf.train --snapshots` kept, in rows, at several
+guidance scales, in columns, and writes one contact sheet. Every picture begins with the same noise.
+"""
+
+from pathlib import Path
+
+from sd_tf import commandline
+from sd_tf.errors import InputError
+
+SCALES = [0.1, 1.0, 3.0, 5.0, 7.5]
+
+
+def main(arguments=None):
+    """Parses flags, draws and writes the sheet."""
+    parser = commandline.Parser("python -m sd_tf.sweep", description=__doc__)
+    parser.add_argument("prompt", help="what to draw")
+    parser.add_argument("--run", required=True, help="folder of a finished run with snapshots")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        nargs="+",
+        default=SCALES,
+        help=f"columns (default: {' '.join(f'{scale:g}' for scale in SCALES)})",
+    )
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of every picture (default: 0)")
+    parser.add_argument("--output", default="sweep.png", help="file of the sheet (default: sweep.png)")
+    flags = parser.parse_args(arguments)
+
+    output = Path(flags.output)
+    commandline.check_writable(output.parent)
+    if output.suffix.lower() != ".png":
+        raise InputError(f"--output is {flags.output}: name a .png file")
+    snapshots = sorted((Path(flags.run) / "snapshots").glob("step-*"))
+    if not snapshots:
+        raise InputError(f"{flags.run} has no snapshots: train with --snapshots 8")
+    commandline.load_tensorflow()
+    import numpy as np
+
+    from sd_tf.checkpoints.folder import load_unet
+    from sd_tf.checkpoints.loading import load
+    from sd_tf.latent.model import LatentDiffusion
+    from sd_tf.pictures import contact_sheet, save_png
+
+    whole, rows = load(flags.run), []
+    for snapshot in snapshots:
+        parts = whole.autoencoder, load_unet(snapshot), whole.text_encoder
+        model = LatentDiffusion(*parts, whole.tokenizer, whole.schedule)
+        settings = {"steps": flags.steps, "seed": flags.seed, "engine": "tensorflow"}
+        rows.append(
+            [model.generate(flags.prompt, guidance_scale=s, **settings)[0] for s in flags.guidance_scale]
+        )
+    sheet = contact_sheet(
+        np.array(rows),
+        [f"step {int(snapshot.name.removeprefix('step-')):,}" for snapshot in snapshots],
+        [f"guidance {scale:g}" for scale in flags.guidance_scale],
+        flags.prompt,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_png(
+        output, sheet, {"prompt": flags.prompt, "run": flags.run, "seed": flags.seed, "steps": flags.steps}
+    )
+    print(output)
+
+
+if __name__ == "__main__":
+    commandline.run(main)

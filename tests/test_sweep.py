@@ -1,0 +1,63 @@
+"""`python -m sd_tf.sweep`: one prompt over training time and guidance, on one sheet."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sd_tf
+from sd_tf import pictures, sweep
+from sd_tf.checkpoints.folder import load_unet
+from sd_tf.errors import InputError
+from sd_tf.training.run import Run
+from tests.training.test_run import config, with_tiny_preset
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of eight steps, kept at four times."""
+    folder = tmp_path_factory.mktemp("sweep") / "run"
+    with with_tiny_preset():
+        Run(config(folder, max_steps=8, snapshots=4)).train()
+    return folder
+
+
+def test_a_run_keeps_its_unet_at_so_many_times_of_which_the_last_is_the_end(run):
+    assert [path.name for path in sorted((run / "snapshots").iterdir())] == [
+        f"step-{step:07d}" for step in (2, 4, 6, 8)
+    ]
+    last, finished = load_unet(run / "snapshots" / "step-0000008"), sd_tf.load(run).unet
+    for ours, theirs in zip(last.variables, finished.variables, strict=True):
+        np.testing.assert_array_equal(ours.value, theirs.value)
+    first = load_unet(run / "snapshots" / "step-0000002")
+    assert any(
+        np.abs(a.value - b.value).max() > 0 for a, b in zip(first.variables, last.variables, strict=True)
+    )
+
+
+def test_rows_are_times_and_columns_are_scales(run, tmp_path, monkeypatch):
+    seen, make = {}, pictures.contact_sheet
+
+    def spy(images, rows, columns, title):
+        seen.update(images=images, rows=rows, columns=columns)
+        return make(images, rows, columns, title)
+
+    monkeypatch.setattr(pictures, "contact_sheet", spy)
+    file = tmp_path / "new" / "sheet.png"
+    flags = ["--guidance-scale", "0.1", "3", "--steps", "2", "--seed", "5", "--output", str(file)]
+    sweep.main(["a red dress", "--run", str(run), *flags])
+    assert seen["rows"] == ["step 2", "step 4", "step 6", "step 8"]
+    assert seen["columns"] == ["guidance 0.1", "guidance 3"]
+    expected = sd_tf.load(run).generate("a red dress", steps=2, guidance_scale=3.0, seed=5)
+    np.testing.assert_array_equal(seen["images"][-1, 1], expected[0])
+    with Image.open(file) as image:
+        assert image.text["prompt"] == "a red dress" and image.text["seed"] == "5"
+        assert min(image.size) > 200
+
+
+def test_a_run_without_snapshots_and_a_file_that_is_no_picture_are_refused(run, tmp_path):
+    with pytest.raises(InputError, match="has no snapshots: train with --snapshots"):
+        sweep.main(["a dress", "--run", str(tmp_path)])
+    with pytest.raises(InputError, match="--output is .*: name a .png file"):
+        sweep.main(["a dress", "--run", str(run), "--output", str(tmp_path / "sheet.gif")])
+    with pytest.raises(InputError, match="--snapshots keeps whole UNets"):
+        config(tmp_path, init_from="fashion-mnist", finetune="lora", snapshots=2)
