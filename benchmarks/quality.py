@@ -80,10 +80,7 @@ class Ours:
 
     def drawn(self, judges, scale, samples, tinted_samples):
         """Its pictures at a guidance scale."""
-        from sd_tf.evaluation import judging
-
-        settings = DRAWING | {"guidance_scale": scale}
-        return judging.draw(self.model, judges.real, samples, tinted_samples, settings)
+        return judges.draw(self.model, samples, tinted_samples, DRAWING | {"guidance_scale": scale})
 
 
 class Theirs:
@@ -192,7 +189,7 @@ def main():
     from sd_tf.data.fashion_mnist import FashionMNIST
     from sd_tf.evaluation.judging import Judges
     from sd_tf.evaluation.protocol import check_comparable
-    from sd_tf.evaluation.report import page, pareto_plot, sheets
+    from sd_tf.evaluation.report import page, pareto_plot
 
     judges = Judges(FashionMNIST("train"), FashionMNIST("test"), inception="none")
     contestants = [Theirs(options.output / THEIRS), Ours(OURS, options.output / OURS)]
@@ -203,7 +200,7 @@ def main():
         drawn = contestant.drawn(judges, scale, options.samples, options.tinted_samples)
         chosen.append(report(contestant, scale, drawn, judges))
         searched += reports.values()
-        pictures[chosen[-1]["label"]] = sheets(drawn, judges)
+        pictures[chosen[-1]["label"]] = judges.sheets(drawn)
     check_comparable(chosen, varied=["guidance_scale"])
     found = {"minutes": minutes, "searched": searched, "reports": chosen}
     (options.output / "quality.json").write_text(json.dumps(found))

@@ -258,7 +258,7 @@ class RunConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
-            if choices and value is not None and not _chosen(value, choices):
+            if choices and value is not None and not is_choice(value, choices):
                 raise unknown(f"--{field.name.replace('_', '-')}", value, choices)
             unused = self.dataset in GARMENTS and field.name in OF_CAPTIONED_PICTURES
             if unused and value != field.default:
@@ -344,7 +344,7 @@ class RunConfig:
             raise InputError(f"--stage {self.stage} is of a new model: leave it out with --init-from")
 
 
-def _chosen(value, choices):
+def is_choice(value, choices):
     """Whether it is one of the choices, of which "hub:<id>" is whatever begins with "hub:"."""
     begin = [choice.partition("<")[0] for choice in choices if "<" in choice]
     return value in choices or any(value.startswith(each) and value != each for each in begin)

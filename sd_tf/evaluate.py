@@ -8,14 +8,18 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 from sd_tf import commandline
 from sd_tf.checkpoints.sources import resolve
+from sd_tf.config import DATASETS, is_choice
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import check_comparable, check_report
 
+GARMENTS = "fashion_mnist"
+USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of garments, of captioned pictures
 VARIED = ("sampler", "steps", "guidance_scale")
 
 
@@ -26,10 +30,24 @@ def main(arguments=None):
     parser.add_argument(
         "--compare", nargs="+", metavar="MODEL", help="models, or report.json files of earlier evaluations"
     )
-    parser.add_argument("--dataset", default="fashion_mnist", help="fashion_mnist, whose garments are judged")
-    parser.add_argument("--data-dir", help="folder of the Fashion-MNIST files (default: $SD_TF_DATA_DIR)")
-    parser.add_argument("--samples", type=int, default=5000, help="grey pictures (default: 5000)")
-    parser.add_argument("--tinted-samples", type=int, default=1600, help="in colours (default: 1600)")
+    parser.add_argument(
+        "--dataset",
+        default="fashion_mnist",
+        help="fashion_mnist, whose garments are judged, or captioned pictures, as of sd_tf.train",
+    )
+    parser.add_argument("--data-dir", help="folder of the data's files (default: $SD_TF_DATA_DIR)")
+    parser.add_argument("--caption-column", help="of captioned pictures, as of sd_tf.train")
+    parser.add_argument("--fit", default="center", help="of captioned pictures, as of sd_tf.train")
+    parser.add_argument(
+        "--colour-prompt",
+        help="of captioned pictures on white: {} is where colours go (default: of pokemon, theirs)",
+    )
+    parser.add_argument(
+        "--samples", type=int, help="grey garments, or pictures of captions (default: 5000, 400)"
+    )
+    parser.add_argument(
+        "--tinted-samples", type=int, help="garments in colours, or of --colour-prompt (default: 1600, 200)"
+    )
     for name, kind, default, text in (
         ("sampler", str, "ddim", "ddim or ddpm; several are compared"),
         ("steps", int, 20, "sampling steps; several numbers are compared"),
@@ -62,6 +80,7 @@ def main(arguments=None):
     )
     parser.add_argument("--output", default="evaluation", help="folder for the report (default: evaluation)")
     flags = parser.parse_args(arguments)
+    _complete(flags)
     _check(flags)
     output = Path(flags.output)
     commandline.check_writable(output)
@@ -93,12 +112,24 @@ def _json(value):
     return re.sub(r"\[[-\d.,\s]+\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
 
 
+def _complete(flags):
+    """Defaults that depend on the data set."""
+    judged = [name for name in DATASETS if name != "garments"]  # which are endless: nothing is unseen
+    if not is_choice(flags.dataset, judged):
+        raise unknown("--dataset", flags.dataset, judged)
+    usual = USUAL_SAMPLES[flags.dataset == GARMENTS]
+    flags.samples, flags.tinted_samples = flags.samples or usual[0], flags.tinted_samples or usual[1]
+    if flags.dataset == "pokemon" and flags.colour_prompt is None:
+        flags.colour_prompt = "a drawing of a {} pokemon"
+    if flags.colour_prompt is not None and flags.colour_prompt.count("{}") != 1:
+        raise InputError(f"--colour-prompt is {flags.colour_prompt!r}: put one {{}} where the colour goes")
+
+
 def _check(flags):
-    if flags.dataset != "fashion_mnist":
-        raise unknown("--dataset", flags.dataset, ["fashion_mnist"])
     if flags.model is not None and flags.compare is not None:
         raise InputError("--model and --compare are both given: name all models behind --compare")
-    for name, of in (("samples", 10), ("tinted_samples", 80)):
+    prompts = (10, 80) if flags.dataset == GARMENTS else (4, 10)
+    for name, of in zip(("samples", "tinted_samples"), prompts, strict=True):
         value = getattr(flags, name)
         if value < 2 * of or value % of:
             flag = f"--{name.replace('_', '-')}"
@@ -130,7 +161,8 @@ def _reports(flags, command):
     for name in names:
         if name not in earlier:
             resolve(name)
-    judges = _judges(flags) if len(earlier) < len(set(names)) else None
+    new = [name for name in names if name not in earlier]
+    judges = _judges(flags, new) if new else None
     reports, pictures = [], {}
     for name in names:
         if name in earlier:
@@ -143,42 +175,62 @@ def _reports(flags, command):
     return reports, pictures
 
 
-def _judges(flags):
+def _judges(flags, names):
     commandline.load_tensorflow()
+    if flags.dataset != GARMENTS:
+        return _picture_judges(flags, names)
     from sd_tf.data.fashion_mnist import FashionMNIST
-    from sd_tf.evaluation.judging import Judges
+    from sd_tf.evaluation.judging import Judges, common_size
 
+    if common_size(names) != 32:
+        raise InputError(
+            f"{names[0]} draws pictures of {common_size(names)} x {common_size(names)}: Fashion-MNIST's "
+            "garments are judged at 32 x 32"
+        )
     train, test = (FashionMNIST(split, flags.data_dir) for split in ("train", "test"))
     return Judges(train, test, flags.classifier, flags.clip, flags.inception)
+
+
+def _picture_judges(flags, names):
+    from sd_tf.config import RunConfig
+    from sd_tf.data.by_name import find_dataset
+    from sd_tf.evaluation.judging import common_size
+    from sd_tf.evaluation.of_pictures import PictureJudges
+
+    config = RunConfig(
+        flags.dataset, data_dir=flags.data_dir, caption_column=flags.caption_column, fit=flags.fit
+    )
+    with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
+        dataset = find_dataset(config, common_size(names), folder)
+        dataset.decode()
+        return PictureJudges(dataset, flags.colour_prompt)
 
 
 def _scored(name, flags, judges, command):
     """A report and sheets of pictures for each of the settings, one after another."""
     import sd_tf
-    from sd_tf.evaluation import judging
-    from sd_tf.evaluation.report import sheets
+    from sd_tf.evaluation.judging import weights_sha256
 
     model = sd_tf.load(name)
-    judging.check_picture_size(name, model)
     combinations = list(itertools.product(*(getattr(flags, each) for each in VARIED)))
     for values in combinations:
         fixed = {"guidance_interval": flags.guidance_interval, "seed": flags.seed}
         settings = dict(zip(VARIED, values, strict=True)) | fixed
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
         print(f"{name}: {flags.samples + flags.tinted_samples} pictures, {described}", file=sys.stderr)
-        drawn = judging.draw(model, judges.real, flags.samples, flags.tinted_samples, settings)
+        drawn = judges.draw(model, flags.samples, flags.tinted_samples, settings)
         found = judges.scores(drawn, settings, model.text_encoder)
         varied = [f"{each.replace('_', ' ')} {settings[each]}" for each in _varied(flags)]
         report = {
             "model": name,
             "label": ", ".join([name, *varied]),
-            "weights": judging.weights_sha256(resolve(name)),
+            "weights": weights_sha256(resolve(name)),
             "command": command,
-            "classifier_test_accuracy": judges.classifier.accuracy,
+            **judges.about,
             "skipped": judges.skipped,
             "scores": {title: score.to_json() for title, score in found.items()},
         }
-        yield report, sheets(drawn, judges)
+        yield report, judges.sheets(drawn)
 
 
 def _read(file):

@@ -86,7 +86,7 @@ def test_judged_by_a_classifier_that_has_taught_nothing(name, model, data_dir):
     train, test = (FashionMNIST(split, data_dir) for split in ("train", "test"))
     judges = judging.Judges(train, test, inception="none")
     settings = {"steps": 25, "guidance_scale": 1.5, "seed": 0}
-    scores = judges.scores(judging.draw(model, judges.real, 500, 800, settings), settings)
+    scores = judges.scores(judges.draw(model, 500, 800, settings), settings)
     distance, of_reconstructions = MOST_DISTANCES[name]
     assert scores["frechet_distance"].value <= distance
     assert scores["reconstruction_distance"].value <= of_reconstructions

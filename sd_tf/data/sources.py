@@ -23,12 +23,6 @@ from sd_tf.data.opening import WHITE, open_picture
 from sd_tf.errors import InputError, unknown
 
 FOLDERS = ("pokemon", "emoji")  # in $SD_TF_DATA_DIR
-KINDS = ("folder", *FOLDERS, "hub:<id>", "tfds:<name>")
-
-
-def is_source(dataset: str) -> bool:
-    """Whether `--dataset` names captioned pictures."""
-    return dataset in ("folder", *FOLDERS) or dataset.partition(":")[0] in ("hub", "tfds") and ":" in dataset
 
 
 def find_source(
@@ -37,7 +31,7 @@ def find_source(
     """Opens the captions of a data set; its pictures are opened one by one, later.
 
     Args:
-        dataset: one of `KINDS`.
+        dataset: see above.
         data_dir: the folder of "folder", "pokemon" and "emoji"; where "tfds:" keeps what it downloads.
         caption_column: that holds the captions, where they are in a table.
         background: (red, green, blue) behind what is transparent.

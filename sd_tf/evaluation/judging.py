@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf.checkpoints.folder import load_clip
+from sd_tf.checkpoints.loading import configs_of
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.compiled import compiled
+from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
 from sd_tf.data.pipeline import to_uint8, to_unit
 from sd_tf.errors import InputError
 from sd_tf.evaluation import scores
 from sd_tf.evaluation.classifier import load_classifier
 from sd_tf.evaluation.inception import Inception
 from sd_tf.evaluation.protocol import Score
+from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
+from sd_tf.pictures import sheet
 from sd_tf.text.tokenizer import Tokenizer
 
 
@@ -29,6 +33,7 @@ class Judges:
     Attributes:
         real: `RealPictures`.
         skipped: what is left out -> why.
+        about: what else a report says of them.
 
     Raises:
         InputError: the classifier, the CLIP or a file that was named cannot be had.
@@ -37,6 +42,7 @@ class Judges:
     def __init__(self, train, test, classifier="fashion-mnist-classifier", clip="clip-mini", inception=None):
         self.real, self.skipped = scores.RealPictures(train, test), {}
         self.classifier = load_classifier(classifier)
+        self.about = {"classifier_test_accuracy": self.classifier.accuracy}
         features = scores.ClassifierFeatures(self.classifier, classifier)
         self.clip, clip_folder = load_clip(clip), resolve(clip)
         tokenizer = Tokenizer.load(clip_folder, self.clip.text_config.max_position_embeddings)
@@ -73,6 +79,42 @@ class Judges:
             found |= judge(drawn, drawing)
         return found | self.clip_score(drawn, drawing, taught=self._taught(text_encoder))
 
+    def draw(self, model, samples, tinted_samples, settings) -> Drawn:
+        """A model's pictures, as many as can be had by equal numbers of each prompt.
+
+        Args:
+            model: a `LatentDiffusion`.
+            samples: grey ones, of the ten prompts without a colour.
+            tinted_samples: of the eighty with one.
+            settings: of `LatentDiffusion.generate`.
+        """
+        settings = settings | {"engine": "tensorflow"}  # of which the pictures are, to the last bit
+        of_each = [
+            model.generate(prompts, number // len(prompts), **settings)
+            for prompts, number in ((CLASS_PROMPTS, samples), (TINTED_PROMPTS, tinted_samples))
+        ]
+        return Drawn(*of_each, rebuilt(model.autoencoder, self.real.others))
+
+    def sheets(self, drawn) -> dict[str, tuple[np.ndarray, str]]:
+        """Name -> (uint8 (height, width, 3), a note): what a reader wants to see behind the numbers."""
+        of_classes = drawn.grey.reshape(len(CLASS_NAMES), -1, *drawn.grey.shape[1:])
+        of_pairs = drawn.tinted.reshape(len(CLASS_NAMES), len(COLOUR_NAMES), -1, *drawn.tinted.shape[1:])
+        some = np.concatenate([row[:2] for row in of_classes])
+        distances, _, beside = self.nearest_training_pictures(some)
+        coloured = np.concatenate([row[:, :2].reshape(-1, *row.shape[2:]) for row in of_pairs])
+        found = {
+            "Garments, a row for each": (sheet(np.concatenate([row[:20] for row in of_classes]), 20), ""),
+            "Colours, a row for each garment, two of each colour": (sheet(coloured, 16), ""),
+            "Drawn, and below each its nearest training picture": (
+                sheet(np.concatenate([some, beside]), 20),
+                "Distances: " + " ".join(f"{distance:.1f}" for distance in distances),
+            ),
+        }
+        if drawn.rebuilt is not None:
+            rebuilt = np.concatenate([self.real.others[:20], drawn.rebuilt[:20]])
+            found["Real, and below each what the autoencoder makes of it"] = (sheet(rebuilt, 20), "")
+        return found
+
     def nearest_training_pictures(self, grey):
         """Those of uint8 (n, 32, 32, 3): distances (n,), numbers (n,), and pictures as `grey`."""
         distances, numbers = self.memorisation.nearest(grey)
@@ -86,29 +128,21 @@ class Judges:
         return own.shape == judge.shape and np.allclose(own, judge, atol=1e-2)
 
 
-def check_picture_size(name, model):
-    """Raises `InputError` where a model's pictures are not of the judges' size, 32 x 32."""
-    height, width = (side * model.autoencoder.config.downsampling for side in model.unet.config.latent_size)
-    if (height, width) != (32, 32):
-        raise InputError(
-            f"{name} draws pictures of {width} x {height}: Fashion-MNIST's garments are judged at 32 x 32"
-        )
+def common_size(names) -> int:
+    """The side of the square pictures that all of some models draw, without reading their weights.
 
-
-def draw(model, real, samples, tinted_samples, settings) -> scores.Drawn:
-    """A model's pictures, as many as can be had by equal numbers of each prompt.
-
-    Args:
-        model: a `LatentDiffusion`.
-        real: `RealPictures`.
-        samples: grey ones, of the ten prompts without a colour.
-        tinted_samples: of the eighty with one.
-        settings: of `LatentDiffusion.generate`.
+    Raises:
+        InputError: they draw pictures of several sizes, or such as are not square.
     """
-    settings = settings | {"engine": "tensorflow"}  # of which the pictures are, to the last bit
-    grey = model.generate(scores.CLASS_PROMPTS, samples // len(scores.CLASS_PROMPTS), **settings)
-    tinted = model.generate(scores.TINTED_PROMPTS, tinted_samples // len(scores.TINTED_PROMPTS), **settings)
-    return scores.Drawn(grey, tinted, rebuilt(model.autoencoder, real.others))
+    sides = {}
+    for name in names:
+        model = configs_of(name)
+        for side in model.unet.latent_size:
+            sides.setdefault(side * model.autoencoder.downsampling, name)
+    if len(sides) > 1:
+        described = ", ".join(f"{side} pixels by {name}" for side, name in sides.items())
+        raise InputError(f"pictures of several sizes cannot be judged together: {described}")
+    return next(iter(sides))
 
 
 def rebuilt(autoencoder, images, batch_size=250):

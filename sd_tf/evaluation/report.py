@@ -9,7 +9,6 @@ from PIL import Image
 
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
-from sd_tf.pictures import sheet
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -193,30 +192,6 @@ def _picture(image):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", optimize=True)
     return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
-# -- the pictures -----------------------------------------------------------------------------------
-
-
-def sheets(drawn, judges) -> dict[str, tuple[np.ndarray, str]]:
-    """Name -> (uint8 (height, width, 3), a note): what a reader wants to see behind the numbers."""
-    of_classes = drawn.grey.reshape(len(CLASS_NAMES), -1, *drawn.grey.shape[1:])
-    of_pairs = drawn.tinted.reshape(len(CLASS_NAMES), len(COLOUR_NAMES), -1, *drawn.tinted.shape[1:])
-    some = np.concatenate([row[:2] for row in of_classes])
-    distances, _, beside = judges.nearest_training_pictures(some)
-    coloured = np.concatenate([row[:, :2].reshape(-1, *row.shape[2:]) for row in of_pairs])
-    found = {
-        "Garments, a row for each": (sheet(np.concatenate([row[:20] for row in of_classes]), 20), ""),
-        "Colours, a row for each garment, two of each colour": (sheet(coloured, 16), ""),
-        "Drawn, and below each its nearest training picture": (
-            sheet(np.concatenate([some, beside]), 20),
-            "Distances: " + " ".join(f"{distance:.1f}" for distance in distances),
-        ),
-    }
-    if drawn.rebuilt is not None:
-        rebuilt = np.concatenate([judges.real.others[:20], drawn.rebuilt[:20]])
-        found["Real, and below each what the autoencoder makes of it"] = (sheet(rebuilt, 20), "")
-    return found
 
 
 def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray:

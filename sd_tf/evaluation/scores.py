@@ -23,6 +23,7 @@ from sd_tf.evaluation.statistics import (
     kernel_estimate,
     mean_estimate,
     nearest,
+    quantiles,
     share_estimate,
 )
 
@@ -32,7 +33,6 @@ TINTED_PROMPTS = [prompt_for(*pair) for pair in PAIRS]
 NEIGHBOURS = 3
 OTHERS = "of even number in the test set"
 DIVERSITY_PAIRS = 50  # of each prompt
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 NARROW, RESAMPLES, WIDE_RESAMPLES = 512, 50, 20  # of more features each time takes seconds
 TAUGHT = "its extractor has taught the model"
 NOT_A_RACE = "near is a copy and far is no garment: as real pictures is best"
@@ -258,10 +258,7 @@ class Memorisation:
             "samples": len(found),
             "reference": f"the {len(self.train)} training pictures",
         }
-        details = {
-            name: {f"{q:g}": float(np.quantile(each, q)) for q in QUANTILES}
-            for name, each in (("drawn", found), ("real", self.of_real))
-        }
+        details = {"drawn": quantiles(found), "real": quantiles(self.of_real)}
         details["training pictures"], details["distances"] = numbers.tolist(), found.round(3).tolist()
         distance, expected = mean_estimate(found), float(self.of_real.mean())
         copies = share_estimate(found < np.quantile(self.of_real, 0.01))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 CONFIDENCE = 1.96  # standard deviations, 95 % of a normal distribution
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 BLOCK = 2048  # rows of a distance matrix at a time
 
 
@@ -59,17 +60,28 @@ class Manifold:
         return np.concatenate(found)
 
 
-def nearest(features, references) -> tuple[np.ndarray, np.ndarray]:
-    """The Euclidean distance of each row to the nearest of the references, and which one that is."""
+def nearest(features, references, itself=False) -> tuple[np.ndarray, np.ndarray]:
+    """The Euclidean distance of each row to the nearest of the references, and which one that is.
+
+    `itself` says that row i of the references is row i of the features, and not to be counted.
+    """
     found, places = [], []
     references = np.asarray(references, np.float32)
     squares = np.square(references).sum(axis=1)
     for start in range(0, len(features), BLOCK):
         rows = np.asarray(features[start : start + BLOCK], np.float32)
-        place = (squares - 2.0 * rows @ references.T).argmin(axis=1)
+        distances = squares - 2.0 * rows @ references.T
+        if itself:
+            distances[np.arange(len(rows)), start + np.arange(len(rows))] = np.inf
+        place = distances.argmin(axis=1)
         found.append(np.linalg.norm(rows.astype("float64") - references[place], axis=1))
         places.append(place)
     return np.concatenate(found), np.concatenate(places)
+
+
+def quantiles(numbers) -> dict[str, float]:
+    """Those of `QUANTILES`, by name."""
+    return {f"{q:g}": float(np.quantile(numbers, q)) for q in QUANTILES}
 
 
 # -- confidence -------------------------------------------------------------------------------------

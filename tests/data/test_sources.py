@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd_tf.data.sources import find_source, is_source
+from sd_tf.data.sources import find_source
 from sd_tf.errors import InputError
 
 
@@ -29,11 +29,6 @@ def colours(source):
 
 
 RED_GREEN_BLUE = [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
-
-
-def test_names():
-    assert all(map(is_source, ("folder", "pokemon", "emoji", "hub:me/mine", "tfds:mnist")))
-    assert not any(map(is_source, ("fashion_mnist", "garments", "hub", "folder:x", "pokemons")))
 
 
 def test_a_folder(folder):

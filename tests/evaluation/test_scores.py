@@ -117,7 +117,9 @@ def test_every_score_says_by_what_protocol_and_a_taught_judge_gives_no_headline(
     for name, score in of_real.items():
         assert score.better in ("lower", "higher")
         assert score.protocol["samples"] > 0, name
-        assert score.low <= score.value <= score.high and score.low < score.high, name
+        assert score.low <= score.value <= score.high, name
+        if not name.startswith("reconstruction"):  # real pictures stand for them, each its own
+            assert score.low < score.high, name
         if not name.startswith("reconstruction"):
             assert score.protocol["seed"] == 0, name
         if "extractor" in score.protocol and name != "colour_accuracy":

@@ -1,0 +1,112 @@
+"""The judges of captioned pictures notice what they are for: copies, wrong colours, blurred pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd_tf import evaluate
+from sd_tf.config import RunConfig
+from sd_tf.data.by_name import find_dataset
+from sd_tf.errors import InputError
+from sd_tf.evaluation.dominant_colour import COLOURS
+from sd_tf.evaluation.of_pictures import Drawn, PictureJudges
+from tests.evaluation.test_dominant_colour import SRGB, drawing
+
+PROMPT = "a drawing of a {} thing"
+
+
+def things(seed, per_colour=6):
+    """Drawings of every colour with blots, and their captions."""
+    generator, images, captions = np.random.default_rng(seed), [], []
+    for name in COLOURS:
+        for number in range(per_colour):
+            image = drawing(SRGB[name])
+            top, left = generator.integers(8, 20, 2)
+            image[top : top + 3, left : left + 3] = generator.integers(0, 256, 3)
+            images.append(image)
+            captions.append(f"{PROMPT.replace('{}', name)} of kind {number}")
+    return np.stack(images), captions
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("things")
+    images, captions = things(0)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+        (folder / f"{number:03}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judges(folder, tmp_path_factory):
+    config = RunConfig("folder", data_dir=str(folder))
+    dataset = find_dataset(config, 32, tmp_path_factory.mktemp("store"))
+    dataset.decode(progress=False)
+    return PictureJudges(dataset, PROMPT)
+
+
+def score(judges, captioned=None, coloured=None, rebuilt=None):
+    others, _ = things(1)
+    drawn = Drawn(
+        others if captioned is None else captioned,
+        others if coloured is None else coloured,
+        judges.images if rebuilt is None else rebuilt,
+    )
+    return judges.scores(drawn, {"steps": 1})
+
+
+def test_other_pictures_of_the_same_kind_are_no_copies_and_have_their_colours(judges):
+    found = score(judges)
+    assert found["copies"].value < 0.1
+    assert found["colour_accuracy"].value > 0.95 and found["colour_accuracy"].real > 0.95
+    distance = found["nearest_training_distance"]
+    assert distance.value == pytest.approx(distance.real, rel=0.3) and distance.reservation
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_copies_are_found_mirrored_or_not(judges, mirrored):
+    copies = judges.images[:, :, ::-1] if mirrored else judges.images
+    found = score(judges, captioned=copies[:20])
+    assert found["copies"].value > 0.9
+    assert found["nearest_training_distance"].details["training pictures"] == list(range(20))
+
+
+def test_pictures_of_other_colours_score_by_chance(judges):
+    others, _ = things(1)
+    shifted = np.roll(others, len(others) // 10, axis=0)
+    assert score(judges, coloured=shifted)["colour_accuracy"].value < 0.1
+
+
+def test_a_blurring_autoencoder_loses_decibels(judges):
+    blurred = (judges.images // 2 + np.roll(judges.images, 1, axis=1) // 2).astype(np.uint8)
+    exact, lost = (score(judges, rebuilt=each)["reconstruction_psnr"] for each in (None, blurred))
+    assert exact.value > 60 and lost.value < 30
+
+
+def test_the_command_writes_report_and_page(folder, tiny_model, tmp_path, capsys):
+    tiny_model.save(tmp_path / "model")
+    flags = ["--dataset", "folder", "--data-dir", str(folder), "--colour-prompt", PROMPT, "--steps", "1"]
+    sizes = ["--samples", "8", "--tinted-samples", "20", "--output", str(tmp_path / "report")]
+    evaluate.main(["--model", str(tmp_path / "model"), *flags, *sizes])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<img") == 4 and "no judge has learned such pictures" in page
+    assert "colour_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "garments"], "'garments'"),
+        (
+            ["--dataset", "folder", "--colour-prompt", "a red thing"],
+            "--colour-prompt is 'a red thing': put one",
+        ),
+        (["--dataset", "folder", "--samples", "10"], "--samples is 10: give a multiple of 4"),
+        (["--dataset", "folder"], "--dataset folder needs --data-dir"),
+    ],
+)
+def test_bad_flags_are_named(tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.main([*flags, "--output", str(tmp_path / "report")])
+    assert not (tmp_path / "report").exists()
