@@ -35,13 +35,11 @@ def save_sheet(file, images: np.ndarray, columns: int, settings: dict | None = N
 
 def contact_sheet(images: np.ndarray, rows: list[str], columns: list[str], title: str) -> np.ndarray:
     """Pictures uint8 (rows, columns, height, width, 3) with the names of rows and columns; uint8."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     across, down = len(columns), len(rows)
-    figure, grid = plt.subplots(down, across, figsize=(1.5 * across + 0.6, 1.5 * down + 0.6), squeeze=False)
+    figure = Figure(figsize=(1.5 * across + 0.6, 1.5 * down + 0.6))
+    grid = figure.subplots(down, across, squeeze=False)
     for (row, column), axes in np.ndenumerate(grid):
         axes.imshow(images[row, column], interpolation="nearest")
         axes.set(xticks=[], yticks=[])
@@ -51,10 +49,16 @@ def contact_sheet(images: np.ndarray, rows: list[str], columns: list[str], title
             axes.set_ylabel(rows[row], fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    figure.canvas.draw()
-    image = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return image
+    return drawn(figure)
+
+
+def drawn(figure) -> np.ndarray:
+    """A figure of matplotlib's, of no window, as uint8 (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def file_name(prompt: str, seed: int) -> str:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from sd_tf.checkpoints.tensors import DTYPES, read_file
+from sd_tf.checkpoints.tensors import DTYPES, read_file, save_tensors
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.latent.lora import LowRank
 
@@ -108,7 +107,7 @@ def write_lora(file, changes: dict[str, LowRank], layout: str = "diffusers", dty
         tensors |= {key: np.ascontiguousarray(value, DTYPES[dtype]) for key, value in pair.items()}
     file = Path(file)
     new = file.with_name(f".{file.name}.new")
-    save_file(tensors, new, metadata={"format": "pt"})
+    save_tensors(tensors, new)
     new.replace(file)
 
 

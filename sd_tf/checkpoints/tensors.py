@@ -7,6 +7,7 @@ a header is checked before any tensor is read.
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -196,11 +197,19 @@ def write(folder: Path, stem: str, model, dtype: str, max_shard_size):
         names = [f"{stem}.safetensors"]
     for name, variables in zip(names, shards, strict=True):
         values = {key: to_torch(each).astype(DTYPES[dtype], order="C") for key, each in variables.items()}
-        save_file(values, folder / name, metadata={"format": "pt"})
+        save_tensors(values, folder / name)
     if len(shards) > 1:
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def save_tensors(values: dict[str, np.ndarray], file: Path):
+    """Writes a safetensors file with the rights of any new file; the library leaves it to its owner alone."""
+    save_file(values, file, metadata={"format": "pt"})
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def _bytes(size) -> int:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
+from sd_tf.pictures import drawn
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -199,12 +200,10 @@ def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray
 
     A ring marks settings that no other of any model beats in both.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=110)
+    figure = Figure(figsize=(8, 5), dpi=110)
+    axes = figure.subplots()
     points = [(report["scores"][x]["value"], report["scores"][y]["value"]) for report in reports]
     for model in dict.fromkeys(report["model"] for report in reports):
         own = [i for i, report in enumerate(reports) if report["model"] == model]
@@ -216,7 +215,4 @@ def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray
     axes.set(xlabel=_title(x) + " ↓", ylabel=_title(y) + " ↑")
     axes.legend()
     figure.tight_layout()
-    figure.canvas.draw()
-    image = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return image
+    return drawn(figure)

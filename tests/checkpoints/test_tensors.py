@@ -84,6 +84,13 @@ def test_a_sharded_variant_opens_as_diffusers_writes_it(tiny_model, unet, tmp_pa
         np.testing.assert_array_equal(value, exact.astype("float16"))
 
 
+def test_files_may_be_read_by_those_who_may_read_any_new_file(tiny_model, tmp_path):
+    tiny_model.save(tmp_path / "model")
+    (tmp_path / "new").touch()
+    modes = {file.stat().st_mode for file in (tmp_path / "model").rglob("*") if file.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_brain_floats_are_written_and_read(tiny_model, tmp_path):
     folders.save_unet(tiny_model.unet, tmp_path, dtype="bfloat16")
     loaded = folders.load_unet(tmp_path)
