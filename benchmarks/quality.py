@@ -4,10 +4,10 @@
 
 Trains one after the other, each with the same wall-clock minutes on the whole machine, from starting the
 process to having the weights; ours less the minutes that its frozen networks took, once, before. Looks for
-each one's best guidance scale by the Frechet distance of few pictures, until it rises, and has many judged
-by `sd_tf.evaluation`; `--also` names other models to be judged so. What was trained stays in DIR, so that a
-second call judges again. Flags of `sd_tf.train` are passed on. Writes `quality.json`, which
-`sd_tf.evaluate --compare` reads, and `quality.html`.
+each one's best guidance by the Frechet distance of few pictures: scales, until it rises, in all steps and
+then in the later ones alone. Has many judged by `sd_tf.evaluation`; `--also` names other models to be
+judged so. What was trained stays in DIR, so that a second call judges again. Flags of `sd_tf.train` are
+passed on. Writes `quality.json`, which `sd_tf.evaluate --compare` reads, and `quality.html`.
 """
 
 import argparse
@@ -18,16 +18,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 SCALES = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.5]
+STARTS = [0.0, 0.35]  # shares of the steps before guidance
 PATIENCE = 2  # scales in a row that are worse than the best one end the search
 SEARCH = {"samples": 500, "tinted_samples": 160}  # for each guidance scale
 OURS, THEIRS = "sd_tf", "diffusers"
 PRESET = "fashion-mnist-narrow"
 PEER = "benchmarks.peers.trained_diffusers"
-DRAWING = {"sampler": "ddim", "steps": 25, "guidance_interval": [0.0, 1.0], "seed": 0}
+DRAWING = {"sampler": "ddim", "steps": 25, "seed": 0}
 FROZEN_MINUTES = 7  # of `clip-mini` and `perceptual-mini`, on two cores
 STARTING_MINUTES = 1  # of `sd_tf.train`, tracing and saving included, which its budget does not count
 
@@ -66,6 +68,20 @@ def _run(*words):
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
+class Guidance(NamedTuple):
+    """A scale, and the share of the steps that go before it is on."""
+
+    scale: float
+    start: float
+
+    def __str__(self):
+        return f"guidance {self.scale:g}" + (f" from {self.start:g} on" if self.start else "")
+
+    def drawing(self):
+        """What is to be said of how pictures were drawn, and what `LatentDiffusion.generate` takes."""
+        return DRAWING | {"guidance_scale": self.scale, "guidance_interval": [self.start, 1.0]}
+
+
 class Ours:
     """A model of sd_tf that is judged: `folder` is one, or a bundled name."""
 
@@ -78,9 +94,9 @@ class Ours:
         self.weights = weights_sha256(resolve(folder))
         self.text_encoder = self.model.text_encoder
 
-    def drawn(self, judges, scale, samples, tinted_samples):
-        """Its pictures at a guidance scale."""
-        return judges.draw(self.model, samples, tinted_samples, DRAWING | {"guidance_scale": scale})
+    def drawn(self, judges, guidance, samples, tinted_samples, rebuild=True):
+        """Its pictures by some guidance, and what its autoencoder makes of real ones."""
+        return judges.draw(self.model, samples, tinted_samples, guidance.drawing(), rebuild)
 
 
 class Theirs:
@@ -93,15 +109,17 @@ class Theirs:
 
         self.folder, self.weights = folder, weights_sha256(folder)
 
-    def drawn(self, judges, scale, samples, tinted_samples):
+    def drawn(self, judges, guidance, samples, tinted_samples, rebuild=True):
         """As `Ours.drawn`."""
         from sd_tf.evaluation.scores import Drawn
 
-        file = self.folder / f"drawn-{scale:g}-{samples}-{tinted_samples}.npz"
+        scale, start = guidance
+        file = self.folder / f"drawn-{scale:g}-{start:g}-{samples}-{tinted_samples}.npz"
         if not file.is_file():
             words = {
                 "--output": self.folder,
                 "--guidance-scale": scale,
+                "--guidance-start": start,
                 "--steps": DRAWING["steps"],
                 "--seed": DRAWING["seed"],
                 "--samples": samples,
@@ -109,15 +127,15 @@ class Theirs:
             }
             _run(PEER, *(word for pair in words.items() for word in pair))
         pictures = np.load(file)
-        return Drawn(pictures["grey"], pictures["tinted"], pictures["rebuilt"])
+        return Drawn(pictures["grey"], pictures["tinted"], pictures["rebuilt"] if rebuild else None)
 
 
-def report(contestant, scale, drawn, judges):
+def report(contestant, guidance, drawn, judges):
     """What `sd_tf.evaluate` writes of a model."""
-    found = judges.scores(drawn, DRAWING | {"guidance_scale": scale}, contestant.text_encoder)
+    found = judges.scores(drawn, guidance.drawing(), contestant.text_encoder)
     return {
         "model": contestant.name,
-        "label": f"{contestant.name}, guidance {scale:g}",
+        "label": f"{contestant.name}, {guidance}",
         "weights": contestant.weights,
         "command": command(),
         "skipped": judges.skipped,
@@ -125,10 +143,10 @@ def report(contestant, scale, drawn, judges):
     }
 
 
-def few(contestant, judges, scale):
-    """The report of few of its pictures, but for reconstructions, which no scale changes."""
-    drawn = contestant.drawn(judges, scale, **SEARCH)
-    return report(contestant, scale, drawn._replace(rebuilt=None), judges)
+def few(contestant, judges, guidance):
+    """The report of few of its pictures, but for reconstructions, which no guidance changes."""
+    drawn = contestant.drawn(judges, guidance, **SEARCH, rebuild=False)
+    return report(contestant, guidance, drawn, judges)
 
 
 def command():
@@ -136,14 +154,21 @@ def command():
 
 
 def search(report_of):
-    """Reports by guidance scale, of `report_of(scale)`, until the distance rises, and the best scale."""
-    reports = {}
-    for scale in SCALES:
-        reports[scale] = report_of(scale)
-        best = min(reports, key=lambda scale: distance(reports[scale]))
-        if list(reports).index(best) + PATIENCE < len(reports):
-            break
-    return reports, best
+    """Reports by guidance, of `report_of(guidance)`, and the best one.
+
+    With each start the scale grows until the distance rises, from the best one with the start before: the
+    later guidance begins, the more of it there may be.
+    """
+    reports, first = {}, SCALES[0]
+    for start in STARTS:
+        own = {}
+        for scale in SCALES[SCALES.index(first) :]:
+            own[Guidance(scale, start)] = report_of(Guidance(scale, start))
+            best = min(own, key=lambda guidance: distance(own[guidance]))
+            if list(own).index(best) + PATIENCE < len(own):
+                break
+        reports, first = reports | own, best.scale
+    return reports, min(reports, key=lambda guidance: distance(reports[guidance]))
 
 
 def distance(report):
@@ -196,18 +221,18 @@ def main():
     contestants += [Ours(name, name) for name in options.also]
     chosen, searched, pictures = [], [], {}
     for contestant in contestants:
-        reports, scale = search(functools.partial(few, contestant, judges))
-        drawn = contestant.drawn(judges, scale, options.samples, options.tinted_samples)
-        chosen.append(report(contestant, scale, drawn, judges))
+        reports, guidance = search(functools.partial(few, contestant, judges))
+        drawn = contestant.drawn(judges, guidance, options.samples, options.tinted_samples)
+        chosen.append(report(contestant, guidance, drawn, judges))
         searched += reports.values()
         pictures[chosen[-1]["label"]] = judges.sheets(drawn)
-    check_comparable(chosen, varied=["guidance_scale"])
+    check_comparable(chosen, varied=["guidance_scale", "guidance_interval"])
     found = {"minutes": minutes, "searched": searched, "reports": chosen}
     (options.output / "quality.json").write_text(json.dumps(found))
     (options.output / "quality.html").write_text(page(chosen, pictures, command(), pareto_plot(searched)))
     print(table(chosen))
-    scales = ", ".join(each["label"] for each in chosen)
-    print(f"minutes: {', '.join(f'{name} {took:.2f}' for name, took in minutes.items())}; best: {scales}")
+    best = "; ".join(each["label"] for each in chosen)
+    print(f"minutes: {', '.join(f'{name} {took:.2f}' for name, took in minutes.items())}; best: {best}")
 
 
 if __name__ == "__main__":

@@ -150,12 +150,20 @@ LR_SCHEDULES = ("cosine", "linear", "constant")
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
-FINETUNINGS = ("unet", "cross_attention", "lora")
-OF_NEW_MODELS = ("text_encoder", "prediction_type", "beta_schedule", "zero_terminal_snr", "perceptual_weight")
+FINETUNINGS = ("unet", "cross_attention", "lora", "textual_inversion")
+OF_NEW_MODELS = ("text_encoder", "beta_schedule", "zero_terminal_snr", "perceptual_weight")
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 DATASETS = ("fashion_mnist", "garments", "folder", "pokemon", "emoji", "hub:<id>", "tfds:<name>")
 GARMENTS = DATASETS[:2]  # the others are captioned pictures, of which these flags are
-OF_CAPTIONED_PICTURES = ("caption_column", "caption_template", "fit", "background", "flip", "jitter")
+OF_CAPTIONED_PICTURES = (
+    "caption",
+    "caption_column",
+    "caption_template",
+    "fit",
+    "background",
+    "flip",
+    "jitter",
+)
 FITS = ("center", "random", "pad")
 NOT_PART_OF_A_RUN = (
     "output",
@@ -183,6 +191,7 @@ class RunConfig:
 
     dataset: str = _flag("fashion_mnist", "what to learn", DATASETS)
     data_dir: str | None = _flag(None, "folder of the data's files (default: $SD_TF_DATA_DIR)")
+    caption: str | None = _flag(None, "of every picture of a folder, in place of captions of their own")
     caption_column: str | None = _flag(None, "of a table, that has the captions (default: text or caption)")
     caption_template: str = _flag("{}", "what becomes of a caption, {} itself, such as 'a photo of {}'")
     fit: str = _flag("center", "of pictures that are not square: crops, or padding on --background", FITS)
@@ -199,6 +208,17 @@ class RunConfig:
     lora_targets: str | None = _flag(
         None, "last parts of layers' names, between commas (default: to_q,to_k,to_v,to_out)"
     )
+    new_word: str | None = _flag(
+        None, "of --finetune textual_inversion: what captions call it, such as <mine>"
+    )
+    like_word: str | None = _flag(None, "that it begins as, such as toy")
+    prior_prompt: str | None = _flag(
+        None, "keep what the model draws of it: 'a toy' beside --caption 'a xyz toy' (DreamBooth)"
+    )
+    prior_pictures: int | None = _flag(
+        None, "so many are drawn of it, before the minutes of training (default: 100)"
+    )
+    prior_share: float | None = _flag(None, "of examples that are such pictures (default: 0.5)")
     stage: str | None = _flag(None, "run this stage alone (default: all that are needed)", STAGES)
     text_encoder: str | None = _flag(
         None, "frozen CLIP: a bundled name, a folder or a hub id; 'none' trains one (default: the preset's)"
@@ -217,7 +237,7 @@ class RunConfig:
     gradient_clip: float | None = _flag(None, "most that gradients' global norm is (default: the preset's)")
     ema_decay: float | None = _flag(None, "of the weights' moving average (default: the preset's)")
     prediction_type: str | None = _flag(
-        None, "what the UNet predicts (default: the preset's)", ("epsilon", "v_prediction")
+        None, "what the UNet predicts (default: the preset's, or the model's)", ("epsilon", "v_prediction")
     )
     beta_schedule: str | None = _flag(
         None, "noise schedule (default: the preset's)", ("scaled_linear", "squaredcos_cap_v2")
@@ -276,6 +296,7 @@ class RunConfig:
             "offset_noise": 0,
             "image_size": 8,
             "lora_rank": 1,
+            "prior_pictures": 2,
             "lora_alpha": 1e-12,
             "perceptual_weight": 0,
             "warmup_steps": 0,
@@ -311,6 +332,11 @@ class RunConfig:
             )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed is {self.seed}: give 0 to {2**32 - 1}")
+        for name in ("caption", "prior_prompt"):
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise InputError(f"--{name.replace('_', '-')} is empty: say what the pictures show")
+        if self.caption is not None and self.caption_column is not None:
+            raise InputError("--caption takes the place of captions, which --caption-column names: give one")
         if not re.fullmatch("[0-9a-fA-F]{6}", self.background):
             raise InputError(f"--background is {self.background!r}: give six hexadecimals, such as ffffff")
         if not 0 <= self.jitter < 1:
@@ -321,14 +347,33 @@ class RunConfig:
             raise InputError("--deterministic needs --max-steps: minutes hold more or fewer steps each time")
 
     def _check_finetuning(self):
+        word = "textual_inversion"
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             if getattr(self, name) is not None and self.finetune != "lora":
                 raise InputError(
                     f"--{name.replace('_', '-')} is of --finetune lora: add it, or leave this out"
                 )
-        if self.snapshots and self.finetune == "lora":
-            raise InputError("--snapshots keeps whole UNets: leave it out with --finetune lora")
+        if self.snapshots and self.finetune in ("lora", word):
+            raise InputError(f"--snapshots keeps whole UNets: leave it out with --finetune {self.finetune}")
+        for name in ("new_word", "like_word"):
+            if (getattr(self, name) is None) == (self.finetune == word):
+                raise InputError(
+                    f"--{name.replace('_', '-')} and --finetune {word} belong together: give both or neither"
+                )
+        if self.dry_run and self.finetune == word:
+            raise InputError(
+                f"--dry-run cannot lay out --finetune {word}, which takes less than --finetune unet"
+            )
+        for name in ("prior_pictures", "prior_share"):
+            if getattr(self, name) is not None and self.prior_prompt is None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is of --prior-prompt: add it, or leave this out"
+                )
+        if self.prior_share is not None and not 0 < self.prior_share < 1:
+            raise InputError(f"--prior-share is {self.prior_share}: give a number above 0 and below 1")
         if self.init_from is None:
+            if self.prior_prompt is not None:
+                raise InputError("--prior-prompt needs --init-from: a model that draws it")
             if self.finetune is not None:
                 raise InputError(
                     f"--finetune {self.finetune} needs --init-from: name the model to begin with"

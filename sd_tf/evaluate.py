@@ -20,6 +20,7 @@ from sd_tf.evaluation.protocol import check_comparable, check_report
 
 GARMENTS = "fashion_mnist"
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of garments, of captioned pictures
+OF_PICTURES = ("caption", "caption_column", "caption_template", "fit", "background", "colour_prompt")
 VARIED = ("sampler", "steps", "guidance_scale")
 
 
@@ -36,8 +37,9 @@ def main(arguments=None):
         help="fashion_mnist, whose garments are judged, or captioned pictures, as of sd_tf.train",
     )
     parser.add_argument("--data-dir", help="folder of the data's files (default: $SD_TF_DATA_DIR)")
-    parser.add_argument("--caption-column", help="of captioned pictures, as of sd_tf.train")
-    parser.add_argument("--fit", default="center", help="of captioned pictures, as of sd_tf.train")
+    for name in OF_PICTURES[:-1]:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, help="of captioned pictures, as of sd_tf.train")
     parser.add_argument(
         "--colour-prompt",
         help="of captioned pictures on white: {} is where colours go (default: of pokemon, theirs)",
@@ -91,7 +93,7 @@ def main(arguments=None):
     from sd_tf.evaluation import report as reporting
 
     check_comparable(reports, _varied(flags))
-    plot = reporting.pareto_plot(reports) if len(reports) > 1 else None
+    plot = reporting.pareto_plot(reports) if len(reports) > 1 and flags.dataset == GARMENTS else None
     output.mkdir(parents=True, exist_ok=True)
     whole = reports[0] if len(reports) == 1 else {"reports": reports}
     (output / "report.json").write_text(_json(whole), encoding="utf-8")
@@ -118,7 +120,12 @@ def _complete(flags):
     if not is_choice(flags.dataset, judged):
         raise unknown("--dataset", flags.dataset, judged)
     usual = USUAL_SAMPLES[flags.dataset == GARMENTS]
-    flags.samples, flags.tinted_samples = flags.samples or usual[0], flags.tinted_samples or usual[1]
+    flags.samples = usual[0] if flags.samples is None else flags.samples
+    flags.tinted_samples = usual[1] if flags.tinted_samples is None else flags.tinted_samples
+    for name in OF_PICTURES:
+        if flags.dataset == GARMENTS and getattr(flags, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is for captioned pictures: leave it out with --dataset {GARMENTS}")
     if flags.dataset == "pokemon" and flags.colour_prompt is None:
         flags.colour_prompt = "a drawing of a {} pokemon"
     if flags.colour_prompt is not None and flags.colour_prompt.count("{}") != 1:
@@ -128,14 +135,12 @@ def _complete(flags):
 def _check(flags):
     if flags.model is not None and flags.compare is not None:
         raise InputError("--model and --compare are both given: name all models behind --compare")
-    prompts = (10, 80) if flags.dataset == GARMENTS else (4, 10)
-    for name, of in zip(("samples", "tinted_samples"), prompts, strict=True):
+    units = (10, 80) if flags.dataset == GARMENTS else (4, 10)
+    for name, unit in zip(("samples", "tinted_samples"), units, strict=True):
         value = getattr(flags, name)
-        if value < 2 * of or value % of:
+        if value < 2 * unit or value % unit:
             flag = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{flag} is {value}: give a multiple of {of}, its number of prompts, from {2 * of}"
-            )
+            raise InputError(f"{flag} is {value}: give a multiple of {unit}, from {2 * unit}")
     for value in flags.sampler:
         if value not in SAMPLERS:
             raise unknown("--sampler", value, SAMPLERS)
@@ -197,9 +202,9 @@ def _picture_judges(flags, names):
     from sd_tf.evaluation.judging import common_size
     from sd_tf.evaluation.of_pictures import PictureJudges
 
-    config = RunConfig(
-        flags.dataset, data_dir=flags.data_dir, caption_column=flags.caption_column, fit=flags.fit
-    )
+    given = {name: getattr(flags, name) for name in OF_PICTURES[:-1]}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = RunConfig(flags.dataset, data_dir=flags.data_dir, **given)
     with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
         dataset = find_dataset(config, common_size(names), folder)
         dataset.decode()

@@ -17,7 +17,6 @@ def main(arguments=None):
         "--lora-weight",
         type=float,
         nargs="+",
-        default=[1.0],
         metavar="WEIGHT",
         help="how much of them: one for all, or one for each (default: 1)",
     )
@@ -63,17 +62,18 @@ def main(arguments=None):
             "seed",
         )
     }
-    if len(flags.lora_weight) not in (1, len(flags.lora)):
+    if flags.lora_weight and not flags.lora:
+        raise InputError("--lora-weight is of --lora: name its file")
+    weights = flags.lora_weight or [1.0]
+    if len(weights) not in (1, max(1, len(flags.lora))):
         raise InputError(
-            f"{len(flags.lora_weight)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
+            f"{len(weights)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
             "or one for each"
         )
     if flags.lora or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision)
-    loras = dict(
-        zip(flags.lora, flags.lora_weight * (len(flags.lora) // len(flags.lora_weight)), strict=True)
-    )
+    loras = dict(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
     for file, weight in loras.items():
         model.load_lora(file, weight, name=file)
     images = model.generate(flags.prompt, num_images=flags.num_images, engine=flags.engine, **settings)

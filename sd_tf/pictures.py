@@ -44,10 +44,10 @@ def contact_sheet(images: np.ndarray, rows: list[str], columns: list[str], title
         axes.imshow(images[row, column], interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         if row == 0:
-            axes.set_title(columns[column], fontsize=8)
+            axes.set_title(columns[column], fontsize=8, parse_math=False)
         if column == 0:
-            axes.set_ylabel(rows[row], fontsize=8)
-    figure.suptitle(title, fontsize=10)
+            axes.set_ylabel(rows[row], fontsize=8, parse_math=False)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     figure.tight_layout()
     return drawn(figure)
 

@@ -25,7 +25,8 @@ STREAM = [
 ]
 # `model.save` and `model.load_lora` are what a user types; writer and reader know the model's parts.
 AGAINST_THE_STREAM = {
-    ("latent/model.py", f"sd_tf.checkpoints.{name}") for name in ("folder", "lora", "names")
+    ("latent/model.py", f"sd_tf.checkpoints.{name}")
+    for name in ("folder", "lora", "names", "textual_inversion")
 }
 WITHIN_A_LEVEL = {  # a run saves the parts that it has trained, and judges are read as models are
     ("training", "checkpoints"),

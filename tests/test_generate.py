@@ -81,6 +81,8 @@ def test_loras_change_what_is_drawn_by_their_weights(folder, tmp_path, capsys):
     assert said["lora"] == str({files[0]: 0.5, files[1]: 0.0})
     with pytest.raises(InputError, match="3 weights for 2 LoRAs: give --lora-weight one for all"):
         main([*settings, "--lora", *files, "--lora-weight", "1", "2", "3"])
+    with pytest.raises(InputError, match="--lora-weight is of --lora"):
+        main([*settings, "--lora-weight", "1"])
     with pytest.raises(InputError, match="nothing.safetensors"):
         main([*settings, "--lora", "nothing.safetensors"])
 

@@ -9,20 +9,34 @@ from benchmarks import quality
 from sd_tf.evaluation.scores import CLASS_PROMPTS, PAIRS, TINTED_PROMPTS
 
 
-def searched(distances):
-    """What a search finds where pictures of each scale have these distances, in the order of `SCALES`."""
-    of_scale = dict(zip(quality.SCALES, distances, strict=False))
-    return quality.search(lambda scale: {"scores": {"frechet_distance": {"value": of_scale[scale]}}})
+def searched(*of_starts):
+    """What a search finds where pictures have these distances, by start and scale, in their orders."""
+    distances = {
+        (scale, start): distance
+        for start, distances in zip(quality.STARTS, of_starts, strict=True)
+        for scale, distance in zip(quality.SCALES, distances, strict=False)
+    }
+    return quality.search(lambda guidance: {"scores": {"frechet_distance": {"value": distances[guidance]}}})
 
 
-def test_the_search_goes_on_until_two_scales_in_a_row_are_worse():
-    reports, best = searched([9.0, 8.0, 8.5, 7.0, 7.5, 7.2])
-    assert best == quality.SCALES[3] and list(reports) == quality.SCALES[:6]
+def test_the_search_goes_on_until_two_scales_in_a_row_are_worse_and_then_from_the_best_with_a_later_start():
+    early, late = quality.STARTS
+    reports, best = searched([9.0, 8.0, 8.5, 7.0, 7.5, 7.2], [0.0, 0.0, 0.0, 6.5, 6.0, 6.1, 6.2])
+    assert best == (quality.SCALES[4], late)
+    assert list(reports) == [(scale, early) for scale in quality.SCALES[:6]] + [
+        (scale, late) for scale in quality.SCALES[3:7]
+    ]
+
+
+def test_guidance_in_all_steps_is_kept_where_a_later_start_is_worse():
+    _, best = searched([9.0, 8.0, 8.5, 8.6], [9.0, 8.1, 8.2, 8.3])
+    assert best == (quality.SCALES[1], quality.STARTS[0])
 
 
 def test_the_search_ends_with_the_last_scale_where_distances_only_fall():
-    reports, best = searched(range(len(quality.SCALES), 0, -1))
-    assert best == quality.SCALES[-1] and len(reports) == len(quality.SCALES)
+    falling = range(len(quality.SCALES), 0, -1)
+    reports, best = searched(falling, [9.0] * len(quality.SCALES))
+    assert best == (quality.SCALES[-1], quality.STARTS[0]) and len(reports) == len(quality.SCALES) + 1
 
 
 def test_both_are_trained_once_and_ours_for_less_by_what_its_frozen_networks_took(tmp_path, monkeypatch):

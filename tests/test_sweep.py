@@ -1,5 +1,8 @@
 """`python -m sd_tf.sweep`: one prompt over training time and guidance, on one sheet."""
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +11,9 @@ import sd_tf
 from sd_tf import pictures, sweep
 from sd_tf.checkpoints.folder import load_unet
 from sd_tf.errors import InputError
+from sd_tf.training.callbacks import Snapshots
 from sd_tf.training.run import Run
+from sd_tf.training.trainer import Budget
 from tests.training.test_run import config, with_tiny_preset
 
 
@@ -32,6 +37,26 @@ def test_a_run_keeps_its_unet_at_so_many_times_of_which_the_last_is_the_end(run)
     assert any(
         np.abs(a.value - b.value).max() > 0 for a, b in zip(first.variables, last.variables, strict=True)
     )
+
+
+def test_a_killed_run_makes_snapshots_after_its_checkpoint_again(tmp_path):
+    made = []
+    budget = Budget(8.0, None)
+    trainer = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=contextlib.nullcontext))
+
+    def write(folder):
+        folder.mkdir(parents=True)
+        made.append(folder.name)
+
+    first = Snapshots(write, tmp_path, 4, budget, 0.0)
+    for step in range(1, 6):
+        first(trainer, step, float(step), {})
+    assert made == ["step-0000002", "step-0000004"]
+    resumed = Snapshots(write, tmp_path, 4, budget, budget.progress(3, 3.0), first_step=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000002"]
+    for step, elapsed in ((4, 3.9), (5, 4.2), (6, 6.0), (7, 8.0)):
+        resumed(trainer, step, elapsed, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{i:07d}" for i in (2, 5, 6, 7)]
 
 
 def test_rows_are_times_and_columns_are_scales(run, tmp_path, monkeypatch):

@@ -175,7 +175,7 @@ def train_unet(mean, deviation, groups, scale, seconds):
 
 
 @torch.no_grad()
-def draw(unet, captions, autoencoder, groups, guidance_scale, steps, batch=200):
+def draw(unet, captions, autoencoder, groups, guidance_scale, guidance_start, steps, batch=200):
     """uint8 (n, 32, 32, 3) of int groups (n,), by DDIM with trailing timesteps."""
     scheduler, images = DDIMScheduler(**SCHEDULE, timestep_spacing="trailing", set_alpha_to_one=False), []
     for start in range(0, len(groups), batch):
@@ -184,8 +184,8 @@ def draw(unet, captions, autoencoder, groups, guidance_scale, steps, batch=200):
         context = torch.cat([captions(wanted, all_of), captions(wanted, none)])
         latents = torch.randn(len(wanted), 4, 8, 8)
         scheduler.set_timesteps(steps)
-        for t in scheduler.timesteps:
-            if guidance_scale == 1.0:
+        for step, t in enumerate(scheduler.timesteps):
+            if guidance_scale == 1.0 or step < int(guidance_start * steps):
                 found = unet(latents, t, context[len(wanted) :]).sample
             else:
                 free, asked = unet(torch.cat([latents, latents]), t, context).sample.chunk(2)
@@ -230,20 +230,19 @@ def prompts(samples, tinted_samples):
     return np.repeat(grey, samples // len(grey)), np.repeat(tinted, tinted_samples // len(tinted))
 
 
-def draw_all(scales, steps, samples, tinted_samples, output):
+def draw_all(scale, start, steps, samples, tinted_samples, output):
     """Every picture that is judged, from what `train` wrote."""
     autoencoder = AutoencoderKL.from_pretrained(output / "vae").eval()
     unet, captions = UNet2DConditionModel.from_pretrained(output / "unet").eval(), Captions().eval()
     captions.load_state_dict(load_file(output / "captions.safetensors"))
     others = np.repeat(FashionMNIST("test").grey[::2, ..., None], 3, axis=-1)
     rebuilt = rebuild(autoencoder, others)
-    for scale in scales:
-        pictures = [
-            draw(unet, captions, autoencoder, groups, scale, steps)
-            for groups in prompts(samples, tinted_samples)
-        ]
-        file = output / f"drawn-{scale:g}-{samples}-{tinted_samples}.npz"
-        np.savez(file, grey=pictures[0], tinted=pictures[1], rebuilt=rebuilt)
+    pictures = [
+        draw(unet, captions, autoencoder, groups, scale, start, steps)
+        for groups in prompts(samples, tinted_samples)
+    ]
+    file = output / f"drawn-{scale:g}-{start:g}-{samples}-{tinted_samples}.npz"
+    np.savez(file, grey=pictures[0], tinted=pictures[1], rebuilt=rebuilt)
 
 
 def main():
@@ -251,7 +250,8 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, help="trains for so many; draws where none are given")
-    parser.add_argument("--guidance-scale", type=float, nargs="+", default=[1.0, 1.5, 2.0, 2.5])
+    parser.add_argument("--guidance-scale", type=float, default=2.5)
+    parser.add_argument("--guidance-start", type=float, default=0.0, help="share of the steps without")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=5000)
@@ -264,9 +264,8 @@ def main():
     if options.minutes is not None:
         train(options.minutes, options.output)
     else:
-        draw_all(
-            options.guidance_scale, options.steps, options.samples, options.tinted_samples, options.output
-        )
+        guidance = options.guidance_scale, options.guidance_start
+        draw_all(*guidance, options.steps, options.samples, options.tinted_samples, options.output)
 
 
 if __name__ == "__main__":

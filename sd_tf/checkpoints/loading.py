@@ -122,6 +122,10 @@ def _kept(source, own, dtype, variant):
 def _schedule(source, prediction_type):
     index = source / "model_index.json"
     if not index.is_file():
+        if (source / "pytorch_lora_weights.safetensors").is_file():
+            raise InputError(
+                f"{source} holds a LoRA, no model: load its model, and then it by model.load_lora"
+            )
         unfinished = (source / "run.json").is_file()
         way_out = "this run is not finished: start it again to resume" if unfinished else "is it a model?"
         raise InputError(f"{source} has no model_index.json: {way_out}")

@@ -105,10 +105,7 @@ def write_lora(file, changes: dict[str, LowRank], layout: str = "diffusers", dty
             pair = {f"{name}.lora_down.weight": change.down, f"{name}.lora_up.weight": up}
             pair[f"{name}.alpha"] = np.float32(change.rank)
         tensors |= {key: np.ascontiguousarray(value, DTYPES[dtype]) for key, value in pair.items()}
-    file = Path(file)
-    new = file.with_name(f".{file.name}.new")
-    save_tensors(tensors, new)
-    new.replace(file)
+    save_tensors(tensors, Path(file))
 
 
 def _kohya_name(module):

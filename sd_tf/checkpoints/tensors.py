@@ -206,10 +206,17 @@ def write(folder: Path, stem: str, model, dtype: str, max_shard_size):
 
 def save_tensors(values: dict[str, np.ndarray], file: Path):
     """Writes a safetensors file with the rights of any new file; the library leaves it to its owner alone."""
-    save_file(values, file, metadata={"format": "pt"})
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
+    new = file.with_name(f".{file.name}.new")
+    try:
+        save_file(values, new, metadata={"format": "pt"})
+        mask = os.umask(0)
+        os.umask(mask)
+        new.chmod(0o666 & ~mask)
+        new.replace(file)
+    except SafetensorError as error:  # a full disk, in words
+        raise OSError(str(error)) from None
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _bytes(size) -> int:

@@ -30,7 +30,7 @@ def find_dataset(config: RunConfig, image_size: int, folder) -> CaptionedImages:
             )
         return FashionMNIST("train", config.data_dir, config.seed)
     background = tuple(bytes.fromhex(config.background))
-    source = find_source(config.dataset, config.data_dir, config.caption_column, background)
+    source = find_source(config.dataset, config.data_dir, config.caption_column, background, config.caption)
     return CaptionedPictures(
         source,
         image_size,

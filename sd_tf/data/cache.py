@@ -41,7 +41,8 @@ class LatentCache:
     Attributes:
         mean, std: float16 (examples, h, w, channels), of the scaled latents.
         caption: int32 (examples,), rows of `contexts`.
-        contexts: float16 (captions, tokens, width); the last row is the empty caption.
+        contexts: float16 (captions, tokens, width), or what else captions were encoded as; the last row
+            is the empty caption.
         seconds: that it took to compute, which belong to the run's budget.
     """
 
@@ -73,7 +74,7 @@ def latent_cache(
         key: of this one, from `fingerprint`.
         dataset: a `CaptionedImages`, cached epoch by epoch, so that a picture has several captions.
         encode_images: uint8 (n, size, size, 3) -> (mean, std), each (n, h, w, channels).
-        encode_captions: list of n strings -> (n, tokens, width).
+        encode_captions: list of n strings -> float (n, tokens, width), or token ids, int (n, tokens).
         num_examples: pictures to cache at most. They are taken in a shuffled order, so that a part
             of an epoch is a fair sample.
         max_seconds: stop after so long with what is done by then, None for no limit.
@@ -108,7 +109,8 @@ def latent_cache(
         np.save(new / "mean.npy", np.concatenate(means))
         np.save(new / "std.npy", np.concatenate(stds))
         np.save(new / "caption.npy", np.array(captions, np.int32))
-        np.save(new / "contexts.npy", np.concatenate(contexts).astype(np.float16))
+        contexts = np.concatenate(contexts)
+        np.save(new / "contexts.npy", contexts.astype(np.float16) if contexts.dtype.kind == "f" else contexts)
         (new / "cache.json").write_text(json.dumps({"seconds": time.monotonic() - began}))
         new.rename(final)
     except OSError as error:

@@ -36,12 +36,13 @@ class Listing(NamedTuple):
     problems: list[str]
 
 
-def list_folder(folder: Path, caption_column: str | None = None) -> Listing:
+def list_folder(folder: Path, caption_column: str | None = None, caption: str | None = None) -> Listing:
     """Finds the pictures and captions of a folder; opens no picture.
 
     Args:
         folder: with pictures in one of the three layouts.
         caption_column: of the metadata; None for the first of `CAPTION_COLUMNS` that is there.
+        caption: of every picture, in place of the folder's own, which are not looked for then.
 
     Raises:
         InputError: there is no such folder, no picture or no caption in it; metadata are damaged, have no
@@ -50,6 +51,8 @@ def list_folder(folder: Path, caption_column: str | None = None) -> Listing:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name one with pictures and captions")
+    if caption is not None:
+        return Listing([Captioned(picture, caption) for picture in _pictures(folder)], [])
     metadata = sorted(folder.rglob("metadata.*"))
     metadata = [file for file in metadata if file.suffix in _READERS and _is_inside(file, folder)]
     if caption_column is not None and not metadata:
@@ -57,11 +60,7 @@ def list_folder(folder: Path, caption_column: str | None = None) -> Listing:
     if metadata:
         listing = _of_metadata(folder, metadata, caption_column)
     else:
-        pictures = sorted(
-            file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and _is_inside(file, folder)
-        )
-        if not pictures:
-            raise InputError(f"{folder} holds no picture: name a folder of {', '.join(SUFFIXES)} files")
+        pictures = _pictures(folder)
         beside = [file for file in pictures if file.with_suffix(".txt").is_file()]
         listing = _of_text_files(pictures) if beside else _of_class_folders(folder, pictures)
     if not listing.pictures:
@@ -72,6 +71,15 @@ def list_folder(folder: Path, caption_column: str | None = None) -> Listing:
             "each class"
         )
     return listing
+
+
+def _pictures(folder):
+    pictures = sorted(
+        file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and _is_inside(file, folder)
+    )
+    if not pictures:
+        raise InputError(f"{folder} holds no picture: name a folder of {', '.join(SUFFIXES)} files")
+    return pictures
 
 
 def _of_metadata(folder, files, caption_column):

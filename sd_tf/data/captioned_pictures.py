@@ -130,6 +130,11 @@ class CaptionedPictures:
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
+    def distinct_epochs(self) -> int | None:
+        """1, or None where pictures are flipped, jittered or cropped anew."""
+        return None if self.flip or self.jitter or self._side > self.image_size else 1
+
+    @property
     def preview_prompts(self) -> tuple[str, ...]:
         """Six captions, or as many as there are, from all over the list."""
         captions = list(self._groups)

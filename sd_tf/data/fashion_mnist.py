@@ -53,6 +53,7 @@ class FashionMNIST:
     image_size = 32
     class_names = captions.CLASS_NAMES
     preview_prompts = captions.PREVIEW_PROMPTS
+    distinct_epochs = None
 
     def __init__(self, split: str = "train", data_dir: str | os.PathLike | None = None, seed: int = 0):
         if split not in PREFIXES:

@@ -48,6 +48,7 @@ class Garments:
     name = "garments"
     class_names = captions.CLASS_NAMES
     preview_prompts = captions.PREVIEW_PROMPTS
+    distinct_epochs = None
 
     def __init__(self, image_size: int = 32, seed: int = 0, split: str = "train"):
         if image_size not in SIZES:

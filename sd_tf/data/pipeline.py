@@ -25,6 +25,7 @@ class CaptionedImages(Protocol):
     image_size: int  # pixels along a side
     fingerprint: str  # short hex digest of everything that pictures and captions depend on
     preview_prompts: tuple[str, ...]  # that show what a model has learned of it
+    distinct_epochs: int | None  # after which examples come again as they were; None for never
 
     def __len__(self) -> int:
         """Pictures in one epoch."""
@@ -37,6 +38,11 @@ class CaptionedImages(Protocol):
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """The pictures `indices` of an epoch, with captions: a pure function of (seed, epoch, index)."""
         ...
+
+
+def pictures_at_once(most: int, image_size: int) -> int:
+    """How many pictures take the memory that so many of 32 x 32 take; one at least."""
+    return max(1, most * 32**2 // image_size**2)
 
 
 def stream(

@@ -26,31 +26,42 @@ FOLDERS = ("pokemon", "emoji")  # in $SD_TF_DATA_DIR
 
 
 def find_source(
-    dataset: str, data_dir: str | None = None, caption_column: str | None = None, background=WHITE
+    dataset: str,
+    data_dir: str | None = None,
+    caption_column: str | None = None,
+    background=WHITE,
+    caption: str | None = None,
 ) -> Source:
     """Opens the captions of a data set; its pictures are opened one by one, later.
 
     Args:
-        dataset: see above.
+        dataset: "folder", "pokemon", "emoji", "hub:<id>" or "tfds:<name>".
         data_dir: the folder of "folder", "pokemon" and "emoji"; where "tfds:" keeps what it downloads.
         caption_column: that holds the captions, where they are in a table.
         background: (red, green, blue) behind what is transparent.
+        caption: of every picture of a folder, in place of its own.
 
     Raises:
         InputError: it is not there, has no captions, or needs a library that is not installed.
     """
     kind, _, name = dataset.partition(":")
+    if caption is not None and name:
+        raise InputError(
+            f"--caption is of folders, --dataset {dataset} has captions of its own: leave it out"
+        )
     if kind == "hub":
         return _of_hub(name, caption_column, background)
     if kind == "tfds":
         return _of_tfds(name, data_dir, caption_column, background)
-    return folder_source(_folder(dataset, data_dir), caption_column, background)
+    return folder_source(_folder(dataset, data_dir), caption_column, background, caption)
 
 
-def folder_source(folder: Path, caption_column: str | None = None, background=WHITE) -> Source:
+def folder_source(
+    folder: Path, caption_column: str | None = None, background=WHITE, caption: str | None = None
+) -> Source:
     """The pictures of a folder, see `captioned_folder`."""
     folder = Path(folder)
-    pictures, problems = list_folder(folder, caption_column)
+    pictures, problems = list_folder(folder, caption_column, caption)
     digest = hashlib.sha256(repr(tuple(background)).encode())
     for file, _ in pictures:
         found = file.stat()
@@ -96,13 +107,12 @@ def _of_hub(name, caption_column, background):
     captions = _caption_column(f"hub:{name}", table.features, caption_column)
     undecoded = table.cast_column(pictures[0], datasets.Image(decode=False))
 
-    def opened(i, side):
-        cell = undecoded[i][pictures[0]]
+    def opened(row, side):
+        cell = undecoded[row][pictures[0]]
         return open_picture(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"], background, side)
 
-    texts = [str(text) for text in table[captions]]
-    key = hashlib.sha256(repr((table._fingerprint, tuple(background))).encode()).hexdigest()[:16]
-    return Source(f"hub:{name}", texts, opened, lambda i: f"hub:{name}, row {i}", key)
+    texts = ["" if text is None else str(text) for text in table[captions]]
+    return _of_rows(f"hub:{name}", texts, opened, (table._fingerprint, tuple(background)))
 
 
 def _of_tfds(name, data_dir, caption_column, background):
@@ -129,12 +139,26 @@ def _of_tfds(name, data_dir, caption_column, background):
     else:
         texts = [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
-    def opened(i, side):
-        pixels = np.asarray(rows[i][pictures[0]])
+    def opened(row, side):
+        pixels = np.asarray(rows[row][pictures[0]])
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
 
-    key = hashlib.sha256(repr((name, builder.info.full_name, column)).encode()).hexdigest()[:16]
-    return Source(f"tfds:{name}", texts, opened, lambda i: f"tfds:{name}, row {i}", key)
+    return _of_rows(f"tfds:{name}", texts, opened, (name, builder.info.full_name, column))
+
+
+def _of_rows(name, texts, opened, identity):
+    """The rows of a table that have a caption; `opened(row, side)` is a row's picture."""
+    rows = [row for row, text in enumerate(texts) if text.strip()]
+    if not rows:
+        raise InputError(f"{name} has no caption in any of its {len(texts)} rows")
+    return Source(
+        name,
+        [" ".join(texts[row].split()) for row in rows],
+        lambda i, side: opened(rows[i], side),
+        lambda i: f"{name}, row {rows[i]}",
+        hashlib.sha256(repr(identity).encode()).hexdigest()[:16],
+        [f"{name}, row {row}: has no caption" for row, text in enumerate(texts) if not text.strip()],
+    )
 
 
 def _caption_column(name, columns, given):

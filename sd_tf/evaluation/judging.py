@@ -79,7 +79,7 @@ class Judges:
             found |= judge(drawn, drawing)
         return found | self.clip_score(drawn, drawing, taught=self._taught(text_encoder))
 
-    def draw(self, model, samples, tinted_samples, settings) -> Drawn:
+    def draw(self, model, samples, tinted_samples, settings, rebuild=True) -> Drawn:
         """A model's pictures, as many as can be had by equal numbers of each prompt.
 
         Args:
@@ -87,13 +87,14 @@ class Judges:
             samples: grey ones, of the ten prompts without a colour.
             tinted_samples: of the eighty with one.
             settings: of `LatentDiffusion.generate`.
+            rebuild: whether to have real pictures rebuilt by its autoencoder, too.
         """
         settings = settings | {"engine": "tensorflow"}  # of which the pictures are, to the last bit
         of_each = [
             model.generate(prompts, number // len(prompts), **settings)
             for prompts, number in ((CLASS_PROMPTS, samples), (TINTED_PROMPTS, tinted_samples))
         ]
-        return Drawn(*of_each, rebuilt(model.autoencoder, self.real.others))
+        return Drawn(*of_each, rebuilt(model.autoencoder, self.real.others) if rebuild else None)
 
     def sheets(self, drawn) -> dict[str, tuple[np.ndarray, str]]:
         """Name -> (uint8 (height, width, 3), a note): what a reader wants to see behind the numbers."""

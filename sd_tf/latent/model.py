@@ -17,6 +17,7 @@ from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.latent.engines import Engines
 from sd_tf.latent.lora import Adaptations
+from sd_tf.text.new_words import with_word
 
 LARGEST_SEED = 2**32 - 1
 PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
@@ -290,6 +291,30 @@ class LatentDiffusion:
 
         changes = read_lora(file, self.adaptations.modules)
         self.adaptations.add(Path(file).stem if name is None else name, changes, weight, file)
+
+    def load_textual_inversion(self, file, token=None):
+        """Teaches the text tower a word that was learned elsewhere (textual inversion).
+
+        Args:
+            file: a safetensors file as diffusers and web interfaces write it, of one vector, or a folder
+                with diffusers' `learned_embeds.safetensors`.
+            token: the word in prompts, in place of the file's own.
+
+        Raises:
+            InputError: the file is damaged, of another width, or the word is known already. The model
+                stays what it was.
+        """
+        from sd_tf.checkpoints.textual_inversion import read_word
+
+        if "adaptations" in self.__dict__ and self.adaptations.weights:
+            raise InputError(
+                "the model has LoRAs, which know its text tower as it is: load words before them"
+            )
+        word, embedding = read_word(file, token)
+        text_encoder, self.tokenizer = with_word(self.text_encoder, self.tokenizer, word, embedding)
+        self._parts["text_encoder"] = text_encoder
+        self.engines = Engines(self._functions)
+        self.__dict__.pop("adaptations", None)
 
     def save(self, folder, dtype="float32", max_shard_size="10GB"):
         """Writes the folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.

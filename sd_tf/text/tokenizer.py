@@ -135,6 +135,15 @@ class Tokenizer:
         """The id that fills a row behind the end."""
         return self._tokenizer.token_to_id(self.special_tokens["pad_token"])
 
+    def token_id(self, token):
+        """The id of a token, or None where there is no such token."""
+        return self._tokenizer.token_to_id(token)
+
+    def with_token(self, token):
+        """A tokenizer with one token more, which is cut out of a prompt before it is split into words."""
+        added = self._added | {self.vocab_size: AddedToken(token, normalized=False)}
+        return Tokenizer(self.vocab, self.merges, self.max_length, self.special_tokens, added)
+
     def __call__(self, prompts):
         """Tokenise prompts.
 

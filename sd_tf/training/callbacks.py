@@ -5,6 +5,7 @@ Each is an observer of the `Trainer`, called after every step as `observer(train
 
 import json
 import secrets
+import shutil
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Log:
 
     def __init__(self, stage, folder: Path, first_step, also=None):
         """`also` is called with the name of the stage and the entries of each line."""
-        self.also = also
+        self.also, self.first_step = also, first_step
         self.stage, self.file = stage, folder / "log.jsonl"
         _forget_after(self.file, stage.name, first_step)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard" / stage.name))
@@ -167,10 +168,14 @@ class Snapshots:
         folder: for the copies, "step-0000100" and so on.
         number: of copies, the last at the end.
         budget, progress: of the trainer.
+        first_step: that a checkpoint was resumed at: later copies, of a killed run, are made again.
     """
 
-    def __init__(self, write, folder: Path, number, budget, progress):
+    def __init__(self, write, folder: Path, number, budget, progress, first_step=0):
         self.write, self.folder = write, folder
+        for later in folder.glob("step-*"):
+            if int(later.name.removeprefix("step-")) > first_step:
+                shutil.rmtree(later)
         self.times = _Times(number, budget, progress)
 
     def __call__(self, trainer, step, elapsed, means):

@@ -22,6 +22,7 @@ from sd_tf.latent.model import LatentDiffusion
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.text.clip import CLIPTextModel
+from sd_tf.training.finetuning import choose_what_learns
 from sd_tf.training.optimizer import BUCKET
 
 STATE = 5  # numbers kept for each parameter: itself, two moments, its average, its gradient
@@ -39,7 +40,8 @@ def describe(run) -> list[str]:
     resolved = dataclasses.asdict(config) | {
         "output": run.folder,
         "preset": run.preset_name,
-        "text_encoder": run.clip_folder or "one that this run trains",
+        "text_encoder": run.clip_folder
+        or ("the model's" if config.init_from else "one that this run trains"),
         "cache_dir": run.cache_folder,
         "prediction_type": run.schedule.config.prediction_type,
         "beta_schedule": run.schedule.config.beta_schedule,
@@ -104,7 +106,7 @@ def _stage(run, name):
     tower = text_encoder.config
     tokenizer = SimpleNamespace(max_length=tower.max_position_embeddings, vocab_size=tower.vocab_size)
     unet = run.unet(text_encoder.config.hidden_size)
-    run.choose_what_learns(unet)
+    choose_what_learns(unet, run.config)
     model = LatentDiffusion(autoencoder, unet, text_encoder, tokenizer, run.schedule)
     frozen = [*autoencoder.variables, *text_encoder.variables, *unet.non_trainable_variables]
     return run.diffusion_stage(model, _Example(model)), sum(v.shape.num_elements() for v in frozen)

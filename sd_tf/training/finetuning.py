@@ -1,12 +1,29 @@
 """What fine-tuning learns of a UNet: all of it, its cross-attention, or low-rank changes of some layers."""
 
+from pathlib import Path
+
 import numpy as np
 
 from sd_tf.checkpoints.names import key_of
+from sd_tf.config import RunConfig
+from sd_tf.data.pipeline import pictures_at_once
 from sd_tf.errors import unknown
 from sd_tf.latent.lora import LowRank
+from sd_tf.latent.model import LatentDiffusion
+from sd_tf.pictures import save_png
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
+RANK = 8  # where none is given
+
+
+def choose_what_learns(unet, config: RunConfig):
+    """Freezes what `--finetune` leaves as it is, and adds what `lora` learns."""
+    if config.finetune == "cross_attention":
+        learn_cross_attention(unet)
+    if config.finetune == "lora":
+        rank = config.lora_rank or RANK
+        targets = config.lora_targets.split(",") if config.lora_targets else TARGETS
+        learn_lora(unet, rank, config.lora_alpha or rank, targets)
 
 
 def learn_cross_attention(unet):
@@ -51,6 +68,25 @@ def _change(layer):
     )  # (height, width, inputs, rank) -> (rank, inputs, height, width)
     up = up.reshape(*up.shape, *[1] * (down.ndim - 2))
     return LowRank(down, up, layer.lora_alpha / layer.lora_rank)
+
+
+def draw_prior(model, prompt: str, number: int, seed: int, folder: Path, image_size: int):
+    """Writes what a model draws of a prompt before it learns more, all that an earlier start did not."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{i:05}.png" for i in range(number)]
+    at_once = pictures_at_once(64, image_size)
+    # Of the model's networks as they are now: what it compiles for itself later has a LoRA in it.
+    model = LatentDiffusion(
+        model.autoencoder, model.unet, model.text_encoder, model.tokenizer, model.schedule
+    )
+    for start in range(sum(file.exists() for file in files), number, at_once):
+        part = files[start : start + at_once]
+        for file, image in zip(part, model.generate(prompt, len(part), seed=seed + start), strict=True):
+            new = folder.with_name(
+                f".{folder.name}-{file.name}"
+            )  # beside the folder, where none is looked for
+            save_png(new, image, {"prompt": prompt})
+            new.replace(file)
 
 
 def _layers(unet):

@@ -5,9 +5,11 @@ log.jsonl tensorboard/  losses, pictures per second
 samples/                sheets of pictures over time
 snapshots/              the UNet at several times, if --snapshots asks for them
 checkpoints/            training state of each stage
-cache/                  latents and caption embeddings of the last stage
+cache/                  decoded pictures; latents and captions of the last stage
 clip/                   the CLIP that the first stage trained, if it was trained here
 vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
+prior/                  pictures that --prior-prompt keeps
+learned_embeds.safetensors          what --finetune textual_inversion learned, which is in the model as well
 pytorch_lora_weights.safetensors    or what --finetune lora learned, to be loaded beside its model
 openvino/               what OpenVINO made of it, once it has been drawn from
 """
@@ -34,12 +36,16 @@ from sd_tf.checkpoints.loading import configs_of, load
 from sd_tf.checkpoints.lora import FILE as LORA_FILE
 from sd_tf.checkpoints.lora import write_lora
 from sd_tf.checkpoints.sources import resolve
+from sd_tf.checkpoints.textual_inversion import FILE as WORD_FILE
+from sd_tf.checkpoints.textual_inversion import write_word
 from sd_tf.compiled import compiled
 from sd_tf.config import NOT_PART_OF_A_RUN, STAGES, RunConfig
 from sd_tf.data.by_name import find_dataset
 from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
 from sd_tf.data.captioned_pictures import CaptionedPictures
-from sd_tf.data.pipeline import to_unit
+from sd_tf.data.pipeline import pictures_at_once, to_unit
+from sd_tf.data.sources import folder_source
+from sd_tf.data.with_prior import WithPrior
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, unknown
 from sd_tf.latent.autoencoder import AutoencoderKL
@@ -51,9 +57,10 @@ from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log, Previews, ProgressBar, Snapshots, WeightsAndBiases
-from sd_tf.training.finetuning import TARGETS, learn_cross_attention, learn_lora, learned_changes
+from sd_tf.training.finetuning import choose_what_learns, draw_prior, learned_changes
 from sd_tf.training.perceptual import load_perceptual
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
+from sd_tf.training.textual_inversion import TextualInversionStage, with_new_word
 from sd_tf.training.trainer import Budget, Trainer
 from sd_tf.training.workers import Workers, lost_worker_named
 
@@ -67,7 +74,8 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
     "gradient_clip",
     "ema_decay",
 )
-LORA_RANK = 8  # where none is given
+TEXTUAL_INVERSION = "textual_inversion"
+PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
 CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long at most
 
 
@@ -139,8 +147,10 @@ class Run:
             stack.enter_context(_terminate_like_ctrl_c())
             stack.enter_context(lost_worker_named(self.workers))
             stack.enter_context(_full_disk_named(self.folder))
+            stack.enter_context(self._forgotten_where_it_cannot_begin())
             self._check_shared()
-            self._decode_pictures()
+            if isinstance(self.dataset, CaptionedPictures):
+                self._decode(self.dataset)
             if self.config.wandb and self.workers.is_chief:
                 self.wandb = WeightsAndBiases(self.folder, self._identity(), stages)
                 stack.callback(self.wandb.close)
@@ -183,15 +193,21 @@ class Run:
             return
         with self.strategy.scope():
             model = self._model()
-            self.choose_what_learns(model.unet)
+            if self.config.prior_prompt is not None:
+                self._mix_in_prior(model)
+            choose_what_learns(model.unet, self.config)
         stage_config = self.stage_config(self.preset.diffusion_stage)
         budget = self.budget(stage_config)
         cache = self._cache(model, budget, stage_config.batch_size)
         if budget.seconds is not None:
             budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
-        self._fit(self.diffusion_stage(model, cache), budget)
+        with self.strategy.scope():
+            stage = self.diffusion_stage(model, cache)
+        self._fit(stage, budget)
         if not self.workers.is_chief:
             return
+        if self.config.finetune == TEXTUAL_INVERSION:
+            write_word(self.folder / WORD_FILE, self.config.new_word, stage.write_word())
         if only_changes:
             write_lora(self.folder / LORA_FILE, learned_changes(model.unet), dtype=self.config.save_dtype)
         else:
@@ -201,7 +217,10 @@ class Run:
         """That of --init-from, or what earlier stages made and a new UNet."""
         precision = self.config.precision
         if self.config.init_from:
-            return load(self.config.init_from, precision)
+            model = load(self.config.init_from, precision, prediction_type=self.config.prediction_type)
+            if self.config.finetune == TEXTUAL_INVERSION:
+                model = with_new_word(model, self.config.new_word, self.config.like_word)
+            return model
         clip_folder = self.clip_folder or self.folder / "clip"
         autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
         text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
@@ -252,18 +271,24 @@ class Run:
         unet.build()
         return unet
 
-    def choose_what_learns(self, unet):
-        """Freezes what `--finetune` leaves as it is."""
-        if self.config.finetune == "cross_attention":
-            learn_cross_attention(unet)
-        if self.config.finetune == "lora":
-            rank = self.config.lora_rank or LORA_RANK
-            targets = self.config.lora_targets.split(",") if self.config.lora_targets else TARGETS
-            learn_lora(unet, rank, self.config.lora_alpha or rank, targets)
+    def _mix_in_prior(self, model):
+        """Has the chief draw what the model makes of --prior-prompt now, and all learn from it too."""
+        folder, prompt = self.folder / "prior", self.config.prior_prompt
+        if self.workers.is_chief:
+            number = self.config.prior_pictures or PRIOR_PICTURES
+            draw_prior(model, prompt, number, self.config.seed, folder, self.image_size)
+        self.workers.wait()
+        source = folder_source(folder, caption=prompt)
+        prior = CaptionedPictures(source, self.image_size, self.cache_folder, seed=self.config.seed)
+        self._decode(prior)
+        self.dataset = WithPrior(self.dataset, prior, self.config.prior_share or PRIOR_SHARE)
 
     def diffusion_stage(self, model, cache):
-        """The model's UNet, on cached latents and captions."""
-        return DiffusionStage(
+        """The model's UNet, or its new word, on cached latents and captions."""
+        kind = DiffusionStage
+        if self.config.finetune == TEXTUAL_INVERSION:
+            kind = functools.partial(TextualInversionStage, token=self.config.new_word)
+        return kind(
             self.stage_config(self.preset.diffusion_stage),
             model,
             cache,
@@ -276,19 +301,29 @@ class Run:
             preview_prompts=self.dataset.preview_prompts,
         )
 
-    def _decode_pictures(self):
-        """Has the chief decode captioned pictures, which all workers then read."""
-        if not isinstance(self.dataset, CaptionedPictures):
-            return
+    def _decode(self, dataset):
+        """Has the chief decode pictures, which all workers then read."""
         if not self.workers.is_chief:
             self.workers.wait()
-        self.dataset.decode(progress=self.workers.is_chief)
+        dataset.decode(progress=self.workers.is_chief)
         if self.workers.is_chief:
             self.workers.wait()
 
     def _is_done(self, part):
         """Whether the run has that part, as the chief sees it, once all workers are here."""
         return bool(self.workers.gathered((self.folder / part).exists())[0, 0])
+
+    @contextlib.contextmanager
+    def _forgotten_where_it_cannot_begin(self):
+        """Without run.json, the command with better flags is not taken for another run's."""
+        try:
+            yield
+        except InputError:
+            if self.workers.is_chief and not (self.folder / "checkpoints").exists():
+                (self.folder / "run.json").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # something else is in it
+                    self.folder.rmdir()
+            raise
 
     def _check_shared(self):
         """Raises `InputError` where a worker does not see what the chief wrote."""
@@ -334,7 +369,9 @@ class Run:
                     previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
                     observers = [bar, log, previews, note]
                     if stage.name == "diffusion" and self.config.snapshots:
-                        observers.append(self._snapshots(stage.network, budget, trainer.progress))
+                        observers.append(
+                            self._snapshots(stage.network, budget, trainer.progress, log.first_step)
+                        )
                 trainer.fit(observers)
         except KeyboardInterrupt:
             steps = trainer.checkpoints.steps
@@ -347,17 +384,20 @@ class Run:
             first, last = (float(losses[when]) for when in ("first", "last"))
             print(f"{stage.name}: loss {first:.4f} -> {last:.4f} on the same {self.config.overfit} examples")
 
-    def _snapshots(self, unet, budget, progress):
+    def _snapshots(self, unet, budget, progress, step):
         write = functools.partial(checkpoints.save_unet, unet, dtype=self.config.save_dtype)
-        return Snapshots(write, self.folder / "snapshots", self.config.snapshots, budget, progress)
+        return Snapshots(write, self.folder / "snapshots", self.config.snapshots, budget, progress, step)
 
     def _cache(self, model, budget, batch_size):
         """The latents and captions of this run's data, autoencoder and tower."""
-        num_examples = self.preset.cached_epochs * len(self.dataset)
+        epochs = min(self.preset.cached_epochs, self.dataset.distinct_epochs or self.preset.cached_epochs)
+        num_examples = epochs * len(self.dataset)
         if self.config.overfit:
             num_examples = self.config.overfit
         elif budget.steps is not None:  # no more than are looked at
             num_examples = min(num_examples, budget.steps * batch_size)
+        in_every_step = self.config.finetune == TEXTUAL_INVERSION  # the tower runs, in which the word learns
+        encode_captions = model.tokenizer if in_every_step else model.encode_prompts
         key = fingerprint(
             self.dataset.fingerprint,
             weights_fingerprint(model.autoencoder),
@@ -367,6 +407,7 @@ class Run:
             num_examples,
             budget.seconds,
             self.config.precision,
+            *(["token ids", self.config.new_word] if encode_captions is model.tokenizer else []),
         )
         if not self.workers.is_chief:
             self.workers.wait()  # the chief makes it
@@ -386,10 +427,11 @@ class Run:
                 key,
                 self.dataset,
                 _compiled_encoder(model.autoencoder),
-                model.encode_prompts,
+                encode_captions,
                 num_examples,
                 None if budget.seconds is None else CACHE_SHARE * budget.seconds,
-                progress=progress,
+                pictures_at_once(256, self.image_size),
+                progress,
             )
         if self.workers.is_chief:
             self.workers.wait()
@@ -437,6 +479,9 @@ class Run:
         if not file.exists():
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"--output {self.folder} is a file: name a folder")
+            for result in ("model_index.json", LORA_FILE):
+                if (self.folder / result).exists():
+                    raise InputError(f"--output {self.folder} holds a model of no run: name another folder")
             return
         try:
             # What an earlier version had no flag for, it did as the flag's default does.
@@ -463,16 +508,20 @@ class Run:
 
 def _of_model(preset, model, config):
     """The preset for a model that there is already."""
-    sides = {side * model.autoencoder.downsampling for side in model.unet.latent_size}
-    if len(sides) > 1 or config.image_size not in (None, *sides):
-        height, width = (side * model.autoencoder.downsampling for side in model.unet.latent_size)
+    height, width = (side * model.autoencoder.downsampling for side in model.unet.latent_size)
+    if height != width:
         raise InputError(
-            f"--init-from {config.init_from} draws pictures of {width} x {height}: it learns from squares of "
-            "its own size alone, leave --image-size out"
+            f"--init-from {config.init_from} draws pictures of {width} x {height}: only models of squares "
+            "are fine-tuned"
+        )
+    if config.image_size not in (None, width):
+        raise InputError(
+            f"--image-size is {config.image_size}: {config.init_from} learns from pictures of its own size, "
+            f"{width} x {height}, leave it out"
         )
     return dataclasses.replace(
         preset,
-        autoencoder=dataclasses.replace(model.autoencoder, sample_size=sides.pop()),
+        autoencoder=dataclasses.replace(model.autoencoder, sample_size=width),
         unet=model.unet,
         text=model.text,
         schedule=model.schedule,

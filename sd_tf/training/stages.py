@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from sd_tf.compiled import compiled
 from sd_tf.data.noise import normals, uniforms
-from sd_tf.data.pipeline import stream, to_uint8, to_unit
+from sd_tf.data.pipeline import pictures_at_once, stream, to_uint8, to_unit
 from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.text.clip import contrastive_loss
 
@@ -183,7 +183,7 @@ class DiffusionStage:
                 noise = noise + np.float32(self.offset_noise) * offsets
             return {
                 "latents": cache.mean[indices] + cache.std[indices] * fresh,
-                "context": cache.contexts[cache.caption[indices]].astype(np.float32),
+                **self.captions(indices),
                 "noise": noise,
                 "timesteps": np.minimum(places * num_timesteps, num_timesteps - 1).astype(np.int32),
                 "dropped": dropping < self.caption_dropout,
@@ -191,8 +191,16 @@ class DiffusionStage:
 
         return stream(fetch, len(cache), self.config.batch_size, self.seed, first_step, part)
 
+    def captions(self, indices):
+        """What batches hold of the examples' captions: their states, (n, tokens, width)."""
+        return {"context": self.cache.contexts[self.cache.caption[indices]].astype(np.float32)}
+
+    def context(self, batch):
+        """The states of a batch's captions."""
+        return batch["context"]
+
     def loss(self, batch):
-        context = drop_captions(batch["context"], self.empty_context, batch["dropped"])
+        context = drop_captions(self.context(batch), self.empty_context, batch["dropped"])
         t = batch["timesteps"]
         loss = self.model.loss(batch["latents"], context, t, batch["noise"], self.min_snr_gamma)
         losses = {"loss": loss}
@@ -204,8 +212,11 @@ class DiffusionStage:
         """Fixed prompts, two pictures each."""
         if not self.preview_prompts:
             return None
-        prompts = self.preview_prompts
-        images = self.model.generate(prompts, num_images=2, steps=20, engine="tensorflow", progress=False)
+        autoencoder, prompts = self.model.autoencoder.config, self.preview_prompts
+        side = max(self.model.unet.config.latent_size) * autoencoder.downsampling
+        settings = {"steps": 20, "engine": "tensorflow", "progress": False}
+        batch_size = pictures_at_once(64, side)
+        images = self.model.generate(prompts, num_images=2, batch_size=batch_size, **settings)
         return images, len(prompts)
 
 

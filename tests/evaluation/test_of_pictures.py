@@ -1,5 +1,8 @@
 """The judges of captioned pictures notice what they are for: copies, wrong colours, blurred pictures."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,6 +95,27 @@ def test_the_command_writes_report_and_page(folder, tiny_model, tmp_path, capsys
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("<img") == 4 and "no judge has learned such pictures" in page
     assert "colour_accuracy" in capsys.readouterr().out
+    evaluate.main(["--model", str(tmp_path / "model"), *flags, *sizes, "--guidance-scale", "1", "2"])
+    reports = json.loads((tmp_path / "report" / "report.json").read_text())["reports"]
+    assert [report["label"][-3:] for report in reports] == ["1.0", "2.0"]
+
+
+def test_pictures_that_are_there_twice_hide_no_copies(folder, tmp_path):
+    for number in (1, 2):
+        name = f"{number:03}"
+        for copy in (name, f"{name}-again"):
+            (tmp_path / "mine").mkdir(exist_ok=True)
+            shutil.copy(folder / f"{name}.png", tmp_path / "mine" / f"{copy}.png")
+            shutil.copy(folder / f"{name}.txt", tmp_path / "mine" / f"{copy}.txt")
+    for number in range(10, 30):
+        for suffix in ("png", "txt"):
+            shutil.copy(folder / f"{number:03}.{suffix}", tmp_path / "mine")
+    dataset = find_dataset(RunConfig("folder", data_dir=str(tmp_path / "mine")), 32, tmp_path / "store")
+    dataset.decode(progress=False)
+    judges = PictureJudges(dataset)
+    drawn = Drawn(judges.images[10:], None, judges.images)
+    copies = judges.scores(drawn, {})["copies"]
+    assert copies.value == 1.0 and copies.real >= 4 / 24
 
 
 @pytest.mark.parametrize(
@@ -104,6 +128,8 @@ def test_the_command_writes_report_and_page(folder, tiny_model, tmp_path, capsys
         ),
         (["--dataset", "folder", "--samples", "10"], "--samples is 10: give a multiple of 4"),
         (["--dataset", "folder"], "--dataset folder needs --data-dir"),
+        (["--fit", "pad"], "--fit is for captioned pictures"),
+        (["--samples", "0"], "--samples is 0: give a multiple of 10"),
     ],
 )
 def test_bad_flags_are_named(tmp_path, flags, message):

@@ -4,16 +4,22 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 import sd_tf
 from sd_tf import presets
 from sd_tf.checkpoints.lora import FILE, read_lora
 from sd_tf.checkpoints.names import keyed_variables
+from sd_tf.checkpoints.textual_inversion import FILE as WORD_FILE
+from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.errors import InputError
+from sd_tf.pictures import save_png
+from sd_tf.text.new_words import embedding_of, token_embeddings
 from sd_tf.training.dry_run import describe
 from sd_tf.training.run import Run
 from tests.conftest import shake_variables
-from tests.training.test_run import TINY, config, contents, with_tiny_preset
+from tests.training.test_run import TINY, config, contents, interrupt, with_tiny_preset
 
 KINDS = ("unet", "cross_attention", "lora")
 
@@ -106,6 +112,123 @@ def test_a_loaded_lora_is_the_network_that_was_trained(base, tmp_path, monkeypat
     np.testing.assert_array_equal(np.asarray(model.unet(*seen["inputs"])), before)
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Pictures of one thing, without captions."""
+    folder, generator = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    for number in range(6):
+        save_png(folder / f"{number}.png", generator.integers(0, 256, (32, 32, 3), np.uint8))
+    return folder
+
+
+def of_one_thing(base, own, folder, **changes):
+    flags = {"dataset": "folder", "data_dir": str(own), "caption": "a <mine> dress"}
+    return of(base, folder, **flags | changes)
+
+
+WORD = {"finetune": "textual_inversion", "new_word": "<mine>", "like_word": "dress"}
+
+
+def test_textual_inversion_learns_one_embedding_and_nothing_else(base, own, tmp_path):
+    Run(of_one_thing(base, own, tmp_path / "run", **WORD)).train()
+    before, after = sd_tf.load(base), sd_tf.load(tmp_path / "run")
+    for part in ("unet", "autoencoder"):
+        ours, theirs = weights(tmp_path / "run", part), weights(base, part)
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    row = after.tokenizer.token_id("<mine>")
+    table, known = (np.asarray(token_embeddings(model.text_encoder).value) for model in (after, before))
+    np.testing.assert_array_equal(table[: len(known)], known)
+    begun = embedding_of(before.text_encoder, before.tokenizer, "dress")
+    assert np.abs(table[row] - begun).max() > 1e-4
+    before.load_textual_inversion(tmp_path / "run")
+    settings = {"steps": 2, "engine": "tensorflow", "progress": False}
+    ours, theirs = (model.generate("a <mine> dress", **settings) for model in (after, before))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_loss_of_a_word_reaches_its_embedding_alone(base, own, tmp_path):
+    """The gradient is that of the tower's own table, at the word's row."""
+    run = Run(of_one_thing(base, own, tmp_path / "run", **WORD))
+    run.dataset.decode(progress=False)
+    model = run._model()
+    budget = run.budget(run.stage_config(run.preset.diffusion_stage))
+    stage = run.diffusion_stage(model, run._cache(model, budget, 4))
+    batch = next(iter(stage.batches(0)))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(stage.loss(batch)["loss"])
+    (ours,) = tape.gradient(loss, stage.network.trainable_variables)
+    table = token_embeddings(model.text_encoder)
+    with tf.GradientTape() as tape:
+        context = model.text_encoder(batch["token_ids"]).last_hidden_state
+        context = drop_captions(context, stage.empty_context, batch["dropped"])
+        losses = model.loss(batch["latents"], context, batch["timesteps"], batch["noise"])
+        loss = tf.reduce_mean(losses)
+    theirs = tf.convert_to_tensor(tape.gradient(loss, table.value))
+    np.testing.assert_allclose(ours[0], theirs[stage.row], rtol=1e-3, atol=1e-7)
+    assert np.abs(ours).max() > 1e-6
+
+
+def test_prior_pictures_are_drawn_once_by_the_model_as_it_was_and_learned_beside_the_own(base, own, tmp_path):
+    flags = {"prior_prompt": "a dress", "prior_pictures": 4}
+    Run(of_one_thing(base, own, tmp_path / "run", **flags)).train()
+    files = sorted((tmp_path / "run" / "prior").iterdir())
+    expected = sd_tf.load(base).generate("a dress", 4, seed=0, engine="tensorflow", progress=False)
+    for file, image in zip(files, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+    (cache,) = [path for path in (tmp_path / "run" / "cache").iterdir() if (path / "contexts.npy").is_file()]
+    assert len(np.load(cache / "contexts.npy")) == 3  # of both captions, and of none
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        ({"finetune": "lora", "lora_rank": 3}, FILE),
+        (WORD, WORD_FILE),
+        ({"finetune": "lora", "prior_prompt": "a dress", "prior_pictures": 4}, FILE),
+    ],
+    ids=["lora", "word", "prior"],
+)
+def test_an_interrupted_run_ends_bit_for_bit_where_an_undisturbed_one_does(
+    base, own, tmp_path, monkeypatch, flags, file
+):
+    Run(of_one_thing(base, own, tmp_path / "whole", **flags)).train()
+    interrupt(Run(of_one_thing(base, own, tmp_path / "run", **flags)), monkeypatch, "diffusion", 2)
+    Run(of_one_thing(base, own, tmp_path / "run", **flags)).train()
+    assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, monkeypatch):
+    """What draws the prior compiles the network as it was before it had a LoRA."""
+    from sd_tf.training.stages import DiffusionStage
+
+    seen, preview = {}, DiffusionStage.preview
+
+    def spy(stage):
+        seen["images"], seen["prompts"] = preview(stage)[0], stage.preview_prompts
+        return preview(stage)
+
+    monkeypatch.setattr(DiffusionStage, "preview", spy)
+    flags = {"finetune": "lora", "learning_rate": 0.03, "prior_prompt": "a dress", "prior_pictures": 4}
+    Run(of_one_thing(base, own, tmp_path / "run", **flags)).train()
+    model = sd_tf.load(base)
+    settings = {"num_images": 2, "steps": 20, "engine": "tensorflow", "progress": False}
+    plain = model.generate(seen["prompts"], **settings).astype(int)
+    model.load_lora(tmp_path / "run")
+    adapted = model.generate(seen["prompts"], **settings).astype(int)
+    assert np.abs(seen["images"] - adapted).max() <= 1 < np.abs(adapted - plain).max()
+
+
+def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
+    with pytest.raises(InputError, match="holds a model of no run: name another folder"):
+        Run(of(base, base))
+    assert not (base / "run.json").exists()
+
+
+def test_a_run_of_a_lora_is_no_model(base, tuned):
+    with pytest.raises(InputError, match="holds a LoRA, no model"):
+        sd_tf.load(tuned["lora"])
+
+
 @pytest.mark.parametrize("kind", ["unet", "lora"])
 def test_a_finished_run_started_again_does_nothing(base, tuned, kind):
     before = contents(tuned[kind])
@@ -132,11 +255,19 @@ def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
         ({"finetune": "lora", "lora_rank": 0}, "--lora-rank is 0"),
         ({"finetune": "lora", "lora_targets": "to_q,to_z"}, "'to_z'.*'to_"),
         ({"finetune": "all"}, "--finetune.*'all'"),
-        ({"prediction_type": "epsilon"}, "--prediction-type is of a new model"),
+        ({"finetune": "textual_inversion"}, "--new-word and --finetune textual_inversion belong together"),
+        ({"like_word": "dress"}, "--like-word and --finetune textual_inversion belong together"),
+        ({"init_from": None, "prior_prompt": "a dress"}, "--prior-prompt needs --init-from"),
+        ({"prior_prompt": "a dress", "prior_share": 1.0}, "--prior-share is 1.0"),
+        (WORD | {"new_word": "my dress"}, "the new word is 'my dress': give one without spaces"),
+        ({"beta_schedule": "scaled_linear"}, "--beta-schedule is of a new model"),
         ({"text_encoder": "clip-mini"}, "--text-encoder is of a new model"),
         ({"zero_terminal_snr": True}, "--zero-terminal-snr is of a new model"),
         ({"stage": "autoencoder"}, "--stage autoencoder is of a new model"),
-        ({"image_size": 64}, "draws pictures of 32 x 32: .* leave --image-size out"),
+        ({"image_size": 64}, "--image-size is 64: .* pictures of its own size, 32 x 32, leave it out"),
+        ({"prior_pictures": 5}, "--prior-pictures is of --prior-prompt"),
+        ({"prior_prompt": " "}, "--prior-prompt is empty"),
+        (WORD, "no caption has the new word '<mine>'"),
         ({"init_from": "fashion-mnits"}, "'fashion-mnits': did you mean 'fashion-mnist"),
     ],
     ids=str,
@@ -144,4 +275,4 @@ def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
 def test_flags_that_make_no_sense_are_named_before_anything_is_learned(base, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         Run(dataclasses.replace(of(base, tmp_path / "run"), **changes)).train()
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -70,6 +70,11 @@ def test_a_resumed_run_reads_the_pictures_that_it_decoded_before(pictures, finis
     assert contents(finished) == before
 
 
+def test_one_caption_for_all_takes_the_place_of_their_own(pictures, tmp_path):
+    run = Run(of(pictures, tmp_path / "run", caption="a photo of <mine>", dry_run=True))
+    assert set(run.dataset.corpus()) == {"a photo of <mine>"} and len(run.dataset) == 40
+
+
 def test_a_dry_run_of_a_folder_writes_nothing(pictures, tmp_path):
     from sd_tf.training.dry_run import describe
 
@@ -90,6 +95,8 @@ def test_a_dry_run_of_a_folder_writes_nothing(pictures, tmp_path):
         ({"fit": "stretch"}, "--fit.*'stretch'"),
         ({"caption_template": "a photo"}, "caption template is 'a photo'"),
         ({"caption_column": "words"}, "'words'"),
+        ({"caption": " "}, "--caption is empty"),
+        ({"caption": "a thing", "caption_column": "text"}, "--caption takes the place of captions"),
         ({"image_size": 36}, "--image-size is 36: .* a multiple of 8"),
     ],
     ids=str,

@@ -1,0 +1,51 @@
+"""A word that was learned, as a file: diffusers' `learned_embeds.safetensors`, and what web interfaces write.
+
+diffusers        <mine>        (width,) or (1, width)
+web interfaces   emb_params    (1, width); the file's name is the word
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from sd_tf.checkpoints.tensors import read_file, save_tensors
+from sd_tf.errors import InputError, shown
+
+FILE = "learned_embeds.safetensors"
+NAMELESS = "emb_params"
+
+
+def read_word(file, token: str | None = None) -> tuple[str, np.ndarray]:
+    """Reads a word and its embedding.
+
+    Args:
+        file: a safetensors file, or a folder with `FILE` in it.
+        token: the word, in place of the file's own.
+
+    Returns:
+        The word, and float32 (width,).
+
+    Raises:
+        InputError: the file is damaged, or holds no word of one vector.
+    """
+    file = Path(file)
+    file = file / FILE if file.is_dir() else file
+    tensors = read_file(file)
+    if len(tensors) != 1:
+        raise InputError(
+            f"{file} holds {len(tensors)} tensors, a learned word is one: is it textual inversion?"
+        )
+    ((name, tensor),) = tensors.items()
+    values = np.asarray(tensor.read(), np.float32)
+    if values.ndim == 2 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 1 or not values.size:
+        raise InputError(f"{file}: {shown(name)} has the shape {values.shape}: words of one vector are read")
+    if not np.isfinite(values).all():
+        raise InputError(f"{file}: {shown(name)} has values that are not finite")
+    return token or (file.stem if name == NAMELESS else name), values
+
+
+def write_word(file, token: str, embedding: np.ndarray):
+    """Writes what diffusers' `load_textual_inversion` opens."""
+    save_tensors({token: np.ascontiguousarray(embedding, np.float32)}, Path(file))

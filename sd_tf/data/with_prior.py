@@ -1,0 +1,52 @@
+"""Pictures of one thing beside pictures of its kind, so that a model that learns the one keeps the other.
+
+The prior preservation of DreamBooth (Ruiz et al. 2023, equation 2). There the loss of each is weighed; here
+they come as often as they weigh, which has the same gradient in the mean.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sd_tf.data.cache import fingerprint
+from sd_tf.data.pipeline import CaptionedImages, Examples
+
+
+class WithPrior:
+    """A data set with a second one mixed in; a `CaptionedImages`.
+
+    Args:
+        own: what is to be learned, all of it in each epoch.
+        prior: what is to be kept, of which each epoch has the next few.
+        share: of examples that are of `prior`, above 0 and below 1.
+    """
+
+    def __init__(self, own: CaptionedImages, prior: CaptionedImages, share: float):
+        self._own, self._prior = own, prior
+        self._of_prior = max(1, round(len(own) * share / (1.0 - share)))
+        self.name, self.image_size, self.preview_prompts = own.name, own.image_size, own.preview_prompts
+        self.distinct_epochs = own.distinct_epochs and -(-len(prior) // self._of_prior)
+        self.fingerprint = fingerprint(own.fingerprint, prior.fingerprint, self._of_prior)
+
+    def __len__(self) -> int:
+        return len(self._own) + self._of_prior
+
+    def corpus(self) -> tuple[str, ...]:
+        """Captions of both."""
+        return self._own.corpus() + self._prior.corpus()
+
+    def examples(self, indices: Sequence[int], epoch: int) -> Examples:
+        """Those of both, in the order of their indices: first the own ones, then the prior's."""
+        indices = np.asarray(indices, np.int64)
+        is_own = indices < len(self._own)
+        of_prior = (indices[~is_own] - len(self._own) + epoch * self._of_prior) % len(self._prior)
+        if is_own.all():
+            return self._own.examples(indices, epoch)
+        images, captions, groups = self._prior.examples(of_prior, epoch)
+        groups = groups + np.int32(len(self._own))  # no caption of the one is taken for one of the other
+        if is_own.any():
+            own = self._own.examples(indices[is_own], epoch)
+            images, groups = np.concatenate([own.images, images]), np.concatenate([own.groups, groups])
+            captions = [*own.captions, *captions]
+        order = np.argsort(np.concatenate([np.flatnonzero(is_own), np.flatnonzero(~is_own)]))
+        return Examples(images[order], [captions[i] for i in order], groups[order])

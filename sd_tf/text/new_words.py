@@ -1,0 +1,67 @@
+"""A word that a text tower does not know yet: a token of its own, with an embedding of its own."""
+
+import dataclasses
+
+import numpy as np
+
+from sd_tf.errors import InputError, shown
+
+
+def embedding_of(text_encoder, tokenizer, word: str) -> np.ndarray:
+    """The mean of the embeddings of a word's tokens, float32 (width,), for a new word to begin with.
+
+    Raises:
+        InputError: it has no token.
+    """
+    ids = tokenizer([word])[0]
+    ids = [
+        i for i in ids if i not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    ]
+    if not ids:
+        raise InputError(f"{shown(word)} has no token: begin with a word, such as 'toy'")
+    return np.asarray(token_embeddings(text_encoder).value, "float32")[ids].mean(axis=0)
+
+
+def with_word(text_encoder, tokenizer, token: str, embedding: np.ndarray):
+    """A text tower and a tokenizer that know one word more; those given stay what they are.
+
+    Args:
+        text_encoder: a built `CLIPTextModel`.
+        tokenizer: its `Tokenizer`.
+        token: the new word, cut out of prompts as it is, such as "<mine>".
+        embedding: float (width,).
+
+    Raises:
+        InputError: the token is known, empty or has a space in it, or the embedding has another width.
+    """
+    width = text_encoder.config.hidden_size
+    if embedding.shape != (width,):
+        raise InputError(
+            f"the embedding of {shown(token)} is {embedding.shape}, the text tower's are ({width},)"
+        )
+    if not token or token != "".join(token.split()):
+        raise InputError(f"the new word is {shown(token)}: give one without spaces, such as <mine>")
+    if tokenizer.token_id(token) is not None:
+        raise InputError(
+            f"{shown(token)} is a token already: take another word, such as <{token.strip('<>')}-2>"
+        )
+    extended = tokenizer.with_token(token)
+    rows = max(text_encoder.config.vocab_size, extended.vocab_size)
+    config = dataclasses.replace(text_encoder.config, vocab_size=rows)
+    tower = type(text_encoder)(config, dtype=text_encoder.dtype_policy)
+    tower.build()
+    table = token_embeddings(tower)
+    for new, old in zip(tower.variables, text_encoder.variables, strict=True):
+        if new is not table:
+            new.assign(old.value)
+    values = np.zeros(table.shape, "float32")
+    known = np.asarray(token_embeddings(text_encoder).value)
+    values[: len(known)] = known
+    values[extended.token_id(token)] = embedding
+    table.assign(values)
+    return tower, extended
+
+
+def token_embeddings(text_encoder):
+    """The variable of a tower's token embeddings, (tokens, width)."""
+    return next(v for v in text_encoder.variables if v.path.endswith("token_embedding/embeddings"))
