@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-SCALES = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.5]
+SCALES = [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
 STARTS = [0.0, 0.35]  # shares of the steps before guidance
-PATIENCE = 2  # scales in a row that are worse than the best one end the search
+PATIENCE = 1  # scales in a row that are worse than the best one end the search
 SEARCH = {"samples": 500, "tinted_samples": 160}  # for each guidance scale
 OURS, THEIRS = "sd_tf", "diffusers"
 PRESET = "fashion-mnist-narrow"
