@@ -41,6 +41,18 @@ def add_flags(parser: argparse.ArgumentParser, dataclass: type):
         )
 
 
+def add_guidance_interval(parser: argparse.ArgumentParser):
+    """That of `LatentDiffusion.generate`."""
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("START", "STOP"),
+        default=[0.0, 1.0],
+        help="shares of the steps between which guidance is on (default: 0 1)",
+    )
+
+
 def from_flags(arguments: argparse.Namespace, dataclass: type):
     """The configuration that the flags ask for."""
     names = [field.name for field in dataclasses.fields(dataclass)]

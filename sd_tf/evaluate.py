@@ -59,14 +59,7 @@ def main(arguments=None):
         parser.add_argument(
             flag, type=kind, nargs="+", default=[default], help=f"{text} (default: {default})"
         )
-    parser.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("START", "STOP"),
-        default=[0.0, 1.0],
-        help="shares of the steps between which guidance is on (default: 0 1)",
-    )
+    commandline.add_guidance_interval(parser)
     parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture (default: 0)")
     parser.add_argument(
         "--classifier",
@@ -187,10 +180,10 @@ def _judges(flags, names):
     from sd_tf.data.fashion_mnist import FashionMNIST
     from sd_tf.evaluation.judging import Judges, common_size
 
-    if common_size(names) != 32:
+    side = common_size(names)
+    if side != 32:
         raise InputError(
-            f"{names[0]} draws pictures of {common_size(names)} x {common_size(names)}: Fashion-MNIST's "
-            "garments are judged at 32 x 32"
+            f"{names[0]} draws pictures of {side} x {side}: Fashion-MNIST's garments are judged at 32 x 32"
         )
     train, test = (FashionMNIST(split, flags.data_dir) for split in ("train", "test"))
     return Judges(train, test, flags.classifier, flags.clip, flags.inception)
@@ -217,19 +210,20 @@ def _scored(name, flags, judges, command):
     from sd_tf.evaluation.judging import weights_sha256
 
     model = sd_tf.load(name)
-    combinations = list(itertools.product(*(getattr(flags, each) for each in VARIED)))
-    for values in combinations:
-        fixed = {"guidance_interval": flags.guidance_interval, "seed": flags.seed}
+    weights, coloured = weights_sha256(resolve(name)), flags.dataset == GARMENTS or flags.colour_prompt
+    number = flags.samples + (flags.tinted_samples if coloured else 0)
+    fixed = {"guidance_interval": flags.guidance_interval, "seed": flags.seed}
+    for values in itertools.product(*(getattr(flags, each) for each in VARIED)):
         settings = dict(zip(VARIED, values, strict=True)) | fixed
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
-        print(f"{name}: {flags.samples + flags.tinted_samples} pictures, {described}", file=sys.stderr)
+        print(f"{name}: {number} pictures, {described}", file=sys.stderr)
         drawn = judges.draw(model, flags.samples, flags.tinted_samples, settings)
         found = judges.scores(drawn, settings, model.text_encoder)
         varied = [f"{each.replace('_', ' ')} {settings[each]}" for each in _varied(flags)]
         report = {
             "model": name,
             "label": ", ".join([name, *varied]),
-            "weights": weights_sha256(resolve(name)),
+            "weights": weights,
             "command": command,
             **judges.about,
             "skipped": judges.skipped,

@@ -23,14 +23,7 @@ def main(arguments=None):
     parser.add_argument("--num-images", type=int, default=1, help="for each prompt (default: 1)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="pull of the prompt (default: 3)")
-    parser.add_argument(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar=("START", "STOP"),
-        default=[0.0, 1.0],
-        help="shares of the steps between which guidance is on (default: 0 1)",
-    )
+    commandline.add_guidance_interval(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--negative-prompt", default="", help="what to lean away from")
     parser.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: ddim)")

@@ -47,6 +47,21 @@ def tiny_model():
     return make_tiny_model()
 
 
+def drawn_by_diffusers(pipeline, prompts, latents, steps, guidance_scale):
+    """What a `StableDiffusionPipeline` makes of our latents (n, h, w, c): (n, height, width, 3), 0...255."""
+    import torch
+
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompts,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        latents=torch.from_numpy(latents.transpose(0, 3, 1, 2).copy()),
+        output_type="np",
+    ).images
+    return np.round(images * 255)
+
+
 def make_tiny_model():
     """A random `LatentDiffusion`: pictures of 16 x 16, latents of 8 x 8, a text tower 16 wide."""
     from sd_tf.diffusion.schedules import NoiseSchedule

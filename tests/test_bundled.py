@@ -11,6 +11,7 @@ from sd_tf.data.captions import PALETTE
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.evaluation import alignment, judging
 from sd_tf.presets import PRESETS
+from tests.conftest import drawn_by_diffusers
 
 MOST_MEGABYTES = {"fashion-mnist": 20, "fashion-mnist-small": 3}
 MOST_DISTANCES = {
@@ -67,18 +68,11 @@ def test_every_colour_is_drawn_on_every_garment(model):
 def test_diffusers_draws_the_same_pictures(name, model):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(BUNDLED / name, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
     prompts = ["a red dress", "a blue bag", "an ankle boot", "a green coat"]
     latents = np.random.default_rng(0).standard_normal((4, 8, 8, 4)).astype("float32")
-    reference = pipeline(
-        prompts,
-        num_inference_steps=20,
-        guidance_scale=3.0,
-        latents=torch.from_numpy(latents.transpose(0, 3, 1, 2).copy()),
-        output_type="np",
-    ).images
+    reference = drawn_by_diffusers(pipeline, prompts, latents, 20, 3.0)
     ours = model.generate(prompts, steps=20, guidance_scale=3.0, latents=latents, progress=False)
-    assert np.abs(np.round(reference * 255) - ours).max() <= 2
+    assert np.abs(reference - ours).max() <= 2
 
 
 @pytest.mark.slow

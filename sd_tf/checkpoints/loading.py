@@ -122,7 +122,9 @@ def _kept(source, own, dtype, variant):
 def _schedule(source, prediction_type):
     index = source / "model_index.json"
     if not index.is_file():
-        if (source / "pytorch_lora_weights.safetensors").is_file():
+        from sd_tf.checkpoints.lora import FILE as LORA_FILE
+
+        if (source / LORA_FILE).is_file():
             raise InputError(
                 f"{source} holds a LoRA, no model: load its model, and then it by model.load_lora"
             )

@@ -18,6 +18,7 @@ from sd_tf.evaluation.inception import Inception
 from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
 from sd_tf.pictures import sheet
+from sd_tf.text.new_words import token_embeddings
 from sd_tf.text.tokenizer import Tokenizer
 
 
@@ -125,7 +126,9 @@ class Judges:
         """Whether that is the CLIP's own text tower, but for the rounding of its file."""
         if text_encoder is None:
             return False
-        own, judge = (_token_embeddings(tower) for tower in (text_encoder, self.clip.text_model))
+        own, judge = (
+            np.asarray(token_embeddings(tower).value) for tower in (text_encoder, self.clip.text_model)
+        )
         return own.shape == judge.shape and np.allclose(own, judge, atol=1e-2)
 
 
@@ -154,10 +157,6 @@ def rebuilt(autoencoder, images, batch_size=250):
         for i in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts)
-
-
-def _token_embeddings(tower):
-    return next(np.asarray(v.value) for v in tower.variables if v.path.endswith("token_embedding/embeddings"))
 
 
 def weights_sha256(folder) -> str:

@@ -15,6 +15,7 @@ from sd_tf.data.pipeline import to_unit
 from sd_tf.evaluation.dominant_colour import COLOURS, dominant_colour
 from sd_tf.evaluation.judging import rebuilt
 from sd_tf.evaluation.protocol import Score
+from sd_tf.evaluation.scores import scored, signal_to_noise
 from sd_tf.evaluation.statistics import mean_estimate, nearest, quantiles, share_estimate
 from sd_tf.pictures import sheet
 
@@ -87,8 +88,8 @@ class PictureJudges:
         copies = share_estimate(found < near)
         scores = {
             "reconstruction_psnr": self._reconstruction(drawn.rebuilt, training),
-            "nearest_training_distance": _score(distance, "higher", protocol, expected, NOT_A_RACE, details),
-            "copies": _score(copies, "lower", protocol, float(np.mean(self.of_real < near))),
+            "nearest_training_distance": scored(distance, "higher", protocol, expected, NOT_A_RACE, details),
+            "copies": scored(copies, "lower", protocol, float(np.mean(self.of_real < near))),
         }
         if drawn.coloured is not None:
             scores["colour_accuracy"] = self._colours(drawn.coloured, drawing)
@@ -128,10 +129,9 @@ class PictureJudges:
         return distances[nearer, row], numbers[nearer, row]
 
     def _reconstruction(self, images, training):
-        error = np.square(images.astype("float32") - self.images).mean(axis=(1, 2, 3))
-        ratios = 10.0 * np.log10(255.0**2 / np.maximum(error, 1e-6))
+        ratios = signal_to_noise(images, self.images)
         protocol = {"samples": len(ratios), "pictures": f"the {training}, which it has learned from"}
-        return _score(mean_estimate(ratios), "higher", protocol, None)
+        return scored(mean_estimate(ratios), "higher", protocol, None)
 
     def _colours(self, images, drawing):
         right = dominant_colour(images) == np.repeat(np.arange(len(COLOURS)), len(images) // len(COLOURS))
@@ -145,7 +145,7 @@ class PictureJudges:
             "prompts": self.colour_prompts[0].replace(COLOURS[0], "{}"),
             "reference": "training pictures whose captions begin so",
         } | drawing
-        return _score(share_estimate(right), "higher", protocol, self.colour_of_real, details=details)
+        return scored(share_estimate(right), "higher", protocol, self.colour_of_real, details=details)
 
     def _colour_of_real(self, colour_prompt):
         if not colour_prompt:
@@ -173,8 +173,3 @@ def _small(images):
 
 def _page(images, columns=COLUMNS):
     return sheet(images, columns, scale=max(1, 64 // images.shape[1]))
-
-
-def _score(estimate, better, protocol, real, reservation="", details=None):
-    interval = estimate.low, estimate.high
-    return Score(estimate.value, better, protocol, *interval, real, reservation, details or {})

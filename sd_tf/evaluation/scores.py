@@ -115,10 +115,10 @@ class Fidelity:
         manifold = protocol | {"neighbours": NEIGHBOURS}
         precision, recall = self._manifold.holds(found), Manifold(found, NEIGHBOURS).holds(self.reference)
         scores = {
-            "frechet_distance": _score(self._distance(found), "lower", frechet, floor[0]),
-            "kernel_distance": _score(kernel_estimate(found, self.reference), "lower", kernel, floor[1]),
-            "precision": _score(share_estimate(precision), "higher", manifold, floor[2]),
-            "recall": _score(share_estimate(recall), "higher", manifold, floor[3]),
+            "frechet_distance": scored(self._distance(found), "lower", frechet, floor[0]),
+            "kernel_distance": scored(kernel_estimate(found, self.reference), "lower", kernel, floor[1]),
+            "precision": scored(share_estimate(precision), "higher", manifold, floor[2]),
+            "recall": scored(share_estimate(recall), "higher", manifold, floor[3]),
         }
         if drawn.rebuilt is not None:
             scores["reconstruction_distance"] = self._reconstruction(drawn.rebuilt)
@@ -128,7 +128,7 @@ class Fidelity:
         of = {"pictures": OTHERS, "resamples": self.resamples}
         protocol = self._of(len(rebuilt)) | of
         estimate = self._distance(self.extractor.features(rebuilt))
-        return _score(estimate, "lower", protocol, self._floor(len(rebuilt))[0])
+        return scored(estimate, "lower", protocol, self._floor(len(rebuilt))[0])
 
     def _distance(self, features):
         return frechet_estimate(features, self.reference, self.resamples)
@@ -155,10 +155,9 @@ class Reconstruction:
         """As that of `Fidelity`; nothing where no picture was rebuilt."""
         if drawn.rebuilt is None:
             return {}
-        error = np.square(drawn.rebuilt.astype("float32") - self.real.others).mean(axis=(1, 2, 3))
-        ratios = 10.0 * np.log10(255.0**2 / np.maximum(error, 1e-6))
+        ratios = signal_to_noise(drawn.rebuilt, self.real.others)
         protocol = {"samples": len(ratios), "pictures": OTHERS}
-        return {"reconstruction_psnr": _score(mean_estimate(ratios), "higher", protocol, None)}
+        return {"reconstruction_psnr": scored(mean_estimate(ratios), "higher", protocol, None)}
 
 
 class Alignment:
@@ -189,7 +188,7 @@ class Alignment:
             of_prompts = np.split(hits, len(prompts))
             details = {prompt: float(each.mean()) for prompt, each in zip(prompts, of_prompts, strict=True)}
             protocol = protocol | {"samples": len(hits), "prompts": len(prompts)} | drawing
-            return _score(share_estimate(hits), "higher", protocol, real, details=details)
+            return scored(share_estimate(hits), "higher", protocol, real, details=details)
 
         return {
             "class_accuracy": score(right, CLASS_PROMPTS, self.of_classes, self.of_real[0]),
@@ -226,7 +225,7 @@ class Diversity:
         """As that of `Fidelity`."""
         found = self._distances(np.split(drawn.grey, len(CLASS_NAMES)))
         protocol = self.protocol | {"samples": 2 * len(found), "pairs": len(found)} | drawing
-        return {"diversity": _score(mean_estimate(found), "higher", protocol, self.of_real)}
+        return {"diversity": scored(mean_estimate(found), "higher", protocol, self.of_real)}
 
     def _distances(self, groups):
         pairs = [(group[: 2 * (len(group) // 2) : 2], group[1::2]) for group in groups]
@@ -264,8 +263,8 @@ class Memorisation:
         copies = share_estimate(found < np.quantile(self.of_real, 0.01))
         protocol |= drawing
         return {
-            "nearest_training_distance": _score(distance, "higher", protocol, expected, NOT_A_RACE, details),
-            "copies": _score(copies, "lower", protocol, 0.01),
+            "nearest_training_distance": scored(distance, "higher", protocol, expected, NOT_A_RACE, details),
+            "copies": scored(copies, "lower", protocol, 0.01),
         }
 
     def nearest(self, grey):
@@ -306,7 +305,7 @@ class ClipScore:
         cosines = self.cosines(images, np.repeat(self.of_prompts, numbers, axis=0))
         protocol = self.protocol | {"samples": len(images)} | drawing
         estimate = mean_estimate(100.0 * cosines)
-        return {"clip_score": _score(estimate, "higher", protocol, self.of_real, TAUGHT if taught else "")}
+        return {"clip_score": scored(estimate, "higher", protocol, self.of_real, TAUGHT if taught else "")}
 
     def text_features(self, texts):
         """Unit features of texts, float32 (n, width)."""
@@ -319,11 +318,18 @@ class ClipScore:
         return (np.concatenate(found) * text_features).sum(axis=1)
 
 
+def signal_to_noise(rebuilt, images):
+    """Peak signal-to-noise ratios in dB of uint8 pictures (n, h, w, 3) that were rebuilt, (n,)."""
+    error = np.square(rebuilt.astype("float32") - images).mean(axis=(1, 2, 3))
+    return 10.0 * np.log10(255.0**2 / np.maximum(error, 1e-6))
+
+
 def _flat(images):
     """The brightness of uint8 pictures, float32 (n, 784)."""
     return brightness(images).reshape(len(images), -1)
 
 
-def _score(estimate, better, protocol, real, reservation="", details=None):
+def scored(estimate, better, protocol, real, reservation="", details=None) -> Score:
+    """A `Score` of an `Estimate`; the rest are its fields."""
     interval = estimate.low, estimate.high
     return Score(estimate.value, better, protocol, *interval, real, reservation, details or {})

@@ -42,12 +42,13 @@ class Adaptations:
 
     Args:
         networks: "unet" and "text_encoder" -> Keras model.
-        key_of: a variable -> its key in a checkpoint, as `checkpoints.names.key_of`.
+        names: `checkpoints.names`, which says what a kernel is called and how it lies in PyTorch.
     """
 
-    def __init__(self, networks, key_of):
+    def __init__(self, networks, names):
+        self._names = names
         self._kernels = {
-            f"{name}.{key_of(variable).removesuffix('.weight')}": variable
+            f"{name}.{names.key_of(variable).removesuffix('.weight')}": variable
             for name, network in networks.items()
             for variable in network.variables
             if variable.path.endswith("/kernel")
@@ -61,7 +62,7 @@ class Adaptations:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """Of its kernel, with PyTorch's order of axes."""
-        return _torch_shape(self._kernels[module])
+        return self._names.torch_shape(self._kernels[module])
 
     @property
     def weights(self) -> dict[str, float]:
@@ -89,7 +90,7 @@ class Adaptations:
                     f"{source} changes {module}, which this model has not: a LoRA for another architecture"
                 )
             outputs, inputs = change.up.shape[0], change.down.shape[1:]
-            wanted = _torch_shape(self._kernels[module])
+            wanted = self.shape(module)
             if (outputs, *inputs) != wanted and (outputs, *inputs) != wanted[:2] + (1, 1) * (
                 len(wanted) == 2
             ):
@@ -132,16 +133,9 @@ class Adaptations:
             if isinstance(total, float):
                 kernel.assign(before)
             else:
-                kernel.assign(before + _keras_order(total.reshape(_torch_shape(kernel))))
-
-
-def _torch_shape(kernel):
-    *window, inputs, outputs = kernel.shape
-    return (outputs, inputs, *window)
-
-
-def _keras_order(tensor):
-    return np.moveaxis(tensor, (0, 1), (-1, -2))  # (outputs, inputs, h, w) -> (h, w, inputs, outputs)
+                kernel.assign(
+                    before + self._names.from_torch(kernel, total.reshape(self._names.torch_shape(kernel)))
+                )
 
 
 def _check_weight(name, weight):

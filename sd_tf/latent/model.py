@@ -267,9 +267,9 @@ class LatentDiffusion:
     @functools.cached_property
     def adaptations(self) -> Adaptations:
         """The LoRAs that have been loaded: their weights can be set, and they can be taken out or fused."""
-        from sd_tf.checkpoints.names import key_of
+        import sd_tf.checkpoints.names as names
 
-        return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder}, key_of)
+        return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder}, names)
 
     def load_lora(self, file, weight=1.0, name=None):
         """Adds a low-rank adaptation (Hu et al. 2021) of the UNet and, where it has one, the text tower.

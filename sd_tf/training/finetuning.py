@@ -63,9 +63,7 @@ def learned_changes(unet) -> dict[str, LowRank]:
 
 def _change(layer):
     down, up = np.asarray(layer.lora_kernel_a), np.asarray(layer.lora_kernel_b).T
-    down = np.moveaxis(
-        down, (-1, -2), (0, 1)
-    )  # (height, width, inputs, rank) -> (rank, inputs, height, width)
+    down = np.moveaxis(down, (-1, -2), (0, 1))  # (h, w, inputs, rank) -> (rank, inputs, h, w)
     up = up.reshape(*up.shape, *[1] * (down.ndim - 2))
     return LowRank(down, up, layer.lora_alpha / layer.lora_rank)
 
@@ -82,9 +80,7 @@ def draw_prior(model, prompt: str, number: int, seed: int, folder: Path, image_s
     for start in range(sum(file.exists() for file in files), number, at_once):
         part = files[start : start + at_once]
         for file, image in zip(part, model.generate(prompt, len(part), seed=seed + start), strict=True):
-            new = folder.with_name(
-                f".{folder.name}-{file.name}"
-            )  # beside the folder, where none is looked for
+            new = folder.with_name(f".{folder.name}-{file.name}")  # beside it: in it, it would be one more
             save_png(new, image, {"prompt": prompt})
             new.replace(file)
 
