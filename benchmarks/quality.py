@@ -5,8 +5,8 @@
 Trains one after the other, each with the same wall-clock minutes on the whole machine, from starting the
 process to having the weights; ours less the minutes that its frozen networks took, once, before. Looks for
 each one's best guidance by the Frechet distance of few pictures: scales, until it rises, in all steps and
-then in the later ones alone. Has many judged by `sd_tf.evaluation`; `--also` names other models to be
-judged so. What was trained stays in DIR, so that a second call judges again. Flags of `sd_tf.train` are
+then in the later ones alone. Has many judged by `sd_tf.evaluation`, of diffusers also those with its best
+guidance in all steps, to which the ratios are; `--also` names other models to be judged so. What was trained stays in DIR, so that a second call judges again. Flags of `sd_tf.train` are
 passed on. Writes `quality.json`, which `sd_tf.evaluate --compare` reads, and `quality.html`.
 """
 
@@ -87,8 +87,7 @@ class Ours:
 
     def __init__(self, name, folder):
         import sd_tf
-        from sd_tf.checkpoints.sources import resolve
-        from sd_tf.evaluation.judging import weights_sha256
+        from sd_tf.checkpoints.sources import resolve, weights_sha256
 
         self.name, self.model = name, sd_tf.load(folder)
         self.weights = weights_sha256(resolve(folder))
@@ -105,7 +104,7 @@ class Theirs:
     name, text_encoder = THEIRS, None
 
     def __init__(self, folder):
-        from sd_tf.evaluation.judging import weights_sha256
+        from sd_tf.checkpoints.sources import weights_sha256
 
         self.folder, self.weights = folder, weights_sha256(folder)
 
@@ -221,11 +220,13 @@ def main():
     contestants += [Ours(name, name) for name in options.also]
     chosen, searched, pictures = [], [], {}
     for contestant in contestants:
-        reports, guidance = search(functools.partial(few, contestant, judges))
-        drawn = contestant.drawn(judges, guidance, options.samples, options.tinted_samples)
-        chosen.append(report(contestant, guidance, drawn, judges))
+        reports, best = search(functools.partial(few, contestant, judges))
         searched += reports.values()
-        pictures[chosen[-1]["label"]] = judges.sheets(drawn)
+        in_all_steps = min((each for each in reports if not each.start), key=lambda g: distance(reports[g]))
+        for guidance in dict.fromkeys([in_all_steps, best] if contestant.name == THEIRS else [best]):
+            drawn = contestant.drawn(judges, guidance, options.samples, options.tinted_samples)
+            chosen.append(report(contestant, guidance, drawn, judges))
+            pictures[chosen[-1]["label"]] = judges.sheets(drawn)
     check_comparable(chosen, varied=["guidance_scale", "guidance_interval"])
     found = {"minutes": minutes, "searched": searched, "reports": chosen}
     (options.output / "quality.json").write_text(json.dumps(found))
