@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from sd_tf import commandline
-from sd_tf.checkpoints.sources import resolve
+from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.config import DATASETS, is_choice
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
@@ -207,7 +207,6 @@ def _picture_judges(flags, names):
 def _scored(name, flags, judges, command):
     """A report and sheets of pictures for each of the settings, one after another."""
     import sd_tf
-    from sd_tf.evaluation.judging import weights_sha256
 
     model = sd_tf.load(name)
     weights, coloured = weights_sha256(resolve(name)), flags.dataset == GARMENTS or flags.colour_prompt

@@ -1,5 +1,6 @@
 """Where models come from: a bundled name, a folder, the hub; and the links in them that are not followed."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -77,6 +78,15 @@ def _download(hub_id, revision, variant) -> Path:
             f"no folder {hub_id!r}, and the hub's model of that name cannot be had ({reason}): "
             "check the name and the network, or download the folder and name its path"
         ) from None
+
+
+def weights_sha256(folder) -> str:
+    """Of all weights in a model's folder, or in its one file."""
+    digest, folder = hashlib.sha256(), Path(folder)
+    for file in [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def inside(folder: Path, path: Path) -> bool:

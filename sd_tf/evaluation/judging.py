@@ -1,13 +1,10 @@
 """From a model to its report: draws what is scored, and has it scored by every judge at hand."""
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 
 from sd_tf.checkpoints.folder import load_clip
 from sd_tf.checkpoints.loading import configs_of
-from sd_tf.checkpoints.sources import resolve
+from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.compiled import compiled
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
 from sd_tf.data.pipeline import to_uint8, to_unit
@@ -157,11 +154,3 @@ def rebuilt(autoencoder, images, batch_size=250):
         for i in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts)
-
-
-def weights_sha256(folder) -> str:
-    """Of all weights in a model's folder, or in its one file."""
-    digest, folder = hashlib.sha256(), Path(folder)
-    for file in [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors")):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()

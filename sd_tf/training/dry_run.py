@@ -134,10 +134,11 @@ def _activations(graph, stage, batch_size, remat):
             name: tf.compat.v1.placeholder(each.dtype, [batch_size, *each.shape[1:]])
             for name, each in spec.items()
         }
-        with fusing(), rematerialising(remat), tf.GradientTape() as tape:
-            loss = tf.reduce_mean(stage.loss(batch)["loss"])
-        with fusing(), rematerialising(remat):
-            tape.gradient(loss, stage.network.trainable_variables)
+        learned = stage.network.trainable_variables
+        with fusing(), rematerialising(learned, remat):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(stage.loss(batch)["loss"])
+            tape.gradient(loss, learned)
     return _most_at_once(graph.get_operations())
 
 

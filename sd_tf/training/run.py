@@ -35,7 +35,7 @@ from sd_tf.checkpoints.json_files import write_json
 from sd_tf.checkpoints.loading import configs_of, load
 from sd_tf.checkpoints.lora import FILE as LORA_FILE
 from sd_tf.checkpoints.lora import write_lora
-from sd_tf.checkpoints.sources import resolve
+from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.checkpoints.textual_inversion import FILE as WORD_FILE
 from sd_tf.checkpoints.textual_inversion import write_word
 from sd_tf.compiled import compiled
@@ -128,7 +128,7 @@ class Run:
         if self.workers.is_chief:
             with _writing("--output", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self.folder / "run.json", self._identity())
+                write_json(self.folder / "run.json", self._identity)
 
     @property
     def stages(self) -> list[str]:
@@ -152,7 +152,7 @@ class Run:
             if isinstance(self.dataset, CaptionedPictures):
                 self._decode(self.dataset)
             if self.config.wandb and self.workers.is_chief:
-                self.wandb = WeightsAndBiases(self.folder, self._identity(), stages)
+                self.wandb = WeightsAndBiases(self.folder, self._identity, stages)
                 stack.callback(self.wandb.close)
             for stage in stages.values():
                 # Anew for each stage: a resumed run skips the stages, and their draws, before it.
@@ -334,13 +334,9 @@ class Run:
                 "system that all workers share"
             )
 
-    def _fit(self, stage, budget=None):
-        """Trains one stage; its network then holds the averaged weights."""
-        budget = budget or self.budget(stage.config)
-        if self.config.overfit:
-            batches = stage.batches
-            stage.batches = lambda first_step, part=(0, 1): batches(0, part).take(1).cache().repeat()
-        trainer = Trainer(
+    def trainer(self, stage, budget):
+        """What trains a stage, from its last checkpoint where there is one."""
+        return Trainer(
             stage,
             self.strategy,
             budget,
@@ -353,6 +349,14 @@ class Run:
             self.config.remat,
             self.config.xla,
         )
+
+    def _fit(self, stage, budget=None):
+        """Trains one stage; its network then holds the averaged weights."""
+        budget = budget or self.budget(stage.config)
+        if self.config.overfit:
+            batches = stage.batches
+            stage.batches = lambda first_step, part=(0, 1): batches(0, part).take(1).cache().repeat()
+        trainer = self.trainer(stage, budget)
         losses = {}
 
         def note(trainer, step, elapsed, means):
@@ -467,12 +471,12 @@ class Run:
         shares = sum(getattr(self.preset, f"{name}_stage").share for name in self.stages)
         return Budget(60.0 * minutes * config.share / shares, None)
 
+    @functools.cached_property
     def _identity(self):
-        return {
-            name: value
-            for name, value in (dataclasses.asdict(self.config) | {"image_size": self.image_size}).items()
-            if name not in NOT_PART_OF_A_RUN
-        }
+        found = dataclasses.asdict(self.config) | {"image_size": self.image_size}
+        if self.config.init_from:  # what is frozen of it is in no checkpoint
+            found["init_from_sha256"] = weights_sha256(resolve(self.config.init_from))
+        return {name: value for name, value in found.items() if name not in NOT_PART_OF_A_RUN}
 
     def _check_resumable(self):
         file = self.folder / "run.json"
@@ -488,8 +492,14 @@ class Run:
             before = dataclasses.asdict(RunConfig()) | json.loads(file.read_text())
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{file} cannot be read ({error}): name another --output") from None
-        now = self._identity()
-        changed = [name for name in now if before[name] != now[name]]
+        now = self._identity
+        began, begins = before.get("init_from_sha256"), now.get("init_from_sha256")
+        if began and begins and began != begins:
+            raise InputError(
+                f"{self.folder} began from other weights than --init-from {self.config.init_from} has now: "
+                "put those back to resume it, or name another --output"
+            )
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
         if changed:
             changes = ", ".join(
                 f"--{name.replace('_', '-')} {before[name]} -> {now[name]}" for name in changed

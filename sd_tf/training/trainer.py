@@ -91,7 +91,8 @@ class Trainer:
             self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
         state = tf.train.Checkpoint(
             # Named one by one: TensorFlow does not find those of layers that a Keras layer keeps in a list.
-            weights=[variable.value for variable in stage.network.variables],
+            # The rest of a network that is fine-tuned is in the model that the run began from.
+            weights=[variable.value for variable in self.variables],
             optimizer=tf.train.Checkpoint(**self.optimizer.state),
             step=self.step,
             elapsed=self.elapsed,
@@ -155,7 +156,7 @@ class Trainer:
     def _gradients(self, batch):
         """Forward and backward: sums over the batch, each divided by the size of the global batch."""
         batch_size = self.stage.config.batch_size
-        with fusing(), rematerialising(self.remat):
+        with fusing(), rematerialising(self.variables, self.remat):
             with tf.GradientTape() as tape:
                 losses = self.stage.loss(batch)  # name -> (examples,)
                 means = {name: tf.reduce_sum(value) / batch_size for name, value in losses.items()}

@@ -48,15 +48,16 @@ def inputs():
 
 def graph_of(network, remat, fused):
     """A graph: inputs -> result, and the gradients of inputs and variables."""
+    variables = getattr(network, "variables", ())
 
     @tf.function(autograph=False)
     def call(*tensors):
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            with rematerialising(remat), fusing() if fused else contextlib.nullcontext():
+            with rematerialising(variables, remat), fusing() if fused else contextlib.nullcontext():
                 result = network(*tensors)
             loss = tf.reduce_sum(tf.square(tf.cast(result, tf.float32)))
-        return result, tape.gradient(loss, [*tensors, *getattr(network, "variables", ())])
+        return result, tape.gradient(loss, [*tensors, *variables])
 
     return call
 
@@ -115,6 +116,31 @@ def test_every_operation_is_in_the_graph_twice_where_asked_for_and_nowhere_else(
 def test_what_was_fused_is_fused_again():
     types = operations(graph_of(Network(), True, True), *inputs())
     assert "Erfc" not in types and "Rsqrt" in types  # GEGLU's and the norms' statistics
+
+
+def needed(graph, *tensors):
+    """Types of the operations that a result waits for."""
+    graph = graph.get_concrete_function(*tensors).graph
+    found, left = set(), [tensor.op for tensor in graph.outputs]
+    while left:
+        operation = left.pop()
+        if operation not in found:
+            found.add(operation)
+            left += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+    return [operation.type for operation in found]
+
+
+def test_of_frozen_weights_no_gradient_is_computed():
+    whole, convolution = Network(), Network()
+    convolution.variables = convolution.layers[0].conv1.trainable_variables
+    filters = [
+        needed(graph_of(network, True, False), *inputs()).count("Conv2DBackpropFilter")
+        for network in (whole, convolution)
+    ]
+    assert filters[0] > 1 and filters[1] == 1
+    result, *found = graph_of(convolution, True, False)(*inputs())
+    _, *expected = graph_of(convolution, False, False)(*inputs())
+    assert_same(arrays(found), arrays(expected), 1e-6)
 
 
 def test_memory_is_free_between_the_two_and_replicas_agree():

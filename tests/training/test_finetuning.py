@@ -1,6 +1,7 @@
 """`--init-from`: a model learns more, all of it, its cross-attention, or low-rank changes kept apart."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -195,6 +196,24 @@ def test_an_interrupted_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     interrupt(Run(of_one_thing(base, own, tmp_path / "run", **flags)), monkeypatch, "diffusion", 2)
     Run(of_one_thing(base, own, tmp_path / "run", **flags)).train()
     assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_checkpoints_hold_what_learns_and_the_rest_is_the_model_that_the_run_began_from(
+    base, own, tmp_path, monkeypatch
+):
+    sizes = {}
+    for kind in ("unet", "lora"):
+        shutil.copytree(base, tmp_path / "model", dirs_exist_ok=True)
+        run = Run(of_one_thing(tmp_path / "model", own, tmp_path / kind, finetune=kind))
+        interrupt(run, monkeypatch, "diffusion", 2)
+        files = (tmp_path / kind / "checkpoints" / "diffusion").rglob("*.data-*")
+        sizes[kind] = max(file.stat().st_size for file in files)
+    assert sizes["lora"] < 0.2 * sizes["unet"]
+    other = sd_tf.load(base)
+    shake_variables(other.unet)
+    other.save(tmp_path / "model")
+    with pytest.raises(InputError, match="began from other weights than --init-from .*model has now"):
+        Run(of_one_thing(tmp_path / "model", own, tmp_path / "lora", finetune="lora"))
 
 
 def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, monkeypatch):
