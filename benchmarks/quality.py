@@ -6,8 +6,9 @@ Trains one after the other, each with the same wall-clock minutes on the whole m
 process to having the weights; ours less the minutes that its frozen networks took, once, before. Looks for
 each one's best guidance by the Frechet distance of few pictures: scales, until it rises, in all steps and
 then in the later ones alone. Has many judged by `sd_tf.evaluation`, of diffusers also those with its best
-guidance in all steps, to which the ratios are; `--also` names other models to be judged so. What was trained stays in DIR, so that a second call judges again. Flags of `sd_tf.train` are
-passed on. Writes `quality.json`, which `sd_tf.evaluate --compare` reads, and `quality.html`.
+guidance in all steps, to which the ratios are; `--also` names other models to be judged so. What was
+trained stays in DIR, so that a second call judges again. Flags of `sd_tf.train` are passed on. Writes
+`quality.json`, which `sd_tf.evaluate --compare` reads, and `quality.html`.
 """
 
 import argparse
