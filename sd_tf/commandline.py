@@ -53,6 +53,14 @@ def add_guidance_interval(parser: argparse.ArgumentParser):
     )
 
 
+def add_levels(parser: argparse.ArgumentParser):
+    """Where samplers step, as `LatentDiffusion.generate` has it."""
+    parser.add_argument("--timestep-spacing", help="leading, trailing or linspace (default: the model's own)")
+    parser.add_argument(
+        "--karras", action="store_true", help="spread the steps as Karras et al. 2022 (not ddim, ddpm, pndm)"
+    )
+
+
 def from_flags(arguments: argparse.Namespace, dataclass: type):
     """The configuration that the flags ask for."""
     names = [field.name for field in dataclasses.fields(dataclass)]

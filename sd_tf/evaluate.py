@@ -15,6 +15,7 @@ from sd_tf import commandline
 from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.config import DATASETS, is_choice
 from sd_tf.diffusion.samplers import SAMPLERS
+from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import check_comparable, check_report
 
@@ -51,7 +52,7 @@ def main(arguments=None):
         "--tinted-samples", type=int, help="garments in colours, or of --colour-prompt (default: 1600, 200)"
     )
     for name, kind, default, text in (
-        ("sampler", str, "ddim", "ddim or ddpm; several are compared"),
+        ("sampler", str, "ddim", "ddim, euler, dpmpp_2m, unipc, …; several are compared"),
         ("steps", int, 20, "sampling steps; several numbers are compared"),
         ("guidance_scale", float, 3.0, "pull of the prompt; several are compared"),
     ):
@@ -60,6 +61,7 @@ def main(arguments=None):
             flag, type=kind, nargs="+", default=[default], help=f"{text} (default: {default})"
         )
     commandline.add_guidance_interval(parser)
+    commandline.add_levels(parser)
     parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture (default: 0)")
     parser.add_argument(
         "--classifier",
@@ -146,6 +148,9 @@ def _check(flags):
         raise InputError(
             f"--guidance-interval is {start} {stop}: give two shares of the steps, the lower first"
         )
+    of_any_model = NoiseSchedule(ScheduleConfig(timestep_spacing=flags.timestep_spacing or "trailing"))
+    for name, steps in itertools.product(flags.sampler, flags.steps):
+        SAMPLERS[name].levels(of_any_model, steps, flags.karras)
     if not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed is {flags.seed}: give 0 to {2**32 - 1}")
 
@@ -212,6 +217,9 @@ def _scored(name, flags, judges, command):
     weights, coloured = weights_sha256(resolve(name)), flags.dataset == GARMENTS or flags.colour_prompt
     number = flags.samples + (flags.tinted_samples if coloured else 0)
     fixed = {"guidance_interval": flags.guidance_interval, "seed": flags.seed}
+    # Said only where they are not as ever, so that reports can be compared with older ones.
+    fixed |= {"karras": True} if flags.karras else {}
+    fixed |= {"timestep_spacing": flags.timestep_spacing} if flags.timestep_spacing else {}
     for values in itertools.product(*(getattr(flags, each) for each in VARIED)):
         settings = dict(zip(VARIED, values, strict=True)) | fixed
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())

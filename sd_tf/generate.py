@@ -24,9 +24,13 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="pull of the prompt (default: 3)")
     commandline.add_guidance_interval(parser)
+    parser.add_argument(
+        "--guidance-rescale", type=float, default=0.0, help="0 to 1, takes back contrast (default: 0)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--negative-prompt", default="", help="what to lean away from")
-    parser.add_argument("--sampler", default="ddim", help="ddim or ddpm (default: ddim)")
+    commandline.add_levels(parser)
+    parser.add_argument("--sampler", default="ddim", help="ddim, euler, dpmpp_2m, unipc, … (default: ddim)")
     parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: 0)")
     parser.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
     parser.add_argument("--precision", default=None, help="a Keras policy (default: float32)")
@@ -49,11 +53,15 @@ def main(arguments=None):
             "steps",
             "guidance_scale",
             "guidance_interval",
+            "guidance_rescale",
             "negative_prompt",
             "sampler",
+            "timestep_spacing",
+            "karras",
             "eta",
             "seed",
         )
+        if getattr(flags, name) is not None
     }
     if flags.lora_weight and not flags.lora:
         raise InputError("--lora-weight is of --lora: name its file")

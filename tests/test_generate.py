@@ -48,8 +48,10 @@ def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp
         "steps": "2",
         "guidance_scale": "2.5",
         "guidance_interval": "[0.0, 1.0]",
+        "guidance_rescale": "0.0",
         "negative_prompt": "blue",
         "sampler": "ddim",
+        "karras": "False",
         "eta": "0.0",
         "model": str(folder),
     }

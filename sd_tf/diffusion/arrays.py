@@ -14,6 +14,7 @@ OF_NUMPY = SimpleNamespace(  # by the names of `keras.ops`
     concatenate=np.concatenate,
     shape=np.shape,
     split=np.split,
+    std=np.std,
 )
 
 

@@ -16,26 +16,22 @@ class Prediction(NamedTuple):
     noise: Any
 
 
-def to_prediction(output, noisy, t, schedule) -> Prediction:
+def to_prediction(output, noisy, signal_rate, noise_rate, prediction_type) -> Prediction:
     """What a network's output says of the clean latents and of the noise.
 
     Args:
-        output: the network's, (batch, h, w, channels), meaning `schedule.config.prediction_type`;
-            cast to the dtype of `noisy`.
-        noisy: x_t, (batch, h, w, channels), float32 where precision matters: at a high timestep
-            epsilon is amplified by 1 / signal rate.
-        t: the timestep of `noisy`: a Python int, a scalar or (batch,) int tensor.
-        schedule: a `NoiseSchedule`.
+        output: the network's, (batch, h, w, channels), meaning `prediction_type`; cast to the dtype of
+            `noisy`.
+        noisy: x, (batch, h, w, channels), float32 where precision matters: at high noise epsilon is
+            amplified by 1 / signal rate.
+        signal_rate, noise_rate: of x, numbers or tensors that broadcast over it, as those of
+            `NoiseSchedule.rates`.
+        prediction_type: "epsilon", "v_prediction" or "sample".
 
     Returns:
         A `Prediction` of the dtype of `noisy`, with signal rate * x0 + noise rate * noise = noisy.
-
-    Raises:
-        InputError: for a Python int `t` outside the schedule.
     """
     output = operations(noisy).cast(output, noisy.dtype)
-    signal_rate, noise_rate = schedule.rates(t, noisy)
-    prediction_type = schedule.config.prediction_type
     if prediction_type == "epsilon":
         return Prediction((noisy - noise_rate * output) / signal_rate, output)
     if prediction_type == "sample":
@@ -69,21 +65,22 @@ def training_target(latents, noise, t, schedule):
 
 
 def denoiser(network, schedule, context):
-    """The network as a function of noisy latents and one timestep, which is all a sampler sees.
+    """The network as a function of noisy latents and their level, which is all a sampler sees.
 
     Args:
-        network: `network(latents, timesteps, context) -> output`, timesteps int32 (batch,).
+        network: `network(latents, timesteps, context) -> output`, timesteps float32 (batch,).
         schedule: the `NoiseSchedule` that the network was trained on.
         context: (batch, tokens, width), handed to the network as it is.
 
     Returns:
-        `denoise(x, t) -> Prediction`, with x (batch, h, w, channels), and t one Python int or
-        scalar int tensor for the whole batch.
+        `denoise(x, level) -> Prediction`, with x (batch, h, w, channels), and one `Level` for the whole
+        batch.
     """
 
-    def denoise(x, t):
+    def denoise(x, level):
         ops = operations(x)
-        timesteps = ops.broadcast_to(ops.cast(t, "int32"), (ops.shape(x)[0],))
-        return to_prediction(network(x, timesteps, context), x, t, schedule)
+        timesteps = ops.broadcast_to(ops.cast(level.t, "float32"), (ops.shape(x)[0],))
+        output = network(x, timesteps, context)
+        return to_prediction(output, x, level.signal, level.noise, schedule.config.prediction_type)
 
     return denoise

@@ -23,7 +23,7 @@ def drop_captions(context, empty_context, dropped):
 
 
 def classifier_free(
-    network, schedule, context, negative_context, guidance_scale: float, guided_timesteps=None
+    network, schedule, context, negative_context, guidance_scale: float, guided_levels=None, rescale=0.0
 ):
     """A denoiser that follows `context` and leans away from `negative_context`.
 
@@ -38,11 +38,13 @@ def classifier_free(
         context: (batch, tokens, width).
         negative_context: the empty caption's, or that of what to avoid; the shape of `context`.
         guidance_scale: 1 follows `context` alone, at the cost of a single call; more exaggerates it.
-        guided_timesteps: ints; all others follow `context` alone (Kynkaanniemi et al. 2024: guidance at
+        guided_levels: `Level`s; all others follow `context` alone (Kynkaanniemi et al. 2024: guidance at
             high noise takes variety, and at low noise does nothing). None guides all.
+        rescale: 0 to 1, the share of the output that has the deviation of the positive one in place of its
+            own, which a high scale makes too large (Lin et al. 2023, section 3.4).
 
     Returns:
-        `denoise(x, t) -> Prediction`, as `denoiser` does; t is a Python int where some are not guided.
+        `denoise(x, level) -> Prediction`, as `denoiser` does.
 
     Raises:
         InputError: where the two contexts differ in shape.
@@ -61,21 +63,26 @@ def classifier_free(
         doubled = ops.concatenate([latents, latents])  # (2 batch, h, w, channels)
         output = network(doubled, ops.concatenate([timesteps, timesteps]), contexts)
         negative, positive = ops.split(ops.cast(output, latents.dtype), 2)  # each (batch, h, w, channels)
-        return negative + guidance_scale * (positive - negative)
+        output = negative + guidance_scale * (positive - negative)
+        if rescale == 0:
+            return output
+        axes = tuple(range(1, len(output.shape)))
+        too_large = ops.std(output, axis=axes, keepdims=True) / ops.std(positive, axis=axes, keepdims=True)
+        return rescale * output / too_large + (1 - rescale) * output
 
     leaning = denoiser(guided, schedule, operations(context).concatenate([negative_context, context]))
-    if guided_timesteps is None:
+    if guided_levels is None:
         return leaning
-    guided_timesteps = frozenset(guided_timesteps)
-    return lambda x, t: (leaning if t in guided_timesteps else plain)(x, t)
+    guided_levels = frozenset(guided_levels)
+    return lambda x, level: (leaning if level in guided_levels else plain)(x, level)
 
 
-def guided_part(timesteps, interval):
-    """The timesteps that guidance is for, as diffusers' `ClassifierFreeGuidance(start=, stop=)` counts them.
+def guided_part(levels, interval):
+    """The levels that guidance is for, as diffusers' `ClassifierFreeGuidance(start=, stop=)` counts them.
 
     Args:
-        timesteps: of sampling, in its order.
+        levels: where steps begin, in their order.
         interval: (start, stop), shares of the number of steps: 0 <= start <= stop <= 1.
     """
-    start, stop = (int(share * len(timesteps)) for share in interval)
-    return timesteps[start:stop]
+    start, stop = (int(share * len(levels)) for share in interval)
+    return levels[start:stop]

@@ -1,52 +1,41 @@
 """Samplers: plain functions that walk a denoiser from noise to clean latents.
 
-All are called alike, `sampler(denoise, latents, timesteps, schedule, noise, callback=None)`:
+All are called alike, `sampler(denoise, latents, levels, noise, callback=None)`:
 
-    denoise: `denoise(x, t) -> Prediction`, with t a Python int; see `denoiser` and `guidance`.
-    latents: x at timesteps[0], (batch, h, w, channels), float32; standard normal to begin from nothing.
-    timesteps: ints, strictly descending; usually `schedule.inference_timesteps(steps)`, or its tail
-        to begin from a noised picture.
-    schedule: the `NoiseSchedule` of the denoiser.
+    denoise: `denoise(x, level) -> Prediction`; see `denoiser` and `guidance`.
+    latents: x at levels[0], (batch, h, w, channels), float32; standard normal to begin from nothing.
+    levels: `Level`s of less and less noise, where steps begin and end; those that go with a sampler in
+        `SAMPLERS`, or their tail to begin from a noised picture.
     noise: `noise(step)` -> standard normal, like `latents`; step counts from 0. Called once in each
         step that adds noise, in no other.
     callback: `callback(step, x, prediction)` after each step, with the latents it arrived at and the
-        `Prediction` it was made from.
+        `Prediction` that it began with.
 
-They return the latents, of the shape and dtype given, and raise `InputError` for timesteps that do
-not descend or lie outside the schedule. Nothing is ever clamped.
+They return the latents, of the shape and dtype given, and raise `InputError` for levels that do not
+descend. Nothing is ever clamped.
 
-A step goes from one of `timesteps` to the next one. diffusers' `DDIMScheduler` goes from t to
-t - num_train_timesteps // steps, which is the same in leading spacing, and in trailing spacing where
-steps divides num_train_timesteps; elsewhere it lands beside the timestep that it visits next.
+A step goes from one of `levels` to the next one. diffusers' `DDIMScheduler` and `PNDMScheduler` go from
+t to t - num_train_timesteps // steps, which is the same in leading spacing, and in trailing spacing
+where steps divides num_train_timesteps; elsewhere they land beside the timestep that they visit next.
+
+In the coordinates of Karras et al. 2022, x / signal and sigma = noise / signal, the probability flow is
+d(x / signal) / d sigma = epsilon, which Euler, Heun and LMS integrate as it stands. DPM-Solver++ and
+UniPC integrate x / noise over the logarithm of 1 / sigma, exactly but for a polynomial through x0.
 """
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
+
+from sd_tf.diffusion.levels import Level, between, visited, visited_to_the_end, with_one_more
 from sd_tf.errors import InputError
 
 
-def _transitions(timesteps, schedule, final_alpha_cumprod):
-    """For each step: t, alphas_cumprod at t and alphas_cumprod where the step ends, as Python numbers."""
-    timesteps = [int(t) for t in timesteps]
-    if any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):
-        raise InputError(f"timesteps {timesteps} do not descend: sampling goes from high (noise) to low.")
-    last = len(schedule.alphas_cumprod) - 1
-    if timesteps and (timesteps[0] > last or timesteps[-1] < 0):
-        raise InputError(f"timesteps {timesteps} leave the schedule: give them from 0 to {last}.")
-    levels = [float(schedule.alphas_cumprod[t]) for t in timesteps] + [final_alpha_cumprod]
-    return [(t, *pair) for t, pair in zip(timesteps, itertools.pairwise(levels), strict=True)]
-
-
-def _posterior_variance(level, next_level):
-    """Of x at `next_level` given x at `level` and x0 (Ho et al. 2020, equation 7): beta tilde."""
-    return (1 - next_level) / (1 - level) * (1 - level / next_level)
-
-
-def ddim(denoise, latents, timesteps, schedule, noise, callback=None, eta=0.0):
+def ddim(denoise, latents, levels, noise, callback=None, eta=0.0):
     """DDIM (Song et al. 2021, equations 12 and 16), as diffusers' `DDIMScheduler` without clipping.
-
-    Ends at `schedule.final_alpha_cumprod`. See the module for the arguments and results.
 
     Args:
         eta: 0 is deterministic, 1 adds as much noise as DDPM; in between, a share of its standard
@@ -58,38 +47,272 @@ def ddim(denoise, latents, timesteps, schedule, noise, callback=None, eta=0.0):
     if not 0 <= eta <= 1:
         raise InputError(f"eta is {eta}: give a number from 0 (deterministic) to 1 (as noisy as DDPM).")
     x = latents
-    transitions = _transitions(timesteps, schedule, schedule.final_alpha_cumprod)
-    for step, (t, level, next_level) in enumerate(transitions):
-        prediction = denoise(x, t)
-        sigma = eta * math.sqrt(_posterior_variance(level, next_level))
-        # Without signal at t and with eta 1 this is 0, and rounding must not lead below it.
-        direction = math.sqrt(max(0.0, 1 - next_level - sigma**2))
-        x = math.sqrt(next_level) * prediction.x0 + direction * prediction.noise
-        if sigma > 0:
-            x = x + sigma * noise(step)
+    for step, here, there in _steps(levels):
+        prediction = denoise(x, here)
+        deviation = eta * _posterior_deviation(here, there)
+        # Without signal here and with eta 1 this is 0, and rounding must not lead below it.
+        direction = math.sqrt(max(0.0, there.noise**2 - deviation**2))
+        x = there.signal * prediction.x0 + direction * prediction.noise
+        if deviation > 0:
+            x = x + deviation * noise(step)
         if callback is not None:
             callback(step, x, prediction)
     return x
 
 
-def ddpm(denoise, latents, timesteps, schedule, noise, callback=None):
+def ddpm(denoise, latents, levels, noise, callback=None):
     """Ancestral sampling (Ho et al. 2020, algorithm 2), as diffusers' `DDPMScheduler` without clipping.
 
     The variance is the posterior's ("fixed_small"), respaced to any number of steps (Nichol &
-    Dhariwal 2021, equation 19). Ends free of noise. See the module for the arguments and results.
+    Dhariwal 2021, equation 19).
     """
     x = latents
-    for step, (t, level, next_level) in enumerate(_transitions(timesteps, schedule, 1.0)):
-        prediction = denoise(x, t)
-        alpha = level / next_level
-        x0_weight = math.sqrt(next_level) * (1 - alpha) / (1 - level)
-        x_weight = math.sqrt(alpha) * (1 - next_level) / (1 - level)
-        x = x0_weight * prediction.x0 + x_weight * x
-        if next_level < 1:
-            x = x + math.sqrt(_posterior_variance(level, next_level)) * noise(step)
+    for step, here, there in _steps(levels):
+        prediction = denoise(x, here)
+        alpha = (here.signal / there.signal) ** 2
+        of_x0 = there.signal * (1 - alpha) / here.noise**2
+        of_x = math.sqrt(alpha) * (there.noise / here.noise) ** 2
+        x = of_x0 * prediction.x0 + of_x * x
+        if there.noise > 0:
+            x = x + _posterior_deviation(here, there) * noise(step)
         if callback is not None:
             callback(step, x, prediction)
     return x
 
 
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
+def pndm(denoise, latents, levels, noise, callback=None):
+    """Pseudo linear multistep (Liu et al. 2022), as diffusers' `PNDMScheduler` with `skip_prk_steps`.
+
+    DDIM's step with a mean of the last epsilons, by the weights of Adams and Bashforth up to order 4. The
+    first step looks ahead: it asks the network once more where it has led, and begins anew.
+
+    Of v-prediction too it is epsilons that are combined, as in the paper; diffusers combines v, and makes
+    epsilon of it with x as it is before the step, which is exact to first order only.
+    """
+    weights = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+    x, epsilons = latents, []
+    for step, here, there in _steps(levels, from_no_signal=False):
+        prediction = denoise(x, here)
+        epsilons = [prediction.noise, *epsilons[:3]]
+        if step == 0 and len(levels) > 2:
+            ahead = denoise(_ddim_step(x, prediction.noise, here, there), there)
+            epsilon = (prediction.noise + ahead.noise) / 2
+        else:
+            of_epsilons = weights[len(epsilons) - 1]
+            epsilon = sum(weight * each for weight, each in zip(of_epsilons, epsilons, strict=True))
+        x = _ddim_step(x, epsilon, here, there)
+        if callback is not None:
+            callback(step, x, prediction)
+    return x
+
+
+def euler(denoise, latents, levels, noise, callback=None):
+    """Euler's method (Karras et al. 2022, algorithm 1 at order 1), as diffusers' `EulerDiscreteScheduler`.
+
+    It is DDIM's step, on other levels: both take epsilon for constant.
+    """
+    return ddim(denoise, latents, levels, noise, callback)
+
+
+def euler_ancestral(denoise, latents, levels, noise, callback=None):
+    """Euler's method to less noise, and noise up to the level (k-diffusion), as diffusers'
+    `EulerAncestralDiscreteScheduler`.
+
+    It is DDIM's step with an eta of 1, on other levels.
+    """
+    return ddim(denoise, latents, levels, noise, callback, eta=1.0)
+
+
+def heun(denoise, latents, levels, noise, callback=None):
+    """Heun's method (Karras et al. 2022, algorithm 1), as diffusers' `HeunDiscreteScheduler`.
+
+    Asks the network twice in each step, but for one that ends free of noise.
+    """
+    x = latents
+    for step, here, there in _steps(levels, from_no_signal=False):
+        prediction = denoise(x, here)
+        epsilon = prediction.noise
+        if there.noise > 0:
+            ahead = denoise(_ddim_step(x, epsilon, here, there), there)
+            epsilon = (epsilon + ahead.noise) / 2
+        x = _ddim_step(x, epsilon, here, there)
+        if callback is not None:
+            callback(step, x, prediction)
+    return x
+
+
+def lms(denoise, latents, levels, noise, callback=None):
+    """Linear multistep of order 4 (k-diffusion), as diffusers' `LMSDiscreteScheduler`.
+
+    The polynomial of sigma through the last four epsilons, integrated over the step. It begins with fewer.
+    """
+    x, epsilons = latents, []
+    sigmas = [level.sigma for level in levels]
+    for step, here, there in _steps(levels, from_no_signal=False):
+        prediction = denoise(x, here)
+        epsilons = [prediction.noise, *epsilons[:3]]
+        weights = _integrals(sigmas[step::-1][:4], here.sigma, there.sigma)
+        change = sum(weight * epsilon for weight, epsilon in zip(weights, epsilons, strict=True))
+        x = there.signal * (x / here.signal + change)
+        if callback is not None:
+            callback(step, x, prediction)
+    return x
+
+
+def dpmpp_2m(denoise, latents, levels, noise, callback=None):
+    """DPM-Solver++ (2M) (Lu et al. 2022, algorithm 2), as diffusers' `DPMSolverMultistepScheduler`."""
+    return _dpmpp_2m(denoise, latents, levels, None, callback)
+
+
+def dpmpp_2m_sde(denoise, latents, levels, noise, callback=None):
+    """SDE-DPM-Solver++ (2M) (Lu et al. 2022, section 5), as diffusers' of "sde-dpmsolver++"."""
+    return _dpmpp_2m(denoise, latents, levels, noise, callback)
+
+
+def _dpmpp_2m(denoise, latents, levels, noise, callback):
+    x, known = latents, []
+    for step, here, there in _steps(levels, from_no_signal=False):
+        prediction = denoise(x, here)
+        known = [(here, prediction.x0), *known[:1]]
+        x0 = _extrapolated(known, there)
+        left = there.sigma / here.sigma  # e^-h, where h is the step in the logarithm
+        if noise is None:
+            x = _exponential_step(x, x0, here, there)
+        else:
+            x = left * there.noise / here.noise * x + there.signal * (1 - left**2) * x0
+            if there.noise > 0:
+                x = x + there.noise * math.sqrt(1 - left**2) * noise(step)
+        if callback is not None:
+            callback(step, x, prediction)
+    return x
+
+
+def unipc(denoise, latents, levels, noise, callback=None):
+    """UniPC-2 with B2(h) (Zhao et al. 2023, algorithms 5 and 7), as diffusers' `UniPCMultistepScheduler`.
+
+    DPM-Solver++ (2M), of which each step is corrected when the network has said what is there, without
+    asking it again.
+    """
+    x, known, start = latents, [], None
+    for step, here, there in _steps(levels, from_no_signal=False):
+        prediction = denoise(x, here)
+        if step > 0:
+            x = _exponential_step(start, _interpolated(known, prediction.x0, here), levels[step - 1], here)
+        known, start = [(here, prediction.x0), *known[:1]], x
+        x = _exponential_step(x, _extrapolated(known, there), here, there)
+        if callback is not None:
+            callback(step, x, prediction)
+    return x
+
+
+def _steps(levels, from_no_signal=True):
+    """(number, where it begins, where it ends) of each step."""
+    pairs = list(itertools.pairwise(levels))
+    for here, there in pairs:
+        if here.noise < there.noise or (here.noise == there.noise and there is not levels[-1]):
+            raise InputError(
+                f"levels of t {here.t:g} and then {there.t:g} do not descend: sampling goes from much noise "
+                "to little."
+            )
+    if pairs and levels[0].signal == 0 and not from_no_signal:
+        raise InputError(
+            f"the level of t {levels[0].t:g} has no signal, by which this sampler divides: take 'ddim', "
+            "'ddpm' or 'euler', or levels that begin with some."
+        )
+    return [(step, *pair) for step, pair in enumerate(pairs)]
+
+
+def _posterior_deviation(here, there):
+    """Of x at `there` given x at `here` and x0 (Ho et al. 2020, equation 7): the root of beta tilde."""
+    return there.noise / here.noise * math.sqrt(1 - (here.signal / there.signal) ** 2)
+
+
+def _ddim_step(x, epsilon, here, there):
+    """To `there` along an epsilon (Liu et al. 2022, equation 11)."""
+    return there.signal * (x / here.signal + (there.sigma - here.sigma) * epsilon)
+
+
+def _exponential_step(x, x0, here, there):
+    """To `there` along an x0 (Lu et al. 2022, equation 9)."""
+    return there.noise / here.noise * x + there.signal * (1 - there.sigma / here.sigma) * x0
+
+
+def _extrapolated(known, there):
+    """The mean of x0 in the step to `there`, by a line through the last two.
+
+    Args:
+        known: [(where the step begins, x0 there), the same of the step before, if there is one].
+    """
+    (here, x0), *earlier = known
+    if not earlier or there.noise == 0:
+        return x0
+    [(before, x0_before)] = earlier
+    ratio = (here.log_snr - before.log_snr) / (there.log_snr - here.log_snr)
+    return x0 + (x0 - x0_before) / (2 * ratio)
+
+
+def _interpolated(known, arrived, there):
+    """As `_extrapolated`, by a parabola through the x0 that was found `there` as well; or a line."""
+    (here, x0), *earlier = known
+    if not earlier:
+        return (x0 + arrived) / 2
+    [(before, x0_before)] = earlier
+    h = there.log_snr - here.log_snr
+    ratio = (before.log_snr - here.log_snr) / h
+    phi_1 = math.expm1(-h)
+    phi_2 = -phi_1 / h - 1
+    phi_3 = -phi_2 / h - 1 / 2
+    of_before = (phi_2 - 2 * phi_3) / phi_1 / (1 - ratio)
+    of_arrived = phi_2 / phi_1 - of_before
+    return x0 + of_before * (x0_before - x0) / ratio + of_arrived * (arrived - x0)
+
+
+def _integrals(points, start, stop):
+    """Of Lagrange's polynomials, each of which is 1 at one of the points and 0 at the others."""
+    found = []
+    for i, point in enumerate(points):
+        others = points[:i] + points[i + 1 :]
+        antiderivative = np.polyint(np.poly(others) / np.prod([point - other for other in others]))
+        found.append(float(np.polyval(antiderivative, stop) - np.polyval(antiderivative, start)))
+    return found
+
+
+class Sampler(NamedTuple):
+    """A sampler and the levels that go with it.
+
+    Attributes:
+        walk: the function, see the module.
+        spread: `spread(schedule, steps)` -> levels, see `sd_tf.diffusion.levels`.
+    """
+
+    walk: Callable
+    spread: Callable
+
+    def levels(self, schedule, steps: int, karras: bool = False) -> list[Level]:
+        """Where it steps.
+
+        Raises:
+            InputError: so many steps do not fit into the schedule, or `karras` is of other samplers.
+        """
+        if not karras:
+            return self.spread(schedule, steps)
+        if self.spread in (visited, visited_to_the_end):
+            others = [name for name, each in SAMPLERS.items() if each.spread in (between, with_one_more)]
+            raise InputError(
+                f"karras is true, but {self.walk.__name__!r} visits timesteps: take one of {', '.join(others)}"
+            )
+        return self.spread(schedule, steps, karras)
+
+
+SAMPLERS = {
+    "ddim": Sampler(ddim, visited),
+    "ddpm": Sampler(ddpm, visited_to_the_end),
+    "pndm": Sampler(pndm, visited),
+    "euler": Sampler(euler, between),
+    "euler_ancestral": Sampler(euler_ancestral, between),
+    "heun": Sampler(heun, between),
+    "lms": Sampler(lms, between),
+    "dpmpp_2m": Sampler(dpmpp_2m, with_one_more),
+    "dpmpp_2m_sde": Sampler(dpmpp_2m_sde, with_one_more),
+    "unipc": Sampler(unipc, with_one_more),
+}

@@ -3,11 +3,13 @@
 Training and sampling share one `NoiseSchedule`, built from the configuration saved with the model.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 
 from sd_tf.config import ScheduleConfig
+from sd_tf.diffusion.levels import FREE_OF_NOISE, Level
 from sd_tf.errors import InputError, unknown
 
 
@@ -47,6 +49,7 @@ BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2"
 SPACINGS = {"leading": _leading, "trailing": _trailing, "linspace": _linspace}
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MOST_TIMESTEPS = 100_000
+LEAST_SIGNAL = 2.0**-24  # of alphas_cumprod, in `sigmas`, as in diffusers
 
 
 def _with_zero_terminal_snr(alphas_cumprod):
@@ -66,8 +69,9 @@ class NoiseSchedule:
         config: as given.
         alphas_cumprod: numpy float64, (num_train_timesteps,), descending, in (0, 1); the share of
             the variance of x_t that is signal. The last is 0 where `rescale_betas_zero_snr`.
-        final_alpha_cumprod: float; the level at which DDIM ends: 1 (no noise left) where
-            `set_alpha_to_one`, otherwise that of timestep 0.
+        sigmas: likewise, ascending: noise beside a signal of 1, finite where there is no signal too.
+        final_level: the `Level` at which DDIM ends: free of noise where `set_alpha_to_one`, otherwise
+            that of timestep 0.
 
     Raises:
         InputError: for an unknown `beta_schedule`, `timestep_spacing` or `prediction_type`, no or too
@@ -81,7 +85,7 @@ class NoiseSchedule:
     def __init__(self, config: ScheduleConfig):
         if config.beta_schedule not in BETAS:
             raise unknown("beta_schedule", config.beta_schedule, BETAS)
-        if config.timestep_spacing not in SPACINGS:
+        if config.timestep_spacing not in tuple(SPACINGS):
             raise unknown("timestep_spacing", config.timestep_spacing, SPACINGS)
         if config.prediction_type not in PREDICTION_TYPES:
             raise unknown("prediction_type", config.prediction_type, PREDICTION_TYPES)
@@ -118,7 +122,29 @@ class NoiseSchedule:
                     "rescale, give more."
                 )
             self.alphas_cumprod = _with_zero_terminal_snr(self.alphas_cumprod)
-        self.final_alpha_cumprod = 1.0 if config.set_alpha_to_one else float(self.alphas_cumprod[0])
+        alphas = np.maximum(self.alphas_cumprod, LEAST_SIGNAL)
+        self.sigmas = np.sqrt((1 - alphas) / alphas)
+        self.final_level = FREE_OF_NOISE if config.set_alpha_to_one else self.level(0)
+
+    def spaced(self, timestep_spacing: str) -> "NoiseSchedule":
+        """The same schedule, of which sampling visits other timesteps.
+
+        Raises:
+            InputError: there is no such spacing.
+        """
+        return NoiseSchedule(dataclasses.replace(self.config, timestep_spacing=timestep_spacing))
+
+    def level(self, t: int) -> Level:
+        """The level of noise at a timestep.
+
+        Raises:
+            InputError: for one outside 0 … num_train_timesteps - 1.
+        """
+        last = len(self.alphas_cumprod) - 1
+        if not 0 <= t <= last:
+            raise InputError(f"timestep {t} is outside the schedule: give one from 0 to {last}.")
+        alpha = float(self.alphas_cumprod[t])
+        return Level(int(t), math.sqrt(alpha), math.sqrt(1 - alpha))
 
     def rates(self, t, latents):
         """Signal and noise rate at `t`: sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]).
@@ -135,10 +161,7 @@ class NoiseSchedule:
             InputError: for a Python int outside 0 … num_train_timesteps - 1.
         """
         if isinstance(t, (int, np.integer)):
-            last = len(self.alphas_cumprod) - 1
-            if not 0 <= t <= last:
-                raise InputError(f"timestep {t} is outside the schedule: give one from 0 to {last}.")
-            return math.sqrt(self.alphas_cumprod[t]), math.sqrt(1 - self.alphas_cumprod[t])
+            return self.level(t)[1:]
 
         from keras import ops
 

@@ -3,7 +3,7 @@
 An engine is three functions of float32 or integer arrays (or tensors), which return arrays:
 
     encode: token ids (n, tokens) -> context (n, tokens, width)
-    denoise: latents (n, h, w, channels), timesteps (n,), context (n, tokens, width) -> like the latents
+    denoise: latents (n, h, w, channels), float timesteps (n,), context (n, tokens, width) -> like the latents
     decode: latents (n, h, w, channels) -> images (n, f h, f w, 3), about [-1, 1], not clipped
 """
 
@@ -26,6 +26,7 @@ from sd_tf.errors import InputError, unknown
 
 ENGINES = ("auto", "tensorflow", "openvino")
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a TPU
+ARGUMENTS = "timesteps are float32"  # what a kept conversion must have been made for
 SOURCE = "source.json"  # in a kept conversion: which files it is of
 
 
@@ -139,6 +140,7 @@ class Engines:
     def _convert(self):
         """OpenVINO's engine, from the files in the folder, which are written if they are not there."""
         key = fingerprint(
+            ARGUMENTS,
             importlib.metadata.version("openvino"),
             *(weights_fingerprint(model) for model, _, _ in self.networks.values()),
             *(repr(model.config) for model, _, _ in self.networks.values()),
@@ -168,6 +170,7 @@ def state_of_files(source, parts):
     for part in sorted(parts):
         files += sorted((source / part).glob("*"))
     return {
+        "arguments": ARGUMENTS,
         "openvino": importlib.metadata.version("openvino"),
         "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
     }

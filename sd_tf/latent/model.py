@@ -95,7 +95,7 @@ class LatentDiffusion:
 
         return {
             "encode": (text_encoder, encode, [token_ids]),
-            "denoise": (unet, unet, [latents, ((None,), "int32"), context]),
+            "denoise": (unet, unet, [latents, ((None,), "float32"), context]),
             "decode": (autoencoder, autoencoder.decode, [latents]),
         }
 
@@ -118,9 +118,12 @@ class LatentDiffusion:
         steps=20,
         guidance_scale=3.0,
         guidance_interval=(0.0, 1.0),
+        guidance_rescale=0.0,
         seed=0,
         negative_prompt="",
         sampler="ddim",
+        timestep_spacing=None,
+        karras=False,
         eta=0.0,
         batch_size=64,
         latents=None,
@@ -142,9 +145,14 @@ class LatentDiffusion:
             guidance_interval: the part of the steps that is guided, as shares: (0.2, 0.8) leaves the first
                 and the last fifth to the prompt alone, which keeps more variety at a high scale, and takes
                 less time (Kynkaanniemi et al. 2024).
+            guidance_rescale: 0 to 1, how much of what a high scale adds to the contrast is taken back (Lin et
+                al. 2023).
             seed: of the first picture of each prompt; 0 to 2**32 - 1.
             negative_prompt: what to lean away from: a string for all, or one for each prompt.
-            sampler: "ddim" or "ddpm".
+            sampler: a name of `sd_tf.diffusion.samplers.SAMPLERS`: "ddim", "ddpm", "pndm", "euler",
+                "euler_ancestral", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde" or "unipc".
+            timestep_spacing: "leading", "trailing" or "linspace", in place of the model's own.
+            karras: spreads the steps as Karras et al. 2022 do, which "ddim", "ddpm" and "pndm" cannot.
             eta: 0 to 1, the share of fresh noise in each step of DDIM.
             batch_size: pictures drawn at once; it bounds memory.
             latents: the noise that pictures begin with, float (prompts x num_images, h, w, latent
@@ -171,10 +179,15 @@ class LatentDiffusion:
         _check_whole("steps", steps, 1, self.schedule.config.num_train_timesteps)
         _check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
         _check_number("guidance_scale", guidance_scale, 0, 1000)
+        _check_number("guidance_rescale", guidance_rescale, 0, 1)
         _check_number("eta", eta, 0, 1)
         _check_interval("guidance_interval", guidance_interval)
         if sampler not in tuple(SAMPLERS):
             raise unknown("sampler", sampler, SAMPLERS)
+        if not isinstance(karras, bool):
+            raise InputError(f"karras is {karras!r}: give True or False")
+        schedule = self.schedule if timestep_spacing is None else self.schedule.spaced(timestep_spacing)
+        levels = SAMPLERS[sampler].levels(schedule, steps, karras)
         if eta and sampler != "ddim":
             raise InputError(f"eta is {eta}, but sampler {sampler!r} has none: leave it out, or take 'ddim'")
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
@@ -204,7 +217,6 @@ class LatentDiffusion:
         seeds = seed + np.tile(np.arange(num_images), len(prompts))
         batches = [slice(i, i + batch_size) for i in range(0, len(seeds), batch_size)]
         options = {"eta": eta} if sampler == "ddim" else {}
-        timesteps = self.schedule.inference_timesteps(steps)
         images = []
         with tqdm(
             total=steps * len(batches), unit="step", disable=None if progress else True, leave=False
@@ -222,13 +234,13 @@ class LatentDiffusion:
                     contexts[of_prompt[batch]],
                     negative_contexts[of_prompt[batch]],
                     guidance_scale,
-                    guided_part(timesteps, guidance_interval),
+                    guided_part(levels[:-1], guidance_interval),
+                    guidance_rescale,
                 )
-                final = SAMPLERS[sampler](
+                final = SAMPLERS[sampler].walk(
                     denoise,
                     _noise(seeds[batch], 0, shape) if latents is None else latents[batch],
-                    timesteps,
-                    self.schedule,
+                    levels,
                     lambda step, seeds=seeds[batch]: _noise(seeds, step + 1, shape),
                     after_step,
                     **options,

@@ -10,7 +10,8 @@ from sd_tf.diffusion.guidance import classifier_free, drop_captions, guided_part
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError
 
-T = 400
+SCHEDULE = NoiseSchedule(ScheduleConfig())
+LEVEL, NEXT = SCHEDULE.level(400), SCHEDULE.level(399)
 
 
 class CountedNetwork:
@@ -40,8 +41,11 @@ def parts():
 def test_guidance_is_its_formula_for_noise_and_for_clean_latents(prediction_type, scale, parts):
     x, context, negative = parts
     schedule, network = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type)), CountedNetwork()
-    guided = classifier_free(network, schedule, context, negative, scale)(x, T)
-    cond, uncond = denoiser(network, schedule, context)(x, T), denoiser(network, schedule, negative)(x, T)
+    guided = classifier_free(network, schedule, context, negative, scale)(x, LEVEL)
+    cond, uncond = (
+        denoiser(network, schedule, context)(x, LEVEL),
+        denoiser(network, schedule, negative)(x, LEVEL),
+    )
     for ours, c, u in zip(guided, cond, uncond, strict=True):
         np.testing.assert_allclose(ours, u + scale * (c - u), atol=5e-6 * max(1, scale))
 
@@ -49,26 +53,26 @@ def test_guidance_is_its_formula_for_noise_and_for_clean_latents(prediction_type
 def test_guided_step_is_one_call_on_the_doubled_batch(parts):
     network = CountedNetwork()
     x, context, negative = parts
-    classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 3.0)(x, T)
+    classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 3.0)(x, LEVEL)
     assert network.batches == [4]
 
 
 def test_scale_one_is_one_call_on_the_batch_itself_and_ignores_the_negative_context(parts):
     network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
     x, context, negative = parts
-    guided = classifier_free(network, schedule, context, negative, 1)(x, T)
+    guided = classifier_free(network, schedule, context, negative, 1)(x, LEVEL)
     assert network.batches == [2]
-    np.testing.assert_array_equal(guided.noise, denoiser(network, schedule, context)(x, T).noise)
+    np.testing.assert_array_equal(guided.noise, denoiser(network, schedule, context)(x, LEVEL).noise)
 
 
 def test_steps_that_are_not_guided_follow_the_prompt_by_a_call_on_the_batch_itself(parts):
     network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
     x, context, negative = parts
-    some = classifier_free(network, schedule, context, negative, 3.0, guided_timesteps=[T])
+    some = classifier_free(network, schedule, context, negative, 3.0, guided_levels=[LEVEL])
     every = classifier_free(network, schedule, context, negative, 3.0)
     network.batches.clear()
-    np.testing.assert_array_equal(some(x, T).x0, every(x, T).x0)
-    np.testing.assert_array_equal(some(x, T - 1).x0, denoiser(network, schedule, context)(x, T - 1).x0)
+    np.testing.assert_array_equal(some(x, LEVEL).x0, every(x, LEVEL).x0)
+    np.testing.assert_array_equal(some(x, NEXT).x0, denoiser(network, schedule, context)(x, NEXT).x0)
     assert network.batches == [4, 4, 2, 2]
 
 
@@ -83,18 +87,37 @@ def test_an_interval_has_the_steps_that_diffusers_guides(steps, interval):
     assert guided_part(list(range(steps)), interval) == guided
 
 
+@pytest.mark.parametrize("numpy", [True, False])
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_rescaled_guidance_is_that_of_diffusers(rescale, numpy, parts):
+    pipelines = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    torch = pytest.importorskip("torch", reason="diffusers runs on torch")
+    x, context, negative = [part.numpy() for part in parts] if numpy else parts
+    network = CountedNetwork()
+    given = np.asarray if numpy else tf.convert_to_tensor
+
+    def answer(*arguments):
+        return given(network(*arguments))
+
+    guided = classifier_free(answer, SCHEDULE, context, negative, 7.5, rescale=rescale)(x, LEVEL).noise
+    timesteps = tf.fill((2,), 400)
+    cond, uncond = (torch.tensor(network(x, timesteps, c).numpy()) for c in (context, negative))
+    reference = pipelines.rescale_noise_cfg(uncond + 7.5 * (cond - uncond), cond, rescale)
+    np.testing.assert_allclose(guided, reference, atol=2e-5)
+
+
 def test_same_captions_on_both_sides_leave_nothing_to_guide(parts):
     network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
     x, context, _ = parts
-    guided = classifier_free(network, schedule, context, context, 7.5)(x, T)
-    np.testing.assert_allclose(guided.noise, denoiser(network, schedule, context)(x, T).noise, atol=1e-6)
+    guided = classifier_free(network, schedule, context, context, 7.5)(x, LEVEL)
+    np.testing.assert_allclose(guided.noise, denoiser(network, schedule, context)(x, LEVEL).noise, atol=1e-6)
 
 
 def test_half_precision_network_is_guided_in_the_precision_of_the_latents(parts):
     x, context, negative = parts
     network = CountedNetwork("float16")
-    guided = classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 7.5)(x, T)
-    timesteps = tf.fill((2,), T)
+    guided = classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 7.5)(x, LEVEL)
+    timesteps = tf.fill((2,), 400)
     cond, uncond = (network(x, timesteps, c).numpy().astype("float64") for c in (context, negative))
     assert guided.noise.dtype == "float32"
     np.testing.assert_allclose(guided.noise, uncond + 7.5 * (cond - uncond), atol=1e-5)
@@ -103,7 +126,8 @@ def test_half_precision_network_is_guided_in_the_precision_of_the_latents(parts)
 def test_guidance_compiles_to_what_it_does_eagerly(parts):
     x, context, negative = parts
     denoise = classifier_free(CountedNetwork(), NoiseSchedule(ScheduleConfig()), context, negative, 3.0)
-    np.testing.assert_allclose(tf.function(denoise)(x, tf.constant(T)).x0, denoise(x, T).x0, atol=1e-5)
+    compiled = tf.function(lambda x: denoise(x, LEVEL).x0)
+    np.testing.assert_allclose(compiled(x), denoise(x, LEVEL).x0, atol=1e-5)
 
 
 def test_contexts_of_different_shapes_are_refused_by_their_shapes(parts):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from sd_tf.config import ScheduleConfig
 from sd_tf.diffusion.denoiser import Prediction, to_prediction
+from sd_tf.diffusion.levels import FREE_OF_NOISE, Level
 from sd_tf.diffusion.samplers import SAMPLERS, ddim, ddpm
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError
@@ -58,20 +59,24 @@ def models(steps):
     }
 
 
+def levels_of(sampler, timesteps, schedule):
+    """Those of timesteps, and where DDIM or DDPM ends."""
+    return [*map(schedule.level, timesteps), FREE_OF_NOISE if sampler is ddpm else schedule.final_level]
+
+
 def our_states(sampler, model, latents, noises, timesteps, schedule, **options):
-    """The latents after each step of our sampler."""
+    """The latents after each step of our DDIM or DDPM."""
     states, timesteps_seen = [], []
 
-    def denoise(x, t):
-        output = model(x.numpy(), t, len(timesteps_seen))
-        timesteps_seen.append(t)
-        return to_prediction(tf.constant(output), x, t, schedule)
+    def denoise(x, level):
+        output = tf.constant(model(x.numpy(), level.t, len(timesteps_seen)))
+        timesteps_seen.append(level.t)
+        return to_prediction(output, x, level.signal, level.noise, schedule.config.prediction_type)
 
     last = sampler(
         denoise,
         tf.constant(latents),
-        timesteps,
-        schedule,
+        levels_of(sampler, timesteps, schedule),
         lambda step: tf.constant(noises[step]),
         callback=lambda step, x, prediction: states.append(x.numpy()),
         **options,
@@ -217,12 +222,11 @@ def test_stable_diffusion_settings_agree_with_an_untouched_diffusers(name, sampl
 MEAN = 1.5
 
 
-def gaussian_denoiser(schedule, std):
-    def denoise(x, t):
-        level = float(schedule.alphas_cumprod[t])
-        gain = std**2 * math.sqrt(level) / (std**2 * level + 1 - level)
-        x0 = MEAN + gain * (x - math.sqrt(level) * MEAN)
-        return Prediction(x0, (x - math.sqrt(level) * x0) / math.sqrt(1 - level))
+def gaussian_denoiser(std):
+    def denoise(x, level):
+        gain = std**2 * level.signal / (std**2 * level.signal**2 + level.noise**2)
+        x0 = MEAN + gain * (x - level.signal * MEAN)
+        return Prediction(x0, (x - level.signal * x0) / level.noise)
 
     return denoise
 
@@ -232,10 +236,9 @@ def distribution(sampler, schedule, steps, std, **options):
     # One example without noise, one with a unit at the start, and one with a unit in each step.
     units = np.eye(steps + 2)[:, :, None, None, None]
     x = sampler(
-        gaussian_denoiser(schedule, std),
+        gaussian_denoiser(std),
         tf.constant(units[1]),
-        schedule.inference_timesteps(steps),
-        schedule,
+        levels_of(sampler, schedule.inference_timesteps(steps), schedule),
         lambda step: tf.constant(units[2 + step]),
         **options,
     )
@@ -243,7 +246,7 @@ def distribution(sampler, schedule, steps, std, **options):
     return x[0], math.sqrt(np.sum((x[1:] - x[0]) ** 2))
 
 
-def levels_of(schedule, steps, final):
+def alphas_of(schedule, steps, final):
     """alphas_cumprod at the start of each step, and at the end."""
     return [*schedule.alphas_cumprod[schedule.inference_timesteps(steps)], final]
 
@@ -259,7 +262,7 @@ def gaussian_variance(level, std):
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_ddim_of_gaussian_data_has_the_exact_mean_and_deviation(spacing, set_alpha_to_one, steps, std):
     schedule = NoiseSchedule(ScheduleConfig(timestep_spacing=spacing, set_alpha_to_one=set_alpha_to_one))
-    levels = levels_of(schedule, steps, schedule.final_alpha_cumprod)
+    levels = alphas_of(schedule, steps, schedule.final_level.signal**2)
     # Each step scales x - E[x] by the correlation of x before and after, as if both had the same noise.
     scale = math.prod(
         (math.sqrt(a * b) * std**2 + math.sqrt((1 - a) * (1 - b))) / gaussian_variance(a, std)
@@ -274,7 +277,7 @@ def test_ddim_of_gaussian_data_has_the_exact_mean_and_deviation(spacing, set_alp
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_ddpm_of_gaussian_data_has_the_exact_mean_and_deviation(spacing, steps, std):
     schedule = NoiseSchedule(ScheduleConfig(timestep_spacing=spacing))
-    levels = levels_of(schedule, steps, 1.0)
+    levels = alphas_of(schedule, steps, 1.0)
     # The posterior means telescope: the mean is the same at any number of steps from the same level.
     mean = MEAN * (1 - levels[0] * std**2 / gaussian_variance(levels[0], std))
     variance = 1.0
@@ -336,10 +339,10 @@ def test_drawing_from_no_signal_loses_nothing_of_the_mean(sampler, options, step
 
 def test_as_much_noise_as_ddpm_is_finite_from_no_signal_to_any_timestep():
     schedule = NoiseSchedule(ScheduleConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True))
-    denoise, x = gaussian_denoiser(schedule, 1.0), np.ones((1, 1, 1, 1))
+    denoise, x = gaussian_denoiser(1.0), np.ones((1, 1, 1, 1))
     for t in range(999):
-        ended = ddim(denoise, x, [999, t], schedule, lambda step: x, eta=1.0)
-        assert np.isfinite(ended).all(), t
+        levels = [schedule.level(999), schedule.level(t), schedule.final_level]
+        assert np.isfinite(ddim(denoise, x, levels, lambda step: x, eta=1.0)).all(), t
 
 
 @pytest.mark.parametrize("rescaled", [False, True])
@@ -377,58 +380,128 @@ def test_noise_is_asked_for_in_the_steps_that_add_it_and_no_other(
         asked.append(step)
         return tf.zeros((1, 2, 2, 1))
 
-    denoise, timesteps = gaussian_denoiser(schedule, 1.0), schedule.inference_timesteps(4)
-    sampler(denoise, tf.ones((1, 2, 2, 1)), timesteps, schedule, noise, **options)
+    levels = levels_of(sampler, schedule.inference_timesteps(4), schedule)
+    sampler(gaussian_denoiser(1.0), tf.ones((1, 2, 2, 1)), levels, noise, **options)
     assert asked == expected
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_callback_sees_each_step_with_the_prediction_it_was_made_from(sampler):
-    schedule, made, seen = NoiseSchedule(ScheduleConfig()), [], []
+def test_callback_sees_each_step_with_the_prediction_that_it_began_with(sampler):
+    made, seen = {}, []
+    levels = sampler.levels(NoiseSchedule(ScheduleConfig()), 4)
 
-    def denoise(x, t):
-        made.append(gaussian_denoiser(schedule, 1.0)(x, t))
-        return made[-1]
+    def denoise(x, level):
+        prediction = gaussian_denoiser(1.0)(x, level)
+        made.setdefault(level, []).append(prediction)
+        return prediction
 
-    last = sampler(
+    last = sampler.walk(
         denoise,
         tf.ones((1, 2, 2, 1)),
-        schedule.inference_timesteps(4),
-        schedule,
+        levels,
         lambda step: tf.zeros((1, 2, 2, 1)),
         callback=lambda *arguments: seen.append(arguments),
     )
     assert [step for step, _, _ in seen] == [0, 1, 2, 3]
-    assert all(prediction is other for (_, _, prediction), other in zip(seen, made, strict=True))
+    for level, (_, _, prediction) in zip(levels, seen, strict=False):
+        assert prediction is made[level][-1]
     assert seen[-1][1] is last
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_ancestral", "heun"])
+def test_tail_of_the_levels_continues_where_the_whole_was(name):
+    (latents, noises), network, states = draw(10), models(10)["smooth"], []
+    levels = SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 10)
+
+    def denoise(x, level):
+        output = network(x, level.t, 0)
+        return to_prediction(output, x, level.signal, level.noise, "epsilon")
+
+    whole = SAMPLERS[name].walk(
+        denoise, latents, levels, noises.__getitem__, lambda step, x, _: states.append(x)
+    )
+    tail = SAMPLERS[name].walk(denoise, states[5], levels[6:], noises[6:].__getitem__)
+    np.testing.assert_array_equal(tail, whole)
+
+
+# The probability flow of Gaussian data between two levels has a closed form, and so has the flow's
+# distribution for the samplers that add noise: x - E[x] grows as the deviation of x does.
+ORDERS = {"ddim": 1, "pndm": 2, "euler": 1, "heun": 2, "lms": 2, "dpmpp_2m": 2, "unipc": 3}
+
+
+def evenly_spread(steps, most=20.0, least=0.05):
+    """Levels evenly spread in the logarithm of sigma, the last of them not free of noise."""
+    sigmas = np.geomspace(most, least, steps + 1)
+    signals = 1 / np.hypot(1, sigmas)
+    return [Level(0, float(a), float(a * sigma)) for a, sigma in zip(signals, sigmas, strict=True)]
+
+
+def errors_of(sampler, std, numbers):
+    """Of x at the end of the flow, after so many steps."""
+    found = []
+    for steps in numbers:
+        levels = evenly_spread(steps)
+        deviations = [math.sqrt(gaussian_variance(levels[i].signal ** 2, std)) for i in (0, -1)]
+        exact = levels[-1].signal * MEAN + deviations[1]  # from one deviation above the mean
+        x = np.full((1, 1, 1, 1), levels[0].signal * MEAN + deviations[0])
+        found.append(abs(float(sampler.walk(gaussian_denoiser(std), x, levels, None).item()) - exact))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+@pytest.mark.parametrize("name", ORDERS)
+def test_errors_shrink_at_the_order_of_the_method(name, std):
+    errors = errors_of(SAMPLERS[name], std, (80, 160, 320, 640))
+    orders = np.log2(errors[:-1] / errors[1:])
+    assert np.all(orders > ORDERS[name] - 0.25), (orders, errors)
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ORDERS])
+def test_what_samplers_that_add_noise_draw_has_the_deviation_of_the_data(name, std):
+    errors = []
+    for steps in (40, 80, 160):
+        units, levels = np.eye(steps + 2)[:, :, None, None, None], evenly_spread(steps)
+        x = SAMPLERS[name].walk(gaussian_denoiser(std), units[1], levels, lambda step: units[2 + step])
+        x = x.ravel()
+        deviation = math.sqrt(np.sum((x[1:] - x[0]) ** 2))
+        errors.append(abs(deviation / math.sqrt(gaussian_variance(levels[-1].signal ** 2, std)) - 1))
+    assert errors[2] < 0.02
+    assert errors[0] > 1.7 * errors[1] > 2.5 * errors[2]
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_tail_of_the_timesteps_continues_where_the_whole_was(sampler):
+@pytest.mark.parametrize("timesteps", [[1, 501], [501, 501]], ids=str)
+def test_levels_that_lead_nowhere_are_refused_before_any_work(sampler, timesteps):
     schedule = NoiseSchedule(ScheduleConfig())
-    (latents, noises), network = draw(10), models(10)["smooth"]
-    timesteps = schedule.inference_timesteps(10)
-    whole = our_states(sampler, network, latents, noises, timesteps, schedule)
-    tail = our_states(sampler, network, whole[5], noises[6:], timesteps[6:], schedule)
-    np.testing.assert_array_equal(tail, whole[6:])
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-@pytest.mark.parametrize(
-    "timesteps, message",
-    [
-        ([1, 501], r"timesteps \[1, 501\] do not descend"),
-        ([501, 501], r"timesteps \[501, 501\] do not descend"),
-        ([1000, 1], r"timesteps \[1000, 1\] leave the schedule: give them from 0 to 999"),
-        ([1, -1], r"timesteps \[1, -1\] leave the schedule"),
-    ],
-)
-def test_timesteps_that_lead_nowhere_are_refused_before_any_work(sampler, timesteps, message):
+    levels = [*map(schedule.level, timesteps), FREE_OF_NOISE]
+    message = "levels of t {} and then {} do not descend".format(*timesteps)
     with pytest.raises(InputError, match=message):
-        sampler(None, np.zeros((1, 2, 2, 1)), timesteps, NoiseSchedule(ScheduleConfig()), None)
+        sampler.walk(None, np.zeros((1, 2, 2, 1)), levels, None)
+
+
+@pytest.mark.parametrize("name", ["pndm", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+def test_a_level_without_signal_is_refused_by_samplers_that_divide_by_it(name):
+    levels = [Level(999, 0.0, 1.0), FREE_OF_NOISE]
+    with pytest.raises(InputError, match="the level of t 999 has no signal"):
+        SAMPLERS[name].walk(None, np.zeros((1, 2, 2, 1)), levels, None)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm"])
+def test_karras_levels_are_refused_for_samplers_that_visit_timesteps(name):
+    message = f"karras is true, but '{name}' visits timesteps: take one of euler, .* unipc"
+    with pytest.raises(InputError, match=message):
+        SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 10, karras=True)
+
+
+def test_more_steps_than_there_are_timesteps_but_one_are_refused():
+    schedule = NoiseSchedule(ScheduleConfig(steps_offset=0))
+    assert len(SAMPLERS["unipc"].levels(schedule, 999)) == 1000
+    with pytest.raises(InputError, match="steps is 1000: this sampler takes 999 at most"):
+        SAMPLERS["unipc"].levels(schedule, 1000)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5])
 def test_eta_outside_its_range_is_refused_by_its_value(eta):
     with pytest.raises(InputError, match=f"eta is {eta}: give a number from 0"):
-        ddim(None, np.zeros((1, 2, 2, 1)), [1], NoiseSchedule(ScheduleConfig()), None, eta=eta)
+        ddim(None, np.zeros((1, 2, 2, 1)), [FREE_OF_NOISE], None, eta=eta)

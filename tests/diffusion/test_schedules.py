@@ -59,7 +59,7 @@ def test_zero_terminal_snr_begins_as_before_ends_without_signal_and_is_linear_be
     schedule = NoiseSchedule(with_zero_terminal_snr(**fields))
     after = np.sqrt(schedule.alphas_cumprod)
     assert schedule.alphas_cumprod[-1] == 0 and np.all(np.diff(schedule.alphas_cumprod) < 0)
-    assert schedule.final_alpha_cumprod == pytest.approx(before[0] ** 2, rel=1e-12)
+    assert schedule.final_level.signal**2 == pytest.approx(before[0] ** 2, rel=1e-12)
     lengths = np.diff(after) / np.diff(before)
     np.testing.assert_allclose(lengths, np.full(total - 1, before[0] / (before[0] - before[-1])), rtol=1e-9)
 
@@ -85,10 +85,10 @@ def test_cosine_schedule_is_the_squared_cosine_before_its_cap():
 
 
 @pytest.mark.parametrize("set_alpha_to_one", [True, False])
-def test_final_alpha_cumprod_is_that_of_diffusers(set_alpha_to_one):
+def test_the_final_level_is_that_of_diffusers(set_alpha_to_one):
     config = ScheduleConfig(set_alpha_to_one=set_alpha_to_one)
     reference = float(diffusers_scheduler(config).final_alpha_cumprod)
-    assert NoiseSchedule(config).final_alpha_cumprod == pytest.approx(reference, rel=1e-6)
+    assert NoiseSchedule(config).final_level.signal ** 2 == pytest.approx(reference, rel=1e-6)
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DDPMScheduler"])

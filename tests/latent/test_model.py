@@ -170,6 +170,7 @@ BAD = {
     "batch_size": [0, -4, 2.5],
     "guidance_scale": [-1, float("nan"), float("inf"), "3", None, True],
     "guidance_interval": [0.5, (0.2,), (0.8, 0.2), (-0.1, 1), (0, 1.1), ("0", "1"), None],
+    "guidance_rescale": [-0.1, 1.1, "1"],
     "eta": [-0.1, 1.1, float("nan"), "0"],
     "negative_prompt": [None, 3, ["a", "b"], [3], []],
     "latents": [
@@ -181,6 +182,8 @@ BAD = {
     ]
     + [np.full((1, 8, 8, 4), np.nan), np.zeros((1, 8, 8, 4), int)],
     "sampler": ["dimm", "", None, ["ddim"]],
+    "timestep_spacing": ["lead", "", 3, ["leading"]],
+    "karras": [1, "yes", None, True],  # the sampler is DDIM
 }
 
 
