@@ -299,7 +299,8 @@ class Sampler(NamedTuple):
         if self.spread in (visited, visited_to_the_end):
             others = [name for name, each in SAMPLERS.items() if each.spread in (between, with_one_more)]
             raise InputError(
-                f"karras is true, but {self.walk.__name__!r} visits timesteps: take one of {', '.join(others)}"
+                f"karras is true, but {self.walk.__name__!r} visits timesteps: "
+                f"take one of {', '.join(others)}"
             )
         return self.spread(schedule, steps, karras)
 

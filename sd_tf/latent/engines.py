@@ -26,7 +26,7 @@ from sd_tf.errors import InputError, unknown
 
 ENGINES = ("auto", "tensorflow", "openvino")
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a TPU
-ARGUMENTS = "timesteps are float32"  # what a kept conversion must have been made for
+ARGUMENTS = "float timesteps, contexts of any length"  # what a kept conversion must have been made for
 SOURCE = "source.json"  # in a kept conversion: which files it is of
 
 

@@ -18,6 +18,7 @@ from sd_tf.errors import InputError, unknown
 from sd_tf.latent.engines import Engines
 from sd_tf.latent.lora import Adaptations
 from sd_tf.text.new_words import with_word
+from sd_tf.text.prompts import encoded
 
 LARGEST_SEED = 2**32 - 1
 PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
@@ -87,7 +88,7 @@ class LatentDiffusion:
         """What the engines run: see `Engines`."""
         unet, autoencoder, text_encoder = self.unet, self.autoencoder, self.text_encoder
         latents = ((None, *self._latent_shape), "float32")
-        context = ((None, self.tokenizer.max_length, self._unet_config.cross_attention_dim), "float32")
+        context = ((None, None, self._unet_config.cross_attention_dim), "float32")
         token_ids = ((None, self.tokenizer.max_length), "int32")
 
         def encode(token_ids):
@@ -138,7 +139,8 @@ class LatentDiffusion:
         another batch size.
 
         Args:
-            prompt: a string or a list of strings.
+            prompt: a string or a list of strings. "(red:1.3)" makes words weigh more; what is longer than
+                the text tower is read in parts (`sd_tf.text.prompts`).
             num_images: pictures for each prompt.
             steps: sampling steps, 1 to the schedule's number of timesteps.
             guidance_scale: 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
@@ -170,7 +172,8 @@ class LatentDiffusion:
             InputError: an argument is of the wrong type or out of range.
 
         Warns:
-            UserWarning: a prompt is longer than the text tower, or has no Latin letter.
+            UserWarning: a prompt is longer than eight times the text tower, has weights that are taken as
+                text, or no Latin letter.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         _check_prompts(prompts)
@@ -211,13 +214,14 @@ class LatentDiffusion:
                 )
             engine = "tensorflow" if engine == "auto" else engine
         networks = self.engines[engine]
-        contexts = np.asarray(networks.encode(self.tokenizer([*prompts, *negatives])), "float32")
-        contexts, negative_contexts = np.split(contexts, 2)
-        of_prompt = np.repeat(np.arange(len(prompts)), num_images)
+        pairs = list(zip(negatives, prompts, strict=True))
+        contexts = [
+            pair for pair in encoded(pairs, self.tokenizer, networks.encode) for _ in range(num_images)
+        ]
         seeds = seed + np.tile(np.arange(num_images), len(prompts))
-        batches = [slice(i, i + batch_size) for i in range(0, len(seeds), batch_size)]
+        batches = _batches([context.shape[1] for context in contexts], batch_size)
         options = {"eta": eta} if sampler == "ddim" else {}
-        images = []
+        images = [None] * len(seeds)
         with tqdm(
             total=steps * len(batches), unit="step", disable=None if progress else True, leave=False
         ) as bar:
@@ -228,11 +232,12 @@ class LatentDiffusion:
                     callback(step, latents, prediction)
 
             for batch in batches:
+                negative_context, context = np.stack([contexts[i] for i in batch], axis=1)
                 denoise = classifier_free(
                     networks.denoise,
                     self.schedule,
-                    contexts[of_prompt[batch]],
-                    negative_contexts[of_prompt[batch]],
+                    context,
+                    negative_context,
                     guidance_scale,
                     guided_part(levels[:-1], guidance_interval),
                     guidance_rescale,
@@ -245,8 +250,9 @@ class LatentDiffusion:
                     after_step,
                     **options,
                 )
-                images.append(_to_uint8(np.asarray(networks.decode(final))))
-        return np.concatenate(images)
+                for i, image in zip(batch, _to_uint8(np.asarray(networks.decode(final))), strict=True):
+                    images[i] = image
+        return np.stack(images)
 
     def warmup(self, num_images=1, guidance_scale=3.0, batch_size=64, engine="auto"):
         """Compiles all that `generate` needs for so many pictures, so that the first are not slower.
@@ -344,6 +350,12 @@ class LatentDiffusion:
 def _noise(seeds, draw, shape):
     """Standard normal latents, one for each seed; draw 0 begins a picture, draw k is step k's."""
     return normals((PICTURE_NOISE, draw), seeds, shape)
+
+
+def _batches(kinds, batch_size):
+    """The places of pictures that are drawn at once: those of one kind, in their order."""
+    of_kinds = [np.flatnonzero(np.equal(kinds, kind)) for kind in sorted(set(kinds))]
+    return [places[i : i + batch_size] for places in of_kinds for i in range(0, len(places), batch_size)]
 
 
 def _to_uint8(images):

@@ -139,6 +139,17 @@ class Tokenizer:
         """The id of a token, or None where there is no such token."""
         return self._tokenizer.token_to_id(token)
 
+    def ids(self, text):
+        """The token ids of a text, without begin and end."""
+        return self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids
+
+    def row(self, ids):
+        """Token ids, which fit, as an int32 array (max_length,): begin, ids, end, padding."""
+        ids = [self.bos_token_id, *ids, self.eos_token_id]
+        row = np.full(self.max_length, self.pad_token_id, np.int32)
+        row[: len(ids)] = ids
+        return row
+
     def with_token(self, token):
         """A tokenizer with one token more, which is cut out of a prompt before it is split into words."""
         added = self._added | {self.vocab_size: AddedToken(token, normalized=False)}
@@ -161,14 +172,12 @@ class Tokenizer:
         if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
             raise InputError(f"prompts is {shown(prompts)}: pass a list of texts.")
         prompts = [_encodable(prompt) for prompt in prompts]
-        rows = np.full((len(prompts), self.max_length), self.pad_token_id, np.int32)
+        rows = np.empty((len(prompts), self.max_length), np.int32)
         room = self.max_length - 2  # begin and end
         cut = []
-        for row, prompt, encoding in zip(
-            rows, prompts, self._tokenizer.encode_batch(prompts, add_special_tokens=False), strict=True
-        ):
-            ids = [self.bos_token_id, *encoding.ids[:room], self.eos_token_id]
-            row[: len(ids)] = ids
+        encodings = self._tokenizer.encode_batch(prompts, add_special_tokens=False)
+        for i, (prompt, encoding) in enumerate(zip(prompts, encodings, strict=True)):
+            rows[i] = self.row(encoding.ids[:room])
             if len(encoding.ids) > room:
                 cut.append(prompt[encoding.offsets[room][0] :])
         if cut:

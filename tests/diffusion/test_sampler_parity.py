@@ -91,7 +91,8 @@ def of_diffusers(name, config, steps, karras, network):
         output = torch.from_numpy(as_epsilon(name, config, network(seen, t, call), seen, t))
         noise = torch.from_numpy(noises[min(call, steps - 1)])
         options = {"variance_noise": noise} if name == "dpmpp_2m_sde" else {}
-        with mock.patch(f"{type(scheduler).__module__}.randn_tensor", lambda *_, **__: noise, create=True):
+        drawn = mock.Mock(return_value=noise)
+        with mock.patch(f"{type(scheduler).__module__}.randn_tensor", drawn, create=True):
             x = scheduler.step(output, scheduler.timesteps[call], x, **options).prev_sample
     return x.numpy(), timesteps
 

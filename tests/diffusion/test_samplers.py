@@ -462,8 +462,7 @@ def test_what_samplers_that_add_noise_draw_has_the_deviation_of_the_data(name, s
     errors = []
     for steps in (40, 80, 160):
         units, levels = np.eye(steps + 2)[:, :, None, None, None], evenly_spread(steps)
-        x = SAMPLERS[name].walk(gaussian_denoiser(std), units[1], levels, lambda step: units[2 + step])
-        x = x.ravel()
+        x = SAMPLERS[name].walk(gaussian_denoiser(std), units[1], levels, units[2:].__getitem__).ravel()
         deviation = math.sqrt(np.sum((x[1:] - x[0]) ** 2))
         errors.append(abs(deviation / math.sqrt(gaussian_variance(levels[-1].signal ** 2, std)) - 1))
     assert errors[2] < 0.02

@@ -211,14 +211,17 @@ def test_ddpm_has_no_eta(tiny_model):
         draw(tiny_model, sampler="ddpm", eta=0.5)
 
 
-def test_an_overlong_prompt_warns_and_names_what_was_cut(tiny_model):
-    prompt = "a red dress " * 3 + "with sleeves"
-    with pytest.warns(UserWarning, match="at most 8 tokens: cut off .*sleeves"):
-        cut = draw(tiny_model, prompt)
-    assert cut.shape == (1, 16, 16, 3)
+def test_a_prompt_longer_than_the_tower_is_drawn_to_its_end_beside_others_as_alone(tiny_model):
+    begun = "a red dress " * 3
+    prompts = [begun + "with blue sleeves", "a bag", begun, "a (red:3) bag"]
+    together = draw(tiny_model, prompts, negative_prompt=["", "blue", "", ""])
+    for i, prompt in enumerate(prompts):
+        alone = draw(tiny_model, prompt, negative_prompt="blue" if i == 1 else "")
+        assert apart(alone, together[i : i + 1]) <= 1
+    assert apart(together[:1], together[2:3]) > 5
+    assert apart(together[3:], draw(tiny_model, "a red bag")) > 5
 
 
-@pytest.mark.filterwarnings("ignore:a prompt holds at most")
 @pytest.mark.parametrize("prompt", ["красное платье", "赤いドレス", "123 !?"])
 def test_a_prompt_without_a_latin_letter_warns(tiny_model, prompt):
     with pytest.warns(UserWarning, match=f"prompt {prompt!r} has no Latin letter".replace("?", r"\?")):
