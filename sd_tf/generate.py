@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from sd_tf import commandline
+from sd_tf.errors import InputError
 
 
 def main(arguments=None):
@@ -32,6 +35,14 @@ def main(arguments=None):
     commandline.add_levels(parser)
     parser.add_argument("--sampler", default="ddim", help="ddim, euler, dpmpp_2m, unipc, … (default: ddim)")
     parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: 0)")
+    parser.add_argument("--image", metavar="FILE", help="a picture to begin with, of the model's size")
+    parser.add_argument(
+        "--strength", type=float, help="with --image: how much of it may change, 0 to 1 (default: 0.8)"
+    )
+    parser.add_argument("--mask", metavar="FILE", help="with --image: white where it may change")
+    parser.add_argument(
+        "--strip", action="store_true", help="also show what each step thought the first picture would be"
+    )
     parser.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
     parser.add_argument("--precision", default=None, help="a Keras policy (default: float32)")
     parser.add_argument("--output", default="out", help="folder for the pictures (default: out)")
@@ -42,7 +53,7 @@ def main(arguments=None):
     import sd_tf
     from sd_tf.checkpoints.loading import needs_networks
     from sd_tf.config import PRECISIONS
-    from sd_tf.errors import InputError, unknown
+    from sd_tf.errors import unknown
     from sd_tf.pictures import file_name, save_png, save_sheet
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
@@ -65,20 +76,31 @@ def main(arguments=None):
     }
     if flags.lora_weight and not flags.lora:
         raise InputError("--lora-weight is of --lora: name its file")
+    begin = _begin(flags)
     weights = flags.lora_weight or [1.0]
     if len(weights) not in (1, max(1, len(flags.lora))):
         raise InputError(
             f"{len(weights)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
             "or one for each"
         )
-    if flags.lora or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
+    by_tensorflow = flags.lora or flags.image or flags.engine == "tensorflow"
+    if by_tensorflow or needs_networks(flags.model, flags.precision):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision)
     loras = dict(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
     for file, weight in loras.items():
         model.load_lora(file, weight, name=file)
-    images = model.generate(flags.prompt, num_images=flags.num_images, engine=flags.engine, **settings)
+    guesses = {}
 
+    def note(step, latents, prediction):
+        guesses.setdefault(step, np.asarray(prediction.x0[0]))
+
+    images = model.generate(
+        flags.prompt, num_images=flags.num_images, engine=flags.engine, callback=note, **settings, **begin
+    )
+
+    settings |= {name: getattr(flags, name) for name in ("image", "strength", "mask")}
+    settings = {name: value for name, value in settings.items() if value is not None}
     of_model = {"model": flags.model} | ({"lora": loras} if loras else {})
     output.mkdir(parents=True, exist_ok=True)
     written = set()
@@ -94,6 +116,29 @@ def main(arguments=None):
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
         save_sheet(output / "grid.png", images, columns, {**settings, **of_model, "prompt": flags.prompt})
         print(output / "grid.png")
+    if flags.strip and guesses:
+        strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine)
+        said = {**settings, **of_model, "prompt": flags.prompt[0]}
+        save_sheet(output / "strip.png", strip, len(strip), said)
+        print(output / "strip.png")
+
+
+def _begin(flags):
+    """The picture that is drawn on, as `LatentDiffusion.generate` takes it."""
+    from sd_tf.data.opening import open_picture
+
+    for name in ("strength", "mask"):
+        if getattr(flags, name) is not None and flags.image is None:
+            raise InputError(f"--{name} is of a picture: give --image as well")
+    found = {} if flags.strength is None else {"strength": flags.strength}
+    for name, mode in (("image", "RGB"), ("mask", "L")):
+        file = getattr(flags, name)
+        if file is not None:
+            try:
+                found[name] = np.asarray(open_picture(file).convert(mode))
+            except InputError as error:
+                raise InputError(f"--{name} {file} {error}") from None
+    return found
 
 
 if __name__ == "__main__":

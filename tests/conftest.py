@@ -47,17 +47,15 @@ def tiny_model():
     return make_tiny_model()
 
 
-def drawn_by_diffusers(pipeline, prompts, latents, steps, guidance_scale):
-    """What a `StableDiffusionPipeline` makes of our latents (n, h, w, c): (n, height, width, 3), 0...255."""
+def drawn_by_diffusers(pipeline, prompts, latents, steps, guidance_scale, **options):
+    """What a pipeline of diffusers makes of our latents (n, h, w, c): (n, height, width, 3), 0...255."""
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
+    if latents is not None:
+        options["latents"] = torch.from_numpy(latents.transpose(0, 3, 1, 2).copy())
     images = pipeline(
-        prompts,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        latents=torch.from_numpy(latents.transpose(0, 3, 1, 2).copy()),
-        output_type="np",
+        prompts, num_inference_steps=steps, guidance_scale=guidance_scale, output_type="np", **options
     ).images
     return np.round(images * 255)
 

@@ -14,7 +14,7 @@ from sd_tf.checkpoints.lora import write_lora
 from sd_tf.errors import InputError
 from sd_tf.generate import main
 from sd_tf.latent.lora import LowRank
-from sd_tf.pictures import sheet
+from sd_tf.pictures import save_png, sheet
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,48 @@ def test_several_pictures_are_files_named_by_prompt_and_seed_and_a_grid(folder, 
     assert texts(tmp_path / "a-bag-10.png")["seed"] == "10"
     assert texts(tmp_path / "grid.png")["prompt"] == "['a dress', 'A BAG!']"
     assert texts(tmp_path / "grid.png")["sampler"] == "ddpm"
+
+
+def test_a_picture_is_drawn_on_within_its_mask_and_its_way_shown(folder, tmp_path, tiny_model, capsys):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16), bool)
+    mask[:8] = True
+    save_png(tmp_path / "image.png", image)
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    files = ["--image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png")]
+    flags = ["--steps", "5", "--strength", "0.6", "--strip", "--output", str(tmp_path / "out")]
+    main(["a bag", "--model", str(folder), *files, *flags])
+    expected = tiny_model.generate("a bag", steps=5, image=image, mask=mask, strength=0.6)
+    drawn = pixels(tmp_path / "out" / "a-bag-0.png")
+    assert np.abs(drawn.astype(int) - expected[0]).max() <= 1
+    np.testing.assert_array_equal(drawn[8:], image[8:])
+    assert texts(tmp_path / "out" / "a-bag-0.png")["strength"] == "0.6"
+    strip = pixels(tmp_path / "out" / "strip.png")
+    assert strip.shape == sheet(np.zeros((3, 16, 16, 3), np.uint8), columns=3).shape  # 0.6 of 5 steps
+    assert str(tmp_path / "out" / "strip.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mask", "mask.png"], "--mask is of a picture: give --image as well"),
+        (["--strength", "0.5"], "--strength is of a picture: give --image as well"),
+        (["--image", "nothing.png"], "--image .*nothing.png cannot be read as a picture"),
+        (["--image", "text.png"], "--image .*text.png cannot be read as a picture"),
+        (["--image", "image.png", "--strength", "2"], "strength is 2.0"),
+        (["--image", "image.png", "--mask", "wide.png"], r"mask has the shape \(16, 18\)"),
+        (["--image", "wide.png"], "image is 18 x 16: give sides that are multiples of"),
+    ],
+    ids=str,
+)
+def test_a_picture_that_cannot_be_drawn_on_is_named(flags, message, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_png("image.png", np.zeros((16, 16, 3), np.uint8))
+    save_png("wide.png", np.full((16, 18, 3), 255, np.uint8))
+    Path("text.png").write_text("no picture")
+    with pytest.raises(InputError, match=message):
+        main(["a bag", "--model", str(folder), "--output", "out", *flags])
+    assert not Path("out").exists()
 
 
 def test_sixteen_pictures_of_one_prompt_make_a_square(folder, tmp_path):

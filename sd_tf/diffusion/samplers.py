@@ -146,12 +146,11 @@ def lms(denoise, latents, levels, noise, callback=None):
 
     The polynomial of sigma through the last four epsilons, integrated over the step. It begins with fewer.
     """
-    x, epsilons = latents, []
-    sigmas = [level.sigma for level in levels]
+    x, epsilons, sigmas = latents, [], []
     for step, here, there in _steps(levels, from_no_signal=False):
         prediction = denoise(x, here)
-        epsilons = [prediction.noise, *epsilons[:3]]
-        weights = _integrals(sigmas[step::-1][:4], here.sigma, there.sigma)
+        epsilons, sigmas = [prediction.noise, *epsilons[:3]], [here.sigma, *sigmas[:3]]
+        weights = _integrals(sigmas, here.sigma, there.sigma)
         change = sum(weight * epsilon for weight, epsilon in zip(weights, epsilons, strict=True))
         x = there.signal * (x / here.signal + change)
         if callback is not None:
@@ -272,7 +271,8 @@ def _integrals(points, start, stop):
     found = []
     for i, point in enumerate(points):
         others = points[:i] + points[i + 1 :]
-        antiderivative = np.polyint(np.poly(others) / np.prod([point - other for other in others]))
+        height = np.prod([point - other for other in others])
+        antiderivative = np.polyint(np.atleast_1d(np.poly(others)) / height)
         found.append(float(np.polyval(antiderivative, stop) - np.polyval(antiderivative, start)))
     return found
 

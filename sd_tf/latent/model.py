@@ -1,20 +1,29 @@
 """Text to picture: the text tower, the UNet, the autoencoder and the noise schedule as one model."""
 
 import functools
-import numbers
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from sd_tf.compiled import compiled
 from sd_tf.data.noise import normals
-from sd_tf.diffusion.guidance import classifier_free, guided_part
+from sd_tf.diffusion.denoiser import denoiser
+from sd_tf.diffusion.editing import between_noises, ddim_inversion, noised, part_of_the_way
 from sd_tf.diffusion.losses import diffusion_loss
-from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError
+from sd_tf.latent.drawing import (
+    Settings,
+    check_number,
+    check_whole,
+    checked_image,
+    checked_mask,
+    draw,
+    free_latents,
+    to_uint8,
+)
 from sd_tf.latent.engines import Engines
 from sd_tf.latent.lora import Adaptations
 from sd_tf.text.new_words import with_word
@@ -128,11 +137,14 @@ class LatentDiffusion:
         eta=0.0,
         batch_size=64,
         latents=None,
+        image=None,
+        strength=0.8,
+        mask=None,
         engine="auto",
         callback=None,
         progress=True,
     ):
-        """Draws pictures from text.
+        """Draws pictures from text, or anew what there is of one.
 
         Picture j of a prompt depends on the prompt, the settings and `seed + j` alone: it is the same
         (up to rounding, at most 1 of 255) drawn alone with that seed, beside other prompts or in
@@ -159,6 +171,11 @@ class LatentDiffusion:
             batch_size: pictures drawn at once; it bounds memory.
             latents: the noise that pictures begin with, float (prompts x num_images, h, w, latent
                 channels), standard normal, in place of the seeds'; it sets the pictures' size.
+            image: a picture to begin with, uint8 (height, width, 3), or one for each prompt; it sets the
+                pictures' size. It is encoded, noised and drawn on (SDEdit, Meng et al. 2022).
+            strength: 0 to 1, the share of the steps that are taken then: how much of it may change.
+            mask: where `image` may change, (height, width), or one for each prompt: bool, uint8 of 0 and
+                255 or float of 0 and 1. The other pixels stay to the bit.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO where it is installed and the model fits it. Pictures of the
                 two differ by at most 2 of 255.
@@ -177,35 +194,173 @@ class LatentDiffusion:
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         _check_prompts(prompts)
-        _check_whole("num_images", num_images, 1, 2**20)
-        _check_whole("batch_size", batch_size, 1, 2**20)
-        _check_whole("steps", steps, 1, self.schedule.config.num_train_timesteps)
-        _check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
-        _check_number("guidance_scale", guidance_scale, 0, 1000)
-        _check_number("guidance_rescale", guidance_rescale, 0, 1)
-        _check_number("eta", eta, 0, 1)
-        _check_interval("guidance_interval", guidance_interval)
-        if sampler not in tuple(SAMPLERS):
-            raise unknown("sampler", sampler, SAMPLERS)
-        if not isinstance(karras, bool):
-            raise InputError(f"karras is {karras!r}: give True or False")
-        schedule = self.schedule if timestep_spacing is None else self.schedule.spaced(timestep_spacing)
-        levels = SAMPLERS[sampler].levels(schedule, steps, karras)
-        if eta and sampler != "ddim":
-            raise InputError(f"eta is {eta}, but sampler {sampler!r} has none: leave it out, or take 'ddim'")
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
-        if not isinstance(negatives, (list, tuple)) or not all(isinstance(text, str) for text in negatives):
-            raise InputError(f"negative_prompt is {negative_prompt!r}: give a string or a list of strings")
-        if len(negatives) != len(prompts):
-            raise InputError(
-                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each"
-            )
-
-        shape = self._latent_shape
+        check_whole("num_images", num_images, 1, 2**20)
+        check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
+        check_number("strength", strength, 0, 1)
+        settings = Settings(
+            steps,
+            guidance_scale,
+            guidance_interval,
+            guidance_rescale,
+            sampler,
+            timestep_spacing,
+            karras,
+            eta,
+            batch_size,
+        )
+        levels, number = settings.levels(self.schedule), len(prompts) * num_images
+        negatives = _negatives(negative_prompt, len(prompts))
+        shape, keep = self._latent_shape, None
         if latents is not None:
-            latents = self._checked_latents(latents, len(prompts) * num_images)
+            latents = self._checked_latents(latents, number)
             shape = latents.shape[1:]
+        if mask is not None and image is None:
+            raise InputError("mask is of a picture: give image as well")
+        if image is not None:
+            image = checked_image(image, len(prompts), self._multiple)
+            mask = None if mask is None else checked_mask(mask, image)
+            known = self.encode_images(image)
+            if latents is not None and shape != known.shape[1:]:
+                raise InputError(
+                    f"latents are {shape[:2]}, those of the picture {known.shape[1:3]}: give one of the two"
+                )
+            shape, levels = known.shape[1:], part_of_the_way(levels, strength)
+            known = _for_each(known, len(prompts), num_images)
 
+        networks = self._engine_for(engine, shape)
+        pairs = list(zip(negatives, prompts, strict=True))
+        contexts = [
+            pair for pair in encoded(pairs, self.tokenizer, networks.encode) for _ in range(num_images)
+        ]
+        seeds = seed + np.tile(np.arange(num_images), len(prompts))
+
+        def begin(places):
+            noise = _noise(seeds[places], 0, shape) if latents is None else latents[places]
+            if image is None:
+                return noise
+            return noised(known[places], noise, levels[0]) if len(levels) > 1 else known[places]
+
+        if mask is not None:
+            free = free_latents(mask, image.shape[1] // shape[0])
+            keep = known, _for_each(free, len(prompts), num_images)
+        drawn = draw(
+            networks,
+            self.schedule,
+            settings,
+            contexts,
+            begin,
+            lambda places, step: _noise(seeds[places], step + 1, shape),
+            levels,
+            keep,
+            callback,
+            progress,
+        )
+        if mask is None:
+            return drawn
+        image, mask = (_for_each(each, len(prompts), num_images) for each in (image, mask))
+        return np.where(mask, drawn, image)
+
+    def interpolate(
+        self, prompts, frames=8, seeds=0, negative_prompt="", engine="auto", progress=True, **settings
+    ):
+        """Draws pictures on the way from prompt to prompt, from seed to seed, or both.
+
+        Contexts are mixed in proportion, noise on the arc between two (spherically).
+
+        Args:
+            prompts: a string or a list of them.
+            frames: pictures, the first and the last those of the first and the last prompt and seed.
+            seeds: one, or a list; of lists, as many as prompts, or prompts are one.
+            negative_prompt: of all.
+            settings: others of `generate`, of `Settings`.
+
+        Returns:
+            uint8 (frames, height, width, 3).
+
+        Raises:
+            InputError: there is nothing to go between, or an argument is out of range.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        _check_prompts(prompts)
+        seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
+        stops = max(len(prompts), len(seeds))
+        if stops < 2 or len(prompts) not in (1, stops) or len(seeds) not in (1, stops):
+            raise InputError(
+                f"{len(prompts)} prompts and {len(seeds)} seeds: give two or more of one of them, and as "
+                "many or one of the other"
+            )
+        check_whole("frames", frames, 2, 2**20)
+        for seed in seeds:
+            check_whole("seeds", seed, 0, LARGEST_SEED)
+        settings = Settings(**settings)
+        levels, shape = settings.levels(self.schedule), self._latent_shape
+        networks = self._engine_for(engine, shape)
+        [texts] = encoded([[*_negatives(negative_prompt, 1), *prompts]], self.tokenizer, networks.encode)
+        negative, texts = texts[0], _for_each(texts[1:], stops, 1)
+        noises = _for_each(_noise(np.array(seeds), 0, shape), stops, 1)
+        contexts, begins = [], []
+        for position in np.linspace(0, stops - 1, frames):
+            first = min(int(position), stops - 2)
+            share = float(position - first)
+            contexts.append(np.stack([negative, (1 - share) * texts[first] + share * texts[first + 1]]))
+            begins.append(between_noises(noises[first], noises[first + 1], share))
+        begins = np.stack(begins).astype("float32")
+        return draw(
+            networks,
+            self.schedule,
+            settings,
+            contexts,
+            begins.__getitem__,
+            lambda places, step: _noise(np.repeat(seeds[0], len(places)), step + 1, shape),
+            levels,
+            progress=progress,
+        )
+
+    def encode_images(self, images):
+        """uint8 pictures (n, height, width, 3) -> means of their latents, float32 (n, h, w, channels)."""
+        images = np.asarray(images, "float32") / 127.5 - 1.0
+        parts = [self._encode_images(images[i : i + 64])[0] for i in range(0, len(images), 64)]
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def decode_latents(self, latents, engine="auto"):
+        """Clean latents, float32 (n, h, w, channels) -> uint8 pictures (n, height, width, 3)."""
+        return to_uint8(np.asarray(self._engine_for(engine, latents.shape[1:]).decode(latents)))
+
+    @functools.cached_property
+    def _encode_images(self):
+        return compiled(self.autoencoder.encode)
+
+    def invert(self, image, prompt="", steps=50, engine="auto"):
+        """The noise from which DDIM draws a picture again (Dhariwal & Nichol 2021): `latents` of `generate`.
+
+        `generate(prompt, latents=..., steps=steps, guidance_scale=1)` draws it about as it was, and another
+        prompt changes it.
+
+        Args:
+            image: uint8 (height, width, 3), or several, (n, height, width, 3).
+            prompt: what it shows.
+            steps: of DDIM.
+
+        Returns:
+            float32 (n, h, w, latent channels).
+        """
+        images = checked_image(image, len(image) if np.ndim(image) == 4 else 1, self._multiple)
+        levels = Settings(steps).levels(self.schedule)
+        latents = self.encode_images(images)
+        networks = self._engine_for(engine, latents.shape[1:])
+        [[context]] = encoded([[prompt]], self.tokenizer, networks.encode)
+        contexts = np.repeat(context[np.newaxis], len(images), axis=0)
+        denoise = denoiser(networks.denoise, self.schedule, contexts)
+        return np.asarray(ddim_inversion(denoise, latents, levels))
+
+    @property
+    def _multiple(self):
+        """Of which pictures' sides are multiples."""
+        levels = len(self._unet_config.block_out_channels) - 1
+        return self._parts["autoencoder"].config.downsampling * 2**levels
+
+    def _engine_for(self, engine, shape):
+        """An engine for latents of a shape."""
         if shape != self._latent_shape:  # OpenVINO's conversion is of one size
             if engine == "openvino":
                 raise InputError(
@@ -213,46 +368,7 @@ class LatentDiffusion:
                     "take 'tensorflow'"
                 )
             engine = "tensorflow" if engine == "auto" else engine
-        networks = self.engines[engine]
-        pairs = list(zip(negatives, prompts, strict=True))
-        contexts = [
-            pair for pair in encoded(pairs, self.tokenizer, networks.encode) for _ in range(num_images)
-        ]
-        seeds = seed + np.tile(np.arange(num_images), len(prompts))
-        batches = _batches([context.shape[1] for context in contexts], batch_size)
-        options = {"eta": eta} if sampler == "ddim" else {}
-        images = [None] * len(seeds)
-        with tqdm(
-            total=steps * len(batches), unit="step", disable=None if progress else True, leave=False
-        ) as bar:
-
-            def after_step(step, latents, prediction):
-                bar.update()
-                if callback is not None:
-                    callback(step, latents, prediction)
-
-            for batch in batches:
-                negative_context, context = np.stack([contexts[i] for i in batch], axis=1)
-                denoise = classifier_free(
-                    networks.denoise,
-                    self.schedule,
-                    context,
-                    negative_context,
-                    guidance_scale,
-                    guided_part(levels[:-1], guidance_interval),
-                    guidance_rescale,
-                )
-                final = SAMPLERS[sampler].walk(
-                    denoise,
-                    _noise(seeds[batch], 0, shape) if latents is None else latents[batch],
-                    levels,
-                    lambda step, seeds=seeds[batch]: _noise(seeds, step + 1, shape),
-                    after_step,
-                    **options,
-                )
-                for i, image in zip(batch, _to_uint8(np.asarray(networks.decode(final))), strict=True):
-                    images[i] = image
-        return np.stack(images)
+        return self.engines[engine]
 
     def warmup(self, num_images=1, guidance_scale=3.0, batch_size=64, engine="auto"):
         """Compiles all that `generate` needs for so many pictures, so that the first are not slower.
@@ -352,14 +468,18 @@ def _noise(seeds, draw, shape):
     return normals((PICTURE_NOISE, draw), seeds, shape)
 
 
-def _batches(kinds, batch_size):
-    """The places of pictures that are drawn at once: those of one kind, in their order."""
-    of_kinds = [np.flatnonzero(np.equal(kinds, kind)) for kind in sorted(set(kinds))]
-    return [places[i : i + batch_size] for places in of_kinds for i in range(0, len(places), batch_size)]
+def _for_each(values, prompts, num_images):
+    """One value for all prompts, or one for each, as one for each picture."""
+    return np.repeat(np.broadcast_to(values, (prompts, *values.shape[1:])), num_images, axis=0)
 
 
-def _to_uint8(images):
-    return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
+def _negatives(negative_prompt, number):
+    negatives = [negative_prompt] * number if isinstance(negative_prompt, str) else negative_prompt
+    if not isinstance(negatives, (list, tuple)) or not all(isinstance(text, str) for text in negatives):
+        raise InputError(f"negative_prompt is {negative_prompt!r}: give a string or a list of strings")
+    if len(negatives) != number:
+        raise InputError(f"{len(negatives)} negative prompts for {number} prompts: give one, or one for each")
+    return negatives
 
 
 def _check_prompts(prompts):
@@ -375,23 +495,3 @@ def _check_prompts(prompts):
                 f"prompt {prompt!r} has no Latin letter: the text tower learned English captions",
                 stacklevel=3,
             )
-
-
-def _check_whole(name, value, least, most):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}: give a whole number from {least} to {most}")
-
-
-def _check_number(name, value, least, most):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}: give a number from {least} to {most}")
-
-
-def _check_interval(name, value):
-    pair = isinstance(value, (list, tuple)) and len(value) == 2
-    if not pair:
-        raise InputError(f"{name} is {value!r}: give two shares, such as (0.2, 0.8)")
-    for share in value:
-        _check_number(name, share, 0, 1)
-    if value[0] > value[1]:
-        raise InputError(f"{name} is {tuple(value)}: give the lower share first")

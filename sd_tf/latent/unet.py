@@ -132,7 +132,7 @@ class UNet(keras.Model):
     Args:
         config: a `UNetConfig`, or its fields as a dictionary.
 
-    Called with latents (batch, h, w, in channels), any float; timesteps (batch,), integer; context
+    Called with latents (batch, h, w, in channels), any float; timesteps (batch,), integer or float; context
     (batch, tokens, cross_attention_dim). Returns float32 (batch, h, w, out channels).
 
     Raises:
@@ -140,7 +140,8 @@ class UNet(keras.Model):
     """
 
     def __init__(self, config=UNetConfig(), **kwargs):
-        super().__init__(**{"name": "unet", **kwargs})
+        # In bfloat16 there is no timestep 999; what is to be cast, the layers within cast.
+        super().__init__(autocast=False, **{"name": "unet", **kwargs})
         config = self.config = config if isinstance(config, UNetConfig) else UNetConfig(**config)
         policy, widths = self.dtype_policy, config.block_out_channels
         levels = len(widths)

@@ -24,7 +24,7 @@ def scaled_dot_product_attention(query, key, value, num_heads, mask=None):
         (batch, tokens, width), the dtype of `value`. The softmax is taken in float32.
     """
     _, tokens, width = query.shape
-    context_tokens, head_width = key.shape[1], width // num_heads
+    context_tokens, head_width = ops.shape(key)[1], width // num_heads  # a number, where it is known
     query = query * (1.0 / math.sqrt(head_width))
 
     def heads(x, tokens):  # (batch, tokens, width) -> (batch, heads, tokens, head width)

@@ -69,7 +69,8 @@ def _literally(prompt, reason):
 def _checked(weight, prompt):
     if abs(weight) > LARGEST_WEIGHT:
         raise InputError(
-            f"prompt {shown(prompt)} has the weight {weight:g}: give {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+            f"prompt {shown(prompt)} has the weight {weight:g}: "
+            f"give {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
         )
     return weight
 

@@ -14,7 +14,7 @@ WIDTH, LENGTH = 5, 8
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.learn(["a red dress with short sleeves", "a blue bag"], 560, LENGTH)
+    return Tokenizer.learn(["a red dress", "a blue bag"] * 2, 560, LENGTH)
 
 
 class Tower:
@@ -94,8 +94,8 @@ def test_weights_that_cancel_are_named(tokenizer):
         def __call__(self, token_ids):
             return np.ones((*token_ids.shape, WIDTH))
 
-    with pytest.raises(InputError, match=r"weights in prompt 'a \(red:-6\) dress' cancel"):
-        encoded([["a (red:-6) dress"]], tokenizer, Ones())
+    with pytest.raises(InputError, match=r"weights in prompt 'a \(red:-7\) dress' cancel"):
+        encoded([["a (red:-7) dress"]], tokenizer, Ones())
 
 
 def test_what_is_longer_than_the_tower_is_read_in_parts_and_its_group_is_as_long(tokenizer):

@@ -1,0 +1,105 @@
+"""Drawing that begins with a picture keeps what it is told to keep, and finds its way back."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sd_tf.config import ScheduleConfig
+from sd_tf.diffusion.denoiser import to_prediction
+from sd_tf.diffusion.editing import between_noises, ddim_inversion, keeping, noised, part_of_the_way
+from sd_tf.diffusion.samplers import SAMPLERS
+from sd_tf.diffusion.schedules import NoiseSchedule
+
+SHAPE = (2, 4, 4, 3)
+
+
+def denoise(x, level):
+    """A smooth network, of v-prediction."""
+    output = np.tanh(x * np.float32(0.3 + level.t / 2000)) * np.float32(0.5)
+    return to_prediction(output, x, level.signal, level.noise, "v_prediction")
+
+
+@pytest.fixture
+def pair():
+    """Clean latents and noise."""
+    return np.random.default_rng(0).standard_normal((2, *SHAPE), "float32")
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.04, 0.3, 0.55, 1.0])
+@pytest.mark.parametrize("steps", [1, 7, 20])
+def test_as_many_steps_are_taken_as_diffusers_takes(steps, strength):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline
+    _, number = pipeline.get_timesteps(SimpleNamespace(scheduler=scheduler), steps, strength, "cpu")
+    levels = SAMPLERS["ddim"].levels(NoiseSchedule(ScheduleConfig()), steps)
+    part = part_of_the_way(levels, strength)
+    assert part == levels[-1 - number :]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_is_kept_comes_out_as_it_was_and_the_rest_as_if_alone(name, pair):
+    latents, noise = pair
+    free = np.zeros((2, 4, 4, 1), "float32")
+    free[:, :2] = 1
+    levels = SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig(set_alpha_to_one=True)), 10)[4:]
+    fresh = np.random.default_rng(1).standard_normal((10, *SHAPE), "float32")
+    begun = noised(latents, noise, levels[0])
+    alone = SAMPLERS[name].walk(denoise, begun, levels, fresh.__getitem__)
+    kept = SAMPLERS[name].walk(keeping(denoise, latents, free), begun, levels, fresh.__getitem__)
+    np.testing.assert_allclose(kept[:, 2:], latents[:, 2:], atol=1e-5)
+    np.testing.assert_allclose(kept[:, :2], alone[:, :2], atol=1e-5)  # the network looks at each place alone
+    assert np.abs(alone[:, 2:] - latents[:, 2:]).max() > 0.1
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_inversion_takes_the_steps_of_diffusers(prediction_type, spacing, pair):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    config = ScheduleConfig(prediction_type=prediction_type, timestep_spacing=spacing)
+    schedule = NoiseSchedule(config)
+
+    def network(x, t):
+        return np.tanh(x * np.float32(0.3 + t / 2000)) * np.float32(0.5)
+
+    scheduler = diffusers.DDIMInverseScheduler(
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule=config.beta_schedule,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=config.steps_offset,
+        prediction_type=prediction_type,
+        timestep_spacing=spacing,
+    )
+    scheduler.set_timesteps(20)
+    x = torch.from_numpy(pair[0])
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.from_numpy(network(x.numpy(), int(t))), t, x).prev_sample
+
+    def ours(x, level):
+        return to_prediction(network(x, level.t), x, level.signal, level.noise, prediction_type)
+
+    found = ddim_inversion(ours, pair[0], SAMPLERS["ddim"].levels(schedule, 20))
+    np.testing.assert_allclose(found, x.numpy(), atol=2e-4)
+
+
+def test_drawing_from_an_inversion_comes_back_the_closer_the_more_steps_there_are(pair):
+    errors = []
+    for steps in (25, 100, 400):
+        levels = SAMPLERS["ddim"].levels(NoiseSchedule(ScheduleConfig()), steps)
+        noise = ddim_inversion(denoise, pair[0].astype("float64"), levels)
+        errors.append(np.abs(SAMPLERS["ddim"].walk(denoise, noise, levels, None) - pair[0]).max())
+    assert errors[2] < 0.02 and errors[0] > 2 * errors[1] > 4 * errors[2], errors
+
+
+def test_between_two_noises_deviation_stays_and_ends_are_the_two():
+    first, second = np.random.default_rng(0).standard_normal((2, 64, 64, 4))
+    np.testing.assert_allclose(between_noises(first, second, 0.0), first, atol=1e-12)
+    np.testing.assert_allclose(between_noises(first, second, 1.0), second, atol=1e-12)
+    for share in (0.25, 0.5, 0.75):
+        assert between_noises(first, second, share).std() == pytest.approx(1, abs=0.02)
+    np.testing.assert_allclose(between_noises(first, first, 0.3), first, atol=1e-12)
