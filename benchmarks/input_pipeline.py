@@ -42,15 +42,14 @@ def measured_run(config, seconds):
 
         def _fit(self, stage, budget=None):
             trainer, number = self.trainer(stage, self.budget(stage.config)), stage.config.batch_size
-            same = next(iter(stage.batches(0)))
-            again = itertools.repeat(same)
+            same = itertools.repeat(next(iter(stage.batches(0))))
 
             def steps(batches):  # `float` waits for the step
                 return (float(trainer.train_step(batch)["loss"]) for batch in batches)
 
             self.rates[f"{stage.name}, batches of {number}"] = {
                 "pipeline": per_second(iter(stage.batches(0)), number, seconds),
-                "step": per_second(steps(again), number, seconds),
+                "step": per_second(steps(same), number, seconds),
                 "both": per_second(steps(iter(stage.batches(0))), number, seconds),
             }
 

@@ -72,7 +72,6 @@ def main(arguments=None):
             "eta",
             "seed",
         )
-        if getattr(flags, name) is not None
     }
     if flags.lora_weight and not flags.lora:
         raise InputError("--lora-weight is of --lora: name its file")
@@ -93,10 +92,15 @@ def main(arguments=None):
     guesses = {}
 
     def note(step, latents, prediction):
-        guesses.setdefault(step, np.asarray(prediction.x0[0]))
+        guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy: the batch's others can go
 
     images = model.generate(
-        flags.prompt, num_images=flags.num_images, engine=flags.engine, callback=note, **settings, **begin
+        flags.prompt,
+        num_images=flags.num_images,
+        engine=flags.engine,
+        callback=note if flags.strip else None,
+        **settings,
+        **begin,
     )
 
     settings |= {name: getattr(flags, name) for name in ("image", "strength", "mask")}
@@ -116,7 +120,7 @@ def main(arguments=None):
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
         save_sheet(output / "grid.png", images, columns, {**settings, **of_model, "prompt": flags.prompt})
         print(output / "grid.png")
-    if flags.strip and guesses:
+    if guesses:
         strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine)
         said = {**settings, **of_model, "prompt": flags.prompt[0]}
         save_sheet(output / "strip.png", strip, len(strip), said)
