@@ -117,7 +117,7 @@ GARMENTS = replace(FASHION_MNIST, text_encoder=None, command="", runtime="", sco
 PICTURES = replace(  # a few hundred or thousand of one's own, 64 x 64
     FASHION_MNIST,
     autoencoder=AutoencoderConfig(
-        block_out_channels=(32, 64, 128), layers_per_block=1, norm_num_groups=8, sample_size=64
+        block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=64
     ),
     unet=replace(
         FASHION_MNIST.unet,
@@ -130,6 +130,8 @@ PICTURES = replace(  # a few hundred or thousand of one's own, 64 x 64
     vision=replace(FASHION_MNIST.vision, image_size=64),
     vocab_size=2048,
     clip_stage=replace(FASHION_MNIST.clip_stage, share=0.05),
+    autoencoder_stage=replace(FASHION_MNIST.autoencoder_stage, share=0.3),
+    perceptual_weight=0.2,
     cached_epochs=20,
     max_minutes=110,
     text_encoder=None,
