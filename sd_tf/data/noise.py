@@ -19,21 +19,27 @@ def uniforms(key: Sequence[int], indices: Sequence[int], count: int) -> np.ndarr
     Returns:
         float64 (n, count), uniform in [0, 1).
     """
-    state = np.zeros(1, np.uint64)
-    for part in key:
-        state = _mix(state + np.uint64(int(part) & (2**64 - 1)) + _GOLDEN)
-    rows = _mix(state + (np.asarray(indices, np.uint64) + np.uint64(1)) * _GOLDEN)  # (n,)
-    columns = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    rows = _mix(state_of(key) + (np.asarray(indices, np.uint64) + np.uint64(1)) * GOLDEN)  # (n,)
+    columns = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
     return (_mix(rows[:, None] + columns) >> np.uint64(11)) * 2.0**-53
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+def state_of(key: Sequence[int]) -> np.ndarray:
+    """What the numbers of a stream are hashed with, uint64 (1,)."""
+    state = np.zeros(1, np.uint64)
+    for part in key:
+        state = _mix(state + np.uint64(int(part) & (2**64 - 1)) + GOLDEN)
+    return state
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # (shift, what to multiply by)
 
 
 def _mix(state):
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    for shift, factor in MIXERS:
+        state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+    return state
 
 
 def normals(key: Sequence[int], indices: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -27,7 +27,8 @@ LONGEST = 65536  # tokens in a row; anything above is a mistake, and would fill 
 UNLIMITED = 10**20  # transformers writes an integer above this where no length was set
 
 # Contractions, letters, single digits and runs of everything else, as in OpenAI's simple_tokenizer.py.
-WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|" + PIECES
 
 # In the order in which transformers adds them: where two roles share a token, the last one's options hold.
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -59,6 +60,9 @@ class Tokenizer:
             or a `tokenizers.AddedToken`. Roles left out take CLIP's token.
         added_tokens: id -> `tokenizers.AddedToken`, cut out of a prompt before it is split into
             words (textual inversion); ids beyond `vocab` extend it without gaps.
+
+    Attributes:
+        added_tokens: likewise, with those of the roles.
 
     Raises:
         InputError: where the vocabulary and the rest do not fit together.
@@ -113,7 +117,7 @@ class Tokenizer:
                     f"the added token {token.content!r} has id {token_id}, its place in the vocabulary is "
                     f"{self._tokenizer.token_to_id(token.content)}: correct its id."
                 )
-        self._added = self._tokenizer.get_added_tokens_decoder()  # id -> AddedToken
+        self.added_tokens = self._tokenizer.get_added_tokens_decoder()
 
     @property
     def vocab_size(self):
@@ -152,7 +156,7 @@ class Tokenizer:
 
     def with_token(self, token):
         """A tokenizer with one token more, which is cut out of a prompt before it is split into words."""
-        added = self._added | {self.vocab_size: AddedToken(token, normalized=False)}
+        added = self.added_tokens | {self.vocab_size: AddedToken(token, normalized=False)}
         return Tokenizer(self.vocab, self.merges, self.max_length, self.special_tokens, added)
 
     def __call__(self, prompts):
@@ -247,7 +251,7 @@ class Tokenizer:
             "add_prefix_space": False,
             "added_tokens_decoder": {
                 str(i): {option: getattr(token, option) for option in options}
-                for i, token in sorted(self._added.items())
+                for i, token in sorted(self.added_tokens.items())
             },
             "do_lower_case": True,
             "errors": "replace",
@@ -264,6 +268,10 @@ class Tokenizer:
         # Other readers would prefer these, left by an older tokenizer, to the files above.
         for stale in ("tokenizer.json", "added_tokens.json"):
             (folder / stale).unlink(missing_ok=True)
+
+    def save_joint(self, file):
+        """Write `tokenizer.json`, which `tokenizers.Tokenizer.from_file` reads; without begin and end."""
+        self._tokenizer.save(str(file), pretty=False)
 
     @classmethod
     def learn(cls, captions, vocab_size, max_length):
@@ -283,7 +291,7 @@ class Tokenizer:
 
         Reference: Sennrich et al. 2016, algorithm 1.
         """
-        alphabet = list(_byte_characters().values())
+        alphabet = list(byte_characters().values())
         alphabet += [character + END_OF_WORD for character in alphabet]
         smallest = len(alphabet) + 2
         if not isinstance(vocab_size, int) or vocab_size < smallest:
@@ -295,7 +303,7 @@ class Tokenizer:
         return cls({token: i for i, token in enumerate([*vocab, START, END])}, merges, max_length)
 
 
-def _byte_characters():
+def byte_characters():
     """Byte -> character: printable Latin-1 stands for itself, the rest moves to U+0100 and on (GPT-2)."""
     printable = [
         *range(ord("!"), ord("~") + 1),

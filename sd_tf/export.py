@@ -1,0 +1,116 @@
+"""Writes a model for places without this package: `python -m sd_tf.export --model M --output DIR`.
+
+A SavedModel takes prompts and gives PNG files, tokenizer and sampler included. LiteRT and ONNX have a file
+for each network, and draw.py, which draws with them. Each is then drawn with, beside the model.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sd_tf import commandline
+from sd_tf.errors import InputError, unknown
+
+FORMATS = ("savedmodel", "litert", "onnx")
+OURS = {  # what such a folder holds, and may be replaced with
+    *("saved_model.pb", "fingerprint.pb", "variables", "assets"),
+    *("draw.py", "settings.json", "tokenizer.json", "float16", "int8", "onnx"),
+}
+PROMPTS = ("a red dress", "a photo of a blue bag", "green trousers", "a shirt", "a black sneaker")
+
+
+def main(arguments=None):
+    """Parses flags, writes, draws with what was written, and prints a table of both."""
+    parser = commandline.Parser("python -m sd_tf.export", description=__doc__)
+    parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
+    parser.add_argument(
+        "--format", default="savedmodel", help="savedmodel, litert or onnx (default: savedmodel)"
+    )
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=20, help="of the pictures in the table (default: 20)")
+    parser.add_argument("--no-table", action="store_true", help="do not draw with it")
+    flags = parser.parse_args(arguments)
+    if flags.format not in FORMATS:
+        raise unknown("--format", flags.format, FORMATS)
+    output = Path(flags.output)
+    commandline.check_writable(output)
+    if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= OURS):
+        raise InputError(f"--output {output} holds something else: name another folder")
+    commandline.load_tensorflow()
+    import sd_tf
+    from sd_tf.checkpoints.replacing import replacing
+
+    model = sd_tf.load(flags.model)
+    with replacing(output) as folder:
+        _write(model, folder, flags.format)
+    print(output)
+    if flags.no_table:
+        return
+
+    def drawn(generate):
+        """The pictures, and the median of the seconds each took; the first is not timed."""
+        images, seconds = [], []
+        generate(PROMPTS[0])
+        for prompt in PROMPTS:
+            start = time.perf_counter()
+            images.append(generate(prompt))
+            seconds.append(time.perf_counter() - start)
+        return np.stack(images).astype(int), float(np.median(seconds))
+
+    settings = {"steps": flags.steps, "engine": "tensorflow", "progress": False}
+    expected, seconds = drawn(lambda prompt: model.generate(prompt, **settings)[0])
+    sizes = {
+        "the model": sum(network.count_params() * 4 for network, _, _ in model.engines.networks.values())
+    }
+    print(f"{'':12}{'MB':>8}{'seconds':>9}   difference of pixels, of 255: mean, most")
+    print(f"{'the model':12}{sizes['the model'] / 1e6:8.1f}{seconds:9.2f}")
+    for name, generate in _generators(output, flags.format, flags.steps).items():
+        images, seconds = drawn(generate)
+        size = sum(file.stat().st_size for file in (output / name).rglob("*") if file.is_file())
+        difference = np.abs(images - expected)
+        said = f"{difference.mean():.3f} {difference.max()}"
+        print(f"{flags.format if name == '.' else name:12}{size / 1e6:8.1f}{seconds:9.2f}   {said}")
+
+
+def _write(model, folder, kind):
+    if kind == "savedmodel":
+        from sd_tf.exporting.saved_model import GraphModel
+
+        GraphModel(model).save(folder)
+        return
+    from sd_tf.exporting.networks import LITERT, write_litert, write_onnx, write_what_draws
+
+    write_what_draws(model, folder)
+    if kind == "onnx":
+        write_onnx(model, folder / "onnx")
+        return
+    for precision in LITERT:
+        write_litert(model, folder / precision, precision)
+
+
+def _generators(folder, kind, steps):
+    """Part of the folder -> what draws one picture with it, of a prompt."""
+    if kind != "savedmodel":
+        from sd_tf.exporting import draw
+        from sd_tf.exporting.networks import LITERT
+
+        models = {part: draw.Model(folder, part) for part in (LITERT if kind == "litert" else ("onnx",))}
+        return {
+            part: lambda prompt, model=model: model.generate(prompt, steps) for part, model in models.items()
+        }
+    import tensorflow as tf
+
+    serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    settings = {"seed": 0, "steps": steps, "guidance_scale": 3.0}
+    settings = {name: tf.constant(value) for name, value in settings.items()}
+
+    def generate(prompt):
+        [png] = serve(prompt=tf.constant([prompt]), **settings)["png"]
+        return tf.io.decode_png(png).numpy()
+
+    return {".": generate}
+
+
+if __name__ == "__main__":
+    commandline.run(main)

@@ -1,0 +1,1 @@
+"""Models for places without this package: SavedModel, LiteRT, ONNX."""

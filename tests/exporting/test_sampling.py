@@ -1,0 +1,42 @@
+"""Noise and timesteps of a graph are those of Python, to the bit."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sd_tf.config import ScheduleConfig
+from sd_tf.data import noise
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.exporting import draw
+from sd_tf.exporting.sampling import inference_timesteps, normals, rates
+
+SEEDS = [0, 1, 7, 2**31 - 1]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 4), (3, 5, 1)])
+def test_noise_is_the_pictures_own(shape):
+    expected = noise.normals((1, 0), SEEDS, shape)
+    np.testing.assert_array_equal(normals((1, 0), tf.constant(SEEDS), shape), expected)
+    for seed, of_seed in zip(SEEDS, expected, strict=True):
+        np.testing.assert_array_equal(draw.normals((1, 0), seed, shape), of_seed)
+
+
+@pytest.mark.parametrize(
+    "spacing, offset", [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)]
+)
+@pytest.mark.parametrize("timesteps", [1000, 77])
+def test_timesteps_are_the_schedules(spacing, offset, timesteps):
+    config = ScheduleConfig(num_train_timesteps=timesteps, timestep_spacing=spacing, steps_offset=offset)
+    schedule = NoiseSchedule(config)
+    visited = tf.function(lambda steps: inference_timesteps(config, steps), [tf.TensorSpec([], tf.int32)])
+    for steps in range(1, timesteps + 1 - offset):
+        np.testing.assert_array_equal(visited(steps), schedule.inference_timesteps(steps), f"{steps} steps")
+
+
+@pytest.mark.parametrize("to_one", [True, False])
+def test_rates_end_where_ddim_ends(to_one):
+    schedule = NoiseSchedule(ScheduleConfig(set_alpha_to_one=to_one))
+    signals, noises = rates(schedule, tf.constant([999, 500]))
+    levels = [schedule.level(999), schedule.level(500), schedule.final_level]
+    np.testing.assert_array_equal(signals, np.float32([level.signal for level in levels]))
+    np.testing.assert_array_equal(noises, np.float32([level.noise for level in levels]))
