@@ -175,6 +175,7 @@ NOT_PART_OF_A_RUN = (
     "checkpoint_every",
     "keep_checkpoints",
     "snapshots",
+    "previews",
     "remat",
     "xla",
     "strategy",
@@ -270,6 +271,7 @@ class RunConfig:
     checkpoint_every: int | None = _flag(None, "steps between two checkpoints, in place of seconds")
     keep_checkpoints: int = _flag(2, "how many checkpoints of a stage stay")
     snapshots: int = _flag(0, "times at which the UNet is kept, for python -m sd_tf.sweep")
+    previews: int = _flag(8, "sheets of pictures drawn on the way, of each stage; 0 for none")
     overfit: int | None = _flag(None, "check a set-up: learn so many examples, the same in every step")
     wandb: bool = _flag(False, "log to Weights & Biases too; WANDB_MODE=offline keeps it in the run folder")
     dry_run: bool = _flag(False, "say what the run would be, its memory and its steps, and write nothing")
@@ -306,6 +308,7 @@ class RunConfig:
             "checkpoint_every": 1,
             "keep_checkpoints": 1,
             "snapshots": 0,
+            "previews": 0,
             "overfit": 2,
             "accumulate": 1,
         }.items():

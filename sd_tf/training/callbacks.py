@@ -16,7 +16,6 @@ from sd_tf.errors import InputError
 from sd_tf.pictures import save_sheet
 
 SECONDS_BETWEEN_LINES = 5.0
-PREVIEWS = 8  # sheets of pictures in a stage
 
 
 class ProgressBar:
@@ -146,9 +145,9 @@ class WeightsAndBiases:
 class Previews:
     """Sheets of pictures drawn with the averaged weights, some times in a stage."""
 
-    def __init__(self, stage, folder: Path, budget, progress):
+    def __init__(self, stage, folder: Path, number, budget, progress):
         self.stage, self.folder = stage, folder
-        self.times = _Times(PREVIEWS, budget, progress)
+        self.times = _Times(number, budget, progress)
 
     def __call__(self, trainer, step, elapsed, means):
         if not self.times.now(step, elapsed):

@@ -370,7 +370,9 @@ class Run:
                     bar = ProgressBar(stage, budget, trainer.progress)
                     stack.callback(bar.close)
                     log = Log(stage, self.folder, int(trainer.step.numpy()), self.wandb)
-                    previews = Previews(stage, self.folder / "samples", budget, trainer.progress)
+                    previews = Previews(
+                        stage, self.folder / "samples", self.config.previews, budget, trainer.progress
+                    )
                     observers = [bar, log, previews, note]
                     if stage.name == "diffusion" and self.config.snapshots:
                         observers.append(

@@ -152,7 +152,7 @@ def test_the_end_is_shown_however_soon_after_the_last_drawing(capsys):
     assert "100%, step 2 " in capsys.readouterr().err
 
 
-def preview_steps(folder, first, steps, budget):
+def preview_steps(folder, first, steps, budget, number=8):
     """The steps at which sheets were drawn, all of them with the averages in place."""
     averages, seen = [], []
 
@@ -169,7 +169,7 @@ def preview_steps(folder, first, steps, budget):
 
     pictured = stage()
     pictured.preview = preview
-    previews = Previews(pictured, folder, budget, budget.progress(first, 0.0))
+    previews = Previews(pictured, folder, number, budget, budget.progress(first, 0.0))
     now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=in_place))
     for step in range(first + 1, steps + 1):
         previews(now, step, 0.0, {})
@@ -192,11 +192,16 @@ def test_fewer_steps_than_sheets_draw_one_at_each_step(tmp_path):
     assert preview_steps(tmp_path, 0, 3, Budget(None, 3)) == [1, 2, 3]
 
 
+def test_no_sheets_are_drawn_where_none_are_wanted(tmp_path):
+    assert preview_steps(tmp_path / "samples", 0, 16, Budget(None, 16), number=0) == []
+    assert not (tmp_path / "samples").exists()
+
+
 def test_a_stage_without_pictures_writes_none(tmp_path):
     silent = stage()
     silent.preview = lambda: None
     now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=contextlib.nullcontext))
-    Previews(silent, tmp_path / "samples", Budget(None, 1), 0.0)(now, 1, 0.0, {})
+    Previews(silent, tmp_path / "samples", 8, Budget(None, 1), 0.0)(now, 1, 0.0, {})
     assert not (tmp_path / "samples").exists()
 
 
