@@ -30,6 +30,10 @@ def main(arguments=None):
     parser.add_argument(
         "--guidance-rescale", type=float, default=0.0, help="0 to 1, takes back contrast (default: 0)"
     )
+    parser.add_argument(
+        "--clip-guidance", metavar="CLIP", help="a CLIP that guides as well: clip-mini, a folder or a hub id"
+    )
+    parser.add_argument("--clip-guidance-scale", type=float, help="how much it does (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--negative-prompt", default="", help="what to lean away from")
     commandline.add_levels(parser)
@@ -82,13 +86,20 @@ def main(arguments=None):
             f"{len(weights)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
             "or one for each"
         )
-    by_tensorflow = flags.lora or flags.image or flags.engine == "tensorflow"
+    if flags.clip_guidance_scale is not None and flags.clip_guidance is None:
+        raise InputError("--clip-guidance-scale is of --clip-guidance: name a CLIP")
+    by_tensorflow = flags.lora or flags.image or flags.clip_guidance or flags.engine == "tensorflow"
     if by_tensorflow or needs_networks(flags.model, flags.precision):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision)
     loras = dict(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
     for file, weight in loras.items():
         model.load_lora(file, weight, name=file)
+    if flags.clip_guidance is not None:
+        from sd_tf.latent.clip_guidance import CLIPGuidance
+
+        scale = 1.0 if flags.clip_guidance_scale is None else flags.clip_guidance_scale
+        begin["clip_guidance"] = CLIPGuidance(flags.clip_guidance, scale)
     guesses = {}
 
     def note(step, latents, prediction):
@@ -103,7 +114,10 @@ def main(arguments=None):
         **begin,
     )
 
-    settings |= {name: getattr(flags, name) for name in ("image", "strength", "mask")}
+    settings |= {
+        name: getattr(flags, name)
+        for name in ("image", "strength", "mask", "clip_guidance", "clip_guidance_scale")
+    }
     settings = {name: value for name, value in settings.items() if value is not None}
     of_model = {"model": flags.model} | ({"lora": loras} if loras else {})
     output.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import sd_tf
 from sd_tf.checkpoints.lora import write_lora
 from sd_tf.errors import InputError
 from sd_tf.generate import main
+from sd_tf.latent.clip_guidance import CLIPGuidance
 from sd_tf.latent.lora import LowRank
 from sd_tf.pictures import save_png, sheet
 
@@ -103,6 +104,16 @@ def test_several_pictures_are_files_named_by_prompt_and_seed_and_a_grid(folder, 
     assert texts(tmp_path / "grid.png")["sampler"] == "ddpm"
 
 
+def test_a_clip_guides_from_the_command_line(folder, tiny_model, tmp_path):
+    flags = ["a red dress", "--model", str(folder), "--steps", "2", "--guidance-scale", "1"]
+    main([*flags, "--clip-guidance", "clip-mini", "--clip-guidance-scale", "2", "--output", str(tmp_path)])
+    said = texts(tmp_path / "a-red-dress-0.png")
+    assert (said["clip_guidance"], said["clip_guidance_scale"]) == ("clip-mini", "2.0")
+    settings = {"steps": 2, "guidance_scale": 1.0, "progress": False}
+    expected = tiny_model.generate("a red dress", clip_guidance=CLIPGuidance("clip-mini", 2.0), **settings)[0]
+    assert np.abs(pixels(tmp_path / "a-red-dress-0.png").astype(int) - expected).max() <= 1
+
+
 def test_a_picture_is_drawn_on_within_its_mask_and_its_way_shown(folder, tmp_path, tiny_model, capsys):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     mask = np.zeros((16, 16), bool)
@@ -183,6 +194,8 @@ def test_a_picture_made_in_bfloat16_is_near_the_exact_one(folder, tmp_path):
         (["--num-images", "0"], "num_images is 0"),
         (["--seed", "-1"], "seed is -1"),
         (["--eta", "2"], "eta is 2.0"),
+        (["--clip-guidance-scale", "2"], "--clip-guidance-scale is of --clip-guidance: name a CLIP"),
+        (["--clip-guidance", "clip-mono"], "unknown model 'clip-mono': did you mean 'clip-mini'"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

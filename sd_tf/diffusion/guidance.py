@@ -1,7 +1,7 @@
-"""Classifier-free guidance: training without some captions, and leaning away from none at sampling."""
+"""Guidance: by captions that some training goes without, and by the gradient of what judges pictures."""
 
 from sd_tf.diffusion.arrays import operations
-from sd_tf.diffusion.denoiser import denoiser
+from sd_tf.diffusion.denoiser import Prediction, denoiser
 from sd_tf.errors import InputError
 
 
@@ -75,6 +75,30 @@ def classifier_free(
         return leaning
     guided_levels = frozenset(guided_levels)
     return lambda x, level: (leaning if level in guided_levels else plain)(x, level)
+
+
+def by_gradient(denoise, gradient, scale: float):
+    """A denoiser that climbs what judges pictures (Dhariwal & Nichol 2021, algorithm 2).
+
+    The noise becomes noise - scale * noise rate * gradient.
+
+    Args:
+        denoise: `denoise(x, level) -> Prediction`.
+        gradient: `gradient(x, level)` -> like x, of the logarithm of a probability by x.
+        scale: 1 samples from the product of both distributions, more exaggerates the judge.
+
+    Returns:
+        A denoiser as `denoise`. Levels without signal are left as they are: nothing is seen there.
+    """
+
+    def leaning(x, level):
+        prediction = denoise(x, level)
+        if level.signal == 0:
+            return prediction
+        noise = prediction.noise - scale * level.noise * gradient(x, level)
+        return Prediction((x - level.noise * noise) / level.signal, noise)
+
+    return leaning
 
 
 def guided_part(levels, interval):

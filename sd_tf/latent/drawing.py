@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sd_tf.diffusion.editing import keeping
-from sd_tf.diffusion.guidance import classifier_free, guided_part
+from sd_tf.diffusion.guidance import by_gradient, classifier_free, guided_part
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 
@@ -58,7 +58,17 @@ class Settings:
 
 
 def draw(
-    networks, schedule, settings, contexts, begin, noise, levels, keep=None, callback=None, progress=True
+    networks,
+    schedule,
+    settings,
+    contexts,
+    begin,
+    noise,
+    levels,
+    keep=None,
+    judge=None,
+    callback=None,
+    progress=True,
 ):
     """Draws pictures, those whose contexts are as long together.
 
@@ -71,6 +81,7 @@ def draw(
         noise: `noise(places, step)` -> standard normal, like those.
         levels: `settings.levels(schedule)`, or their tail.
         keep: clean latents, and where they are free to change, as `keeping` takes them; None for no such.
+        judge: (scale, `of(places, context)` -> `gradient(x, level)`), as `by_gradient` takes them; or None.
         callback: `callback(step, latents, prediction)` after each step of each batch.
         progress: shows a bar, if standard error is a terminal.
 
@@ -102,6 +113,9 @@ def draw(
                 guided,
                 settings.guidance_rescale,
             )
+            if judge is not None:
+                scale, gradients = judge
+                denoise = by_gradient(denoise, gradients(places, context), scale)
             if keep is not None:
                 known, free = (each[places] for each in keep)
                 denoise = keeping(denoise, known, free)

@@ -140,6 +140,7 @@ class LatentDiffusion:
         image=None,
         strength=0.8,
         mask=None,
+        clip_guidance=None,
         engine="auto",
         callback=None,
         progress=True,
@@ -176,6 +177,7 @@ class LatentDiffusion:
             strength: 0 to 1, the share of the steps that are taken then: how much of it may change.
             mask: where `image` may change, (height, width), or one for each prompt: bool, uint8 of 0 and
                 255 or float of 0 and 1. The other pixels stay to the bit.
+            clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, whose gradient is followed as well.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO where it is installed and the model fits it. Pictures of the
                 two differ by at most 2 of 255.
@@ -243,6 +245,10 @@ class LatentDiffusion:
         if mask is not None:
             free = free_latents(mask, image.shape[1] // shape[0])
             keep = known, _for_each(free, len(prompts), num_images)
+        judge = None
+        if clip_guidance is not None:
+            of_pictures = [prompt for prompt in prompts for _ in range(num_images)]
+            judge = clip_guidance.scale, clip_guidance.gradients(self, of_pictures)
         drawn = draw(
             networks,
             self.schedule,
@@ -252,6 +258,7 @@ class LatentDiffusion:
             lambda places, step: _noise(seeds[places], step + 1, shape),
             levels,
             keep,
+            judge,
             callback,
             progress,
         )

@@ -5,8 +5,10 @@ import pytest
 import tensorflow as tf
 
 from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.denoiser import denoiser
-from sd_tf.diffusion.guidance import classifier_free, drop_captions, guided_part
+from sd_tf.diffusion.denoiser import Prediction, denoiser
+from sd_tf.diffusion.guidance import by_gradient, classifier_free, drop_captions, guided_part
+from sd_tf.diffusion.levels import Level, visited
+from sd_tf.diffusion.samplers import ddim
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError
 
@@ -146,3 +148,40 @@ def test_dropped_captions_are_the_empty_one_and_the_others_untouched(dtype):
         np.testing.assert_array_equal(mixed[1], context[1])
         for dropped in (0, 2):
             np.testing.assert_array_equal(mixed[dropped], tf.cast(empty[0], dtype))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_gradient_of_a_likelihood_draws_from_the_posterior(scale):
+    """Data N(1, 2^2), of which 3 is seen with a deviation of 1: N(2.6, 0.8) by Bayes, N(1, 4) without."""
+    prior_mean, prior_variance, seen, error = 1.0, 4.0, 3.0, 1.0
+
+    def known(level):
+        """Of x0 given x at a level: what it grows by with x, and its variance."""
+        variance = (level.signal**2) * prior_variance + level.noise**2
+        return level.signal * prior_variance / variance, prior_variance * level.noise**2 / variance
+
+    def mean(x, level):
+        return prior_mean + known(level)[0] * (x - level.signal * prior_mean)
+
+    def denoise(x, level):
+        x0 = mean(x, level)
+        return Prediction(x0, (x - level.signal * x0) / level.noise)
+
+    def gradient(x, level):
+        growth, variance = known(level)
+        return growth * (seen - mean(x, level)) / (variance + error)
+
+    schedule = NoiseSchedule(ScheduleConfig(timestep_spacing="trailing", set_alpha_to_one=True))
+    levels = visited(schedule, 1000)
+    expected_mean, expected_variance = (2.6, 0.8) if scale else (prior_mean, prior_variance)
+    deviation = (levels[0].signal ** 2 * expected_variance + levels[0].noise ** 2) ** 0.5
+    x = levels[0].signal * expected_mean + np.array([-1.0, 1.0]) * deviation
+    final = ddim(by_gradient(denoise, gradient, scale), x, levels, None)
+    assert final.mean() == pytest.approx(expected_mean, abs=0.02)
+    assert (final[1] - final[0]) / 2 == pytest.approx(expected_variance**0.5, rel=0.02)  # affine in x
+
+
+def test_a_level_without_signal_is_not_guided_by_a_gradient():
+    prediction = Prediction(np.ones((1, 2, 2, 1)), np.zeros((1, 2, 2, 1)))
+    guided = by_gradient(lambda x, level: prediction, None, 1.0)
+    assert guided(np.ones((1, 2, 2, 1)), Level(999, 0.0, 1.0)) is prediction

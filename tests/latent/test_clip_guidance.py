@@ -1,0 +1,66 @@
+"""CLIP guidance follows the gradient of what its CLIP says, and pictures become more like their prompts."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sd_tf
+from sd_tf.data.pipeline import to_unit
+from sd_tf.diffusion.denoiser import to_prediction
+from sd_tf.errors import InputError
+from sd_tf.latent.clip_guidance import CLIPGuidance
+
+PROMPTS = ["a red dress", "a (blue:1.3) bag", "a green sandal"]
+
+
+@pytest.fixture(scope="module")
+def guidance():
+    return CLIPGuidance("clip-mini")
+
+
+def logits(guidance, images, prompts):
+    features = guidance.clip.image_features(guidance.clip.preprocess(images))
+    texts = guidance.clip.text_features(guidance.tokenizer(prompts))
+    return tf.reduce_sum(features * texts, axis=1) * tf.exp(guidance.clip.logit_scale)
+
+
+def test_the_gradient_is_that_of_the_logit(guidance, tiny_model):
+    rng, level = np.random.default_rng(0), tiny_model.schedule.level(300)
+    x = rng.standard_normal((2, 8, 8, 4), "float32")
+    context = tiny_model.encode_prompts(["a dress", "a bag"])
+    gradient = guidance.gradients(tiny_model, ["a dress", "a bag"])(np.array([0, 1]), context)(x, level)
+
+    def logit(x):
+        output = tiny_model.unet(x, tf.fill([2], 300.0), context)
+        kind = tiny_model.schedule.config.prediction_type
+        x0 = to_prediction(output, tf.constant(x), level.signal, level.noise, kind).x0
+        return logits(guidance, tiny_model.autoencoder.decode(x0), ["a dress", "a bag"]).numpy()
+
+    for _ in range(3):
+        way = rng.standard_normal(x.shape, "float32")
+        slope = (logit(x + 1e-3 * way) - logit(x - 1e-3 * way)) / 2e-3
+        np.testing.assert_allclose((gradient * way).sum(axis=(1, 2, 3)), slope, rtol=0.02, atol=0.15)
+
+
+def test_pictures_become_more_like_their_prompts(guidance):
+    model = sd_tf.load("fashion-mnist-small")
+    settings = {"num_images": 2, "steps": 8, "guidance_scale": 1.0, "progress": False, "engine": "tensorflow"}
+    plain = model.generate(PROMPTS, **settings)
+    guided = model.generate(PROMPTS, clip_guidance=guidance, **settings)
+    prompts = [prompt for prompt in ("a red dress", "a blue bag", "a green sandal") for _ in range(2)]
+    before, after = (logits(guidance, to_unit(images), prompts).numpy() for images in (plain, guided))
+    assert (after > before).all() and (after - before).mean() > 0.3
+    unmoved = CLIPGuidance("clip-mini", 0.0)
+    assert np.abs(model.generate(PROMPTS, clip_guidance=unmoved, **settings).astype(int) - plain).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [-1, 1001, True, "much"])
+def test_a_scale_out_of_range_is_refused(scale):
+    with pytest.raises(InputError, match="scale of the CLIP guidance is"):
+        CLIPGuidance("clip-mini", scale)
+
+
+def test_a_clip_without_an_image_tower_is_refused(tmp_path, tiny_model):
+    tiny_model.save(tmp_path)
+    with pytest.raises(InputError):
+        CLIPGuidance(tmp_path / "text_encoder")
