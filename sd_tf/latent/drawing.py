@@ -88,13 +88,13 @@ def draw(
     Returns:
         uint8 (pictures, height, width, 3).
     """
-    batches = _batches([context.shape[1] for context in contexts], settings.batch_size)
+    divided = batches([context.shape[1] for context in contexts], settings.batch_size)
     walk, options = SAMPLERS[settings.sampler].walk, {}
     if settings.sampler == "ddim":
         options["eta"] = settings.eta
     guided = guided_part(settings.levels(schedule)[:-1], settings.guidance_interval)
     images = [None] * len(contexts)
-    number = len(batches) * (len(levels) - 1)
+    number = len(divided) * (len(levels) - 1)
     with tqdm(total=number, unit="step", disable=None if progress else True, leave=False) as bar:
 
         def after_step(step, latents, prediction):
@@ -102,7 +102,7 @@ def draw(
             if callback is not None:
                 callback(step, latents, prediction)
 
-        for places in batches:
+        for places in divided:
             negative_context, context = np.stack([contexts[i] for i in places], axis=1)
             denoise = classifier_free(
                 networks.denoise,
@@ -134,7 +134,7 @@ def draw(
     return np.stack(images)
 
 
-def _batches(kinds, batch_size):
+def batches(kinds, batch_size):
     """The places of pictures that are drawn at once: those of one kind, in their order."""
     of_kinds = [np.flatnonzero(np.equal(kinds, kind)) for kind in sorted(set(kinds))]
     return [places[i : i + batch_size] for places in of_kinds for i in range(0, len(places), batch_size)]

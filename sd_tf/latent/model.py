@@ -16,6 +16,7 @@ from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.errors import InputError
 from sd_tf.latent.drawing import (
     Settings,
+    batches,
     check_number,
     check_whole,
     checked_image,
@@ -141,6 +142,7 @@ class LatentDiffusion:
         strength=0.8,
         mask=None,
         clip_guidance=None,
+        initial_noise=None,
         engine="auto",
         callback=None,
         progress=True,
@@ -178,6 +180,7 @@ class LatentDiffusion:
             mask: where `image` may change, (height, width), or one for each prompt: bool, uint8 of 0 and
                 255 or float of 0 and 1. The other pixels stay to the bit.
             clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, whose gradient is followed as well.
+            initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, which chooses what they begin with.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO where it is installed and the model fits it. Pictures of the
                 two differ by at most 2 of 255.
@@ -235,6 +238,19 @@ class LatentDiffusion:
             pair for pair in encoded(pairs, self.tokenizer, networks.encode) for _ in range(num_images)
         ]
         seeds = seed + np.tile(np.arange(num_images), len(prompts))
+        if initial_noise is not None:
+            if image is not None:
+                raise InputError("initial_noise chooses what pictures begin with: leave it out, or image")
+            latents = _noise(seeds, 0, shape) if latents is None else latents
+            for places in batches([context.shape[1] for context in contexts], batch_size):
+                latents[places] = initial_noise.chosen(
+                    self,
+                    [prompts[place // num_images] for place in places],
+                    np.stack([contexts[place][1] for place in places]),
+                    seeds[places],
+                    latents[places],
+                    levels[0],
+                )
 
         def begin(places):
             noise = _noise(seeds[places], 0, shape) if latents is None else latents[places]
@@ -403,7 +419,7 @@ class LatentDiffusion:
             )
         if not np.issubdtype(latents.dtype, np.floating) or not np.isfinite(latents).all():
             raise InputError(f"latents are {latents.dtype}, or not all finite: give standard normal noise")
-        return latents.astype("float32")
+        return np.array(latents, "float32")  # a copy: those of the caller stay
 
     @functools.cached_property
     def adaptations(self) -> Adaptations:

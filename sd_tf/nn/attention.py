@@ -1,5 +1,6 @@
 """Scaled dot-product attention over token sequences, and the layers of a spatial transformer."""
 
+import contextlib
 import math
 
 import keras
@@ -9,8 +10,28 @@ from sd_tf.errors import InputError
 from sd_tf.nn.fused import fused
 from sd_tf.nn.norm import GroupNorm, LayerNorm
 
+_recorded = None
 
-def scaled_dot_product_attention(query, key, value, num_heads, mask=None):
+
+class Recorded:
+    """Attention weights, each (batch, heads, tokens, context tokens), in the order of the layers."""
+
+    def __init__(self):
+        self.of_itself, self.of_context = [], []
+
+
+@contextlib.contextmanager
+def recorded_attention():
+    """Gives a `Recorded`, which has the weights of each `Attention` that is called within the block."""
+    global _recorded
+    before, _recorded = _recorded, Recorded()
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def scaled_dot_product_attention(query, key, value, num_heads, mask=None, record=None):
     """Multi-head attention, without its projections (Vaswani et al. 2017, equation 1).
 
     Args:
@@ -19,6 +40,7 @@ def scaled_dot_product_attention(query, key, value, num_heads, mask=None):
         num_heads: a divisor of the width.
         mask: None, or float, broadcastable to (batch, heads, tokens, context tokens), added to
             the logits.
+        record: a list that the weights are added to, or None.
 
     Returns:
         (batch, tokens, width), the dtype of `value`. The softmax is taken in float32.
@@ -35,6 +57,8 @@ def scaled_dot_product_attention(query, key, value, num_heads, mask=None):
     if mask is not None:
         logits = logits + mask
     weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
+    if record is not None:
+        record.append(weights)
     mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (batch, tokens, heads, head width)
     return ops.reshape(mixed, (-1, tokens, width))
 
@@ -71,9 +95,12 @@ class Attention(keras.layers.Layer):
         self.to_out.build(x_shape)
 
     def call(self, x, context=None):
+        record = None
+        if _recorded is not None:
+            record = _recorded.of_itself if context is None else _recorded.of_context
         context = x if context is None else context
         mixed = scaled_dot_product_attention(
-            self.to_q(x), self.to_k(context), self.to_v(context), self.num_heads
+            self.to_q(x), self.to_k(context), self.to_v(context), self.num_heads, record=record
         )
         return self.to_out(mixed)
 

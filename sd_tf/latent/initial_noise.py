@@ -1,0 +1,175 @@
+"""Initial noise optimisation (InitNO; Guo et al. 2024): noise in which the UNet sees all that a prompt names.
+
+Before anything is drawn, the UNet looks at the noise once. Where it attends to a word nowhere, or to two
+words in the same place, the picture will lack one of them. The mean and deviation of the noise are moved
+until it attends to each, and are held near those of a standard normal.
+"""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from sd_tf.data.noise import normals
+from sd_tf.errors import InputError, shown
+from sd_tf.latent.drawing import check_number, check_whole
+from sd_tf.nn.attention import recorded_attention
+from sd_tf.text.prompts import MOST_PARTS, parts_of
+
+FINEST = 16  # positions along a side of the attention maps that are read, as in the paper
+SHARPNESS = 100.0  # of a map's words against each other, as in Attend-and-Excite (Chefer et al. 2023)
+KL_WEIGHT = 500.0
+LEARNING_RATE = 1e-2
+SHORT = ("a", "an", "the", "of", "in", "on", "at", "and", "or", "with", "to", "by", "for")
+NOISE_OF_ROUNDS = -1  # names the stream of noise that is tried where a picture's own does not do
+
+
+class InitialNoise:
+    """Chooses what pictures begin with: `model.generate(prompt, initial_noise=InitialNoise())`.
+
+    Args:
+        words: those of the prompt that must be seen; None for all but articles and prepositions.
+        steps: of Adam, in each round. A step takes as long as three or four of drawing.
+        rounds: how often new noise is tried where the words are not seen after all steps.
+        unseen: of a word, from 0 (attended to somewhere by all its might) to 1, the most that is accepted.
+        mixed: of two words' places, from 0 (apart) to 1 (the same), likewise.
+
+    Raises:
+        InputError: one is out of range.
+    """
+
+    def __init__(self, words=None, steps=10, rounds=5, unseen=0.2, mixed=0.3):
+        check_whole("steps of the initial noise", steps, 1, 1000)
+        check_whole("rounds of the initial noise", rounds, 1, 100)
+        check_number("unseen", unseen, 0, 1)
+        check_number("mixed", mixed, 0, 1)
+        self.words, self.steps, self.rounds, self.unseen, self.mixed = words, steps, rounds, unseen, mixed
+        self._look = (None, None)  # a UNet, and `_looking` of it
+
+    def chosen(self, model, prompts, contexts, seeds, noise, level):
+        """Better noise.
+
+        Args:
+            model: a `LatentDiffusion`.
+            prompts: one for each picture, of as many parts each.
+            contexts: what the UNet is given of each, float32 (n, tokens, width).
+            seeds: int (n,), of further noise.
+            noise: the pictures' own, standard normal (n, h, w, channels).
+            level: the `Level` that drawing begins with.
+
+        Returns:
+            Like `noise`: for each picture what was best of all that was tried.
+        """
+        if self._look[0] is not model.unet:
+            self._look = model.unet, _looking(model.unet)
+        words, readable = self._places(model.tokenizer, prompts)
+        timesteps = np.full(len(noise), level.t, "float32")
+        given = [tf.constant(each) for each in (timesteps, contexts, words, readable)]
+        best, least = np.array(noise), np.full(len(noise), np.inf)
+        for turn in range(self.rounds):
+            if turn:
+                noise = normals((NOISE_OF_ROUNDS, turn), seeds, noise.shape[1:])
+            changes = np.zeros((2, *noise.shape), "float32")  # its mean, the logarithm of its deviation
+            first, second = np.zeros_like(changes), np.zeros_like(changes)
+            for step in range(1, self.steps + 1):
+                tried, unseen, mixed, gradient = self._look[1](noise, changes, *given)
+                missing = np.maximum(unseen - self.unseen, 0) + np.maximum(mixed - self.mixed, 0)
+                better = missing < least
+                best[better], least = tried.numpy()[better], np.where(better, missing, least)
+                if not least.any():
+                    return best
+                # Kingma & Ba 2015, algorithm 1.
+                first = 0.9 * first + 0.1 * gradient.numpy()
+                second = 0.999 * second + 0.001 * gradient.numpy() ** 2
+                deviation = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+                changes -= LEARNING_RATE * first / (1 - 0.9**step) / deviation
+        return best
+
+    def _places(self, tokenizer, prompts):
+        """Which tokens are of words that must be seen, and which are of words at all.
+
+        Returns:
+            float32 (n, words, tokens), a row of shares for each word and as many for every prompt, those
+            that are left 0; bool (n, tokens).
+        """
+        found = [self._words(tokenizer, prompt) for prompt in prompts]
+        room = tokenizer.max_length - 2
+        parts = max(1, math.ceil(max(number for _, number in found) / room))
+        length, most = parts * tokenizer.max_length, max(1, *(len(words) for words, _ in found))
+        shares = np.zeros((len(prompts), most, length), "float32")
+        readable = np.zeros((len(prompts), length), bool)
+        for i, (words, number) in enumerate(found):
+            # Each part begins with a token that is of no word.
+            where = [place + 1 + 2 * (place // room) for place in range(min(number, parts * room))]
+            readable[i, where] = True
+            for row, places in enumerate(words):
+                shares[i, row, [where[place] for place in places]] = 1 / len(places)
+        return shares, readable
+
+    def _words(self, tokenizer, prompt):
+        """The places among a prompt's tokens of each word that must be seen, and the number of tokens."""
+        place, found = 0, {}
+        for word in "".join(part.text for part in parts_of(prompt)).split():
+            number, plain = len(tokenizer.ids(word)), word.strip(",.;:!?'\"()").lower()
+            wanted = plain not in SHORT if self.words is None else plain in self.words
+            if plain and wanted:
+                found.setdefault(plain, range(place, place + number))
+            place += number
+        for word in self.words or ():
+            if word not in found:
+                raise InputError(f"the prompt {shown(prompt)} lacks {word!r}, which initial_noise is to show")
+        most = MOST_PARTS * (tokenizer.max_length - 2)
+        return [places for places in found.values() if places.stop <= most], place
+
+
+def _looking(unet):
+    """`look(noise, changes, timesteps, contexts, words, readable)` -> noise that was tried, how much of its
+    words is unseen (n,), how much is mixed (n,), and the gradient of the loss by the changes."""
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def look(noise, changes, timesteps, contexts, words, readable):
+        there = tf.reduce_any(words > 0, axis=2)
+        with tf.GradientTape() as tape:
+            tape.watch(changes)
+            mean, log_deviation = changes[0], changes[1]
+            tried = mean + tf.exp(log_deviation) * noise
+            with recorded_attention() as recorded:
+                unet(tried, timesteps, contexts)
+            of_words, of_places = _maps(recorded, readable, words)
+            unseen = 1 - tf.reduce_min(tf.where(there, tf.reduce_max(of_words, axis=2), 1.0), axis=1)
+            mixed = _overlap(of_words, of_places, there)
+            from_normal = mean**2 + tf.exp(2 * log_deviation) - 2 * log_deviation - 1
+            kl = 0.5 * tf.reduce_mean(from_normal, axis=[1, 2, 3])
+            loss = tf.reduce_sum(unseen + mixed + KL_WEIGHT * kl)  # pictures know nothing of each other
+        return tried, unseen, mixed, tape.gradient(loss, changes)
+
+    return look
+
+
+def _maps(recorded, readable, words):
+    """Where words are attended to, (n, words, positions), and where each place attends to, (n, positions,
+    positions): means over the heads and layers of the finest resolution that is read."""
+    sides = {math.isqrt(weights.shape[2]) for weights in recorded.of_context}
+    side = max([each for each in sides if each <= FINEST], default=min(sides))
+
+    def mean(all_weights):
+        chosen = [weights for weights in all_weights if weights.shape[2] == side * side]
+        return tf.reduce_mean(tf.stack([tf.reduce_mean(weights, axis=1) for weights in chosen]), axis=0)
+
+    of_context = mean(recorded.of_context)  # (n, positions, tokens)
+    of_context = tf.where(readable[:, tf.newaxis], SHARPNESS * of_context, -1e9)
+    of_words = tf.einsum("npt,nwt->nwp", tf.nn.softmax(of_context), words)
+    return of_words, mean(recorded.of_itself)
+
+
+def _overlap(of_words, of_places, there):
+    """How much the places that belong to different words' centres are the same, (n,): 0 to 1."""
+    centres = tf.argmax(of_words, axis=2)
+    regions = tf.gather(of_places, centres, batch_dims=1)  # (n, words, positions)
+    shared = tf.reduce_sum(tf.minimum(regions[:, :, tf.newaxis], regions[:, tf.newaxis]), axis=3)
+    whole = 0.5 * tf.reduce_sum(regions[:, :, tf.newaxis] + regions[:, tf.newaxis], axis=3)
+    pairs = (there[:, :, tf.newaxis] & there[:, tf.newaxis]) & ~tf.eye(tf.shape(there)[1], dtype=tf.bool)
+    pairs = tf.cast(pairs, tf.float32)
+    return tf.math.divide_no_nan(
+        tf.reduce_sum(pairs * shared / (whole + 1e-9), axis=[1, 2]), tf.reduce_sum(pairs, axis=[1, 2])
+    )
