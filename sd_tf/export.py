@@ -99,17 +99,9 @@ def _generators(folder, kind, steps):
         return {
             part: lambda prompt, model=model: model.generate(prompt, steps) for part, model in models.items()
         }
-    import tensorflow as tf
+    from sd_tf.exporting.saved_model import served
 
-    serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    settings = {"seed": 0, "steps": steps, "guidance_scale": 3.0}
-    settings = {name: tf.constant(value) for name, value in settings.items()}
-
-    def generate(prompt):
-        [png] = serve(prompt=tf.constant([prompt]), **settings)["png"]
-        return tf.io.decode_png(png).numpy()
-
-    return {".": generate}
+    return {".": served(folder, steps)}
 
 
 if __name__ == "__main__":

@@ -20,21 +20,28 @@ STREAM = [
     {"nn", "data", "diffusion"},
     {"text"},
     {"latent"},
-    {"checkpoints", "training", "evaluation"},
-    {"__init__", "train", "generate", "evaluate", "sweep"},
+    {"checkpoints", "training", "evaluation", "exporting"},
+    {"__init__", "train", "generate", "evaluate", "sweep", "export"},
 ]
-# `model.save` and `model.load_lora` are what a user types; writer and reader know the model's parts.
+# `model.save`, `model.load_lora`, `CLIPGuidance("clip-mini")` are what a user types; writer and reader know the
+# model's parts.
 AGAINST_THE_STREAM = {
-    ("latent/model.py", f"sd_tf.checkpoints.{name}")
-    for name in ("folder", "lora", "names", "textual_inversion")
+    *(
+        ("latent/model.py", f"sd_tf.checkpoints.{name}")
+        for name in ("folder", "lora", "names", "textual_inversion")
+    ),
+    *(("latent/clip_guidance.py", f"sd_tf.checkpoints.{name}") for name in ("folder", "loading")),
 }
 WITHIN_A_LEVEL = {  # a run saves the parts that it has trained, and judges are read as models are
     ("training", "checkpoints"),
     ("evaluation", "checkpoints"),
 }
-MAY_IMPORT_TENSORFLOW = {"data", "training", "compiled", "skeleton", "commandline"}
-# And never as they are imported: for speed, and the one network that is a graph.
-IN_FUNCTIONS = {"nn/fused.py", "nn/remat.py", "latent/engines.py", "evaluation/inception.py"}
+MAY_IMPORT_TENSORFLOW = {"data", "training", "exporting", "compiled", "skeleton", "commandline"}
+# And never as they are imported: for speed, for gradients, and the one network that is a graph.
+IN_FUNCTIONS = {
+    *("nn/fused.py", "nn/remat.py", "latent/engines.py", "evaluation/inception.py"),
+    *("latent/clip_guidance.py", "latent/initial_noise.py"),
+}
 
 
 def room(path):

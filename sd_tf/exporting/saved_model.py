@@ -118,3 +118,16 @@ class GraphModel(tf.Module):
         images = tf.cast(self.networks["decode"](x), tf.float32)
         images = tf.cast(tf.clip_by_value(tf.round((images + 1.0) * 127.5), 0, 255), tf.uint8)
         return tf.map_fn(tf.io.encode_png, images, fn_output_signature=tf.string)
+
+
+def served(folder, steps, seed=0, guidance_scale=3.0):
+    """What was written, as a function of a prompt: uint8 (height, width, 3)."""
+    serve = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    settings = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale}
+    settings = {name: tf.constant(value) for name, value in settings.items()}
+
+    def generate(prompt):
+        [png] = serve(prompt=tf.constant([prompt]), **settings)["png"]
+        return tf.io.decode_png(png).numpy()
+
+    return generate

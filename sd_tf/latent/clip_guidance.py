@@ -5,10 +5,6 @@ in Crowson's notebooks and diffusers' `clip_guided_stable_diffusion`: the gradie
 image tower, the decoder and the UNet.
 """
 
-import tensorflow as tf
-
-from sd_tf.checkpoints.folder import load_clip
-from sd_tf.checkpoints.loading import load_tokenizer
 from sd_tf.diffusion.denoiser import to_prediction
 from sd_tf.errors import InputError
 from sd_tf.text.prompts import parts_of
@@ -29,6 +25,9 @@ class CLIPGuidance:
     def __init__(self, clip="clip-mini", scale=1.0):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= 1000:
             raise InputError(f"scale of the CLIP guidance is {scale!r}: give a number from 0 to 1000")
+        from sd_tf.checkpoints.folder import load_clip
+        from sd_tf.checkpoints.loading import load_tokenizer
+
         self.clip, self.scale = load_clip(clip), scale
         self.tokenizer = load_tokenizer(clip, self.clip.text_config.max_position_embeddings)
 
@@ -43,6 +42,8 @@ class CLIPGuidance:
             `of(places, context)` -> `gradient(x, level)` of the logits of the pictures at these places,
             whose context the UNet is given.
         """
+        import tensorflow as tf
+
         plain = ["".join(part.text for part in parts_of(prompt)) for prompt in prompts]
         texts = self.clip.text_features(self.tokenizer(plain))
         sharpness = tf.exp(tf.cast(self.clip.logit_scale, "float32"))

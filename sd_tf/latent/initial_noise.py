@@ -8,7 +8,6 @@ until it attends to each, and are held near those of a standard normal.
 import math
 
 import numpy as np
-import tensorflow as tf
 
 from sd_tf.data.noise import normals
 from sd_tf.errors import InputError, shown
@@ -60,6 +59,8 @@ class InitialNoise:
         Returns:
             Like `noise`: for each picture what was best of all that was tried.
         """
+        import tensorflow as tf
+
         if self._look[0] is not model.unet:
             self._look = model.unet, _looking(model.unet)
         words, readable = self._places(model.tokenizer, prompts)
@@ -126,6 +127,8 @@ def _looking(unet):
     """`look(noise, changes, timesteps, contexts, words, readable)` -> noise that was tried, how much of its
     words is unseen (n,), how much is mixed (n,), and the gradient of the loss by the changes."""
 
+    import tensorflow as tf
+
     @tf.function(autograph=False, reduce_retracing=True)
     def look(noise, changes, timesteps, contexts, words, readable):
         there = tf.reduce_any(words > 0, axis=2)
@@ -149,6 +152,8 @@ def _looking(unet):
 def _maps(recorded, readable, words):
     """Where words are attended to, (n, words, positions), and where each place attends to, (n, positions,
     positions): means over the heads and layers of the finest resolution that is read."""
+    import tensorflow as tf
+
     sides = {math.isqrt(weights.shape[2]) for weights in recorded.of_context}
     side = max([each for each in sides if each <= FINEST], default=min(sides))
 
@@ -164,6 +169,8 @@ def _maps(recorded, readable, words):
 
 def _overlap(of_words, of_places, there):
     """How much the places that belong to different words' centres are the same, (n,): 0 to 1."""
+    import tensorflow as tf
+
     centres = tf.argmax(of_words, axis=2)
     regions = tf.gather(of_places, centres, batch_dims=1)  # (n, words, positions)
     shared = tf.reduce_sum(tf.minimum(regions[:, :, tf.newaxis], regions[:, tf.newaxis]), axis=3)
