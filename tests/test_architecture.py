@@ -21,7 +21,7 @@ STREAM = [
     {"text"},
     {"latent"},
     {"checkpoints", "training", "evaluation"},
-    {"__init__", "train", "generate", "evaluate", "sweep"},
+    {"__init__", "train", "generate", "evaluate", "sweep", "demo"},
 ]
 # `model.save` and `model.load_lora` are what a user types; writer and reader know the model's parts.
 AGAINST_THE_STREAM = {
