@@ -59,8 +59,13 @@ def _serve(flags, limits, folder, found):
         f"http://{f'[{host}]' if ':' in host else host}:{port} draws with {flags.model}; Ctrl-C ends it",
         flush=True,
     )
+
+    def closing():
+        drawings.stop()
+        blocks.app.stop_event.set()  # ends Gradio's streams, which would last as long as their browsers
+
     try:
-        serve(application(blocks, style, folder), found, blocks.app.stop_event.set)
+        serve(application(blocks, style, folder), found, closing)
     finally:
         drawings.close()
 

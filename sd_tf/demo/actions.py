@@ -96,14 +96,25 @@ class Actions:
 
     def _begin(self, begin):
         """The picture to begin with and its mask, of an editor's value."""
-        background, layers = (begin or {}).get("background"), (begin or {}).get("layers") or []
-        mask = fitted_mask([layer["path"] for layer in layers], self.size)
+        begin = {} if begin is None else begin
+        if not isinstance(begin, dict) or not isinstance(begin.get("layers") or [], list):
+            raise InputError(f"the picture to begin with is {shown(begin)}: give a background and layers")
+        background = begin.get("background")
+        mask = fitted_mask([self._sent(layer) for layer in begin.get("layers") or []], self.size)
         if background is None:
             if mask.any():
                 raise InputError("there are strokes, but no picture below them: open one, or clear them")
             return {}
-        image = fitted_picture(background["path"], self.size)
+        image = fitted_picture(self._sent(background), self.size)
         return {"image": image, "mask": mask} if mask.any() else {"image": image}
+
+    def _sent(self, file):
+        """The path of a file that was sent to us: no other is opened."""
+        path = file.get("path") if isinstance(file, dict) else None
+        known = isinstance(path, str) and "\0" not in path
+        if not known or not Path(path).resolve().is_relative_to(self.folder.resolve()):
+            raise InputError("there is no picture: send a file")
+        return path
 
     def _under_way(self, progress):
         if not progress.steps:
@@ -181,9 +192,7 @@ class Actions:
     def open(self, upload):
         """A file of the user's, to begin with: see `_to_begin_with`."""
         with _told():
-            if not isinstance(upload, dict):
-                raise InputError("there is no file: choose one")
-            return self._to_begin_with(upload["path"])
+            return self._to_begin_with(self._sent(upload))
 
     def _to_begin_with(self, picture):
         """(the editor's value, the part of the page that holds it, unfolded)."""

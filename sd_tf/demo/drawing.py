@@ -13,7 +13,8 @@ import numpy as np
 import sd_tf
 from sd_tf.errors import InputError
 
-PREVIEW_SECONDS = 0.3  # between two guesses at least
+REPORT_SECONDS = 0.1  # between two reports of progress at least, but for the last
+PREVIEW_SECONDS = 0.3  # between two guesses
 PREVIEW_SHARE = 0.2  # of the time, which guesses may take
 BATCH = 64  # pictures at once
 PACKAGE = Path(sd_tf.__file__).parent
@@ -93,9 +94,13 @@ class Drawings:
         finally:
             left.set()
 
-    def close(self, seconds: float = 30.0):
-        """Stops drawing for good, and waits until it has stopped."""
+    def stop(self):
+        """Draws no more, and ends what is drawn after its step."""
         self._closed.set()
+
+    def close(self, seconds: float = 30.0):
+        """Stops, and waits until that is done."""
+        self.stop()
         self._turn.acquire(timeout=seconds)
 
     def _work(self, happened, left, settings):
@@ -126,10 +131,10 @@ class Drawings:
         """The callback of `generate`."""
         share = settings["strength"] if "image" in settings else 1
         steps = int(settings["steps"] * share) * -(-settings["num_images"] // BATCH)
-        done, next_guess, cost = 0, begun, 0.0
+        done, next_report, next_guess = 0, begun, begun
 
         def after_step(step, latents, prediction):
-            nonlocal done, next_guess, cost
+            nonlocal done, next_report, next_guess
             now, done = time.monotonic(), done + 1
             self._check_wanted(left)
             if now - begun > self._max_seconds:
@@ -137,7 +142,9 @@ class Drawings:
                     f"drawing took longer than {self._max_seconds:g} seconds, the most here: "
                     "take fewer steps or pictures"
                 )
-            guesses = None
+            if now < next_report and done < steps:
+                return
+            guesses, next_report = None, now + REPORT_SECONDS
             if now >= next_guess and done < steps:
                 # All of them, as in the end: engines compile for every number of pictures.
                 guesses = self._model.decode_latents(np.asarray(prediction.x0), self._engine)

@@ -23,7 +23,8 @@ CSS = """
 #status .bar div {height: 100%; background: var(--primary-500); transition: width .3s}
 #preview img {width: 100%; height: 400px; object-fit: contain}
 #preview:has(img) + #pictures, #preview:not(:has(img)) {display: none}
-#pictures .grid-container {max-width: 385px; margin: auto; gap: 6px}
+#pictures .grid-container {max-width: 372px; margin: auto; gap: 4px}
+#pictures .caption-label {padding: 0 4px; font-size: 10px}
 #details {font-size: var(--text-sm)}
 #details p {display: flex; margin: 1px 0; overflow-wrap: anywhere}
 #details span {flex: 0 0 9.5em}
@@ -48,7 +49,7 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
             f"{limits.max_seconds:g} seconds.</span>",
             elem_id="about",
         )
-        made, chosen = gr.State([]), gr.State(0)
+        made, chosen, sent = gr.State([]), gr.State(0), gr.JSON(visible="hidden")
         with gr.Row():
             with gr.Column(scale=5, min_width=320, elem_classes="tight"):
                 prompt = gr.Textbox(
@@ -112,8 +113,10 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
                     as_json = gr.JSON(label="Settings", show_label=False)
 
         parts = Changes(status, preview, gallery, made, as_json, chosen, details, download)
-        drawing = gr.on(
-            [draw.click, prompt.submit],
+        # The editor sends its layers whenever a step of an event changes that it is part of, so it is of none
+        # that has many, nor shows their progress.
+        asked = gr.on([draw.click, prompt.submit], fn=None, js="begin => begin", inputs=begin, outputs=sent)
+        drawing = asked.then(
             actions.draw,
             [
                 prompt,
@@ -126,14 +129,14 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
                 guidance_stop,
                 seed,
                 random_seed,
-                begin,
+                sent,
                 strength,
             ],
             list(parts),
             api_name="draw",
             preprocess=False,
             show_progress="minimal",
-            show_progress_on=status,
+            show_progress_on=gallery,
             concurrency_limit=1,
         )
         gr.on([draw.click, prompt.submit], fn=None, js=TO_STATUS)
@@ -143,18 +146,17 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
         drawing.success(_show_all, None, gallery, queue=False, **private)
         stop.click(**cleared, cancels=[drawing])
         gallery.select(actions.select, made, list(parts), queue=False, **private)
-        to_begin_with = [begin, begin_with]
-        edited = edit.click(actions.edit, [made, chosen], to_begin_with, queue=False, **private)
+        to_begin_with, aside = [begin, begin_with], private | {"show_progress_on": [upload]}
+        edited = edit.click(actions.edit, [made, chosen], to_begin_with, queue=False, **aside)
         edited.success(fn=None, js=IN_SIGHT)
-        upload.upload(
-            actions.open, upload, to_begin_with, concurrency_limit=1, **private
-        )  # each takes memory
-    for part in (begin, upload):
+        upload.upload(actions.open, upload, to_begin_with, concurrency_limit=1, **aside)  # it takes memory
+    for part in (sent, upload):
         part.async_move_resource_to_block_cache = _refusing_addresses(part.async_move_resource_to_block_cache)
     blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=limits.max_queue, default_concurrency_limit=1, api_open=False)
     squares = (  # as many columns as rows
-        f"#pictures .grid-container:has(> :nth-child({(n - 1) ** 2 + 1})) {{--grid-cols: {n} !important}}\n"
+        f"#pictures .grid-container:has(> :nth-child({(n - 1) ** 2 + 1})) "
+        f"{{grid-template-columns: repeat({n}, 1fr) !important}}\n"
         for n in range(1, math.ceil(limits.max_images**0.5) + 1)
     )
     return blocks, CSS + "".join(squares) + (SHARP if actions.is_small else "")

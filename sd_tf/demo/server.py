@@ -1,5 +1,6 @@
 """The page over HTTP: what reaches Gradio, what a browser may ask for, which files stay, how it ends."""
 
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -119,6 +120,7 @@ class _Server(uvicorn.Server):
         self._closing = closing
 
     def handle_exit(self, *received):
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # connections that are cut are no news
         self._closing()
         super().handle_exit(*received)
 

@@ -1,4 +1,4 @@
-"""A page of a tiny model, really served: `serve(folder, **flags)` in another process."""
+"""A page of a tiny model, really served, by another process."""
 
 import contextlib
 import os
