@@ -21,10 +21,10 @@ STREAM = [
     {"text"},
     {"latent"},
     {"checkpoints", "training", "evaluation", "exporting"},
-    {"__init__", "train", "generate", "evaluate", "sweep", "export"},
+    {"__init__", "train", "generate", "evaluate", "sweep", "export", "demo"},
 ]
-# `model.save`, `model.load_lora`, `CLIPGuidance("clip-mini")` are what a user types; writer and reader know the
-# model's parts.
+# `model.save`, `model.load_lora` and `CLIPGuidance("clip-mini")` are what a user types; writer and reader
+# know the model's parts.
 AGAINST_THE_STREAM = {
     *(
         ("latent/model.py", f"sd_tf.checkpoints.{name}")

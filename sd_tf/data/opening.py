@@ -3,7 +3,7 @@
 import contextlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sd_tf.errors import InputError
 
@@ -47,8 +47,10 @@ def open_picture(file, background=WHITE, least_side: int | None = None) -> Image
             return _rgb(upright, background)
     except InputError:
         raise
+    except UnidentifiedImageError:  # its message is the file's name
+        raise InputError(f"cannot be read as a picture: it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's decoders raise whatever a stranger's bytes lead them to
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0] or type(error).__name__
         raise InputError(f"cannot be read as a picture: {reason}") from None
 
 

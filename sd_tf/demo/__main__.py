@@ -1,0 +1,74 @@
+"""A page to draw with a model: `python -m sd_tf.demo --model fashion-mnist`.
+
+It listens on this machine alone unless --host says otherwise. Ctrl-C ends it.
+"""
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from sd_tf import commandline
+from sd_tf.errors import InputError
+
+
+def main(arguments=None):
+    """Parses flags, loads the model and serves the page until it is interrupted."""
+    from sd_tf.demo.limits import Limits
+
+    parser = commandline.Parser("python -m sd_tf.demo", description=__doc__)
+    parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
+    parser.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="0 is any free one (default: 7860)")
+    commandline.add_flags(parser, Limits)
+    flags = parser.parse_args(arguments)
+    limits = commandline.from_flags(flags, Limits)
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError('the page needs Gradio: pip install "sd_tf[demo]"')
+    with tempfile.TemporaryDirectory(prefix="sd_tf-demo-", ignore_cleanup_errors=True) as folder:
+        # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        from sd_tf.demo.server import listening
+
+        with listening(flags.host, flags.port) as found:
+            _serve(flags, limits, Path(folder), found)
+
+
+def _serve(flags, limits, folder, found):
+    from sd_tf.checkpoints.loading import load
+    from sd_tf.demo.actions import Actions
+    from sd_tf.demo.drawing import Drawings
+    from sd_tf.demo.page import page
+    from sd_tf.demo.server import application, serve
+
+    commandline.load_tensorflow()
+    model = load(flags.model)
+    first = model.generate("a first picture", steps=1, engine=flags.engine, progress=False)
+    model.encode_images(first)  # compiled before somebody waits for it
+    drawings = Drawings(model, limits.max_seconds, flags.engine)
+    size = first.shape[2], first.shape[1]
+    name = Path(flags.model).resolve().name
+    actions = Actions(name, drawings, limits, size, folder)
+    most_steps = min(limits.max_steps, model.schedule.config.num_train_timesteps)
+    blocks, style = page(actions, most_steps)
+    host, port = found.getsockname()[:2]
+    print(
+        f"http://{f'[{host}]' if ':' in host else host}:{port} draws with {flags.model}; Ctrl-C ends it",
+        flush=True,
+    )
+
+    def closing():
+        drawings.stop()
+        blocks.app.stop_event.set()  # ends Gradio's streams, which would last as long as their browsers
+
+    try:
+        serve(application(blocks, style, folder), found, closing)
+    finally:
+        drawings.close()
+
+
+if __name__ == "__main__":
+    commandline.run(main)

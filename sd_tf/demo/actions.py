@@ -1,0 +1,213 @@
+"""What happens when the page is used: values as they were sent, of any type, to what its parts show.
+
+Nothing but `sd_tf.data.opening` opens pictures. What a user is told is a `gr.Error` or `gr.Warning`, whose
+text is HTML; what nobody expected goes to the log.
+"""
+
+import base64
+import contextlib
+import html
+import io
+import logging
+import math
+import secrets
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+from PIL import Image
+
+from sd_tf.demo.drawing import Drawings, Drawn
+from sd_tf.demo.limits import Limits, checked, enlarged, fitted_mask, fitted_picture
+from sd_tf.errors import InputError, shown
+from sd_tf.pictures import file_name, save_png, sheet
+
+CANVAS = 512  # pixels of the longer side where a mask is painted
+LARGEST_RANDOM_SEED = 999_999  # short enough to be typed again
+SMALL = 128  # sides of pictures whose pixels are shown sharp
+SAME = gr.skip()
+log = logging.getLogger(__name__)
+
+
+class Changes(NamedTuple):
+    """What the parts of the page are to show from now on; what is left out stays."""
+
+    status: Any = SAME
+    preview: Any = SAME
+    gallery: Any = SAME
+    made: Any = SAME  # [{"file", "settings"}], of all pictures
+    as_json: Any = SAME
+    chosen: Any = SAME  # its number
+    details: Any = SAME
+    download: Any = SAME
+
+
+class Actions:
+    """Of one page.
+
+    Args:
+        model_name: as it is shown.
+        drawings: `Drawings`.
+        limits: `Limits`.
+        size: (width, height) of the model's pictures.
+        folder: for pictures; who knows the name of one in it can fetch it.
+    """
+
+    def __init__(self, model_name: str, drawings: Drawings, limits: Limits, size, folder: Path):
+        self.model_name, self.drawings, self.limits = model_name, drawings, limits
+        self.size, self.folder = size, folder
+        self.is_small = max(size) <= SMALL
+
+    def draw(
+        self,
+        prompt,
+        negative_prompt,
+        num_images,
+        steps,
+        sampler,
+        guidance_scale,
+        guidance_start,
+        guidance_stop,
+        seed,
+        random_seed,
+        begin,
+        strength,
+    ):
+        """Draws; yields `Changes`."""
+        with _told():
+            settings = checked(
+                self.limits,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                seed=secrets.randbelow(LARGEST_RANDOM_SEED + 1) if random_seed is True else seed,
+                num_images=num_images,
+                strength=strength,
+                steps=steps,
+                sampler=sampler,
+                guidance_scale=guidance_scale,
+                guidance_interval=[guidance_start, guidance_stop],
+            )
+            settings |= self._begin(begin)
+            for progress in self.drawings.draw(**settings):
+                if isinstance(progress, Drawn):
+                    yield self._finished(progress, settings)
+                else:
+                    yield self._under_way(progress)
+
+    def _begin(self, begin):
+        """The picture to begin with and its mask, of an editor's value."""
+        begin = {} if begin is None else begin
+        if not isinstance(begin, dict) or not isinstance(begin.get("layers") or [], list):
+            raise InputError(f"the picture to begin with is {shown(begin)}: give a background and layers")
+        background = begin.get("background")
+        mask = fitted_mask([self._sent(layer) for layer in begin.get("layers") or []], self.size)
+        if background is None:
+            if mask.any():
+                raise InputError("there are strokes, but no picture below them: open one, or clear them")
+            return {}
+        image = fitted_picture(self._sent(background), self.size)
+        return {"image": image, "mask": mask} if mask.any() else {"image": image}
+
+    def _sent(self, file):
+        """The path of a file that was sent to us: no other is opened."""
+        path = file.get("path") if isinstance(file, dict) else None
+        known = isinstance(path, str) and "\0" not in path
+        if not known or not Path(path).resolve().is_relative_to(self.folder.resolve()):
+            raise InputError("there is no picture: send a file")
+        return path
+
+    def _under_way(self, progress):
+        if not progress.steps:
+            return Changes("waiting for the drawing before this one to end")
+        share = f"width: {progress.step / progress.steps:.0%}"
+        bar = f'step {progress.step} of {progress.steps}<div class="bar"><div style="{share}"></div></div>'
+        if progress.guesses is None:
+            return Changes(bar)
+        page = sheet(progress.guesses, math.ceil(len(progress.guesses) ** 0.5), gap=1, scale=1)
+        encoded = io.BytesIO()
+        Image.fromarray(page).save(encoded, "PNG" if self.is_small else "JPEG")
+        data = base64.b64encode(encoded.getvalue()).decode()
+        return Changes(bar, f'<img alt="what it would be" src="data:image;base64,{data}">')
+
+    def _finished(self, drawn, settings):
+        for warning in drawn.warnings:
+            gr.Warning(html.escape(warning, quote=False))
+        made = self._keep(drawn.images, settings)
+        pictures = [(each["file"], f"seed {each['settings']['seed']}") for each in made]
+        number = f"{len(made)} pictures" if len(made) > 1 else "1 picture"
+        return self._chosen(made, 0)._replace(
+            status=f"{number} in {drawn.seconds:.1f} seconds",
+            preview="",
+            gallery=pictures,
+            made=made,
+            as_json=[each["settings"] for each in made],
+        )
+
+    def _keep(self, images, settings):
+        """Writes pictures with their settings; [{"file", "settings"}]."""
+        names = ("prompt", "negative_prompt", "steps", "sampler", "guidance_scale", "guidance_interval")
+        of_all = {name: settings[name] for name in names}
+        if "image" in settings:
+            mask = "painted" if "mask" in settings else "none"
+            of_all |= {"image": "given", "mask": mask, "strength": settings["strength"]}
+        folder, made = self._new_folder(), []
+        for number, image in enumerate(images):
+            own = {**of_all, "seed": settings["seed"] + number, "model": self.model_name}
+            file = folder / file_name(own["prompt"], own["seed"])
+            save_png(file, image, own)
+            made.append({"file": str(file), "settings": own})
+        return made
+
+    def _new_folder(self):
+        folder = self.folder / secrets.token_urlsafe(16)
+        folder.mkdir()
+        return folder
+
+    def select(self, made, event: gr.SelectData):
+        """Shows the settings of the picture that was clicked; `Changes`."""
+        with _told():
+            return self._chosen(made, event.index)
+
+    def _chosen(self, made, index):
+        if not isinstance(index, int) or not 0 <= index < len(made):
+            raise InputError(f"there is no picture {shown(index)}: draw some")
+        lines = "".join(
+            f"<p><span>{name.replace('_', ' ')}</span>{html.escape(str(value))}</p>"
+            for name, value in made[index]["settings"].items()
+            if value != ""
+        )
+        return Changes(
+            chosen=index,
+            details=f"<b>Picture {index + 1} of {len(made)}</b>{lines}",
+            download=made[index]["file"],
+        )
+
+    def edit(self, made, chosen):
+        """The chosen picture, to begin with: see `_to_begin_with`."""
+        with _told():
+            if not made:
+                raise InputError("there is no picture yet: draw one")
+            return self._to_begin_with(made[chosen]["file"])
+
+    def open(self, upload):
+        """A file of the user's, to begin with: see `_to_begin_with`."""
+        with _told():
+            return self._to_begin_with(self._sent(upload))
+
+    def _to_begin_with(self, picture):
+        """(the editor's value, the part of the page that holds it, unfolded)."""
+        file = self._new_folder() / "picture.png"
+        save_png(file, enlarged(fitted_picture(picture, self.size), CANVAS))
+        return {"background": str(file), "layers": [], "composite": None}, gr.Accordion(open=True)
+
+
+@contextlib.contextmanager
+def _told():
+    """What goes wrong inside becomes a message on the page."""
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+    except Exception:
+        log.exception("a request failed")
+        raise gr.Error("this failed on the server, which has noted why", print_exception=False) from None

@@ -1,0 +1,178 @@
+"""The page: its parts, where they stand, and which of `Actions` they lead to."""
+
+import html
+import math
+
+import gradio as gr
+
+from sd_tf.demo.actions import CANVAS, Actions, Changes
+from sd_tf.demo.limits import LONGEST_PROMPT
+from sd_tf.diffusion.samplers import SAMPLERS
+
+SESSIONS = 500  # whose pictures are remembered; the least used is forgotten
+THEME = gr.themes.Default(
+    primary_hue="teal", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+)
+CSS = """
+.gradio-container {width: 100%; max-width: 1240px !important; margin: auto; padding: 4px 16px !important}
+.tight {gap: 8px}
+#about h1 {display: inline; font-size: 1.2em; margin-right: .6em}
+#about span, #begin-hint, #details span {color: var(--body-text-color-subdued)}
+#status, #details {padding: 0 2px}
+#status .bar {height: 10px; margin-top: 4px; background: var(--neutral-200)}
+#status .bar div {height: 100%; background: var(--primary-500); transition: width .3s}
+#preview img {width: 100%; height: 400px; object-fit: contain}
+#preview:has(img) + #pictures, #preview:not(:has(img)) {display: none}
+#pictures .grid-container {max-width: 372px; margin: auto; gap: 4px}
+#pictures .caption-label {padding: 0 4px; font-size: 10px}
+#details {font-size: var(--text-sm)}
+#details p {display: flex; margin: 1px 0; overflow-wrap: anywhere}
+#details span {flex: 0 0 9.5em}
+"""
+SHARP = "#preview img, #pictures img {image-rendering: pixelated}"
+CLEARED = "() => ['', '']"  # status and preview, in the browser
+IN_SIGHT = "() => {setTimeout(() => document.querySelector('#begin').scrollIntoView({block: 'center'}), 500)}"
+TO_STATUS = "() => document.querySelector('#status').scrollIntoView({block: 'nearest'})"  # on a phone
+
+
+def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
+    """The page and its style sheet.
+
+    Args:
+        most_steps: that the limits and the model's schedule allow.
+    """
+    limits, (width, height) = actions.limits, actions.size
+    with gr.Blocks(title="sd_tf", analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(
+            f"<h1>sd_tf</h1><span>{html.escape(actions.model_name)} draws pictures of {width} × {height} "
+            f"pixels, up to {limits.max_images} at once, in up to {most_steps} steps and "
+            f"{limits.max_seconds:g} seconds.</span>",
+            elem_id="about",
+        )
+        made, chosen, sent = gr.State([]), gr.State(0), gr.JSON(visible="hidden")
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320, elem_classes="tight"):
+                prompt = gr.Textbox(
+                    label="Prompt", placeholder="a red dress", lines=2, max_lines=6, max_length=LONGEST_PROMPT
+                )
+                negative_prompt = gr.Textbox(label="Negative prompt", max_lines=4, max_length=LONGEST_PROMPT)
+                with gr.Row():
+                    draw = gr.Button("Draw", variant="primary")
+                    stop = gr.Button("Stop")
+                with gr.Row():
+                    num_images = gr.Slider(
+                        1, limits.max_images, min(4, limits.max_images), step=1, label="Pictures"
+                    )
+                    steps = gr.Slider(1, most_steps, min(20, most_steps), step=1, label="Steps")
+                with gr.Row():
+                    guidance_scale = gr.Slider(0, 15, 3, step=0.1, label="Guidance scale")
+                    sampler = gr.Dropdown(list(SAMPLERS), value="ddim", label="Sampler", filterable=False)
+                with gr.Row():
+                    seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+                    random_seed = gr.Checkbox(True, label="Another seed each time")
+                with gr.Accordion("Guide only some of the steps", open=False), gr.Row():
+                    guidance_start = gr.Slider(0, 1, 0, step=0.05, label="From this share of them")
+                    guidance_stop = gr.Slider(0, 1, 1, step=0.05, label="To this share")
+                with gr.Accordion("Begin with a picture", open=False) as begin_with:
+                    upload = gr.UploadButton("Open a picture", file_types=["image"], size="sm")
+                    gr.HTML(
+                        "Paint over what is to be drawn anew. Without strokes, all of it is.",
+                        elem_id="begin-hint",
+                    )
+                    begin = gr.ImageEditor(
+                        show_label=False,
+                        sources=None,
+                        transforms=(),
+                        layers=False,
+                        brush=gr.Brush(default_size=40, colors=[("#ff00ff", 0.7)], color_mode="fixed"),
+                        canvas_size=(
+                            width * max(1, CANVAS // max(width, height)),
+                            height * max(1, CANVAS // max(width, height)),
+                        ),
+                        fixed_canvas=True,
+                        height=400,
+                        elem_id="begin",
+                    )
+                    strength = gr.Slider(0, 1, 0.8, step=0.05, label="Strength: how much of it may change")
+            with gr.Column(scale=6, min_width=320, elem_classes="tight"):
+                status = gr.HTML("", elem_id="status", min_height=24, apply_default_css=False)
+                preview = gr.HTML("", elem_id="preview")
+                gallery = gr.Gallery(
+                    label="Pictures",
+                    elem_id="pictures",
+                    height=400,
+                    object_fit="contain",
+                    buttons=["download", "fullscreen"],
+                    interactive=False,
+                )
+                with gr.Row():
+                    download = gr.DownloadButton("Download", size="sm")
+                    edit = gr.Button("Draw on this one", size="sm")
+                details = gr.HTML("", elem_id="details", apply_default_css=False)
+                with gr.Accordion("Settings of all pictures as JSON", open=False):
+                    as_json = gr.JSON(label="Settings", show_label=False)
+
+        parts = Changes(status, preview, gallery, made, as_json, chosen, details, download)
+        # The editor sends its layers whenever a step of an event changes that it is part of, so it is of none
+        # that has many, nor shows their progress.
+        asked = gr.on([draw.click, prompt.submit], fn=None, js="begin => begin", inputs=begin, outputs=sent)
+        drawing = asked.then(
+            actions.draw,
+            [
+                prompt,
+                negative_prompt,
+                num_images,
+                steps,
+                sampler,
+                guidance_scale,
+                guidance_start,
+                guidance_stop,
+                seed,
+                random_seed,
+                sent,
+                strength,
+            ],
+            list(parts),
+            api_name="draw",
+            preprocess=False,
+            show_progress="minimal",
+            show_progress_on=gallery,
+            concurrency_limit=1,
+        )
+        gr.on([draw.click, prompt.submit], fn=None, js=TO_STATUS)
+        private = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
+        cleared = {"fn": None, "js": CLEARED, "outputs": [status, preview]}
+        drawing.failure(**cleared)
+        drawing.success(_show_all, None, gallery, queue=False, **private)
+        stop.click(**cleared, cancels=[drawing])
+        gallery.select(actions.select, made, list(parts), queue=False, **private)
+        to_begin_with, aside = [begin, begin_with], private | {"show_progress_on": [upload]}
+        edited = edit.click(actions.edit, [made, chosen], to_begin_with, queue=False, **aside)
+        edited.success(fn=None, js=IN_SIGHT)
+        upload.upload(actions.open, upload, to_begin_with, concurrency_limit=1, **aside)  # it takes memory
+    for part in (sent, upload):
+        part.async_move_resource_to_block_cache = _refusing_addresses(part.async_move_resource_to_block_cache)
+    blocks.state_session_capacity = SESSIONS
+    blocks.queue(max_size=limits.max_queue, default_concurrency_limit=1, api_open=False)
+    squares = (  # as many columns as rows
+        f"#pictures .grid-container:has(> :nth-child({(n - 1) ** 2 + 1})) "
+        f"{{grid-template-columns: repeat({n}, 1fr) !important}}\n"
+        for n in range(1, math.ceil(limits.max_images**0.5) + 1)
+    )
+    return blocks, CSS + "".join(squares) + (SHARP if actions.is_small else "")
+
+
+def _show_all():
+    """Instead of the one that was looked at before."""
+    return gr.Gallery(selected_index=None)
+
+
+def _refusing_addresses(move):
+    """Gradio's way of a sent file into its folder, without fetching it from elsewhere on a client's word."""
+
+    async def moved(file):
+        if file is not None and "://" in str(file):
+            raise gr.Error("send the picture, not its address", print_exception=False)
+        return await move(file)
+
+    return moved
