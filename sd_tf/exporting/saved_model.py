@@ -27,11 +27,6 @@ class GraphModel(tf.Module):
             name: lambda *inputs, function=function: function(*inputs)
             for name, (_, function, _) in model.engines.networks.items()
         }
-        self.weights = [
-            variable.value
-            for network, _, _ in model.engines.networks.values()
-            for variable in network.variables
-        ]
         self.schedule = model.schedule
         self.shape = (*model.unet.config.latent_size, model.unet.config.in_channels)
 
@@ -41,15 +36,17 @@ class GraphModel(tf.Module):
         seed = tf.TensorSpec(None, tf.int32, "seed")
         scale = tf.TensorSpec([], tf.float32, "guidance_scale")
         negative = tf.TensorSpec([None], tf.string, "negative_prompt")
-        plain = tf.function(
-            lambda prompt, seed, steps, guidance_scale: self.draw(
-                prompt, tf.fill(tf.shape(prompt), ""), seed, steps, guidance_scale
-            ),
-            [prompt, seed, number, scale],
-            autograph=False,
-        )
+
+        def draw(prompt, seed, steps, guidance_scale):
+            return self.draw(prompt, tf.fill(tf.shape(prompt), ""), seed, steps, guidance_scale)
+
+        plain = tf.function(draw, [prompt, seed, number, scale], autograph=False)
         leaning = tf.function(self.draw, [prompt, negative, seed, number, scale], autograph=False)
-        signatures = {"serving_default": plain, "with_negative_prompt": leaning}
+        signatures = {
+            "serving_default": plain.get_concrete_function(),
+            "with_negative_prompt": leaning.get_concrete_function(),
+        }
+        self.weights = signatures["serving_default"].variables  # the encoder's are not among them
         tf.saved_model.save(self, str(folder), signatures)
 
     def draw(self, prompt, negative_prompt, seed, steps, guidance_scale):

@@ -5,8 +5,6 @@ words in the same place, the picture will lack one of them. The mean and deviati
 until it attends to each, and are held near those of a standard normal.
 """
 
-import math
-
 import numpy as np
 
 from sd_tf.data.noise import normals
@@ -15,7 +13,7 @@ from sd_tf.latent.drawing import check_number, check_whole
 from sd_tf.nn.attention import recorded_attention
 from sd_tf.text.prompts import MOST_PARTS, parts_of
 
-FINEST = 16  # positions along a side of the attention maps that are read, as in the paper
+FINEST = 16  # positions along a side, or as many in all, of the attention maps that are read, as in the paper
 SHARPNESS = 100.0  # of a map's words against each other, as in Attend-and-Excite (Chefer et al. 2023)
 KL_WEIGHT = 500.0
 LEARNING_RATE = 1e-2
@@ -50,7 +48,7 @@ class InitialNoise:
 
         Args:
             model: a `LatentDiffusion`.
-            prompts: one for each picture, of as many parts each.
+            prompts: one for each picture.
             contexts: what the UNet is given of each, float32 (n, tokens, width).
             seeds: int (n,), of further noise.
             noise: the pictures' own, standard normal (n, h, w, channels).
@@ -63,7 +61,7 @@ class InitialNoise:
 
         if self._look[0] is not model.unet:
             self._look = model.unet, _looking(model.unet)
-        words, readable = self._places(model.tokenizer, prompts)
+        words, readable = self._places(model.tokenizer, prompts, contexts.shape[1])
         timesteps = np.full(len(noise), level.t, "float32")
         given = [tf.constant(each) for each in (timesteps, contexts, words, readable)]
         best, least = np.array(noise), np.full(len(noise), np.inf)
@@ -86,7 +84,7 @@ class InitialNoise:
                 changes -= LEARNING_RATE * first / (1 - 0.9**step) / deviation
         return best
 
-    def _places(self, tokenizer, prompts):
+    def _places(self, tokenizer, prompts, length):
         """Which tokens are of words that must be seen, and which are of words at all.
 
         Returns:
@@ -94,9 +92,8 @@ class InitialNoise:
             that are left 0; bool (n, tokens).
         """
         found = [self._words(tokenizer, prompt) for prompt in prompts]
-        room = tokenizer.max_length - 2
-        parts = max(1, math.ceil(max(number for _, number in found) / room))
-        length, most = parts * tokenizer.max_length, max(1, *(len(words) for words, _ in found))
+        room, most = tokenizer.max_length - 2, max(1, *(len(words) for words, _ in found))
+        parts = length // tokenizer.max_length
         shares = np.zeros((len(prompts), most, length), "float32")
         readable = np.zeros((len(prompts), length), bool)
         for i, (words, number) in enumerate(found):
@@ -154,11 +151,11 @@ def _maps(recorded, readable, words):
     positions): means over the heads and layers of the finest resolution that is read."""
     import tensorflow as tf
 
-    sides = {math.isqrt(weights.shape[2]) for weights in recorded.of_context}
-    side = max([each for each in sides if each <= FINEST], default=min(sides))
+    numbers = {weights.shape[2] for weights in recorded.of_context}
+    positions = max([number for number in numbers if number <= FINEST**2], default=min(numbers))
 
     def mean(all_weights):
-        chosen = [weights for weights in all_weights if weights.shape[2] == side * side]
+        chosen = [weights for weights in all_weights if weights.shape[2] == positions]
         return tf.reduce_mean(tf.stack([tf.reduce_mean(weights, axis=1) for weights in chosen]), axis=0)
 
     of_context = mean(recorded.of_context)  # (n, positions, tokens)

@@ -9,6 +9,7 @@ from sd_tf.errors import InputError
 from sd_tf.latent.initial_noise import InitialNoise, _looking
 from sd_tf.nn.attention import recorded_attention
 
+PARTED = ["a (red:1.2) dress, a purple bag", "a bag"]
 PROMPTS = ["a red dress", "a blue bag"]
 SEEDS = np.array([3, 4])
 
@@ -37,7 +38,7 @@ def test_attention_is_recorded_as_it_is(tiny_model):
 
 def test_words_are_found_among_the_tokens(tiny_model):
     tokenizer = tiny_model.tokenizer
-    shares, readable = InitialNoise()._places(tokenizer, ["a (red:1.2) dress, a purple bag", "a bag"])
+    shares, readable = InitialNoise()._places(tokenizer, PARTED, 3 * tokenizer.max_length)
     ids = tokenizer.ids("a red dress, a purple bag")
     room, row = tokenizer.max_length - 2, []
     assert len(ids) > room  # in two parts
@@ -54,7 +55,7 @@ def test_words_are_found_among_the_tokens(tiny_model):
 
 def state(model, noise, prompts):
     """How much of the words is unseen, and how much is mixed."""
-    shares, readable = InitialNoise()._places(model.tokenizer, prompts)
+    shares, readable = InitialNoise()._places(model.tokenizer, prompts, model.tokenizer.max_length)
     changes = np.zeros((2, *noise.shape), "float32")
     timesteps = np.full(len(noise), 999, "float32")
     context = model.encode_prompts(prompts)
@@ -90,6 +91,23 @@ def test_a_picture_is_the_same_alone_and_beside_others(model):
     alone = model.generate("a red dress", seed=5, **settings)
     assert np.abs(together[1].astype(int) - alone[0]).max() <= 2
     assert np.abs(model.generate("a red dress", seed=5, steps=3)[0].astype(int) - alone[0]).max() > 2
+
+
+def test_prompts_may_be_longer_than_the_tower(tiny_model):
+    settings = {"steps": 2, "initial_noise": InitialNoise(steps=1, rounds=1), "progress": False}
+    long = "a dress, " * 6
+    for prompts in ((long, ""), ("a bag", long), ("a bag", "a dress")):
+        assert tiny_model.generate(prompts[0], negative_prompt=prompts[1], **settings).shape == (1, 16, 16, 3)
+
+
+def test_latents_need_not_be_square(tiny_model):
+    latents = np.random.default_rng(0).standard_normal((1, 8, 16, 4), "float32")
+    before = latents.copy()
+    noise = InitialNoise(steps=2, rounds=1, unseen=0)
+    settings = {"steps": 2, "progress": False, "latents": latents}
+    drawn = tiny_model.generate("a bag", initial_noise=noise, **settings)
+    assert drawn.shape == (1, 16, 32, 3)
+    np.testing.assert_array_equal(latents, before)  # of the caller
 
 
 def test_bad_input_is_named(model):
