@@ -159,6 +159,7 @@ OF_CAPTIONED_PICTURES = (
     "caption",
     "caption_column",
     "caption_template",
+    "shorten_captions",
     "fit",
     "background",
     "flip",
@@ -195,6 +196,9 @@ class RunConfig:
     caption: str | None = _flag(None, "of every picture of a folder, in place of captions of their own")
     caption_column: str | None = _flag(None, "of a table, that has the captions (default: text or caption)")
     caption_template: str = _flag("{}", "what becomes of a caption, {} itself, such as 'a photo of {}'")
+    shorten_captions: float = _flag(
+        0.0, "share of captions that end early, so that short prompts are learned"
+    )
     fit: str = _flag("center", "of pictures that are not square: crops, or padding on --background", FITS)
     background: str = _flag("ffffff", "red, green and blue as hexadecimals, behind padding and transparency")
     flip: bool = _flag(False, "mirror half of the pictures, anew in each epoch")
@@ -342,6 +346,10 @@ class RunConfig:
             raise InputError("--caption takes the place of captions, which --caption-column names: give one")
         if not re.fullmatch("[0-9a-fA-F]{6}", self.background):
             raise InputError(f"--background is {self.background!r}: give six hexadecimals, such as ffffff")
+        if not 0 <= self.shorten_captions <= 1:
+            raise InputError(
+                f"--shorten-captions is {self.shorten_captions}: give a share from 0 to 1, such as 0.3"
+            )
         if not 0 <= self.jitter < 1:
             raise InputError(f"--jitter is {self.jitter}: give 0 or more, below 1, such as 0.1")
         if self.max_minutes is not None and self.max_steps is not None:

@@ -140,6 +140,15 @@ PICTURES = replace(  # a few hundred or thousand of one's own, 64 x 64
     scores="",
 )
 
+POKEMON = replace(
+    PICTURES,
+    command="python -m sd_tf.train --dataset pokemon --flip --max-minutes 98 --snapshots 8 "
+    "--save-dtype float16",
+    runtime="98 minutes on 2 cores of an AMD EPYC 9005 that did other work for most of them",
+    scores="colours 0.82 (of real pictures 0.70), reconstructions 29.2 dB, copies of training pictures 0.28: "
+    "python -m sd_tf.evaluate --dataset pokemon --guidance-scale 4",
+)
+
 FINE_TUNING = replace(  # of a model whose networks take the place of these
     PICTURES,
     diffusion_stage=StageConfig(16, learning_rate=1e-4, share=1.0, max_steps=1000, lr_schedule="constant"),
@@ -153,7 +162,7 @@ PRESETS = {
     "fashion-mnist-small": SMALL,
     "garments": GARMENTS,
     "pictures": PICTURES,
-    "pokemon-64": PICTURES,
+    "pokemon-64": POKEMON,
     "emoji-64": PICTURES,
     "fine-tuning": FINE_TUNING,
 }

@@ -40,5 +40,6 @@ def find_dataset(config: RunConfig, image_size: int, folder) -> CaptionedImages:
         config.flip,
         config.jitter,
         config.caption_template,
+        config.shorten_captions,
         config.seed,
     )

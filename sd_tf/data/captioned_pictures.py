@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ MOST_UNREADABLE = 0.05  # of all pictures
 STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how squares are made
 PREVIEWS = 6  # prompts
 CHUNK = 256  # pictures that are decoded before their squares are written
-_FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _NUMBERS = range(7)
+_FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _NUMBERS = range(9)
+ENDS = re.compile(r",| (?:and|with|in|on|at|of|from|by|for|who|which|that) ")  # a caption may end before one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ class CaptionedPictures:
         jitter: how far brightness, contrast and saturation vary: 0.1 is up to a tenth. Hue, which captions
             name, does not.
         template: what becomes of a caption, "{}" itself, such as "a photo of {}".
+        shorten: the share of captions that end early, before a comma, "with", "and" or the like, anew in each
+            epoch: short prompts are then learned as well.
         seed: a non-negative integer, of all that is random.
 
     Raises:
@@ -86,6 +90,7 @@ class CaptionedPictures:
         flip: bool = False,
         jitter: float = 0.0,
         template: str = "{}",
+        shorten: float = 0.0,
         seed: int = 0,
     ):
         if fit not in FITS:
@@ -96,6 +101,7 @@ class CaptionedPictures:
             )
         self.name, self.image_size, self._source, self._template = source.name, image_size, source, template
         self.flip, self.jitter, self._seed = flip, _Jitter(jitter) if jitter else None, seed
+        self._shorten = shorten
         self._side = round(MARGIN * image_size) if fit == "random" else image_size
         key = (STORE_VERSION, source.fingerprint, self._side, fit == "pad", tuple(background))
         self._store = Path(folder) / f"pictures-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
@@ -103,7 +109,7 @@ class CaptionedPictures:
         self._square = functools.partial(
             _padded if fit == "pad" else _cropped, side=self._side, background=tuple(background)
         )
-        self._identity = (key, flip, jitter, seed)
+        self._identity = (key, flip, jitter, seed, *([shorten] if shorten else []))
         self._keep(range(len(source.captions)))
 
     def decode(self, progress: bool = True):
@@ -125,19 +131,21 @@ class CaptionedPictures:
         """The source's pictures of these numbers are those that there are."""
         self._kept = np.asarray(numbers, np.int64)
         self._captions = [self._template.replace("{}", self._source.captions[i]) for i in numbers]
-        self._groups = {caption: group for group, caption in enumerate(sorted(set(self._captions)))}
+        found = {each for caption in set(self._captions) for each in self._ways_to_end(caption)}
+        self._groups = {caption: group for group, caption in enumerate(sorted(found))}
         identity = repr((self._identity, self._captions))
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
     def distinct_epochs(self) -> int | None:
-        """1, or None where pictures are flipped, jittered or cropped anew."""
-        return None if self.flip or self.jitter or self._side > self.image_size else 1
+        """1, or None where pictures are flipped, jittered or cropped, or captions shortened, anew."""
+        varied = self.flip or self.jitter or self._shorten or self._side > self.image_size
+        return None if varied else 1
 
     @property
     def preview_prompts(self) -> tuple[str, ...]:
         """Six captions, or as many as there are, from all over the list."""
-        captions = list(self._groups)
+        captions = sorted(set(self._captions))
         return tuple(
             captions[i] for i in sorted({round(i) for i in np.linspace(0, len(captions) - 1, PREVIEWS)})
         )
@@ -169,9 +177,24 @@ class CaptionedPictures:
             flipped = (numbers[:, _FLIPPED] < 0.5)[:, None, None, None]
             images = np.where(flipped, images[:, :, ::-1], images)
         if self.jitter:
-            images = self.jitter(images, numbers[:, _BRIGHTNESS:])
+            images = self.jitter(images, numbers[:, _BRIGHTNESS : _SATURATION + 1])
         captions = [self._captions[i] for i in indices]
+        if self._shorten:
+            captions = [
+                self._shortened(caption, own[_SHORTENED], own[_END])
+                for caption, own in zip(captions, numbers, strict=True)
+            ]
         return Examples(images, captions, np.array([self._groups[caption] for caption in captions], np.int32))
+
+    def _shortened(self, caption, chance, end):
+        """A caption, whole or not, by two numbers in [0, 1)."""
+        short = self._ways_to_end(caption)[1:]
+        return short[int(end * len(short))] if short and chance < self._shorten else caption
+
+    def _ways_to_end(self, caption):
+        """The whole caption, and where there are shorter ones, those."""
+        ends = [mark.start() for mark in ENDS.finditer(caption)] if self._shorten else []
+        return [caption, *(caption[:end] for end in ends if caption[:end].strip())]
 
     def _squares_of(self, numbers):
         if self._squares is not None:

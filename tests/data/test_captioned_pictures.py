@@ -121,6 +121,25 @@ def test_templates_and_groups(tmp_path):
         dataset(folder, tmp_path, template="a photo")
 
 
+def test_some_captions_end_early(tmp_path):
+    folder, long = folder_of(tmp_path, noise(2)), "a green toy with four legs, grass and poison"
+    rows = [{"file_name": f"{number:05}.png", "text": text} for number, text in enumerate([long, "a toy"])]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = dataset(folder, tmp_path, shorten=0.5)
+    assert pictures.distinct_epochs is None and pictures.corpus() == (long, "a toy")
+    seen = [pictures.examples([0, 1], epoch) for epoch in range(400)]
+    short = {"a green toy", "a green toy with four legs", "a green toy with four legs, grass"}
+    assert {examples.captions[0] for examples in seen} == {long, *short}
+    assert {examples.captions[1] for examples in seen} == {"a toy"}
+    whole = sum(examples.captions[0] == long for examples in seen)
+    assert 160 < whole < 240
+    groups = {examples.captions[0]: examples.groups[0] for examples in seen}
+    assert len(set(groups.values()) | {seen[0].groups[1]}) == 5  # a group for each caption
+    for caption in short:
+        assert 40 < sum(examples.captions[0] == caption for examples in seen) < 95
+    np.testing.assert_array_equal(seen[0].images, seen[1].images)
+
+
 def test_pictures_are_decoded_once_and_again_when_they_change(tmp_path):
     folder = folder_of(tmp_path, noise(3))
     first = dataset(folder, tmp_path)
