@@ -63,7 +63,6 @@ def with_tiny_preset():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
         monkeypatch.setattr(garments, "EPOCH", 40)
-        monkeypatch.setattr(callbacks, "PREVIEWS", 1)
         yield
 
 
@@ -75,6 +74,7 @@ def tiny():
 
 def config(folder, **changes):
     settings = {"dataset": "garments", "preset": "tiny", "max_steps": STEPS, "output": str(folder)}
+    settings["previews"] = 1
     return RunConfig(**settings | changes)
 
 
