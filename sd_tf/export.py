@@ -60,11 +60,9 @@ def main(arguments=None):
 
     settings = {"steps": flags.steps, "engine": "tensorflow", "progress": False}
     expected, seconds = drawn(lambda prompt: model.generate(prompt, **settings)[0])
-    sizes = {
-        "the model": sum(network.count_params() * 4 for network, _, _ in model.engines.networks.values())
-    }
+    size = sum(network.count_params() * 4 for network, _, _ in model.engines.networks.values())
     print(f"{'':12}{'MB':>8}{'seconds':>9}   difference of pixels, of 255: mean, most")
-    print(f"{'the model':12}{sizes['the model'] / 1e6:8.1f}{seconds:9.2f}")
+    print(f"{'the model':12}{size / 1e6:8.1f}{seconds:9.2f}")
     for name, generate in _generators(output, flags.format, flags.steps).items():
         images, seconds = drawn(generate)
         size = sum(file.stat().st_size for file in (output / name).rglob("*") if file.is_file())

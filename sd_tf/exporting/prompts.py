@@ -13,7 +13,7 @@ from sd_tf.errors import InputError
 from sd_tf.text.prompts import MOST_PARTS
 from sd_tf.text.tokenizer import END_OF_WORD, PIECES, WORDS, byte_characters
 
-# Rust's and Python's; RE2's \s is of ASCII alone. A final sigma is one to ICU only, which lowers whole words.
+# Rust's and Python's; RE2's \s is of ASCII alone.
 SPACES = r"[\s\v\p{Z}\x{85}]+"
 FIRST_MARK = 0x10F000  # of a private plane: characters that stand for added tokens
 MOST_BYTES = 4096  # of a prompt: time grows with the square of its longest word
@@ -97,6 +97,7 @@ class GraphTokenizer(tf.Module):
         for pattern, mark in self.marks:
             text = tf.strings.regex_replace(text, pattern, mark)
         text = tf.strings.regex_replace(text, SPACES, " ")
+        # Lowering a whole text, ICU would make another letter of it at the end of a word.
         text = tf.strings.regex_replace(text, "Σ", "σ")
         text = tf.strings.lower(text, encoding="utf-8")
         for pattern in (WORDS, PIECES):  # the byte level divides words once more
@@ -110,9 +111,8 @@ class GraphTokenizer(tf.Module):
         codes = letters.with_flat_values(tf.cast(codes, tf.int32)).to_tensor(default_value=0)
         lengths = tf.cast(letters.row_lengths(), tf.int32)[:, tf.newaxis]
         place = tf.range(tf.shape(codes)[1])[tf.newaxis]
-        ids = tf.gather_nd(
-            self.first_ids, tf.stack([tf.cast(place == lengths - 1, tf.int32) + 0 * codes, codes], 2)
-        )
+        is_last = tf.cast(place == lengths - 1, tf.int32)
+        ids = tf.gather_nd(self.first_ids, tf.stack([is_last, codes], 2))
         ids = tf.where(place < lengths, ids, NO_TOKEN)
         whole = self.whole.lookup(words)[:, tf.newaxis]
         only = tf.where(place == 0, whole, tf.cast(NO_TOKEN, tf.int64))

@@ -44,12 +44,8 @@ def inference_timesteps(config, steps):
             return tf.identity(found)
     if config.timestep_spacing == "trailing":
         strides = [(total - total / n) - total for n in range(1, total + 1)]  # numpy's arange rounds so
-        return (
-            tf.cast(
-                tf.round(total + place * tf.gather(tf.constant(strides, tf.float64), steps - 1)), tf.int32
-            )
-            - 1
-        )
+        stride = tf.gather(tf.constant(strides, tf.float64), steps - 1)
+        return tf.cast(tf.round(total + place * stride), tf.int32) - 1
     stride = (total - 1) / tf.maximum(number - 1, 1)
     last = tf.where(steps > 1, tf.cast(total - 1, tf.float64), 0.0)  # numpy's linspace ends exactly there
     points = tf.where(place == number - 1, last, place * stride)

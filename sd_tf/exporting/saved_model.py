@@ -31,7 +31,7 @@ class GraphModel(tf.Module):
         self.shape = (*model.unet.config.latent_size, model.unet.config.in_channels)
 
     def save(self, folder):
-        """Writes the SavedModel, whose signatures are `draw` and, with what to lean away from, another."""
+        """Writes the SavedModel: "with_negative_prompt" is `draw`, "serving_default" has an empty one."""
         prompt, number = tf.TensorSpec([None], tf.string, "prompt"), tf.TensorSpec([], tf.int32, "steps")
         seed = tf.TensorSpec(None, tf.int32, "seed")
         scale = tf.TensorSpec([], tf.float32, "guidance_scale")
