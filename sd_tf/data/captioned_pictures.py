@@ -29,7 +29,7 @@ STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how sq
 PREVIEWS = 6  # prompts
 CHUNK = 256  # pictures that are decoded before their squares are written
 _FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _NUMBERS = range(9)
-ENDS = re.compile(r",| (?:and|with|in|on|at|of|from|by|for|who|which|that) ")  # a caption may end before one
+ENDS = re.compile(r",| (?:and|with|in|on|at|from|by|for|who|which|that) ")  # a caption may end before one
 
 
 @dataclasses.dataclass(frozen=True)
