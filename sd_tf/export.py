@@ -13,6 +13,7 @@ from sd_tf import commandline
 from sd_tf.errors import InputError, unknown
 
 FORMATS = ("savedmodel", "litert", "onnx")
+MARKS = {"saved_model.pb", "draw.py"}  # of which a folder of ours has one
 OURS = {  # what such a folder holds, and may be replaced with
     *("saved_model.pb", "fingerprint.pb", "variables", "assets"),
     *("draw.py", "settings.json", "tokenizer.json", "float16", "int8", "onnx"),
@@ -35,7 +36,9 @@ def main(arguments=None):
         raise unknown("--format", flags.format, FORMATS)
     output = Path(flags.output)
     commandline.check_writable(output)
-    if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= OURS):
+    if flags.steps < 1:
+        raise InputError(f"--steps is {flags.steps}: give 1 or more")
+    if output.exists() and not _is_ours(output):
         raise InputError(f"--output {output} holds something else: name another folder")
     commandline.load_tensorflow()
     import sd_tf
@@ -69,6 +72,12 @@ def main(arguments=None):
         difference = np.abs(images - expected)
         said = f"{difference.mean():.3f} {difference.max()}"
         print(f"{flags.format if name == '.' else name:12}{size / 1e6:8.1f}{seconds:9.2f}   {said}")
+
+
+def _is_ours(folder):
+    """Whether nothing is lost where a folder is replaced."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    return not names or (names <= OURS and bool(names & MARKS))
 
 
 def _write(model, folder, kind):

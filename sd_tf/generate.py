@@ -1,15 +1,68 @@
-"""Draws pictures: `python -m sd_tf.generate "a red dress" --num-images 16 --output out/`."""
+"""Draws pictures: `python -m sd_tf.generate "a red dress" --num-images 16 --output out/`.
+
+With `--frames 8` those on the way from one prompt, or seed, to the next.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
 from sd_tf import commandline
-from sd_tf.errors import InputError
+from sd_tf.diffusion.samplers import SAMPLERS
+from sd_tf.errors import InputError, unknown
+from sd_tf.pictures import file_name, save_png, save_sheet
+
+BLACK = (0, 0, 0)  # behind what is transparent in a mask: nothing is drawn there
+OF_ALL = (  # ways to draw
+    *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "timestep_spacing"),
+    *("karras", "eta"),
+)
+NOT_OF_FRAMES = ("image", "clip_guidance", "initial_noise", "strip")
 
 
 def main(arguments=None):
     """Parses flags, draws and writes PNG files and, for several pictures, a sheet of all."""
+    flags = _parser().parse_args(arguments)
+    output = Path(flags.output)
+    commandline.check_writable(output)
+    _check(flags)
+    begin = _begin(flags)
+    model = _load(flags)
+    if flags.clip_guidance is not None:
+        from sd_tf.latent.clip_guidance import CLIPGuidance
+
+        scale = 1.0 if flags.clip_guidance_scale is None else flags.clip_guidance_scale
+        begin["clip_guidance"] = CLIPGuidance(flags.clip_guidance, scale)
+    if flags.initial_noise:
+        from sd_tf.latent.initial_noise import InitialNoise
+
+        begin["initial_noise"] = InitialNoise()
+
+    settings = {name: getattr(flags, name) for name in OF_ALL}
+    negative = flags.negative_prompt if len(flags.negative_prompt) > 1 else flags.negative_prompt[0]
+    of_all = settings | {"batch_size": flags.batch_size, "engine": flags.engine, "negative_prompt": negative}
+    said = _said(flags, settings | {"negative_prompt": negative})
+    if flags.frames is not None:
+        images = model.interpolate(flags.prompt, flags.frames, flags.seed, **of_all)
+        _write_frames(output, images, said | {"prompt": flags.prompt, "seed": flags.seed})
+        return
+    guesses = {}
+
+    def note(step, latents, prediction):
+        guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy: the batch's others can go
+
+    callback = note if flags.strip else None
+    [seed] = flags.seed
+    images = model.generate(flags.prompt, flags.num_images, seed=seed, callback=callback, **of_all, **begin)
+    _write(output, images, flags, said)
+    if guesses:
+        strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine)
+        _write_sheet(
+            output / "strip.png", strip, len(strip), said | {"prompt": flags.prompt[0], "seed": seed}
+        )
+
+
+def _parser():
     parser = commandline.Parser("python -m sd_tf.generate", description=__doc__)
     parser.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several rows")
     parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
@@ -23,6 +76,9 @@ def main(arguments=None):
         metavar="WEIGHT",
         help="how much of them: one for all, or one for each (default: 1)",
     )
+    parser.add_argument(
+        "--textual-inversion", nargs="+", default=[], metavar="FILE", help="words for the model to know"
+    )
     parser.add_argument("--num-images", type=int, default=1, help="for each prompt (default: 1)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="pull of the prompt (default: 3)")
@@ -34,12 +90,24 @@ def main(arguments=None):
         "--clip-guidance", metavar="CLIP", help="a CLIP that guides as well: clip-mini, a folder or a hub id"
     )
     parser.add_argument("--clip-guidance-scale", type=float, help="how much it does (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
-    parser.add_argument("--negative-prompt", default="", help="what to lean away from")
+    parser.add_argument(
+        "--initial-noise", action="store_true", help="begin with noise that every word is seen in (InitNO)"
+    )
+    parser.add_argument(
+        "--seed", type=int, nargs="+", default=[0], help="of the first picture; of --frames, several as well"
+    )
+    parser.add_argument(
+        "--negative-prompt",
+        nargs="+",
+        default=[""],
+        help="what to lean away from: one, or one for each prompt",
+    )
     commandline.add_levels(parser)
-    parser.add_argument("--sampler", default="ddim", help="ddim, euler, dpmpp_2m, unipc, … (default: ddim)")
+    parser.add_argument("--sampler", default="ddim", help=f"{', '.join(SAMPLERS)} (default: ddim)")
     parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: 0)")
-    parser.add_argument("--image", metavar="FILE", help="a picture to begin with, of the model's size")
+    parser.add_argument(
+        "--image", metavar="FILE", help="a picture to begin with; its sides are multiples of 8, or as said"
+    )
     parser.add_argument(
         "--strength", type=float, help="with --image: how much of it may change, 0 to 1 (default: 0.8)"
     )
@@ -47,116 +115,127 @@ def main(arguments=None):
     parser.add_argument(
         "--strip", action="store_true", help="also show what each step thought the first picture would be"
     )
+    parser.add_argument(
+        "--frames", type=int, help="pictures on the way from each prompt to the next, or each --seed"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (default: 64)")
     parser.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
     parser.add_argument("--precision", default=None, help="a Keras policy (default: float32)")
     parser.add_argument("--output", default="out", help="folder for the pictures (default: out)")
-    flags = parser.parse_args(arguments)
+    return parser
 
-    output = Path(flags.output)
-    commandline.check_writable(output)
-    import sd_tf
-    from sd_tf.checkpoints.loading import needs_networks
+
+def _check(flags):
+    """What the flags say together."""
     from sd_tf.config import PRECISIONS
-    from sd_tf.errors import unknown
-    from sd_tf.pictures import file_name, save_png, save_sheet
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
         raise unknown("--precision", flags.precision, PRECISIONS)
-    settings = {
-        name: getattr(flags, name)
-        for name in (
-            "steps",
-            "guidance_scale",
-            "guidance_interval",
-            "guidance_rescale",
-            "negative_prompt",
-            "sampler",
-            "timestep_spacing",
-            "karras",
-            "eta",
-            "seed",
-        )
-    }
     if flags.lora_weight and not flags.lora:
         raise InputError("--lora-weight is of --lora: name its file")
-    begin = _begin(flags)
-    weights = flags.lora_weight or [1.0]
-    if len(weights) not in (1, max(1, len(flags.lora))):
+    if flags.lora_weight and len(flags.lora_weight) not in (1, len(flags.lora)):
         raise InputError(
-            f"{len(weights)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
+            f"{len(flags.lora_weight)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
             "or one for each"
         )
     if flags.clip_guidance_scale is not None and flags.clip_guidance is None:
         raise InputError("--clip-guidance-scale is of --clip-guidance: name a CLIP")
-    by_tensorflow = flags.lora or flags.image or flags.clip_guidance or flags.engine == "tensorflow"
-    if by_tensorflow or needs_networks(flags.model, flags.precision):
-        commandline.load_tensorflow()
-    model = sd_tf.load(flags.model, dtype=flags.precision)
-    loras = dict(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
-    for file, weight in loras.items():
-        model.load_lora(file, weight, name=file)
-    if flags.clip_guidance is not None:
-        from sd_tf.latent.clip_guidance import CLIPGuidance
-
-        scale = 1.0 if flags.clip_guidance_scale is None else flags.clip_guidance_scale
-        begin["clip_guidance"] = CLIPGuidance(flags.clip_guidance, scale)
-    guesses = {}
-
-    def note(step, latents, prediction):
-        guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy: the batch's others can go
-
-    images = model.generate(
-        flags.prompt,
-        num_images=flags.num_images,
-        engine=flags.engine,
-        callback=note if flags.strip else None,
-        **settings,
-        **begin,
-    )
-
-    settings |= {
-        name: getattr(flags, name)
-        for name in ("image", "strength", "mask", "clip_guidance", "clip_guidance_scale")
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
-    of_model = {"model": flags.model} | ({"lora": loras} if loras else {})
-    output.mkdir(parents=True, exist_ok=True)
-    written = set()
-    for i, image in enumerate(images):
-        prompt, seed = flags.prompt[i // flags.num_images], flags.seed + i % flags.num_images
-        file = output / file_name(prompt, seed)
-        if file in written:  # two prompts alike in their letters, or in their first sixty
-            file = file.with_stem(f"{file.stem}-{i}")
-        written.add(file)
-        save_png(file, image, {**settings, **of_model, "prompt": prompt, "seed": seed})
-        print(file)
-    if len(images) > 1:
-        columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
-        save_sheet(output / "grid.png", images, columns, {**settings, **of_model, "prompt": flags.prompt})
-        print(output / "grid.png")
-    if guesses:
-        strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine)
-        said = {**settings, **of_model, "prompt": flags.prompt[0]}
-        save_sheet(output / "strip.png", strip, len(strip), said)
-        print(output / "strip.png")
+    if flags.frames is None and len(flags.seed) > 1:
+        raise InputError(f"--seed has {len(flags.seed)} numbers: give one, or --frames to go between them")
+    if flags.frames is not None:
+        for name in NOT_OF_FRAMES:
+            if getattr(flags, name):
+                raise InputError(
+                    f"--frames does not go with --{name.replace('_', '-')}: leave one of them out"
+                )
+        for name, usual in (("num_images", 1), ("negative_prompt", flags.negative_prompt[:1])):
+            if getattr(flags, name) != usual:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag} is one for all --frames: leave the others out")
 
 
 def _begin(flags):
     """The picture that is drawn on, as `LatentDiffusion.generate` takes it."""
-    from sd_tf.data.opening import open_picture
+    from sd_tf.data.opening import WHITE, open_picture
 
     for name in ("strength", "mask"):
         if getattr(flags, name) is not None and flags.image is None:
             raise InputError(f"--{name} is of a picture: give --image as well")
     found = {} if flags.strength is None else {"strength": flags.strength}
-    for name, mode in (("image", "RGB"), ("mask", "L")):
+    for name, mode, background in (("image", "RGB", WHITE), ("mask", "L", BLACK)):
         file = getattr(flags, name)
         if file is not None:
             try:
-                found[name] = np.asarray(open_picture(file).convert(mode))
+                found[name] = np.asarray(open_picture(file, background).convert(mode))
             except InputError as error:
                 raise InputError(f"--{name} {file} {error}") from None
     return found
+
+
+def _load(flags):
+    """The model, with its words and LoRAs."""
+    import sd_tf
+    from sd_tf.checkpoints.loading import needs_networks
+
+    of_networks = (flags.lora, flags.textual_inversion, flags.image, flags.clip_guidance, flags.initial_noise)
+    if any(of_networks) or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
+        commandline.load_tensorflow()
+    model = sd_tf.load(flags.model, dtype=flags.precision)
+    for file in flags.textual_inversion:
+        model.load_textual_inversion(file)
+    for file, weight in _loras(flags).items():
+        model.load_lora(file, weight, name=file)
+    return model
+
+
+def _loras(flags):
+    """File -> weight."""
+    weights = flags.lora_weight or [1.0]
+    return dict(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
+
+
+def _said(flags, settings):
+    """What is written into every picture."""
+    names = ("image", "strength", "mask", "clip_guidance", "clip_guidance_scale")
+    said = settings | {name: getattr(flags, name) for name in names}
+    said |= {name: getattr(flags, name) or None for name in ("initial_noise", "textual_inversion")}
+    said |= {"model": flags.model, "lora": _loras(flags) or None}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _write(output, images, flags, said):
+    """A file for each picture, and a sheet."""
+    output.mkdir(parents=True, exist_ok=True)
+    written = set()
+    for i, image in enumerate(images):
+        prompt, seed = flags.prompt[i // flags.num_images], flags.seed[0] + i % flags.num_images
+        file = output / file_name(prompt, seed)
+        if file in written:  # two prompts alike in their letters, or in their first sixty
+            file = file.with_stem(f"{file.stem}-{i}")
+        written.add(file)
+        save_png(file, image, {**said, "prompt": prompt, "seed": seed})
+        print(file)
+    if len(images) > 1:
+        columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
+        _write_sheet(
+            output / "grid.png", images, columns, {**said, "prompt": flags.prompt, "seed": flags.seed[0]}
+        )
+
+
+def _write_frames(output, images, said):
+    """A file for each frame, numbered, and a sheet."""
+    output.mkdir(parents=True, exist_ok=True)
+    digits = len(str(len(images) - 1))
+    for i, image in enumerate(images):
+        file = output / f"frame-{i:0{digits}}.png"
+        save_png(file, image, said | {"frame": f"{i} of {len(images)}"})
+        print(file)
+    _write_sheet(output / "grid.png", images, round(len(images) ** 0.5), said)
+
+
+def _write_sheet(file, images, columns, said):
+    save_sheet(file, images, columns, said)
+    print(file)
 
 
 if __name__ == "__main__":

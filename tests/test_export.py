@@ -119,6 +119,34 @@ def test_litert_files_draw_without_sd_tf(litert, tiny_model, tmp_path, kind, all
     assert difference.mean() <= allowed / 4
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--seed", "-1"], "error: seed is -1: give 0 to 4294967295"),
+        (["--steps", "0"], "error: steps is 0: give 1 to 1000"),
+        (["--steps", "1000"], "error: steps is 1000: give fewer"),
+        (["--output", "nowhere/a.png"], "error: --output nowhere/a.png is in no folder that there is"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_drawn_is_one_line(litert, tmp_path, flags, message):
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert, which runs LiteRT files")
+    command = [sys.executable, litert / "draw.py", "a red dress", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_that_is_cut_is_said_to_be(litert, tiny_model):
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert, which runs LiteRT files")
+    from sd_tf.exporting.draw import Model
+
+    long = "a red dress, a blue bag, a coat"
+    number, most = len(tiny_model.tokenizer.ids(long)), tiny_model.tokenizer.max_length - 2
+    with pytest.warns(UserWarning, match=f"has {number} tokens: the last {number - most} are cut off"):
+        Model(litert, "float16").generate(long, steps=1)
+
+
 def test_onnx_files_draw_the_same(folder, tiny_model, tmp_path):
     pytest.importorskip("tf2onnx", reason="needs tf2onnx, which writes ONNX files")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime, which runs them")
@@ -146,10 +174,16 @@ def test_bad_input_is_named(folder, tmp_path):
         export.main(["--format", "tflite", "--output", str(tmp_path / "out")])
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("Dear")
+    (tmp_path / "game" / "assets").mkdir(parents=True)  # a name of ours, in somebody else's folder
     for output, message in (
         (tmp_path / "letters", "holds something else"),
+        (tmp_path / "game", "holds something else"),
         (tmp_path / "letters" / "dear.txt", "no folder you may write to"),
     ):
         with pytest.raises(InputError, match=message):
             export.main(["--model", str(folder), "--output", str(output)])
     assert (tmp_path / "letters" / "dear.txt").read_text() == "Dear"
+    assert (tmp_path / "game" / "assets").is_dir()
+    with pytest.raises(InputError, match="--steps is 0"):
+        export.main(["--model", str(folder), "--output", str(tmp_path / "out"), "--steps", "0"])
+    assert not (tmp_path / "out").exists()

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import sd_tf
 from sd_tf.checkpoints.lora import write_lora
 from sd_tf.errors import InputError
 from sd_tf.generate import main
 from sd_tf.latent.clip_guidance import CLIPGuidance
+from sd_tf.latent.initial_noise import InitialNoise
 from sd_tf.latent.lora import LowRank
 from sd_tf.pictures import save_png, sheet
 
@@ -133,6 +135,75 @@ def test_a_picture_is_drawn_on_within_its_mask_and_its_way_shown(folder, tmp_pat
     assert str(tmp_path / "out" / "strip.png") in capsys.readouterr().out
 
 
+def test_the_strip_is_that_of_the_first_prompt_however_long(folder, tmp_path):
+    long = "a red dress, a blue bag, a coat, a shirt"  # in parts, unlike the other
+    flags = ["--model", str(folder), "--steps", "3", "--strip", "--output", str(tmp_path)]
+    main([long, "a bag", *flags])
+    [first] = tmp_path.glob("a-red-dress*.png")
+    last = pixels(tmp_path / "strip.png")[2:-2, -2 - 32 : -2][::2, ::2]
+    assert np.abs(last.astype(int) - pixels(first)).mean() < 4  # but for the noise that is left
+    assert np.abs(last.astype(int) - pixels(tmp_path / "a-bag-0.png")).mean() > 8
+
+
+def test_a_mask_of_strokes_on_nothing_is_white_where_they_are(folder, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    strokes = np.zeros((16, 16, 4), np.uint8)
+    strokes[:8] = 255
+    save_png(tmp_path / "image.png", image)
+    Image.fromarray(strokes).save(tmp_path / "mask.png")
+    files = ["--image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png")]
+    main(["a bag", "--model", str(folder), "--steps", "3", *files, "--output", str(tmp_path / "out")])
+    drawn = pixels(tmp_path / "out" / "a-bag-0.png")
+    np.testing.assert_array_equal(drawn[8:], image[8:])
+    assert (drawn[:8] != image[:8]).any()
+
+
+def test_frames_go_from_prompt_to_prompt_and_from_seed_to_seed(folder, tiny_model, tmp_path, capsys):
+    flags = ["--frames", "3", "--steps", "2", "--seed", "4", "7", "--sampler", "ddpm"]
+    main(["a dress", "a bag", "--model", str(folder), "--output", str(tmp_path), *flags])
+    names = ["frame-0.png", "frame-1.png", "frame-2.png", "grid.png"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in names]
+    expected = tiny_model.interpolate(["a dress", "a bag"], 3, [4, 7], steps=2, sampler="ddpm")
+    for name, frame in zip(names, expected, strict=False):
+        assert np.abs(pixels(tmp_path / name).astype(int) - frame).max() <= 1
+    said = texts(tmp_path / "frame-1.png")
+    assert (said["prompt"], said["seed"], said["frame"]) == ("['a dress', 'a bag']", "[4, 7]", "1 of 3")
+
+
+def test_words_negative_prompts_and_noise_from_the_command_line(folder, tiny_model, tmp_path):
+    word = tmp_path / "word.safetensors"
+    vector = np.random.default_rng(0).standard_normal(16, "float32")
+    save_file({"<mine>": vector}, word)
+    flags = ["--model", str(folder), "--steps", "2", "--negative-prompt", "blue", "red", "--batch-size", "1"]
+    main(
+        [
+            "a <mine>",
+            "a bag",
+            *flags,
+            "--textual-inversion",
+            str(word),
+            "--initial-noise",
+            "--output",
+            str(tmp_path),
+        ]
+    )
+    model = sd_tf.load(folder)
+    model.load_textual_inversion(word)
+    expected = model.generate(
+        ["a <mine>", "a bag"],
+        steps=2,
+        negative_prompt=["blue", "red"],
+        initial_noise=InitialNoise(),
+        engine="tensorflow",
+        progress=False,
+    )
+    for name, image in zip(("a-mine-0.png", "a-bag-0.png"), expected, strict=True):
+        assert np.abs(pixels(tmp_path / name).astype(int) - image).max() <= 1
+    said = texts(tmp_path / "a-mine-0.png")
+    assert said["initial_noise"] == "True" and said["negative_prompt"] == "['blue', 'red']"
+    assert said["textual_inversion"] == str([str(word)])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -196,6 +267,13 @@ def test_a_picture_made_in_bfloat16_is_near_the_exact_one(folder, tmp_path):
         (["--eta", "2"], "eta is 2.0"),
         (["--clip-guidance-scale", "2"], "--clip-guidance-scale is of --clip-guidance: name a CLIP"),
         (["--clip-guidance", "clip-mono"], "unknown model 'clip-mono': did you mean 'clip-mini'"),
+        (["--seed", "1", "2"], "--seed has 2 numbers: give one, or --frames"),
+        (["--frames", "4"], "1 prompts and 1 seeds: give two or more of one of them"),
+        (["--frames", "1", "--seed", "1", "2"], "frames is 1"),
+        (["--frames", "4", "--seed", "1", "2", "--strip"], "--frames does not go with --strip"),
+        (["--frames", "4", "--seed", "1", "2", "--num-images", "2"], "--num-images is one for all --frames"),
+        (["--negative-prompt", "a", "b"], "2 negative prompts for 1 prompts"),
+        (["--textual-inversion", "no.safetensors"], "no.safetensors"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -65,6 +65,7 @@ class Actions:
         num_images,
         steps,
         sampler,
+        karras,
         guidance_scale,
         guidance_start,
         guidance_stop,
@@ -84,6 +85,7 @@ class Actions:
                 strength=strength,
                 steps=steps,
                 sampler=sampler,
+                karras=karras,
                 guidance_scale=guidance_scale,
                 guidance_interval=[guidance_start, guidance_stop],
             )
@@ -145,7 +147,15 @@ class Actions:
 
     def _keep(self, images, settings):
         """Writes pictures with their settings; [{"file", "settings"}]."""
-        names = ("prompt", "negative_prompt", "steps", "sampler", "guidance_scale", "guidance_interval")
+        names = (
+            "prompt",
+            "negative_prompt",
+            "steps",
+            "sampler",
+            "karras",
+            "guidance_scale",
+            "guidance_interval",
+        )
         of_all = {name: settings[name] for name in names}
         if "image" in settings:
             mask = "painted" if "mask" in settings else "none"

@@ -44,7 +44,7 @@ def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength,
 
     Args:
         limits: of the server.
-        settings: `steps`, `guidance_scale`, `guidance_interval` and `sampler`.
+        settings: `steps`, `guidance_scale`, `guidance_interval`, `sampler` and `karras`.
 
     All values are JSON of any type. A number without a fraction counts as whole.
 

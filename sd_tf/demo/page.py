@@ -49,13 +49,15 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
             f"{limits.max_seconds:g} seconds.</span>",
             elem_id="about",
         )
-        made, chosen, sent = gr.State([]), gr.State(0), gr.JSON(visible="hidden")
+        made, chosen, sent = gr.State([]), gr.State(0), gr.JSON({}, visible="hidden")
         with gr.Row():
             with gr.Column(scale=5, min_width=320, elem_classes="tight"):
                 prompt = gr.Textbox(
                     label="Prompt", placeholder="a red dress", lines=2, max_lines=6, max_length=LONGEST_PROMPT
                 )
-                negative_prompt = gr.Textbox(label="Negative prompt", max_lines=4, max_length=LONGEST_PROMPT)
+                negative_prompt = gr.Textbox(
+                    "", label="Negative prompt", max_lines=4, max_length=LONGEST_PROMPT
+                )
                 with gr.Row():
                     draw = gr.Button("Draw", variant="primary")
                     stop = gr.Button("Stop")
@@ -69,7 +71,9 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
                     sampler = gr.Dropdown(list(SAMPLERS), value="ddim", label="Sampler", filterable=False)
                 with gr.Row():
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-                    random_seed = gr.Checkbox(True, label="Another seed each time")
+                    with gr.Column(min_width=160, elem_classes="tight"):
+                        random_seed = gr.Checkbox(True, label="Another seed each time")
+                        karras = gr.Checkbox(False, label="Karras' levels (not ddim, ddpm, pndm)")
                 with gr.Accordion("Guide only some of the steps", open=False), gr.Row():
                     guidance_start = gr.Slider(0, 1, 0, step=0.05, label="From this share of them")
                     guidance_stop = gr.Slider(0, 1, 1, step=0.05, label="To this share")
@@ -124,6 +128,7 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
                 num_images,
                 steps,
                 sampler,
+                karras,
                 guidance_scale,
                 guidance_start,
                 guidance_stop,

@@ -1,18 +1,21 @@
 """Draws with exported networks: `python draw.py "a red dress" --networks float16 --output dress.png`.
 
 Needs numpy, tokenizers and Pillow, and what runs the networks: ai-edge-litert for LiteRT's, onnxruntime
-for ONNX's. It reads the folder that it lies in.
+for ONNX's. It reads the folder that it lies in. A prompt longer than the text tower is cut, with a
+warning, and weights such as "(red:1.3)" are text.
 """
 
 import argparse
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 MASK = 2**64 - 1
+LARGEST_SEED = 2**32 - 1
 
 
 class Model:
@@ -33,6 +36,8 @@ class Model:
 
     def generate(self, prompt, steps=20, guidance_scale=3.0, seed=0, negative_prompt=""):
         """Draws one picture by DDIM, uint8 (height, width, 3)."""
+        if not 0 <= seed <= LARGEST_SEED:
+            raise SystemExit(f"error: seed is {seed}: give 0 to {LARGEST_SEED}")
         states = self.encode(np.array([self._row(negative_prompt), self._row(prompt)], np.int32))
         timesteps = self._timesteps(steps)
         alphas = np.append(np.array(self.settings["alphas_cumprod"])[timesteps], self.settings["final_alpha"])
@@ -49,8 +54,12 @@ class Model:
         """Begin, ids, end, padding; what does not fit is cut off."""
         begin, end, padding = self.settings["begin_end_padding"]
         length = self.settings["tokens"]
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: length - 2]
-        row = [begin, *ids, end]
+        ids, most = self.tokenizer.encode(text, add_special_tokens=False).ids, length - 2
+        if len(ids) > most:
+            warnings.warn(
+                f"prompt {text!r} has {len(ids)} tokens: the last {len(ids) - most} are cut off", stacklevel=3
+            )
+        row = [begin, *ids[:most], end]
         return row + [padding] * (length - len(row))
 
     def _timesteps(self, steps):
@@ -64,6 +73,8 @@ class Model:
             found = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
         else:
             found = np.round(np.linspace(0, total - 1, steps))[::-1]
+        if found[0] >= total:  # by steps_offset
+            raise SystemExit(f"error: steps is {steps}: give fewer")
         return found.astype(int)
 
     def _parts(self, output, x, signal, noise):
@@ -138,6 +149,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--output", default="picture.png", help="default: picture.png")
     flags = parser.parse_args()
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    if not Path(flags.output).resolve().parent.is_dir():
+        raise SystemExit(f"error: --output {flags.output} is in no folder that there is")
     from PIL import Image
 
     model = Model(folder, flags.networks)

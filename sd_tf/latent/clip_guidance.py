@@ -6,7 +6,7 @@ image tower, the decoder and the UNet.
 """
 
 from sd_tf.diffusion.denoiser import to_prediction
-from sd_tf.errors import InputError
+from sd_tf.latent.drawing import check_number
 from sd_tf.text.prompts import parts_of
 
 
@@ -23,13 +23,17 @@ class CLIPGuidance:
     """
 
     def __init__(self, clip="clip-mini", scale=1.0):
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale <= 1000:
-            raise InputError(f"scale of the CLIP guidance is {scale!r}: give a number from 0 to 1000")
+        check_number("scale of the CLIP guidance", scale, 0, 1000)
         from sd_tf.checkpoints.folder import load_clip
         from sd_tf.checkpoints.loading import load_tokenizer
 
         self.clip, self.scale = load_clip(clip), scale
         self.tokenizer = load_tokenizer(clip, self.clip.text_config.max_position_embeddings)
+        self._gradient = (
+            None,
+            None,
+            None,
+        )  # a model's networks, the shape of its latents, `_logits_gradient`
 
     def gradients(self, model, prompts):
         """What `sd_tf.diffusion.guidance.by_gradient` asks for.
@@ -46,20 +50,10 @@ class CLIPGuidance:
 
         plain = ["".join(part.text for part in parts_of(prompt)) for prompt in prompts]
         texts = self.clip.text_features(self.tokenizer(plain))
-        sharpness = tf.exp(tf.cast(self.clip.logit_scale, "float32"))
-        unet, autoencoder, kind = model.unet, model.autoencoder, model.schedule.config.prediction_type
-
-        @tf.function(autograph=False, reduce_retracing=True)
-        def gradient_of(x, timesteps, signal, noise, context, texts):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                x0 = to_prediction(unet(x, timesteps, context), x, signal, noise, kind).x0
-                images = self.clip.preprocess(autoencoder.decode(x0))
-                logits = sharpness * tf.reduce_sum(self.clip.image_features(images) * texts, axis=1)
-            return tape.gradient(logits, x)
 
         def of(places, context):
             def gradient(x, level):
+                gradient_of = self._gradient_for(model, x.shape[1:])
                 timesteps = tf.fill([len(x)], float(level.t))
                 numbers = (tf.constant(number, tf.float32) for number in (level.signal, level.noise))
                 return gradient_of(
@@ -69,3 +63,28 @@ class CLIPGuidance:
             return gradient
 
         return of
+
+    def _gradient_for(self, model, shape):
+        """`_logits_gradient` of a model's latents of this shape, kept for the next batch of them."""
+        parts = (model.unet, model.autoencoder, model.schedule.config.prediction_type)
+        if self._gradient[:2] != (parts, shape):
+            self._gradient = parts, shape, _logits_gradient(self.clip, *parts)
+        return self._gradient[2]
+
+
+def _logits_gradient(clip, unet, autoencoder, prediction_type):
+    """`gradient(x, timesteps, signal, noise, context, texts)` of the logits that what x will be is given."""
+    import tensorflow as tf
+
+    sharpness = tf.exp(tf.cast(clip.logit_scale, "float32"))
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def gradient(x, timesteps, signal, noise, context, texts):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            x0 = to_prediction(unet(x, timesteps, context), x, signal, noise, prediction_type).x0
+            images = clip.preprocess(autoencoder.decode(x0))
+            logits = sharpness * tf.reduce_sum(clip.image_features(images) * texts, axis=1)
+        return tape.gradient(logits, x)
+
+    return gradient

@@ -135,8 +135,8 @@ def draw(
 
 
 def batches(kinds, batch_size):
-    """The places of pictures that are drawn at once: those of one kind, in their order."""
-    of_kinds = [np.flatnonzero(np.equal(kinds, kind)) for kind in sorted(set(kinds))]
+    """The places of pictures that are drawn at once: those of one kind, in their order, the first's first."""
+    of_kinds = [np.flatnonzero(np.equal(kinds, kind)) for kind in dict.fromkeys(kinds)]
     return [places[i : i + batch_size] for places in of_kinds for i in range(0, len(places), batch_size)]
 
 
@@ -167,21 +167,23 @@ def checked_image(image, number: int, multiple: int):
     return images
 
 
-def checked_mask(mask, images):
-    """Where something new is drawn, as bool (n, height, width, 1).
+def checked_mask(mask, images, number: int):
+    """Where something new is drawn, as bool (n, height, width, 1), n 1 or `number`.
 
     Args:
         mask: bool, or numbers of which those above half of the largest possible count: uint8 or float.
         images: of `checked_image`.
+        number: of prompts.
 
     Raises:
         InputError: it is of another size, type or range, or covers nothing.
     """
     given = np.asarray(mask)
     mask = given[np.newaxis] if given.ndim == 2 else given
-    if mask.ndim != 3 or mask.shape[0] not in (1, len(images)) or mask.shape[1:] != images.shape[1:3]:
+    if mask.ndim != 3 or mask.shape[0] not in (1, number) or mask.shape[1:] != images.shape[1:3]:
         raise InputError(
-            f"mask has the shape {given.shape}: give {images.shape[1:3]}, as high and as wide as the picture"
+            f"mask has the shape {given.shape}: give {images.shape[1:3]}, as high and as wide as the "
+            f"picture, or {number} of them, one for each prompt"
         )
     if mask.dtype == np.uint8:
         mask = mask > 127

@@ -38,10 +38,15 @@ class InitialNoise:
     def __init__(self, words=None, steps=10, rounds=5, unseen=0.2, mixed=0.3):
         check_whole("steps of the initial noise", steps, 1, 1000)
         check_whole("rounds of the initial noise", rounds, 1, 100)
+        if words is not None and not (isinstance(words, (list, tuple)) and all(map(_is_word, words))):
+            raise InputError(
+                f"words of the initial noise is {words!r}: give a list of words, such as ['dress']"
+            )
         check_number("unseen", unseen, 0, 1)
         check_number("mixed", mixed, 0, 1)
-        self.words, self.steps, self.rounds, self.unseen, self.mixed = words, steps, rounds, unseen, mixed
-        self._look = (None, None)  # a UNet, and `_looking` of it
+        self.words = None if words is None else [word.lower() for word in words]
+        self.steps, self.rounds, self.unseen, self.mixed = steps, rounds, unseen, mixed
+        self._look = (None, None, None)  # a UNet, the shape of its latents, and `_looking` of them
 
     def chosen(self, model, prompts, contexts, seeds, noise, level):
         """Better noise.
@@ -59,19 +64,21 @@ class InitialNoise:
         """
         import tensorflow as tf
 
-        if self._look[0] is not model.unet:
-            self._look = model.unet, _looking(model.unet)
+        unet, shape = model.unet, noise.shape[1:]
+        if self._look[0] is not unet or self._look[1] != shape:
+            self._look = unet, shape, _looking(unet)
+        look = self._look[2]
         words, readable = self._places(model.tokenizer, prompts, contexts.shape[1])
         timesteps = np.full(len(noise), level.t, "float32")
         given = [tf.constant(each) for each in (timesteps, contexts, words, readable)]
         best, least = np.array(noise), np.full(len(noise), np.inf)
         for turn in range(self.rounds):
             if turn:
-                noise = normals((NOISE_OF_ROUNDS, turn), seeds, noise.shape[1:])
+                noise = normals((NOISE_OF_ROUNDS, turn), seeds, shape)
             changes = np.zeros((2, *noise.shape), "float32")  # its mean, the logarithm of its deviation
             first, second = np.zeros_like(changes), np.zeros_like(changes)
             for step in range(1, self.steps + 1):
-                tried, unseen, mixed, gradient = self._look[1](noise, changes, *given)
+                tried, unseen, mixed, gradient = look(noise, changes, *given)
                 missing = np.maximum(unseen - self.unseen, 0) + np.maximum(mixed - self.mixed, 0)
                 better = missing < least
                 best[better], least = tried.numpy()[better], np.where(better, missing, least)
@@ -118,6 +125,10 @@ class InitialNoise:
                 raise InputError(f"the prompt {shown(prompt)} lacks {word!r}, which initial_noise is to show")
         most = MOST_PARTS * (tokenizer.max_length - 2)
         return [places for places in found.values() if places.stop <= most], place
+
+
+def _is_word(word):
+    return isinstance(word, str) and word.strip()
 
 
 def _looking(unet):

@@ -159,9 +159,10 @@ class LatentDiffusion:
             num_images: pictures for each prompt.
             steps: sampling steps, 1 to the schedule's number of timesteps.
             guidance_scale: 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
-            guidance_interval: the part of the steps that is guided, as shares: (0.2, 0.8) leaves the first
-                and the last fifth to the prompt alone, which keeps more variety at a high scale, and takes
-                less time (Kynkaanniemi et al. 2024).
+            guidance_interval: the part of the steps that is guided, as shares of all of them, those that
+                `strength` leaves out included: (0.2, 0.8) leaves the first and the last fifth to the prompt
+                alone, which keeps more variety at a high scale, and takes less time (Kynkaanniemi et al.
+                2024).
             guidance_rescale: 0 to 1, how much of what a high scale adds to the contrast is taken back (Lin et
                 al. 2023).
             seed: of the first picture of each prompt; 0 to 2**32 - 1.
@@ -176,7 +177,8 @@ class LatentDiffusion:
                 channels), standard normal, in place of the seeds'; it sets the pictures' size.
             image: a picture to begin with, uint8 (height, width, 3), or one for each prompt; it sets the
                 pictures' size. It is encoded, noised and drawn on (SDEdit, Meng et al. 2022).
-            strength: 0 to 1, the share of the steps that are taken then: how much of it may change.
+            strength: 0 to 1, the share of the steps that are taken then: how much of it may change. With 1
+                and a mask nothing of what was below it is left to begin with.
             mask: where `image` may change, (height, width), or one for each prompt: bool, uint8 of 0 and
                 255 or float of 0 and 1. The other pixels stay to the bit.
             clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, whose gradient is followed as well.
@@ -195,13 +197,15 @@ class LatentDiffusion:
 
         Warns:
             UserWarning: a prompt is longer than eight times the text tower, has weights that are taken as
-                text, or no Latin letter.
+                text, or no Latin letter; `strength` is less than a step.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         _check_prompts(prompts)
         check_whole("num_images", num_images, 1, 2**20)
         check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
         check_number("strength", strength, 0, 1)
+        _check_has("clip_guidance", clip_guidance, "gradients", "CLIPGuidance")
+        _check_has("initial_noise", initial_noise, "chosen", "InitialNoise")
         settings = Settings(
             steps,
             guidance_scale,
@@ -223,7 +227,7 @@ class LatentDiffusion:
             raise InputError("mask is of a picture: give image as well")
         if image is not None:
             image = checked_image(image, len(prompts), self._multiple)
-            mask = None if mask is None else checked_mask(mask, image)
+            mask = None if mask is None else checked_mask(mask, image, len(prompts))
             known = self.encode_images(image)
             if latents is not None and shape != known.shape[1:]:
                 raise InputError(
@@ -231,6 +235,14 @@ class LatentDiffusion:
                 )
             shape, levels = known.shape[1:], part_of_the_way(levels, strength)
             known = _for_each(known, len(prompts), num_images)
+            if strength > 0 and len(levels) == 1:
+                warnings.warn(
+                    f"strength {strength:g} of {steps} steps is less than one: the picture stays as it is",
+                    stacklevel=2,
+                )
+        if mask is not None:
+            free = free_latents(mask, image.shape[1] // shape[0])
+            keep = known, _for_each(free, len(prompts), num_images)
 
         networks = self._engine_for(engine, shape)
         pairs = list(zip(negatives, prompts, strict=True))
@@ -256,11 +268,11 @@ class LatentDiffusion:
             noise = _noise(seeds[places], 0, shape) if latents is None else latents[places]
             if image is None:
                 return noise
-            return noised(known[places], noise, levels[0]) if len(levels) > 1 else known[places]
+            if len(levels) == 1:
+                return known[places]
+            begins = noised(known[places], noise, levels[0])
+            return np.where(keep[1][places], noise, begins) if keep is not None and strength == 1 else begins
 
-        if mask is not None:
-            free = free_latents(mask, image.shape[1] // shape[0])
-            keep = known, _for_each(free, len(prompts), num_images)
         judge = None
         if clip_guidance is not None:
             of_pictures = [prompt for prompt in prompts for _ in range(num_images)]
@@ -320,21 +332,27 @@ class LatentDiffusion:
         networks = self._engine_for(engine, shape)
         [texts] = encoded([[*_negatives(negative_prompt, 1), *prompts]], self.tokenizer, networks.encode)
         negative, texts = texts[0], _for_each(texts[1:], stops, 1)
-        noises = _for_each(_noise(np.array(seeds), 0, shape), stops, 1)
-        contexts, begins = [], []
-        for position in np.linspace(0, stops - 1, frames):
-            first = min(int(position), stops - 2)
-            share = float(position - first)
-            contexts.append(np.stack([negative, (1 - share) * texts[first] + share * texts[first + 1]]))
-            begins.append(between_noises(noises[first], noises[first + 1], share))
-        begins = np.stack(begins).astype("float32")
+        positions = np.linspace(0, stops - 1, frames)
+        where = [(first := min(int(position), stops - 2), float(position - first)) for position in positions]
+
+        def noise(places, draw):
+            stops_own = _for_each(_noise(np.array(seeds), draw, shape), stops, 1)
+            mixed = [
+                between_noises(*stops_own[first : first + 2], share)
+                for first, share in (where[i] for i in places)
+            ]
+            return np.stack(mixed).astype("float32")
+
         return draw(
             networks,
             self.schedule,
             settings,
-            contexts,
-            begins.__getitem__,
-            lambda places, step: _noise(np.repeat(seeds[0], len(places)), step + 1, shape),
+            [
+                np.stack([negative, (1 - share) * texts[first] + share * texts[first + 1]])
+                for first, share in where
+            ],
+            lambda places: noise(places, 0),
+            lambda places, step: noise(places, step + 1),
             levels,
             progress=progress,
         )
@@ -353,7 +371,7 @@ class LatentDiffusion:
     def _encode_images(self):
         return compiled(self.autoencoder.encode)
 
-    def invert(self, image, prompt="", steps=50, engine="auto"):
+    def invert(self, image, prompt="", steps=50, batch_size=64, engine="auto"):
         """The noise from which DDIM draws a picture again (Dhariwal & Nichol 2021): `latents` of `generate`.
 
         `generate(prompt, latents=..., steps=steps, guidance_scale=1)` draws it about as it was, and another
@@ -363,18 +381,29 @@ class LatentDiffusion:
             image: uint8 (height, width, 3), or several, (n, height, width, 3).
             prompt: what it shows.
             steps: of DDIM.
+            batch_size: pictures at once; it bounds memory.
 
         Returns:
             float32 (n, h, w, latent channels).
+
+        Raises:
+            InputError: an argument is of the wrong type or out of range.
         """
         images = checked_image(image, len(image) if np.ndim(image) == 4 else 1, self._multiple)
-        levels = Settings(steps).levels(self.schedule)
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt is {prompt!r}: give a string, what the pictures show")
+        levels = Settings(steps, batch_size=batch_size).levels(self.schedule)
+        if self.schedule.config.prediction_type == "sample":  # whose noise is unknown where there is none
+            levels[-1] = self.schedule.level(0)
         latents = self.encode_images(images)
         networks = self._engine_for(engine, latents.shape[1:])
         [[context]] = encoded([[prompt]], self.tokenizer, networks.encode)
-        contexts = np.repeat(context[np.newaxis], len(images), axis=0)
-        denoise = denoiser(networks.denoise, self.schedule, contexts)
-        return np.asarray(ddim_inversion(denoise, latents, levels))
+        found = []
+        for first in range(0, len(latents), batch_size):
+            some = latents[first : first + batch_size]
+            denoise = denoiser(networks.denoise, self.schedule, np.stack([context] * len(some)))
+            found.append(np.asarray(ddim_inversion(denoise, some, levels)))
+        return np.concatenate(found)
 
     @property
     def _multiple(self):
@@ -494,6 +523,11 @@ def _noise(seeds, draw, shape):
 def _for_each(values, prompts, num_images):
     """One value for all prompts, or one for each, as one for each picture."""
     return np.repeat(np.broadcast_to(values, (prompts, *values.shape[1:])), num_images, axis=0)
+
+
+def _check_has(name, value, method, kind):
+    if value is not None and not hasattr(value, method):
+        raise InputError(f"{name} is {value!r}: give a `{kind}` of sd_tf.latent.{name}")
 
 
 def _negatives(negative_prompt, number):

@@ -21,7 +21,7 @@ from sd_tf.errors import InputError, shown
 MARKS = re.compile(r"\\([()\\])|:\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*\)|([()])|[^\\:()]+|.", re.DOTALL)
 LARGEST_WEIGHT = 10.0
 MOST_PARTS = 8  # of the tower's length each
-LEAST_MEAN = 1e-3  # of states with weights, beside the mean that they had
+LEAST_MEAN = 0.1  # of states with weights, as a share of the mean that they had: they are divided by it
 
 
 class Part(NamedTuple):
@@ -144,8 +144,8 @@ def _weighed(states, weights, prompt):
         return states
     weighed = states * weights[:, np.newaxis]
     before, after = (float(each.mean(dtype="float64")) for each in (states, weighed))
-    if abs(after) < LEAST_MEAN * abs(before):
+    if not before or after / before < LEAST_MEAN:
         raise InputError(
-            f"the weights in prompt {shown(prompt)} cancel: nothing is left of it, change one of them"
+            f"the weights in prompt {shown(prompt)} cancel: little is left of it, change one of them"
         )
     return weighed * np.float32(before / after)

@@ -160,7 +160,7 @@ def test_a_hub_id_that_cannot_be_had_says_so_in_one_line(name, environment, hub,
 def test_bundled_names_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     diffusion = ["fashion-mnist", "fashion-mnist-classifier", "fashion-mnist-small"]
-    assert bundled_names() == ["clip-mini", *diffusion, "perceptual-mini"]
+    assert bundled_names() == ["clip-mini", "emoji", *diffusion, "perceptual-mini"]
     assert (resolve("fashion-mnist") / "model_index.json").is_file()
 
 

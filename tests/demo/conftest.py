@@ -51,6 +51,6 @@ def page(tiny_folder, tmp_path_factory):
     """With room for ten requests that wait."""
     pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
     temporary = tmp_path_factory.mktemp("served") / "temporary"
-    limits = {"max_queue": 10, "max_steps": 200, "max_images": 4, "max_seconds": 20}
+    limits = {"max_queue": 10, "max_steps": 1000, "max_images": 4, "max_seconds": 20}
     with served(tiny_folder, temporary, engine="tensorflow", **limits) as found:
         yield found

@@ -121,9 +121,9 @@ def test_bad_files_stop_and_requests_without_a_prompt(browser, page, tmp_path):
     tab.until(lambda: "exceed the maximum allowed size" in tab.messages())
 
     tab.fill("Prompt", "a coat")
-    tab.fill("number input for Steps", 200)
+    tab.fill("number input for Steps", 1000)
     tab.button("Draw").click()
-    tab.until(lambda: "of 200" in tab.tab.inner_text("#status"))
+    tab.until(lambda: "of 1000" in tab.tab.inner_text("#status"))
     tab.button("Stop").click()
     tab.until(lambda: not tab.tab.inner_text("#status") and not tab.tab.locator("#preview img").count())
     tab.fill("number input for Steps", 2)

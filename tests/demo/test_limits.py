@@ -25,6 +25,7 @@ REQUEST = {
     "strength": 0.8,
     "steps": 10,
     "sampler": "ddim",
+    "karras": False,
     "guidance_scale": 3,
     "guidance_interval": [0, 1],
 }

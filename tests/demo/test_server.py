@@ -28,6 +28,7 @@ REQUEST = {
     "num_images": 1,
     "steps": 2,
     "sampler": "ddim",
+    "karras": False,
     "guidance_scale": 3,
     "guidance_start": 0,
     "guidance_stop": 1,
@@ -100,6 +101,7 @@ def test_a_request_draws_what_generate_draws_with_its_settings_inside(page, tiny
         "negative_prompt": "",
         "steps": 2,
         "sampler": "ddim",
+        "karras": False,
         "guidance_scale": 2.5,
         "guidance_interval": [0, 1],
         "seed": 6,
@@ -139,11 +141,13 @@ def test_malformed_weights_are_taken_literally_with_a_warning(page):
 
 def test_what_is_over_the_limits_gets_one_clear_line(page):
     for changes, message in [
-        ({"steps": 201}, "steps is 201: give a whole number from 1 to 200"),
+        ({"steps": 1001}, "steps is 1001: give a whole number from 1 to 1000"),
         ({"steps": "many"}, "steps is 'many': give a whole number"),
         ({"num_images": 5}, "number of pictures is 5: give a whole number from 1 to 4"),
         ({"strength": 7}, "strength is 7: give a number from 0 to 1"),
         ({"sampler": ["ddim"]}, "unknown sampler"),
+        ({"karras": True}, "karras is true, but 'ddim' visits timesteps"),
+        ({"karras": "yes"}, "karras is 'yes': give True or False"),
         ({"prompt": {"a": 1}}, "the prompt is {'a': 1}: give a text"),
         ({"prompt": "x" * 2001}, "the prompt has 2001 characters, of which 2000 are the most"),
         ({"prompt": "<i>(a:99)</i>"}, "prompt '&lt;i&gt;(a:99)&lt;/i&gt;' has the weight 99"),
@@ -218,13 +222,30 @@ def test_twenty_at_once_get_their_own_picture_or_are_told_that_the_queue_is_full
     assert refused <= 9  # ten wait
 
 
+def test_programs_ask_with_what_the_page_begins_with(page, tiny_model):
+    gradio_client = pytest.importorskip("gradio_client", reason="comes with Gradio")
+    client = gradio_client.Client(page.address, verbose=False)
+    given = {"prompt": "a red dress", "sampler": "unipc", "karras": True, "steps": 8}
+    drawn = client.predict(**given, seed=5, random_seed=False, api_name="/draw")[2]
+    expected = tiny_model.generate(**given, seed=5, num_images=4, engine="tensorflow", progress=False)
+    for each, image in zip(drawn, expected, strict=True):
+        with Image.open(each["image"]) as file:
+            assert np.abs(np.asarray(file).astype(int) - image).max() <= 1
+
+
 def test_who_leaves_makes_room_for_the_next(page):
+    long = {"steps": 400, "num_images": 4}
+    begun = time.monotonic()
+    assert ask(page, **long)[1] is None
+    whole = time.monotonic() - begun
     with httpx.Client(base_url=page.address, timeout=60) as client:
-        request = REQUEST | {"steps": 200, "num_images": 4}
+        request = REQUEST | long
         join(client, list(request.values()), "leaving").raise_for_status()
         with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "leaving"}) as lines:
             next(line for line in lines.iter_lines() if "process_generating" in line)
+    begun = time.monotonic()
     assert ask(page)[1] is None
+    assert time.monotonic() - begun < whole / 2
 
 
 def test_nothing_unexpected_happened_and_ctrl_c_ends_it_without_a_trace(page):  # the last of this page
@@ -232,7 +253,7 @@ def test_nothing_unexpected_happened_and_ctrl_c_ends_it_without_a_trace(page):  
     before = len(page.errors)
     with httpx.Client(base_url=page.address, timeout=60) as client, ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(
-            follow, client, list({**REQUEST, "steps": 200, "num_images": 4}.values()), "long"
+            follow, client, list({**REQUEST, "steps": 1000, "num_images": 4}.values()), "long"
         )
         time.sleep(1)
         page.process.send_signal(signal.SIGINT)

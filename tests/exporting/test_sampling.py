@@ -1,4 +1,6 @@
-"""Noise and timesteps of a graph are those of Python, to the bit."""
+"""Noise and timesteps of a graph, and of what draws with exported networks, are the model's, to the bit."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,7 +8,9 @@ import tensorflow as tf
 
 from sd_tf.config import ScheduleConfig
 from sd_tf.data import noise
+from sd_tf.diffusion.denoiser import to_prediction
 from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.errors import InputError
 from sd_tf.exporting import draw
 from sd_tf.exporting.sampling import inference_timesteps, normals, rates
 
@@ -30,7 +34,34 @@ def test_timesteps_are_the_schedules(spacing, offset, timesteps):
     schedule = NoiseSchedule(config)
     visited = tf.function(lambda steps: inference_timesteps(config, steps), [tf.TensorSpec([], tf.int32)])
     for steps in range(1, timesteps + 1 - offset):
-        np.testing.assert_array_equal(visited(steps), schedule.inference_timesteps(steps), f"{steps} steps")
+        expected = schedule.inference_timesteps(steps)
+        np.testing.assert_array_equal(visited(steps), expected, f"{steps} steps")
+        np.testing.assert_array_equal(draws(config)._timesteps(steps), expected, f"{steps} steps")
+
+
+def draws(config):
+    """A `draw.Model` of this schedule, without networks."""
+    model = object.__new__(draw.Model)
+    model.settings = dataclasses.asdict(config) | {"alphas_cumprod": [0.5] * config.num_train_timesteps}
+    return model
+
+
+@pytest.mark.parametrize("steps", [0, 78, 77])
+def test_steps_that_do_not_fit_are_refused(steps):
+    config = ScheduleConfig(num_train_timesteps=77, timestep_spacing="leading", steps_offset=1)
+    with pytest.raises(InputError):
+        NoiseSchedule(config).inference_timesteps(steps)
+    with pytest.raises(SystemExit, match=f"error: steps is {steps}: give "):
+        draws(config)._timesteps(steps)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_what_networks_say_is_read_as_by_the_model(kind):
+    output, x = np.random.default_rng(0).standard_normal((2, 1, 8, 8, 4), "float32")
+    expected = to_prediction(output, x, 0.6, 0.8, kind)
+    found = draws(ScheduleConfig(prediction_type=kind))._parts(output, x, 0.6, 0.8)
+    for ours, theirs in zip(found, (expected.x0, expected.noise), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize("to_one", [True, False])

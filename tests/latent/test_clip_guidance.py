@@ -54,6 +54,14 @@ def test_pictures_become_more_like_their_prompts(guidance):
     assert np.abs(model.generate(PROMPTS, clip_guidance=unmoved, **settings).astype(int) - plain).max() <= 1
 
 
+def test_one_guidance_serves_pictures_of_several_sizes(guidance, tiny_model):
+    for width in (8, 16):
+        latents = np.random.default_rng(0).standard_normal((1, 8, width, 4), "float32")
+        settings = {"steps": 2, "latents": latents, "progress": False}
+        drawn = tiny_model.generate("a bag", clip_guidance=guidance, **settings)
+        assert drawn.shape == (1, 16, 2 * width, 3)
+
+
 @pytest.mark.parametrize("scale", [-1, 1001, True, "much"])
 def test_a_scale_out_of_range_is_refused(scale):
     with pytest.raises(InputError, match="scale of the CLIP guidance is"):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import sd_tf
+from sd_tf.config import ScheduleConfig
+from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError
-from tests.conftest import drawn_by_diffusers
+from tests.conftest import drawn_by_diffusers, make_tiny_model
 
 PROMPTS = ["a red dress", "a blue bag"]
 STEPS = 10
@@ -79,6 +81,38 @@ def test_a_part_of_a_picture_is_filled_in_as_by_diffusers(tiny_model, saved, pic
     np.testing.assert_array_equal(ours[:, ~mask], np.stack([picture] * 2)[:, ~mask])
 
 
+def test_one_picture_may_have_a_mask_for_each_prompt(tiny_model, picture):
+    masks = np.zeros((2, 16, 16), bool)
+    masks[0, :8] = masks[1, :, 8:] = True
+    together = draw(tiny_model, PROMPTS, image=picture, mask=masks)
+    two = draw(tiny_model, PROMPTS, image=np.stack([picture] * 2), mask=masks)
+    np.testing.assert_array_equal(together, two)
+    for drawn, mask in zip(together, masks, strict=True):
+        np.testing.assert_array_equal(drawn[~mask], picture[~mask])
+        assert (drawn[mask] != picture[mask]).any()
+
+
+def test_at_full_strength_nothing_below_the_mask_is_left(tiny_model, picture):
+    everywhere = draw(tiny_model, image=picture, mask=np.ones((16, 16), bool), strength=1.0)
+    np.testing.assert_array_equal(everywhere, draw(tiny_model))
+
+
+def test_a_strength_of_less_than_a_step_warns(tiny_model, picture):
+    with pytest.warns(UserWarning, match="strength 0.05 of 10 steps is less than one"):
+        same = draw(tiny_model, image=picture, strength=0.05)
+    np.testing.assert_array_equal(same, draw(tiny_model, image=picture, strength=0.0))
+
+
+def test_guidance_keeps_to_the_steps_that_strength_leaves(tiny_model, picture):
+    """Shares are of all steps: half of them, noisier than the half that is taken, guide nothing."""
+    settings = {"image": picture, "strength": 0.5, "guidance_scale": 8.0}
+    early, none, late = (
+        draw(tiny_model, **settings, guidance_interval=interval) for interval in ((0, 0.4), (0, 0), (0.5, 1))
+    )
+    np.testing.assert_array_equal(early, none)
+    assert apart(late, none) > 2
+
+
 def test_strength_goes_from_the_picture_to_the_prompt(tiny_model, picture):
     [rebuilt] = np.asarray(tiny_model.autoencoder(picture[np.newaxis] / np.float32(127.5) - 1))
     nothing = draw(tiny_model, image=picture, strength=0.0)
@@ -116,11 +150,12 @@ def test_the_way_between_prompts_begins_and_ends_with_them(tiny_model):
     assert steps.max() < np.abs(way[0].astype(int) - way[-1]).mean()
 
 
-def test_the_way_between_seeds_begins_and_ends_with_them(tiny_model):
-    settings = {"steps": STEPS, "guidance_scale": 2.0}
+@pytest.mark.parametrize("noisy", [{}, {"sampler": "ddpm"}, {"eta": 1.0}], ids=str)
+def test_the_way_between_seeds_begins_and_ends_with_them(tiny_model, noisy):
+    settings = {"steps": STEPS, "guidance_scale": 2.0} | noisy
     way = tiny_model.interpolate("a red dress", frames=9, seeds=[1, 5, 2], progress=False, **settings)
     for frame, seed in ((0, 1), (4, 5), (8, 2)):
-        assert apart(way[[frame]], draw(tiny_model, seed=seed)) <= 1
+        assert apart(way[[frame]], draw(tiny_model, seed=seed, **noisy)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -182,6 +217,33 @@ def test_the_bundled_model_fills_in_what_is_missing(bundled):
     mended = model.generate("a blue trouser", image=broken, mask=mask, strength=1.0, progress=False)
     left, now = (np.abs(each.astype(int) - trouser)[mask].mean() for each in (broken, mended[0]))
     assert now < 0.7 * left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": ["a bag", "a coat"]}, r"prompt is \['a bag', 'a coat'\]: give a string"),
+        ({"prompt": None}, "prompt is None"),
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"image": np.zeros((16, 15, 3), "uint8")}, "image is 15 x 16"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_inverted_is_named(tiny_model, picture, arguments, message):
+    with pytest.raises(InputError, match=message):
+        tiny_model.invert(**{"image": picture} | arguments)
+
+
+@pytest.mark.parametrize("to_one", [True, False])
+def test_every_kind_of_model_inverts_in_batches_of_any_size(picture, to_one):
+    for kind in ("epsilon", "v_prediction", "sample"):
+        model = make_tiny_model()
+        model.schedule = NoiseSchedule(ScheduleConfig(prediction_type=kind, set_alpha_to_one=to_one))
+        images = np.stack([picture, picture[::-1], picture[:, ::-1]])
+        noise = model.invert(images, "a bag", steps=STEPS)
+        assert np.isfinite(noise).all()
+        np.testing.assert_allclose(model.invert(images, "a bag", steps=STEPS, batch_size=2), noise, atol=1e-3)
 
 
 def test_a_picture_comes_back_from_its_noise_and_another_prompt_changes_it(bundled):

@@ -100,14 +100,19 @@ def test_prompts_may_be_longer_than_the_tower(tiny_model):
         assert tiny_model.generate(prompts[0], negative_prompt=prompts[1], **settings).shape == (1, 16, 16, 3)
 
 
-def test_latents_need_not_be_square(tiny_model):
-    latents = np.random.default_rng(0).standard_normal((1, 8, 16, 4), "float32")
-    before = latents.copy()
+def test_latents_may_be_of_one_size_and_then_of_another(tiny_model):
     noise = InitialNoise(steps=2, rounds=1, unseen=0)
-    settings = {"steps": 2, "progress": False, "latents": latents}
-    drawn = tiny_model.generate("a bag", initial_noise=noise, **settings)
-    assert drawn.shape == (1, 16, 32, 3)
-    np.testing.assert_array_equal(latents, before)  # of the caller
+    for width in (8, 16, 12):
+        latents = np.random.default_rng(0).standard_normal((1, 8, width, 4), "float32")
+        before = latents.copy()
+        drawn = tiny_model.generate("a bag", steps=2, progress=False, latents=latents, initial_noise=noise)
+        assert drawn.shape == (1, 16, 2 * width, 3)
+        np.testing.assert_array_equal(latents, before)  # of the caller
+
+
+def test_words_are_those_of_the_prompt_however_they_are_written(tiny_model):
+    shares, _ = InitialNoise(words=["Red"])._places(tiny_model.tokenizer, ["a RED dress"], 10)
+    assert (shares[0].sum(axis=1) > 0).sum() == 1
 
 
 def test_bad_input_is_named(model):
@@ -116,6 +121,6 @@ def test_bad_input_is_named(model):
         model.generate("a red dress", initial_noise=noise)
     with pytest.raises(InputError, match="initial_noise chooses what pictures begin with"):
         model.generate("a dress", image=np.zeros((32, 32, 3), "uint8"), initial_noise=InitialNoise())
-    for wrong in ({"steps": 0}, {"rounds": 0}, {"unseen": 2}, {"mixed": -1}):
+    for wrong in ({"steps": 0}, {"rounds": 0}, {"unseen": 2}, {"mixed": -1}, {"words": "dress"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             InitialNoise(**wrong)

@@ -184,6 +184,8 @@ BAD = {
     "sampler": ["dimm", "", None, ["ddim"]],
     "timestep_spacing": ["lead", "", 3, ["leading"]],
     "karras": [1, "yes", None, True],  # the sampler is DDIM
+    "clip_guidance": ["clip-mini", 1.0],
+    "initial_noise": [True, "red"],
 }
 
 

@@ -94,8 +94,9 @@ def test_weights_that_cancel_are_named(tokenizer):
         def __call__(self, token_ids):
             return np.ones((*token_ids.shape, WIDTH))
 
-    with pytest.raises(InputError, match=r"weights in prompt 'a \(red:-7\) dress' cancel"):
-        encoded([["a (red:-7) dress"]], tokenizer, Ones())
+    for weight in ("-7", "-6.9", "-9"):  # all, nearly all, and more than all, which would turn it round
+        with pytest.raises(InputError, match=rf"weights in prompt 'a \(red:{weight}\) dress' cancel"):
+            encoded([[f"a (red:{weight}) dress"]], tokenizer, Ones())
 
 
 def test_what_is_longer_than_the_tower_is_read_in_parts_and_its_group_is_as_long(tokenizer):
