@@ -108,5 +108,15 @@ def guided_part(levels, interval):
         levels: where steps begin, in their order.
         interval: (start, stop), shares of the number of steps: 0 <= start <= stop <= 1.
     """
-    start, stop = (int(share * len(levels)) for share in interval)
-    return levels[start:stop]
+    return levels[_bounds(levels, interval)]
+
+
+def turning(levels, interval):
+    """Levels where steps begin, those at which the guided part begins and ends being `anew`."""
+    part = _bounds(levels, interval)
+    turns = {part.start, part.stop} - {0} if part.start < part.stop else ()
+    return [level._replace(anew=i in turns) for i, level in enumerate(levels)]
+
+
+def _bounds(levels, interval):
+    return slice(*(int(share * len(levels)) for share in interval))

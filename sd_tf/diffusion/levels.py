@@ -21,11 +21,14 @@ class Level(NamedTuple):
     Attributes:
         t: what a network is told of it: a timestep, or a number between two.
         signal, noise: Python floats.
+        anew: whether guidance begins or ends here: what was said of the levels before is no help then, and
+            samplers forget it.
     """
 
     t: float
     signal: float
     noise: float
+    anew: bool = False
 
     @property
     def sigma(self) -> float:

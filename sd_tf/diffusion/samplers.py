@@ -18,6 +18,8 @@ A step goes from one of `levels` to the next one. diffusers' `DDIMScheduler` and
 t to t - num_train_timesteps // steps, which is the same in leading spacing, and in trailing spacing
 where steps divides num_train_timesteps; elsewhere they land beside the timestep that they visit next.
 
+Those that remember earlier steps begin anew where guidance begins or ends (`Level.anew`): a jump is no slope.
+
 In the coordinates of Karras et al. 2022, x / signal and sigma = noise / signal, the probability flow is
 d(x / signal) / d sigma = epsilon, which Euler, Heun and LMS integrate as it stands. DPM-Solver++ and
 UniPC integrate x / noise over the logarithm of 1 / sigma, exactly but for a polynomial through x0.
@@ -84,7 +86,7 @@ def pndm(denoise, latents, levels, noise, callback=None):
     """Pseudo linear multistep (Liu et al. 2022), as diffusers' `PNDMScheduler` with `skip_prk_steps`.
 
     DDIM's step with a mean of the last epsilons, by the weights of Adams and Bashforth up to order 4. The
-    first step looks ahead: it asks the network once more where it has led, and begins anew.
+    first step, and the first after a turn, looks ahead: it asks the network once more where it has led.
 
     Of v-prediction too it is epsilons that are combined, as in the paper; diffusers combines v, and makes
     epsilon of it with x as it is before the step, which is exact to first order only.
@@ -93,8 +95,8 @@ def pndm(denoise, latents, levels, noise, callback=None):
     x, epsilons = latents, []
     for step, here, there in _steps(levels, from_no_signal=False):
         prediction = denoise(x, here)
-        epsilons = [prediction.noise, *epsilons[:3]]
-        if step == 0 and len(levels) > 2:
+        epsilons = [prediction.noise, *(() if here.anew else epsilons[:3])]
+        if len(epsilons) == 1 and there is not levels[-1] and not there.anew:
             ahead = denoise(_ddim_step(x, prediction.noise, here, there), there)
             epsilon = (prediction.noise + ahead.noise) / 2
         else:
@@ -149,6 +151,8 @@ def lms(denoise, latents, levels, noise, callback=None):
     x, epsilons, sigmas = latents, [], []
     for step, here, there in _steps(levels, from_no_signal=False):
         prediction = denoise(x, here)
+        if here.anew:
+            epsilons, sigmas = [], []
         epsilons, sigmas = [prediction.noise, *epsilons[:3]], [here.sigma, *sigmas[:3]]
         weights = _integrals(sigmas, here.sigma, there.sigma)
         change = sum(weight * epsilon for weight, epsilon in zip(weights, epsilons, strict=True))
@@ -172,7 +176,7 @@ def _dpmpp_2m(denoise, latents, levels, noise, callback):
     x, known = latents, []
     for step, here, there in _steps(levels, from_no_signal=False):
         prediction = denoise(x, here)
-        known = [(here, prediction.x0), *known[:1]]
+        known = [(here, prediction.x0), *(() if here.anew else known[:1])]
         x0 = _extrapolated(known, there)
         left = there.sigma / here.sigma  # e^-h, where h is the step in the logarithm
         if noise is None:
@@ -195,8 +199,10 @@ def unipc(denoise, latents, levels, noise, callback=None):
     x, known, start = latents, [], None
     for step, here, there in _steps(levels, from_no_signal=False):
         prediction = denoise(x, here)
-        if step > 0:
-            x = _exponential_step(start, _interpolated(known, prediction.x0, here), levels[step - 1], here)
+        if here.anew:
+            known = []
+        if known:
+            x = _exponential_step(start, _interpolated(known, prediction.x0, here), known[0][0], here)
         known, start = [(here, prediction.x0), *known[:1]], x
         x = _exponential_step(x, _extrapolated(known, there), here, there)
         if callback is not None:

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sd_tf.diffusion.editing import keeping
-from sd_tf.diffusion.guidance import by_gradient, classifier_free, guided_part
+from sd_tf.diffusion.guidance import by_gradient, classifier_free, guided_part, turning
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 
@@ -54,7 +54,10 @@ class Settings:
         check_whole("steps", self.steps, 1, schedule.config.num_train_timesteps)
         if self.timestep_spacing is not None:
             schedule = schedule.spaced(self.timestep_spacing)
-        return SAMPLERS[self.sampler].levels(schedule, self.steps, self.karras)
+        *levels, last = SAMPLERS[self.sampler].levels(schedule, self.steps, self.karras)
+        if self.guidance_scale != 1:
+            levels = turning(levels, self.guidance_interval)
+        return [*levels, last]
 
 
 def draw(

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from sd_tf.config import ScheduleConfig
 from sd_tf.diffusion.denoiser import Prediction, denoiser
-from sd_tf.diffusion.guidance import by_gradient, classifier_free, drop_captions, guided_part
+from sd_tf.diffusion.guidance import by_gradient, classifier_free, drop_captions, guided_part, turning
 from sd_tf.diffusion.levels import Level, visited
 from sd_tf.diffusion.samplers import ddim
 from sd_tf.diffusion.schedules import NoiseSchedule
@@ -87,6 +87,24 @@ def test_an_interval_has_the_steps_that_diffusers_guides(steps, interval):
         guider.set_state(step, steps, None)
         guided += [step] if guider.num_conditions == 2 else []
     assert guided_part(list(range(steps)), interval) == guided
+
+
+@pytest.mark.parametrize(
+    ("interval", "turns"),
+    [
+        ((0, 1), []),
+        ((0.35, 1), [3]),
+        ((0.2, 0.8), [2, 8]),
+        ((0, 0.5), [5]),
+        ((0.5, 0.5), []),
+        ((0.95, 1), [9]),
+    ],
+)
+def test_levels_turn_where_guidance_begins_and_ends(interval, turns):
+    levels = visited(SCHEDULE, 10)[:-1]
+    turned = turning(levels, interval)
+    assert [i for i, level in enumerate(turned) if level.anew] == turns
+    assert [level[:3] for level in turned] == [level[:3] for level in levels]
 
 
 @pytest.mark.parametrize("numpy", [True, False])

@@ -424,6 +424,28 @@ def test_tail_of_the_levels_continues_where_the_whole_was(name):
     np.testing.assert_array_equal(tail, whole)
 
 
+@pytest.mark.parametrize("turn", [1, 3, 8, 9])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "heun"])
+def test_where_guidance_begins_a_sampler_begins_anew(name, turn):
+    """Nothing is remembered of a denoiser that says something else from there on.
+
+    Heun, which remembers nothing either, asks about the end of a step as well.
+    """
+    (latents, noises), network = draw(10), models(10)["smooth"]
+    levels = SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 10)
+    levels[turn] = levels[turn]._replace(anew=True)
+
+    def denoise(x, level):
+        output = network(x, level.t, 0) + 3 * (level.noise <= levels[turn].noise)
+        return to_prediction(output, x, level.signal, level.noise, "epsilon")
+
+    walk = SAMPLERS[name].walk
+    whole = walk(denoise, latents, levels, noises.__getitem__)
+    before = walk(denoise, latents, levels[: turn + 1], noises.__getitem__)
+    after = walk(denoise, before, levels[turn:], noises[turn:].__getitem__)
+    np.testing.assert_allclose(whole, after, rtol=1e-6, atol=1e-6)
+
+
 # The probability flow of Gaussian data between two levels has a closed form, and so has the flow's
 # distribution for the samplers that add noise: x - E[x] grows as the deviation of x does.
 ORDERS = {"ddim": 1, "pndm": 2, "euler": 1, "heun": 2, "lms": 2, "dpmpp_2m": 2, "unipc": 3}
