@@ -149,6 +149,15 @@ POKEMON = replace(
     "python -m sd_tf.evaluate --dataset pokemon --guidance-scale 4",
 )
 
+EMOJI = replace(
+    PICTURES,
+    command="python -m sd_tf.train --dataset emoji --flip --max-minutes 62 --snapshots 8 --save-dtype float16",
+    runtime="62 minutes on 2 cores of an AMD EPYC 9005 with AVX-512",
+    scores="reconstructions 36.7 dB, no copies, 5.3 from the nearest training picture (those among themselves "
+    "7.5), colours of hearts 0.75 (of real pictures 0.74): python -m sd_tf.evaluate --dataset emoji --model "
+    'emoji --colour-prompt "a 3d icon of {} heart" --guidance-scale 3',
+)
+
 FINE_TUNING = replace(  # of a model whose networks take the place of these
     PICTURES,
     diffusion_stage=StageConfig(16, learning_rate=1e-4, share=1.0, max_steps=1000, lr_schedule="constant"),
@@ -163,7 +172,7 @@ PRESETS = {
     "garments": GARMENTS,
     "pictures": PICTURES,
     "pokemon-64": POKEMON,
-    "emoji-64": PICTURES,
+    "emoji-64": EMOJI,
     "fine-tuning": FINE_TUNING,
 }
 OF_DATASET = {
