@@ -3,13 +3,19 @@
 Read in this order, the first that is there:
 
 1. `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, as Hugging Face's image folders have it: a row for
-   each picture, whose `file_name` is relative to the metadata file. Folders below may have one each.
+   each picture, or for each caption of one, whose `file_name` is relative to the metadata file. Folders below
+   may have one each, which says nothing of pictures elsewhere.
 2. a text file beside each picture: `cat.png`, `cat.txt`.
 3. a folder for each class, whose name is the caption: `red_dress/1.png` is "red dress".
+
+As Hugging Face does, hidden files and folders are passed over, and folders like `__MACOSX`; where `train/`
+stands beside `validation/` or `test/`, it alone is read.
 """
 
 import csv
 import json
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +24,8 @@ from sd_tf.data.opening import SUFFIXES
 from sd_tf.errors import InputError, shown, unknown
 
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first of them that there is
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # likewise
+HELD_OUT = ("validation", "valid", "val", "test")  # folders beside train/
 LONGEST_CAPTION = 10_000  # characters; a file of more is no caption
 LONGEST_ROW = 1_000_000
 
@@ -39,6 +47,9 @@ class Listing(NamedTuple):
 def list_folder(folder: Path, caption_column: str | None = None, caption: str | None = None) -> Listing:
     """Finds the pictures and captions of a folder; opens no picture.
 
+    A warning says what the layout leaves out: pictures without a row in metadata, and folders beside
+    `train/`.
+
     Args:
         folder: with pictures in one of the three layouts.
         caption_column: of the metadata; None for the first of `CAPTION_COLUMNS` that is there.
@@ -46,44 +57,91 @@ def list_folder(folder: Path, caption_column: str | None = None, caption: str | 
 
     Raises:
         InputError: there is no such folder, no picture or no caption in it; metadata are damaged, have no
-            such column, or name a file outside the folder.
+            such column, lie outside the folder or name a file there.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder: name one with pictures and captions")
+    top = _training_part(folder)
+    pictures, metadata, problems = _files(top, folder)
+    if not pictures and (caption is not None or not metadata):
+        raise InputError(
+            f"{folder} holds no picture{_first(problems)}: name a folder of {', '.join(SUFFIXES)} files"
+        )
     if caption is not None:
-        return Listing([Captioned(picture, caption) for picture in _pictures(folder)], [])
-    metadata = sorted(folder.rglob("metadata.*"))
-    metadata = [file for file in metadata if file.suffix in _READERS and _is_inside(file, folder)]
+        return Listing([Captioned(picture, caption) for picture in pictures], problems)
     if caption_column is not None and not metadata:
         raise InputError(f"{folder} has no metadata.jsonl, .csv or .parquet with a column {caption_column!r}")
     if metadata:
-        listing = _of_metadata(folder, metadata, caption_column)
+        listing, named = _of_metadata(folder, metadata, caption_column)
+        beside = _of_text_files(
+            _apart_from(metadata, [each for each in pictures if each not in named], folder)
+        )
+        listing = Listing(sorted(listing.pictures + beside.pictures), listing.problems + beside.problems)
     else:
-        pictures = _pictures(folder)
-        beside = [file for file in pictures if file.with_suffix(".txt").is_file()]
-        listing = _of_text_files(pictures) if beside else _of_class_folders(folder, pictures)
+        has_texts = any(map(_has_text, pictures))
+        listing = _of_text_files(pictures) if has_texts else _of_class_folders(top, pictures)
+        listing = Listing(listing.pictures, problems + listing.problems)
     if not listing.pictures:
-        first = f" ({listing.problems[0]})" if listing.problems else ""
+        reasons = listing.problems or [f"{file} has no row" for file in metadata]
         raise InputError(
-            f"{folder} has no picture with a caption{first}: give a metadata.jsonl with lines "
+            f"{folder} has no picture with a caption{_first(reasons)}: give a metadata.jsonl with lines "
             '{"file_name": "1.png", "text": "a red dress"}, a .txt file beside each picture, or a folder for '
             "each class"
         )
     return listing
 
 
-def _pictures(folder):
-    pictures = sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and _is_inside(file, folder)
+def holds_pictures(folder: Path) -> bool:
+    """Whether pictures or metadata lie in a folder itself, not below it."""
+    try:
+        return any(
+            file.suffix.lower() in SUFFIXES or file.name in METADATA
+            for file in folder.iterdir()
+            if not file.name.startswith(".")
+        )
+    except OSError:
+        return False
+
+
+def _training_part(folder):
+    """`train/` where it stands beside what is held out, unless metadata above hold them together."""
+    train, held_out = folder / "train", [name for name in HELD_OUT if os.path.isdir(folder / name)]
+    if not held_out or not os.path.isdir(train) or not _is_inside(train, folder):
+        return folder
+    if any(os.path.isfile(folder / name) for name in METADATA):
+        return folder
+    warnings.warn(
+        f"{folder}: train/ alone is read, not what lies beside it, like {held_out[0]}/", stacklevel=3
     )
-    if not pictures:
-        raise InputError(f"{folder} holds no picture: name a folder of {', '.join(SUFFIXES)} files")
-    return pictures
+    return train
+
+
+def _files(top, folder):
+    """Pictures and metadata below `top`, sorted, and a line for what is not followed."""
+    pictures, metadata, problems = [], [], []
+
+    def not_listed(error):
+        problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
+
+    for place, folders, files in os.walk(top, onerror=not_listed):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        for file in (Path(place, name) for name in sorted(folders + files) if not name.startswith(".")):
+            is_picture = file.suffix.lower() in SUFFIXES
+            if is_picture and os.path.isfile(file) and _is_inside(file, folder):
+                pictures.append(file)
+            elif file.is_symlink() and (is_picture or os.path.isdir(file) and not _is_inside(file, folder)):
+                problems.append(f"{file}: is a link that leads out of {folder}, or nowhere")
+        metadata += [Path(place, name) for name in METADATA if name in files][:1]
+    for file in metadata:
+        if not _is_inside(file, folder):
+            raise InputError(f"{file} is a link that leads out of {folder}, or nowhere: put the file there")
+    return sorted(pictures), sorted(metadata), problems
 
 
 def _of_metadata(folder, files, caption_column):
-    pictures, problems, seen = [], [], set()
+    """A listing, and all files that have a row."""
+    captioned, problems, seen, named = [], [], set(), set()
     for file in files:
         for number, row in _READERS[file.suffix](file):
             place = f"{file}, row {number}"
@@ -99,16 +157,35 @@ def _of_metadata(folder, files, caption_column):
                 raise unknown(f"caption column in {place}:", column, row)
             name, caption = row["file_name"], row[column]
             picture = _inside(file.parent, name, folder, place)
-            if picture in seen:
-                problems.append(f"{place}: {name} is there twice")
-            elif not isinstance(caption, str) or not caption.strip():
+            named.add(picture)
+            if not isinstance(caption, str) or not caption.strip():
                 problems.append(f"{place}: {name} has no caption")
-            elif not picture.is_file():
+            elif not os.path.isfile(picture):  # False for a name that no file can have, too
                 problems.append(f"{place}: {name} is missing")
+            elif (entry := Captioned(picture, _tidy(caption))) in seen:
+                problems.append(f"{place}: {name} is there twice")
             else:
-                pictures.append(Captioned(picture, _tidy(caption)))
-            seen.add(picture)
-    return Listing(sorted(pictures), problems)
+                captioned.append(entry)
+                seen.add(entry)
+    return Listing(captioned, problems), named
+
+
+def _apart_from(metadata, pictures, folder):
+    """Of pictures without a row, those of folders that no metadata describe, if any has a text file."""
+    described = {file.parent for file in metadata}
+    apart = [picture for picture in pictures if described.isdisjoint(picture.parents)]
+    if not any(map(_has_text, apart)):
+        apart = []
+    if left_out := len(pictures) - len(apart):
+        others = " or other metadata" if len(metadata) > 1 else ""
+        warnings.warn(
+            f"{folder}: pictures left out, without a row in {metadata[0]}{others}: {left_out}", stacklevel=3
+        )
+    return apart
+
+
+def _has_text(picture):
+    return picture.with_suffix(".txt").is_file()
 
 
 def _of_text_files(pictures):
@@ -128,9 +205,9 @@ def _of_text_files(pictures):
     return Listing(captioned, problems)
 
 
-def _of_class_folders(folder, pictures):
-    below = [picture for picture in pictures if picture.parent != folder]
-    problems = [f"{picture}: has no caption" for picture in pictures if picture.parent == folder]
+def _of_class_folders(top, pictures):
+    below = [picture for picture in pictures if picture.parent != top]
+    problems = [f"{picture}: has no caption" for picture in pictures if picture.parent == top]
     return Listing([Captioned(picture, _words(picture.parent.name)) for picture in below], problems)
 
 
@@ -139,17 +216,31 @@ def _words(name):
 
 
 def _tidy(caption):
-    return " ".join(caption[:LONGEST_CAPTION].split())
+    """On one line, without halves of characters, which JSON can escape and no tokenizer takes."""
+    return " ".join(caption[:LONGEST_CAPTION].encode(errors="replace").decode().split())
+
+
+def _first(problems):
+    return f" ({problems[0]})" if problems else ""
 
 
 def _inside(base, name, folder, place):
-    """The file that metadata name, which may lie nowhere but in the folder."""
-    if not isinstance(name, str) or not name or "\0" in name:
+    """The file that metadata name, as a path below the folder: it may lie nowhere else."""
+    if not _is_file_name(name):
         raise InputError(f"{place}: the file_name is {shown(name)}: give a file's name")
     file = base / name
     if not _is_inside(file, folder):
         raise InputError(f"{place}: {shown(name)} lies outside {folder}: put the picture into the folder")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return folder / file.resolve().relative_to(folder.resolve())
     return file
+
+
+def _is_file_name(name):
+    try:
+        return isinstance(name, str) and name != "" and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def _is_inside(file, folder):

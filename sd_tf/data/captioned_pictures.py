@@ -5,9 +5,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +61,8 @@ class CaptionedPictures:
 
     `decode`, to be called before training, makes squares of all pictures in a file under `folder` that is
     read piece by piece, so that memory does not grow with their number. What cannot be read is listed
-    beside it. Before that, pictures are opened as they are asked for.
+    beside it. Before that, pictures are opened as they are asked for; one that cannot be read is black then,
+    and warned of.
 
     Args:
         source: a `Source`.
@@ -120,7 +123,7 @@ class CaptionedPictures:
 
         Raises:
             InputError: fewer than two pictures can be read, more than one in twenty cannot, or the folder
-                cannot be written. Nothing is left there then.
+                cannot be written or has too little room. Nothing is left there then.
         """
         if not self._store.is_dir():
             _decode(self._source, self._store, self._square, self._side, progress)
@@ -199,7 +202,14 @@ class CaptionedPictures:
     def _squares_of(self, numbers):
         if self._squares is not None:
             return np.asarray(self._squares[numbers])
-        return np.stack([np.asarray(self._square(self._source.open(int(i), self._side))) for i in numbers])
+        return np.stack([self._opened(int(i)) for i in numbers])
+
+    def _opened(self, i):
+        try:
+            return np.asarray(self._square(self._source.open(i, self._side)))
+        except InputError as error:
+            warnings.warn(f"{self._source.label(i)}: {error}; training leaves it out", stacklevel=2)
+            return np.zeros((self._side, self._side, 3), np.uint8)
 
 
 class _Jitter:
@@ -245,7 +255,8 @@ def _decode(source, store, square, side, progress):
     """Writes `store`: squares of all pictures, which of them are there, and a list of the others."""
     number, skipped = len(source.captions), list(source.problems)
     new = store.with_name(f".{store.name}.new-{os.getpid()}")
-    kept = []
+    shape, kept = (number, side, side, 3), []
+    size, blank = math.prod(shape), np.zeros(shape[1:], np.uint8)
 
     def decoded(i):
         try:
@@ -255,30 +266,41 @@ def _decode(source, store, square, side, progress):
 
     try:
         new.mkdir(parents=True)
-        squares = np.lib.format.open_memmap(
-            new / "pictures.npy", "w+", dtype=np.uint8, shape=(max(1, number), side, side, 3)
-        )
-        with ThreadPoolExecutor(os.cpu_count()) as threads, _bar(number, progress) as bar:
+        free = shutil.disk_usage(new).free
+        if free < size:
+            raise OSError(f"{free:,} are free")
+        bar = _bar(number, progress)
+        # Written, not mapped: of a disk that others fill meanwhile, a write says so, and a page kills.
+        with open(new / "pictures.npy", "wb") as file, ThreadPoolExecutor(os.cpu_count()) as threads, bar:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, number, CHUNK):
                 chunk = range(start, min(start + CHUNK, number))
                 for i, found in zip(chunk, threads.map(decoded, chunk), strict=True):
                     if isinstance(found, str):
                         skipped.append(found)
+                        found = blank
                     else:
-                        squares[i] = found
                         kept.append(i)
+                    file.write(found.tobytes())
                     bar.update()
+            file.flush()
+            os.fsync(file.fileno())
         _check_readable(source, len(kept), skipped)
-        squares.flush()
         np.save(new / "kept.npy", np.array(kept, np.int64))
-        (new / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+        (new / "skipped.txt").write_text(
+            "".join(f"{line}\n" for line in skipped), encoding="utf-8", errors="backslashreplace"
+        )
         (new / "store.json").write_text(
             json.dumps({"source": source.name, "fingerprint": source.fingerprint})
         )
         with contextlib.suppress(OSError):  # another run of the same made it meanwhile
             new.rename(store)
     except OSError as error:
-        raise InputError(f"cannot write decoded pictures to {store}: {error.strerror or error}") from None
+        raise InputError(
+            f"cannot write decoded pictures to {store}, {size:,} bytes ({error.strerror or error}): "
+            "make room there, or name another folder"
+        ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
     if skipped:

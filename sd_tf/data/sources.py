@@ -1,26 +1,28 @@
 """Where captioned pictures come from, by name: a folder, Hugging Face's hub, TensorFlow Datasets.
 
     folder           --data-dir, in a layout of `captioned_folder`
-    pokemon, emoji   the folder of that name in --data-dir or $SD_TF_DATA_DIR
+    pokemon, emoji   the folder of that name in --data-dir or $SD_TF_DATA_DIR, or --data-dir itself
     hub:<id>         a data set of Hugging Face with a column of pictures and one of captions
     tfds:<name>      a data set of TensorFlow Datasets, likewise, or with labels that have names
+
+A column of captions holds text, several texts, of which the first is taken, or classes that have names.
 
 The Pokemon captions of the hub, `lambdalabs/pokemon-blip-captions`, were withdrawn on the notice of the
 pictures' owner. No mirror of them is looked for: name one by `hub:<id>` if you may use it.
 """
 
+import contextlib
 import hashlib
 import io
 import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from sd_tf.data.captioned_folder import CAPTION_COLUMNS, list_folder
+from sd_tf.data.captioned_folder import CAPTION_COLUMNS, holds_pictures, list_folder
 from sd_tf.data.captioned_pictures import Source
 from sd_tf.data.opening import WHITE, open_picture
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, shown, unknown
 
 FOLDERS = ("pokemon", "emoji")  # in $SD_TF_DATA_DIR
 
@@ -84,23 +86,22 @@ def _folder(dataset, data_dir):
             raise InputError("--dataset folder needs --data-dir: name the folder of pictures and captions")
         return Path(data_dir)
     root = data_dir or os.environ.get("SD_TF_DATA_DIR")
-    if root is None:
-        raise InputError(
-            f"--dataset {dataset} is not downloaded: name a folder of captioned pictures with --data-dir, or "
-            f"set SD_TF_DATA_DIR to the folder that has {dataset}/ in it"
-        )
-    below = Path(root) / dataset
-    return below if below.is_dir() else Path(root)
+    if root is not None and (Path(root) / dataset).is_dir():
+        return Path(root) / dataset
+    if data_dir and holds_pictures(Path(data_dir)):
+        return Path(data_dir)
+    lacking = f", and {Path(root) / dataset} is no folder" if root is not None else ""
+    mirror = "; the hub's was withdrawn, hub:<id> takes a mirror" if dataset == "pokemon" else ""
+    raise InputError(
+        f"--dataset {dataset} is not downloaded{lacking}: name a folder of captioned pictures with "
+        f"--data-dir, or set SD_TF_DATA_DIR to the folder that has {dataset}/ in it{mirror}"
+    )
 
 
 def _of_hub(name, caption_column, background):
     datasets = _library("datasets", f"hub:{name}")
-    try:
+    with _on_one_line(f"hub:{name} cannot be loaded", "check the name and the network"):
         table = datasets.load_dataset(name, split="train")
-    except Exception as error:  # a network, a name, a format: the library has an exception for each
-        raise InputError(
-            f"hub:{name} cannot be loaded ({_reason(error)}): check the name and the network"
-        ) from None
     pictures = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
     if not pictures:
         raise InputError(f"hub:{name} has no column of pictures, but {', '.join(table.features)}")
@@ -111,39 +112,75 @@ def _of_hub(name, caption_column, background):
         cell = undecoded[row][pictures[0]]
         return open_picture(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"], background, side)
 
-    texts = ["" if text is None else str(text) for text in table[captions]]
+    kind = table.features[captions]
+    classes = kind if isinstance(kind, datasets.ClassLabel) else None
+    texts = _texts(f"hub:{name}", captions, table[captions], classes)
     return _of_rows(f"hub:{name}", texts, opened, (table._fingerprint, tuple(background)))
 
 
 def _of_tfds(name, data_dir, caption_column, background):
     tfds = _library("tensorflow_datasets", f"tfds:{name}")
-    try:
+    with _on_one_line(f"tfds:{name} cannot be had", "check the name and the network"):
         builder = tfds.builder(name, data_dir=data_dir)
-        builder.download_and_prepare()
-    except Exception as error:
-        raise InputError(
-            f"tfds:{name} cannot be had ({_reason(error)}): check the name and the network"
-        ) from None
+        builder.download_and_prepare(file_format="array_record")
     features = builder.info.features
     pictures = [column for column, kind in features.items() if isinstance(kind, tfds.features.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
     if not pictures:
         raise InputError(f"tfds:{name} has no pictures, but {', '.join(features)}")
+    if features[pictures[0]].np_dtype == np.float32:
+        raise InputError(f"tfds:{name} has floating-point pixels, whose range nothing says: take another")
+    if "train" not in builder.info.splits:
+        raise InputError(
+            f"tfds:{name} has no split train, but {', '.join(builder.info.splits)}: take another"
+        )
     named = any(column in features for column in CAPTION_COLUMNS)
     column = labels[0] if labels and not caption_column and not named else None
     column = column or _caption_column(f"tfds:{name}", features, caption_column)
-    rows = builder.as_data_source(split="train")
-    texts = [row[column] for row in rows]
-    if column in labels:
-        texts = [features[column].int2str(int(label)).replace("_", " ") for label in texts]
-    else:
-        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
+    undecoded = {picture: tfds.decode.SkipDecoding() for picture in pictures}
+    anew = f"name another --data-dir, or remove {builder.data_dir}, to have it prepared anew"
+    with _on_one_line(f"tfds:{name} cannot be read", anew):
+        try:
+            rows = builder.as_data_source("train", decoders=undecoded)
+        except NotImplementedError:  # as this library prepares it by itself
+            form = builder.info.file_format.value
+            raise InputError(
+                f"tfds:{name} was prepared as {form}, which cannot be read by row: {anew}"
+            ) from None
+        cells = [row[column] for row in rows]
+    texts = _texts(f"tfds:{name}", column, cells, features[column] if column in labels else None)
 
     def opened(row, side):
-        pixels = np.asarray(rows[row][pictures[0]])
-        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+        return open_picture(io.BytesIO(rows[row][pictures[0]]), background, side)
 
-    return _of_rows(f"tfds:{name}", texts, opened, (name, builder.info.full_name, column))
+    return _of_rows(f"tfds:{name}", texts, opened, (name, builder.info.full_name, tuple(background)))
+
+
+def _texts(name, column, cells, classes):
+    """A column's captions: text, the first of several, or the name of a class; "" where there is none.
+
+    Args:
+        name: of the data set.
+        column: its name.
+        cells: what it holds.
+        classes: the `ClassLabel` of a column of numbers, which both libraries have, or None.
+    """
+    texts = []
+    for row, cell in enumerate(cells):
+        if classes is not None:
+            is_known = cell is not None and 0 <= cell < classes.num_classes
+            cell = classes.int2str(int(cell)).replace("_", " ") if is_known else None
+        elif isinstance(cell, list | tuple | np.ndarray):
+            cell = cell[0] if len(cell) else None
+        if isinstance(cell, bytes):
+            cell = cell.decode(errors="replace")
+        if cell is not None and not isinstance(cell, str):
+            raise InputError(
+                f"{name}, row {row}: {column} is {shown(cell)}, which is no text: name another with "
+                "--caption-column"
+            )
+        texts.append(cell or "")
+    return texts
 
 
 def _of_rows(name, texts, opened, identity):
@@ -156,7 +193,7 @@ def _of_rows(name, texts, opened, identity):
         [" ".join(texts[row].split()) for row in rows],
         lambda i, side: opened(rows[i], side),
         lambda i: f"{name}, row {rows[i]}",
-        hashlib.sha256(repr(identity).encode()).hexdigest()[:16],
+        hashlib.sha256(repr((identity, rows)).encode()).hexdigest()[:16],
         [f"{name}, row {row}: has no caption" for row, text in enumerate(texts) if not text.strip()],
     )
 
@@ -184,5 +221,13 @@ def _library(module, dataset):
         ) from None
 
 
-def _reason(error):
-    return str(error).partition("\n")[0] or type(error).__name__
+@contextlib.contextmanager
+def _on_one_line(failure, way_out):
+    """A network, a name, a format: the libraries have an exception for each."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{failure} ({reason}): {way_out}") from None

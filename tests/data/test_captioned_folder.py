@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sd_tf.data.captioned_folder import list_folder
+from sd_tf.data.sources import folder_source
 from sd_tf.errors import InputError
 
 
@@ -83,9 +84,74 @@ def test_class_folders(tmp_path):
     assert list_folder(tmp_path).problems == [f"{tmp_path}/lost.png: has no caption"]
 
 
+def test_of_several_metadata_files_in_a_folder_the_first_counts(tmp_path):
+    picture(tmp_path / "1.png")
+    jsonl(tmp_path, {"file_name": "1.png", "text": "of lines"})
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,of a table\n")
+    assert list_folder(tmp_path) == ([(tmp_path / "1.png", "of lines")], [])
+
+
+def test_a_picture_may_have_several_captions(tmp_path):
+    picture(tmp_path / "1.png")
+    jsonl(tmp_path, *({"file_name": "1.png", "text": text} for text in ("a red dress", "a dress", "a dress")))
+    listing = list_folder(tmp_path)
+    assert [caption for _, caption in listing.pictures] == ["a dress", "a red dress"]
+    assert listing.problems == [f"{tmp_path}/metadata.jsonl, row 3: 1.png is there twice"]
+
+
+def test_pictures_without_a_row_are_left_out_and_counted(tmp_path):
+    for name in ("1.png", "2.png", "below/3.png"):
+        picture(tmp_path / name)
+    jsonl(tmp_path, {"file_name": "1.png", "text": "a dress"})
+    with pytest.warns(UserWarning, match="pictures left out, without a row in .*metadata.jsonl: 2"):
+        assert list_folder(tmp_path) == ([(tmp_path / "1.png", "a dress")], [])
+
+
+def test_metadata_of_one_folder_do_not_hide_text_files_of_others(tmp_path):
+    for name in ("1.png", "2.png", "old/1.png", "old/2.png"):
+        picture(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"text of {name}")
+    jsonl(tmp_path / "old", {"file_name": "1.png", "text": "a row"})
+    with pytest.warns(UserWarning, match="pictures left out, .*: 1"):
+        captions = found(tmp_path)
+    assert captions == {"1.png": "text of 1.png", "2.png": "text of 2.png", "old/1.png": "a row"}
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path):
+    for split in ("train", "validation", "test"):
+        picture(tmp_path / split / f"{split}.png")
+        jsonl(tmp_path / split, {"file_name": f"{split}.png", "text": split})
+    with pytest.warns(UserWarning, match="train/ alone is read, not what lies beside it, like validation/"):
+        assert found(tmp_path) == {"train/train.png": "train"}
+
+
+def test_metadata_above_parts_hold_them_together(tmp_path):
+    for name in ("train/1.png", "test/2.png"):
+        picture(tmp_path / name)
+    jsonl(tmp_path, *({"file_name": name, "text": "a dress"} for name in ("train/1.png", "test/2.png")))
+    assert found(tmp_path) == {"train/1.png": "a dress", "test/2.png": "a dress"}
+
+
+def test_classes_may_be_called_as_parts_of_a_data_set_are(tmp_path):
+    for name in ("train/1.png", "bus/1.png"):
+        picture(tmp_path / name)
+    assert found(tmp_path) == {"train/1.png": "train", "bus/1.png": "bus"}
+
+
+@pytest.mark.parametrize(
+    "name", [".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/1.png", "dress/._1.png", "bag/.hidden/1.png"]
+)
+def test_what_is_hidden_is_no_picture(tmp_path, name):
+    picture(tmp_path / "dress" / "1.png")
+    picture(tmp_path / name)
+    (tmp_path / "dress" / "2.png").mkdir()
+    assert list_folder(tmp_path) == ([(tmp_path / "dress" / "1.png", "dress")], [])
+    assert len(list_folder(tmp_path, caption="a thing").pictures) == 1
+
+
 def test_rows_that_cannot_be_used_are_listed(tmp_path):
     picture(tmp_path / "1.png")
-    rows = [("1.png", "a dress"), ("1.png", "again"), ("2.png", "gone"), ("3.png", ""), ("4.png", None)]
+    rows = [("1.png", "a dress"), ("1.png", "a dress"), ("2.png", "gone"), ("3.png", ""), ("4.png", None)]
     jsonl(tmp_path, *({"file_name": name, "text": text} for name, text in rows))
     assert found(tmp_path) == {"1.png": "a dress"}
     assert [line.partition(": ")[2] for line in list_folder(tmp_path).problems] == [
@@ -110,13 +176,68 @@ def test_nothing_outside_the_folder_is_read(tmp_path, name):
         list_folder(folder)
 
 
-def test_links_out_of_a_folder_without_metadata_are_not_followed(tmp_path):
-    picture(tmp_path / "out.png")
-    picture(tmp_path / "mine" / "dress" / "1.png")
-    os.symlink(tmp_path / "out.png", tmp_path / "mine" / "dress" / "2.png")
-    assert found(tmp_path / "mine") == {"dress/1.png": "dress"}
+@pytest.mark.parametrize("layout", ["classes", "texts", "one caption"])
+def test_links_out_of_a_folder_are_listed_and_not_followed(tmp_path, layout):
+    mine, options = tmp_path / "mine", {"caption": "a thing"} if layout == "one caption" else {}
+    picture(tmp_path / "out" / "1.png")
+    for name in ("1.png", "2.png"):
+        picture(mine / "dress" / name)
+    os.symlink("1.png", mine / "dress" / "3.png")  # which stays inside
+    if layout == "texts":
+        for name in ("1.txt", "2.txt", "3.txt"):
+            (mine / "dress" / name).write_text("a dress")
+    links = {
+        "4.png": tmp_path / "out" / "1.png",
+        "5.png": "nowhere.png",
+        "6.png": "6.png",
+        "more": tmp_path / "out",
+    }
+    for name, target in links.items():
+        os.symlink(target, mine / "dress" / name)
+    assert list(found(mine, **options)) == [f"dress/{number}.png" for number in (1, 2, 3)]
+    assert list_folder(mine, **options).problems == [
+        f"{mine}/dress/{name}: is a link that leads out of {mine}, or nowhere" for name in links
+    ]
 
 
+def test_metadata_that_are_a_link_out_of_the_folder_are_refused(tmp_path):
+    picture(tmp_path / "mine" / "1.png")
+    jsonl(tmp_path, {"file_name": "1.png", "text": "a dress"})
+    os.symlink(tmp_path / "metadata.jsonl", tmp_path / "mine" / "metadata.jsonl")
+    with pytest.raises(InputError, match="metadata.jsonl is a link that leads out of .*mine"):
+        list_folder(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("name", ["{folder}/1.png", "../mine/1.png", "below/../1.png"])
+def test_a_file_in_the_folder_may_be_named_in_any_way(tmp_path, monkeypatch, name):
+    """Whether the folder is relative, absolute or a link."""
+    folder = tmp_path / "mine"
+    picture(folder / "1.png")
+    (folder / "below").mkdir()
+    jsonl(folder, {"file_name": name.format(folder=folder), "text": "a dress"})
+    os.symlink(folder, tmp_path / "link")
+    monkeypatch.chdir(tmp_path)
+    for given in (folder, tmp_path / "link", "mine", "link"):
+        source = folder_source(given)
+        assert source.captions == ["a dress"] and source.open(0, 4).size == (4, 4)
+        assert source.label(0) == f"{given}/1.png"
+
+
+def test_a_name_too_long_for_a_file_is_missing(tmp_path):
+    picture(tmp_path / "1.png")
+    names = ("1.png", f"{'x' * 300}.png", "y/" * 3000)
+    jsonl(tmp_path, *({"file_name": name, "text": "a dress"} for name in names))
+    assert found(tmp_path) == {"1.png": "a dress"}
+    assert [line.endswith(" is missing") for line in list_folder(tmp_path).problems] == [True, True]
+
+
+def test_half_a_character_is_no_part_of_a_caption(tmp_path):
+    picture(tmp_path / "1.png")
+    jsonl(tmp_path, {"file_name": "1.png", "text": "a dress \ud83d"})
+    assert found(tmp_path) == {"1.png": "a dress ?"}
+
+
+@pytest.mark.filterwarnings("ignore:.*pictures left out")
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -126,6 +247,8 @@ def test_links_out_of_a_folder_without_metadata_are_not_followed(tmp_path):
         ('{"file_name": "1.png", "words": "x"}\n', "no column text or caption or prompt, but .*words"),
         ('{"file_name": 3, "text": "x"}\n', "the file_name is 3"),
         ('{"file_name": "1.png\\u0000", "text": "x"}\n', "the file_name is"),
+        ('{"file_name": "\\ud800.png", "text": "x"}\n', r"the file_name is '\\ud800.png'"),
+        ("", "has no row"),
         ("[" * 5000, "is damaged"),
         ("\udcff", "is damaged"),
     ],
@@ -149,6 +272,7 @@ def test_a_folder_without_what_is_needed_is_refused(tmp_path):
         list_folder(tmp_path, caption_column="words")
 
 
+@pytest.mark.filterwarnings("ignore:.*pictures left out")
 def test_five_hundred_damaged_metadata_files_are_read_or_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -176,6 +300,7 @@ def test_five_hundred_damaged_metadata_files_are_read_or_refused(tmp_path):
         file.write_bytes(content)
         try:
             assert len(list_folder(tmp_path).pictures) <= len(rows)
-        except InputError:
+        except InputError as error:
+            assert str(file) in str(error) and "\n" not in str(error)
             refused += 1
     assert 100 < refused < 510

@@ -1,6 +1,10 @@
 """A folder of pictures as a data set: squares, crops, flips and jitter that belong to each picture."""
 
 import json
+import os
+import resource
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from sd_tf.data import captioned_pictures
 from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.data.sources import find_source, folder_source
 from sd_tf.errors import InputError
+from tests.data.test_opening import damaged, in_all_formats
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 128, 0), (0, 0, 255)
 
@@ -90,10 +95,12 @@ def test_half_of_the_pictures_are_flipped_and_jitter_stays_within_its_strength(t
 
 def test_jitter_keeps_the_hue_that_captions_name(tmp_path):
     pictures = dataset(
-        folder_of(tmp_path, [np.full((16, 16, 3), (120, 40, 40), np.uint8)] * 20), tmp_path, jitter=0.3
+        folder_of(tmp_path, [np.full((16, 16, 3), (160, 100, 100), np.uint8)] * 20), tmp_path, jitter=0.3
     )
     images = pictures.examples(range(20), 0).images.astype(int)
     assert (np.abs(images[..., 1] - images[..., 2]) <= 1).all() and (images[..., 0] > images[..., 1]).all()
+    chroma = (images[:, 0, 0, 0] - images[:, 0, 0, 1]) / (160 - 100)  # saturation alone changes it
+    assert chroma.std() > 0.1 and chroma.min() >= 0.7 - 0.02 and chroma.max() <= 1.3 + 0.02
 
 
 @pytest.mark.parametrize("options", [{"fit": "random"}, {"flip": True}, {"jitter": 0.2}])
@@ -168,6 +175,64 @@ def test_few_unreadable_pictures_are_listed_and_many_are_an_error(tmp_path, caps
     assert len(list((tmp_path / "store").iterdir())) == 1  # nothing is left of the refused one
 
 
+def test_a_hundred_damaged_pictures_are_read_or_listed_and_the_others_stay_as_they_are(tmp_path):
+    folder, generator, good = tmp_path / "mine", np.random.default_rng(0), noise(1, 8, 8)[0]
+    folder.mkdir()
+    files, names = in_all_formats(good), [f"{number:04}.png" for number in range(2400)]
+    for name in names:
+        (folder / name).write_bytes(files["PNG"])
+    broken = generator.choice(names, 100, replace=False)
+    for number, name in enumerate(broken):
+        (folder / name).write_bytes(damaged(list(files.values())[number % len(files)], generator))
+    pictures = CaptionedPictures(folder_source(folder, caption="noise"), 8, tmp_path / "store")
+    pictures.decode(progress=False)
+    (store,) = (tmp_path / "store").iterdir()
+    skipped = (store / "skipped.txt").read_text().splitlines()
+    unread = [line.removeprefix(f"{folder}/").partition(": ")[0] for line in skipped]
+    assert 20 < len(unread) < 100 and set(unread) <= set(broken)
+    kept = [name for name in names if name not in unread]
+    assert len(pictures) == len(kept)
+    whole = [index for index, name in enumerate(kept) if name not in broken]
+    assert (pictures.examples(whole, 0).images == good).all()
+
+
+def test_a_damaged_picture_whose_name_is_no_text_is_listed(tmp_path):
+    folder = folder_of(tmp_path, noise(40))
+    (folder / "metadata.jsonl").unlink()
+    with open(os.fsencode(folder) + b"/\xff.png", "wb") as file:
+        file.write(b"no picture")
+    pictures = CaptionedPictures(folder_source(folder, caption="noise"), 16, tmp_path / "store")
+    pictures.decode(progress=False)
+    listed = next((tmp_path / "store").glob("*/skipped.txt")).read_text()
+    assert len(pictures) == 40 and listed.startswith(f"{folder}/\\udcff.png: cannot be read")
+
+
+def test_before_decoding_an_unreadable_picture_is_black_and_named(tmp_path):
+    folder = folder_of(tmp_path, noise(3))
+    (folder / "00001.png").write_bytes(b"no picture")
+    pictures = CaptionedPictures(folder_source(folder), 16, tmp_path / "store")
+    with pytest.warns(UserWarning, match="00001.png: cannot be read as a picture.*; training leaves it out"):
+        images = pictures.examples(range(3), 0).images
+    assert [image.any() for image in images] == [True, False, True]
+
+
+def test_too_little_room_is_said_in_bytes_and_nothing_is_left(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, noise(20))
+    needed = f"{20 * 16 * 16 * 3:,} bytes"
+    with monkeypatch.context() as patch:
+        patch.setattr(captioned_pictures.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(InputError, match=rf"{needed} \(1,000 are free\): make room there"):
+            dataset(folder, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))  # a write fails, as on a disk that others fill
+    try:
+        with pytest.raises(InputError, match=rf"{needed} \(File too large\): make room there"):
+            dataset(folder, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "store").iterdir())
+
+
 def test_one_picture_is_too_few(tmp_path):
     with pytest.raises(InputError, match="has 1 picture: give two or more"):
         dataset(folder_of(tmp_path, noise(1)), tmp_path)
@@ -175,8 +240,16 @@ def test_one_picture_is_too_few(tmp_path):
 
 def test_squares_are_read_from_disk_not_held_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(captioned_pictures, "CHUNK", 4)
-    pictures = dataset(folder_of(tmp_path, noise(30)), tmp_path)
-    assert isinstance(pictures._squares, np.memmap)
+    pictures = CaptionedPictures(folder_source(folder_of(tmp_path, noise(150))), 96, tmp_path / "store")
+    tracemalloc.start()
+    try:
+        pictures.decode(progress=False)
+        for start in range(0, 150, 4):
+            pictures.examples(range(start, min(start + 4, 150)), 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 150 * 96 * 96 * 3 / 4
 
 
 @pytest.mark.parametrize(

@@ -112,24 +112,35 @@ def test_floating_point_pixels_are_refused():
         open_picture(encoded(Image.new("F", (4, 4)), "TIFF"))
 
 
+def in_all_formats(pixels):
+    """uint8 (height, width, 3) -> the bytes of a file of each format, by its name."""
+    kinds = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
+    return {kind: encoded(Image.fromarray(pixels), kind).getvalue() for kind in kinds}
+
+
+def damaged(content, generator):
+    """Bytes with bits turned, the end cut off, or bytes put in."""
+    content = bytearray(content)
+    kind, place = generator.integers(3), int(generator.integers(len(content)))
+    if kind == 0:
+        for turned in generator.integers(len(content), size=4):
+            content[turned] ^= 1 << int(generator.integers(8))
+    elif kind == 1:
+        del content[place:]
+    else:
+        content[place:place] = generator.bytes(16)
+    return bytes(content)
+
+
 def test_a_thousand_damaged_pictures_are_read_or_refused():
-    """Bits turned, ends cut off, and bytes put in: anything but a crash or another exception."""
+    """Anything but a crash or another exception."""
     generator = np.random.default_rng(0)
-    noise = Image.fromarray(generator.integers(0, 256, (24, 24, 3), np.uint8))
-    whole = [encoded(noise, kind).getvalue() for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")]
+    whole = list(in_all_formats(generator.integers(0, 256, (24, 24, 3), np.uint8)).values())
     refused = 0
     for number in range(1050):
-        content = bytearray(whole[number % len(whole)])
-        kind, place = generator.integers(3), int(generator.integers(len(content)))
-        if kind == 0:
-            for place in generator.integers(len(content), size=4):
-                content[place] ^= 1 << int(generator.integers(8))
-        elif kind == 1:
-            del content[place:]
-        else:
-            content[place:place] = generator.bytes(16)
         try:
-            assert open_picture(io.BytesIO(bytes(content))).mode == "RGB"
+            content = damaged(whole[number % len(whole)], generator)
+            assert open_picture(io.BytesIO(content)).mode == "RGB"
         except InputError:
             refused += 1
     assert 300 < refused < 1050

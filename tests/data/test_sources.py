@@ -1,5 +1,6 @@
 """Folders, Hugging Face's data sets and TensorFlow's by name, and what is said where one is not there."""
 
+import io
 import json
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.data.sources import find_source
 from sd_tf.errors import InputError
 
@@ -49,6 +51,18 @@ def test_pokemon_are_taken_from_a_folder_and_from_no_mirror(folder, tmp_path, mo
     assert find_source("pokemon").captions == find_source("pokemon", str(tmp_path / "pokemon")).captions
 
 
+@pytest.mark.parametrize("dataset, way_out", [("pokemon", "hub:<id>"), ("emoji", "SD_TF_DATA_DIR")])
+def test_what_is_not_there_is_no_other_data_set(folder, tmp_path, monkeypatch, dataset, way_out):
+    missing = f"{tmp_path}/{dataset} is no folder: name a folder of captioned pictures .*{way_out}"
+    monkeypatch.delenv("SD_TF_DATA_DIR", raising=False)
+    with pytest.raises(InputError, match=missing):
+        find_source(dataset, str(tmp_path))
+    monkeypatch.setenv("SD_TF_DATA_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=missing):
+        find_source(dataset)
+    assert len(find_source(dataset, str(folder)).captions) == 3  # which is said to be it
+
+
 def test_a_data_set_of_hugging_face(folder):
     pytest.importorskip("datasets")
     source = find_source(f"hub:{folder}")
@@ -57,6 +71,57 @@ def test_a_data_set_of_hugging_face(folder):
     assert find_source(f"hub:{folder}", caption_column="other").captions == ["red", "green", "blue"]
     with pytest.raises(InputError, match="unknown caption column of hub:.* 'texts': did you mean 'text'"):
         find_source(f"hub:{folder}", caption_column="texts")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """`hub(kind, captions)`: the name of a data set with a picture of colour (i, i, i) for caption i."""
+    datasets = pytest.importorskip("datasets")
+
+    def make(kind, *columns):
+        names = ["text", "other"][: len(columns)]
+        pictures = []
+        for number in range(len(columns[0])):
+            file = io.BytesIO()
+            Image.new("RGB", (8, 8), (number,) * 3).save(file, "PNG")
+            pictures.append({"bytes": file.getvalue(), "path": None})
+        features = datasets.Features({"image": datasets.Image()} | dict.fromkeys(names, kind(datasets)))
+        table = datasets.Dataset.from_dict(
+            {"image": pictures, **dict(zip(names, columns, strict=True))}, features=features
+        )
+        (tmp_path / "table").mkdir()
+        table.to_parquet(tmp_path / "table" / "train.parquet")
+        return f"hub:{tmp_path / 'table'}"
+
+    return make
+
+
+def test_classes_of_hugging_face_are_called_by_their_names(hub):
+    name = hub(lambda datasets: datasets.ClassLabel(names=["red", "dark_blue"]), [1, 0, None])
+    source = find_source(name)
+    assert source.captions == ["dark blue", "red"] and source.problems == [f"{name}, row 2: has no caption"]
+
+
+def test_of_several_captions_the_first_is_taken(hub):
+    name = hub(lambda datasets: [datasets.Value("string")], [["a dress", "red"], ["a bag"], []])
+    assert find_source(name).captions == ["a dress", "a bag"]
+
+
+def test_captions_that_are_no_text_are_refused_by_name(hub):
+    name = hub(lambda datasets: datasets.Value("int64"), [7, 8])
+    with pytest.raises(InputError, match="row 0: text is 7, which is no text: .* --caption-column"):
+        find_source(name)
+
+
+def test_pictures_keep_their_captions_where_columns_share_decoded_pictures(hub, tmp_path):
+    """Each column lacks the caption of another row."""
+    numbers = [str(number) for number in range(40)]
+    name = hub(lambda datasets: datasets.Value("string"), ["", *numbers[1:]], [numbers[0], "", *numbers[2:]])
+    for column in ("text", "other"):
+        pictures = CaptionedPictures(find_source(name, caption_column=column), 8, tmp_path / "store")
+        pictures.decode(progress=False)
+        examples = pictures.examples(range(39), 0)
+        assert [str(number) for number in examples.images[:, 0, 0, 0]] == examples.captions
 
 
 def test_a_data_set_that_is_not_there(tmp_path):
@@ -71,36 +136,95 @@ def test_a_missing_library_is_named(monkeypatch):
         find_source("hub:me/mine")
 
 
-def test_a_data_set_of_tensorflow(tmp_path):
-    """One that is written here, with names of classes for captions."""
-    tfds = pytest.importorskip("tensorflow_datasets")
+@pytest.fixture(scope="module")
+def tfds():
+    module = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("importlib_resources")  # which tensorflow_datasets needs and does not ask for
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(8, 8, 3)),
-            "label": tfds.features.ClassLabel(names=["red", "dark_blue"]),
-        }
-    )
+    return module
 
-    class Cards(tfds.core.GeneratorBasedBuilder):
+
+def builder(tfds, called, features, examples, split="train"):
+    """A data set that tensorflow_datasets then knows by that name, and nobody has prepared."""
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        name = called
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return self.dataset_info_from_configs(features=features)
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, manager):
-            return {"train": self._generate_examples()}
+            return {split: enumerate(examples)}
 
         def _generate_examples(self):
-            for number, (name, colour) in enumerate([("red", (255, 0, 0)), ("dark_blue", (0, 0, 99))]):
-                yield number, {"image": np.full((8, 8, 3), colour, np.uint8), "label": name}
+            raise NotImplementedError
 
-    Cards(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    source = find_source("tfds:cards", str(tmp_path))
-    assert sorted(zip(source.captions, colours(source), strict=True)) == [
-        ("dark blue", (0, 0, 99)),
-        ("red", (255, 0, 0)),
+    return Builder
+
+
+def test_a_data_set_of_tensorflow_is_prepared_once(tfds, tmp_path):
+    """Whose captions are the names of its classes."""
+    features = {
+        "image": tfds.features.Image(shape=(8, 8, 3)),
+        "label": tfds.features.ClassLabel(names=["red", "dark_blue"]),
+    }
+    examples = [
+        {"image": np.full((8, 8, 3), colour, np.uint8), "label": name}
+        for name, colour in [("red", (255, 0, 0)), ("dark_blue", (0, 0, 99))]
     ]
+    builder(tfds, "cards", features, examples)
+    for _ in range(2):
+        source = find_source("tfds:cards", str(tmp_path))
+        assert sorted(zip(source.captions, colours(source), strict=True)) == [
+            ("dark blue", (0, 0, 99)),
+            ("red", (255, 0, 0)),
+        ]
+        examples.clear()  # the second time there is nothing to prepare it from
+
+
+@pytest.mark.parametrize(
+    "kind, pixel, seen",
+    [
+        (np.uint8, (200,), (200, 200, 200)),
+        (np.uint16, (128 * 257,), (128, 128, 128)),
+        (np.uint16, (0, 128 * 257, 65535), (0, 128, 255)),
+        (np.uint8, (255, 0, 0, 0), (10, 20, 30)),
+        (np.uint8, (255, 0, 0, 255), (255, 0, 0)),
+    ],
+)
+def test_pictures_of_tensorflow_are_opened_as_files_are(tfds, tmp_path, kind, pixel, seen):
+    name = f"pixels_{np.dtype(kind).name}_{'_'.join(map(str, pixel))}"
+    picture = np.full((8, 8, len(pixel)), pixel, kind)
+    features = {
+        "image": tfds.features.Image(shape=picture.shape, dtype=kind),
+        "text": tfds.features.Sequence(tfds.features.Text()),
+    }
+    builder(tfds, name, features, [{"image": picture, "text": ["ein Kleid", "a dress"]}])
+    source = find_source(f"tfds:{name}", str(tmp_path), background=(10, 20, 30))
+    assert source.captions == ["ein Kleid"] and colours(source) == [seen]
+
+
+def test_what_cannot_be_read_of_tensorflow_is_said_on_one_line(tfds, tmp_path):
+    picture = {"image": tfds.features.Image(shape=(8, 8, 3))}
+    example = {"image": np.zeros((8, 8, 3), np.uint8)}
+    labelled = picture | {"label": tfds.features.ClassLabel(names=["red"])}
+    builder(tfds, "tests_alone", labelled, [example | {"label": 0}], split="test")
+    with pytest.raises(InputError, match="tfds:tests_alone has no split train, but test"):
+        find_source("tfds:tests_alone", str(tmp_path))
+    records = builder(tfds, "records", labelled, [example | {"label": 0}])
+    records(data_dir=tmp_path).download_and_prepare()  # as it does by itself
+    with pytest.raises(
+        InputError, match="was prepared as tfrecord, .*another --data-dir, or remove .*records"
+    ):
+        find_source("tfds:records", str(tmp_path))
+    assert find_source("tfds:records", str(tmp_path / "another")).captions == ["red"]
+    builder(tfds, "counted", picture | {"text": np.int64}, [example | {"text": 7}])
+    with pytest.raises(InputError, match="tfds:counted, row 0: text is 7, which is no text"):
+        find_source("tfds:counted", str(tmp_path))
+    floats = {"image": tfds.features.Image(shape=(8, 8, 1), dtype=np.float32), "text": tfds.features.Text()}
+    builder(tfds, "floats", floats, [{"image": np.zeros((8, 8, 1), np.float32), "text": "a dress"}])
+    with pytest.raises(InputError, match="tfds:floats has floating-point pixels"):
+        find_source("tfds:floats", str(tmp_path))
 
 
 def test_a_name_that_tensorflow_datasets_does_not_know(tmp_path):
