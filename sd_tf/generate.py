@@ -92,8 +92,8 @@ def main(arguments=None):
     if by_tensorflow or needs_networks(flags.model, flags.precision):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision)
-    loras = dict(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
-    for file, weight in loras.items():
+    loras = list(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
+    for file, weight in loras:
         model.load_lora(file, weight, name=file)
     if flags.clip_guidance is not None:
         from sd_tf.latent.clip_guidance import CLIPGuidance
@@ -119,7 +119,7 @@ def main(arguments=None):
         for name in ("image", "strength", "mask", "clip_guidance", "clip_guidance_scale")
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    of_model = {"model": flags.model} | ({"lora": loras} if loras else {})
+    of_model = {"model": flags.model} | ({"lora": dict(loras)} if loras else {})
     output.mkdir(parents=True, exist_ok=True)
     written = set()
     for i, image in enumerate(images):
