@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from safetensors.numpy import load_file
 
 import sd_tf
 from sd_tf import presets
@@ -15,6 +16,7 @@ from sd_tf.checkpoints.names import keyed_variables
 from sd_tf.checkpoints.textual_inversion import FILE as WORD_FILE
 from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.errors import InputError
+from sd_tf.generate import main as draw
 from sd_tf.pictures import save_png
 from sd_tf.text.new_words import embedding_of, token_embeddings
 from sd_tf.training.dry_run import describe
@@ -85,6 +87,31 @@ def test_a_lora_is_a_small_file_of_the_attention_alone(base, tuned):
     assert {change.rank for change in changes.values()} == {8}
     assert {module.split(".attn")[1][2:] for module in changes} == {"to_q", "to_k", "to_v", "to_out.0"}
     assert any(np.abs(change.product()).max() > 1e-4 for change in changes.values())
+
+
+def test_in_kohyas_layout_a_lora_is_named_as_its_run_and_is_the_same(base, tuned, tmp_path):
+    """A finished run that is started again with the other layout writes it as well."""
+    run = tmp_path / "stripes"
+    shutil.copytree(tuned["lora"], run)
+    Run(of(base, run, finetune="lora", lora_layout="kohya")).train()
+    (run / FILE).unlink()
+    tensors, model = load_file(run / "stripes.safetensors"), sd_tf.load(base)
+    parts = {key.partition(".")[2] for key in tensors}
+    assert parts == {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert all(key.startswith("lora_unet_") for key in tensors)
+    ours, theirs = (read_lora(folder, model.adaptations.modules) for folder in (run, tuned["lora"]))
+    assert ours.keys() == theirs.keys()
+    for module, change in ours.items():
+        np.testing.assert_array_equal(change.product(), theirs[module].product())
+    model.load_lora(run)
+    assert model.adaptations.weights == {"stripes": 1.0}
+    with pytest.raises(InputError, match="holds a LoRA, no model"):
+        sd_tf.load(run)
+    settings = ["a dress", "--model", str(base), "--steps", "1", "--output", str(tmp_path / "out")]
+    draw([*settings, "--lora", str(run)])
+    with Image.open(tmp_path / "out" / "a-dress-0.png") as drawn:
+        expected = model.generate("a dress", steps=1, engine="tensorflow", progress=False)[0]
+        assert np.abs(np.asarray(drawn).astype(int) - expected).max() <= 1
 
 
 def test_a_loaded_lora_is_the_network_that_was_trained(base, tmp_path, monkeypatch):
@@ -271,6 +298,8 @@ def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
     [
         ({"init_from": None, "finetune": "lora"}, "--finetune lora needs --init-from"),
         ({"lora_rank": 4}, "--lora-rank is of --finetune lora"),
+        ({"lora_layout": "kohya"}, "--lora-layout is of --finetune lora"),
+        ({"finetune": "lora", "lora_layout": "webui"}, "--lora-layout .webui.: .*Valid: diffusers, kohya"),
         ({"finetune": "lora", "lora_rank": 0}, "--lora-rank is 0"),
         ({"finetune": "lora", "lora_targets": "to_q,to_z"}, "'to_z'.*'to_"),
         ({"finetune": "all"}, "--finetune.*'all'"),
