@@ -541,8 +541,13 @@ def _of_model(preset, model, config):
             f"--image-size is {config.image_size}: {config.init_from} learns from pictures of its own size, "
             f"{width} x {height}, leave it out"
         )
+    kind = config.finetune or "unet"
+    if kind == "unet" and config.prior_prompt is not None:
+        kind = "dreambooth"
+    rate = preset.learning_rates.get(kind, preset.diffusion_stage.learning_rate)
     return dataclasses.replace(
         preset,
+        diffusion_stage=dataclasses.replace(preset.diffusion_stage, learning_rate=rate),
         autoencoder=dataclasses.replace(model.autoencoder, sample_size=width),
         unet=model.unet,
         text=model.text,

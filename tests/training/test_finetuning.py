@@ -31,7 +31,9 @@ KINDS = ("unet", "cross_attention", "lora")
 def tiny():
     with with_tiny_preset(), pytest.MonkeyPatch.context() as monkeypatch:
         quick = dataclasses.replace(TINY.diffusion_stage, optimizer="adamw", learning_rate=1e-2)
-        preset = dataclasses.replace(presets.FINE_TUNING, diffusion_stage=quick, cached_epochs=1)
+        preset = dataclasses.replace(
+            presets.FINE_TUNING, diffusion_stage=quick, learning_rates={}, cached_epochs=1
+        )
         monkeypatch.setitem(presets.PRESETS, "fine-tuning", preset)
         yield
 
@@ -262,6 +264,32 @@ def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, mo
     model.load_lora(tmp_path / "run")
     adapted = model.generate(seen["prompts"], **settings).astype(int)
     assert np.abs(seen["images"] - adapted).max() <= 1 < np.abs(adapted - plain).max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({}, 1e-5),
+        ({"finetune": "unet", "prior_prompt": "a dress"}, 5e-6),
+        ({"finetune": "cross_attention"}, 1e-5),
+        ({"finetune": "lora"}, 1e-4),
+        ({"finetune": "lora", "prior_prompt": "a dress"}, 1e-4),
+        (WORD, 5e-4),
+    ],
+    ids=str,
+)
+def test_each_kind_learns_at_the_rate_of_diffusers_example_unless_one_is_given(
+    base, own, tmp_path, monkeypatch, changes, rate
+):
+    """examples/text_to_image, dreambooth, custom_diffusion and textual_inversion of diffusers."""
+    monkeypatch.setitem(presets.PRESETS, "fine-tuning", presets.FINE_TUNING)
+
+    def rate_of(folder, **more):
+        run = Run(of_one_thing(base, own, folder, **changes, **more))
+        return run.stage_config(run.preset.diffusion_stage).learning_rate
+
+    assert rate_of(tmp_path / "default") == rate
+    assert rate_of(tmp_path / "given", learning_rate=3e-3) == 3e-3
 
 
 def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
