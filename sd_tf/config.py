@@ -151,6 +151,7 @@ TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STAGES = ("clip", "autoencoder", "diffusion")
 FINETUNINGS = ("unet", "cross_attention", "lora", "textual_inversion")
+LORA_LAYOUTS = ("diffusers", "kohya")
 OF_NEW_MODELS = ("text_encoder", "beta_schedule", "zero_terminal_snr", "perceptual_weight")
 STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 DATASETS = ("fashion_mnist", "garments", "folder", "pokemon", "emoji", "hub:<id>", "tfds:<name>")
@@ -172,6 +173,7 @@ NOT_PART_OF_A_RUN = (
     "cache_dir",
     "stage",
     "save_dtype",
+    "lora_layout",
     "checkpoint_seconds",
     "checkpoint_every",
     "keep_checkpoints",
@@ -212,6 +214,11 @@ class RunConfig:
     lora_alpha: float | None = _flag(None, "changes are times this / rank (default: the rank)")
     lora_targets: str | None = _flag(
         None, "last parts of layers' names, between commas (default: to_q,to_k,to_v,to_out)"
+    )
+    lora_layout: str | None = _flag(
+        None,
+        "of its file, diffusers' or kohya's, which is named as the run folder (default: diffusers)",
+        LORA_LAYOUTS,
     )
     new_word: str | None = _flag(
         None, "of --finetune textual_inversion: what captions call it, such as <mine>"
@@ -359,7 +366,7 @@ class RunConfig:
 
     def _check_finetuning(self):
         word = "textual_inversion"
-        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+        for name in ("lora_rank", "lora_alpha", "lora_targets", "lora_layout"):
             if getattr(self, name) is not None and self.finetune != "lora":
                 raise InputError(
                     f"--{name.replace('_', '-')} is of --finetune lora: add it, or leave this out"

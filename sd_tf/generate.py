@@ -183,15 +183,15 @@ def _load(flags):
     model = sd_tf.load(flags.model, dtype=flags.precision)
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
-    for file, weight in _loras(flags).items():
+    for file, weight in _loras(flags):
         model.load_lora(file, weight, name=file)
     return model
 
 
 def _loras(flags):
-    """File -> weight."""
+    """(file, weight) of each."""
     weights = flags.lora_weight or [1.0]
-    return dict(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
+    return list(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
 
 
 def _said(flags, settings):
@@ -199,7 +199,7 @@ def _said(flags, settings):
     names = ("image", "strength", "mask", "clip_guidance", "clip_guidance_scale")
     said = settings | {name: getattr(flags, name) for name in names}
     said |= {name: getattr(flags, name) or None for name in ("initial_noise", "textual_inversion")}
-    said |= {"model": flags.model, "lora": _loras(flags) or None}
+    said |= {"model": flags.model, "lora": dict(_loras(flags)) or None}
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -1,6 +1,6 @@
 """Sizes and budgets that work, by name: what made the bundled weights, how long it took, what they score."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sd_tf.config import (
     AutoencoderConfig,
@@ -26,6 +26,7 @@ class Preset:
     autoencoder_stage: StageConfig
     diffusion_stage: StageConfig
     max_minutes: float
+    learning_rates: dict[str, float] = field(default_factory=dict)  # of fine-tuning, in place of the stage's
     text_encoder: str | None = None  # a bundled CLIP
     perceptual_weight: float = 1.0  # in the autoencoder's loss
     timestep_sampling: str = "logit_normal"
@@ -161,7 +162,14 @@ EMOJI = replace(
 
 FINE_TUNING = replace(  # of a model whose networks take the place of these
     PICTURES,
-    diffusion_stage=StageConfig(16, learning_rate=1e-4, share=1.0, max_steps=1000, lr_schedule="constant"),
+    diffusion_stage=StageConfig(16, learning_rate=1e-5, share=1.0, max_steps=1000, lr_schedule="constant"),
+    learning_rates={  # those of diffusers' examples, for Stable Diffusion
+        "unet": 1e-5,
+        "dreambooth": 5e-6,  # the same with --prior-prompt
+        "cross_attention": 1e-5,
+        "lora": 1e-4,
+        "textual_inversion": 5e-4,
+    },
     timestep_sampling="uniform",
     max_minutes=10,
 )

@@ -88,6 +88,8 @@ def test_loras_change_what_is_drawn_by_their_weights(folder, tmp_path, capsys):
         main([*settings, "--lora", *files, "--lora-weight", "1", "2", "3"])
     with pytest.raises(InputError, match="--lora-weight is of --lora"):
         main([*settings, "--lora-weight", "1"])
+    with pytest.raises(InputError, match="is there already: give another name"):
+        main([*settings, "--lora", files[0], files[0]])
     with pytest.raises(InputError, match="nothing.safetensors"):
         main([*settings, "--lora", "nothing.safetensors"])
 

@@ -124,12 +124,13 @@ def _schedule(source, prediction_type):
     if not index.is_file():
         from sd_tf.checkpoints.lora import FILE as LORA_FILE
 
-        if (source / LORA_FILE).is_file():
+        run = read_json(source / "run.json") if (source / "run.json").is_file() else {}
+        of_kohya = run.get("finetune") == "lora" and any(source.glob("*.safetensors"))
+        if (source / LORA_FILE).is_file() or of_kohya:
             raise InputError(
                 f"{source} holds a LoRA, no model: load its model, and then it by model.load_lora"
             )
-        unfinished = (source / "run.json").is_file()
-        way_out = "this run is not finished: start it again to resume" if unfinished else "is it a model?"
+        way_out = "this run is not finished: start it again to resume" if run else "is it a model?"
         raise InputError(f"{source} has no model_index.json: {way_out}")
     configs.check_model_index(read_json(index), str(index))
     refuse_links_out(source / "scheduler")

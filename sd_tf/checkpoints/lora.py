@@ -8,29 +8,32 @@ kohya       lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q
 
 import json
 import math
+import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import safe_open
 
 from sd_tf.checkpoints.tensors import DTYPES, read_file, save_tensors
+from sd_tf.config import LORA_LAYOUTS
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.latent.lora import LowRank
 
 FILE = "pytorch_lora_weights.safetensors"
-LAYOUTS = ("diffusers", "kohya")
-_DOWN, _UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
+_DOWN = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down")
+_UP = ("lora_B", "lora_up", "lora.up", "lora_linear_layer.up")
 _PART = re.compile(rf"(.*?)\.({'|'.join(map(re.escape, _DOWN + _UP))})\.weight|(.*)\.alpha")
-_KOHYA = {"lora_unet_": "unet.", "lora_te_": "text_encoder."}
-_METADATA = "lora_adapter_metadata"  # where diffusers says alpha
+_METADATA = "lora_adapter_metadata"  # where diffusers writes peft's `LoraConfig`
+_PATTERN = re.compile(r"\^?[\w.]+", re.ASCII)
 
 
 def read_lora(file, modules) -> dict[str, LowRank]:
     """Reads an adaptation in either layout.
 
     Args:
-        file: a safetensors file, or a folder with `FILE` in it.
+        file: a safetensors file, or a folder with `FILE` in it or, as kohya's are named freely, one other.
         modules: of the model that it is for, `Adaptations.modules`.
 
     Returns:
@@ -40,7 +43,7 @@ def read_lora(file, modules) -> dict[str, LowRank]:
         InputError: the file is damaged, no LoRA, or has layers that the model has not.
     """
     file = Path(file)
-    file = file / FILE if file.is_dir() else file
+    file = _file_in(file) if file.is_dir() else file
     known = _known_names(modules)
     parts = {}
     for key, tensor in read_file(file).items():
@@ -57,7 +60,7 @@ def read_lora(file, modules) -> dict[str, LowRank]:
                 f"{file}: {shown(name)} is no layer of this model: a LoRA for another architecture"
             )
         parts.setdefault(known[name], {})[part] = tensor
-    alphas = _alphas_of_metadata(file)
+    strengths = _strengths_of_metadata(file)
     changes = {}
     for module, found in parts.items():
         if not {"down", "up"} <= found.keys():
@@ -69,21 +72,33 @@ def read_lora(file, modules) -> dict[str, LowRank]:
             or up.ndim != down.ndim
             or up.shape[1] != rank
             or math.prod(up.shape) != up.shape[0] * rank
+            or not rank
         ):
             raise InputError(
                 f"{file}: {module} is {up.shape} times {down.shape}, which is no product of low rank"
             )
-        alpha = (
-            float(found["alpha"].read().reshape(-1)[0])
-            if "alpha" in found
-            else alphas.get(module.partition(".")[0], rank)
-        )
-        if not all(map(np.all, map(np.isfinite, (down, up, np.float64(alpha))))):
+        if "alpha" in found:
+            if math.prod(found["alpha"].shape) != 1:
+                shape = found["alpha"].shape
+                raise InputError(f"{file}: the alpha of {module} is {shape}, not one number: it is damaged")
+            scale = float(found["alpha"].read().item()) / rank
+        else:
+            network, _, layer = module.partition(".")
+            scale = strengths.get(network, _Strength()).scale(layer, rank)
+        if not all(map(np.all, map(np.isfinite, (down, up, np.float64(scale))))):
             raise InputError(f"{file}: {module} has values that are not finite")
-        changes[module] = LowRank(down, up, alpha / rank)
+        changes[module] = LowRank(down, up, scale)
     if not changes:
         raise InputError(f"{file} holds no LoRA")
     return changes
+
+
+def name_of(file) -> str:
+    """What an adaptation is called if nobody says: as its file or, where that is `FILE`, its folder."""
+    path = Path(os.path.abspath(file))  # "." has a name then, and a link keeps its own
+    if path.is_dir():
+        return path.name
+    return path.parent.name if path.name == FILE else path.stem
 
 
 def write_lora(file, changes: dict[str, LowRank], layout: str = "diffusers", dtype: str = "float32"):
@@ -91,8 +106,8 @@ def write_lora(file, changes: dict[str, LowRank], layout: str = "diffusers", dty
 
     The scale goes into `up`, so that alpha is the rank wherever a reader looks for it.
     """
-    if layout not in LAYOUTS:
-        raise unknown("layout of a LoRA", layout, LAYOUTS)
+    if layout not in LORA_LAYOUTS:
+        raise unknown("layout of a LoRA", layout, LORA_LAYOUTS)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     tensors = {}
@@ -108,6 +123,17 @@ def write_lora(file, changes: dict[str, LowRank], layout: str = "diffusers", dty
     save_tensors(tensors, Path(file))
 
 
+def _file_in(folder):
+    found = sorted(folder.glob("*.safetensors"))
+    if (folder / FILE).is_file() or not found:
+        return folder / FILE
+    if len(found) > 1:
+        raise InputError(
+            f"{folder} holds {found[0].name} and {found[1].name}: name the file that is the LoRA"
+        )
+    return found[0]
+
+
 def _kohya_name(module):
     network, _, layer = module.partition(".")
     return ("lora_unet_" if network == "unet" else "lora_te_") + layer.replace(".", "_")
@@ -121,23 +147,54 @@ def _known_names(modules):
         names[module.removesuffix(".0") if module.endswith("to_out.0") else module] = (
             module  # diffusers before 0.19
         )
+        names[module.replace("text_encoder.text_model.", "text_encoder.")] = module  # with transformers 5
     return names
 
 
-def _alphas_of_metadata(file):
-    """ "unet" or "text_encoder" -> alpha, where diffusers wrote it."""
+class _Strength(NamedTuple):
+    """What peft's `LoraConfig` says of how much the changes of a network are."""
+
+    alpha: float | None = None  # None: the rank
+    alpha_pattern: dict = {}  # ends of layers' names, whole ones after ^ -> their own; the first that fits
+    use_rslora: bool = False
+
+    def scale(self, layer, rank):
+        """alpha / rank or, stabilised, alpha / sqrt(rank) (Kalajdzievski 2023)."""
+        whole = f"^{layer}", f"^{layer.removeprefix('text_model.')}"
+        alpha = rank if self.alpha is None else self.alpha
+        for end, own in self.alpha_pattern.items():
+            if end in whole or f".{layer}".endswith(f".{end}"):
+                alpha = own
+                break
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _strengths_of_metadata(file):
+    """ "unet" and "text_encoder" -> `_Strength`, where diffusers wrote it."""
     with safe_open(file, framework="numpy") as opened:
         text = (opened.metadata() or {}).get(_METADATA)
     if text is None:
         return {}
     try:
         values = json.loads(text)
-        return {
-            network: float(values[f"{network}.lora_alpha"])
+        strengths = {
+            network: _Strength(
+                float(values.get(f"{network}.lora_alpha", 8)),  # as peft has it
+                {end: float(own) for end, own in (values.get(f"{network}.alpha_pattern") or {}).items()},
+                bool(values.get(f"{network}.use_rslora")),
+            )
             for network in ("unet", "text_encoder")
-            if f"{network}.lora_alpha" in values
+            if any(name.startswith(f"{network}.") for name in values)
         }
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(
             f"{file}: its {_METADATA} is {shown(text)}, which is not what diffusers writes"
         ) from None
+    for strength in strengths.values():
+        for end in strength.alpha_pattern:
+            if not _PATTERN.fullmatch(end):  # a stranger's regular expression may take forever
+                raise InputError(
+                    f"{file}: alpha_pattern of its {_METADATA} has {shown(end)}: only ends of layers' names "
+                    "are read, write those that it means"
+                )
+    return strengths

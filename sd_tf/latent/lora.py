@@ -70,7 +70,7 @@ class Adaptations:
         return dict(self._weights)
 
     def add(self, name: str, changes: dict[str, LowRank], weight: float = 1.0, source="the adaptation"):
-        """Adds an adaptation, in the place of one of the same name.
+        """Adds an adaptation.
 
         Args:
             name: of it.
@@ -79,9 +79,15 @@ class Adaptations:
             source: where it comes from, for messages.
 
         Raises:
-            InputError: it is of another architecture. The model stays what it was.
+            InputError: it is of another architecture, or the name of one before it. The model stays what it
+                was.
         """
         _check_weight(name, weight)
+        if name in self._changes:
+            raise InputError(
+                f"{source}: an adaptation called {shown(name)} is there already: give another name, or take "
+                f"that one out before, by adaptations.remove({shown(name)})"
+            )
         if not changes:
             raise InputError(f"{source} changes nothing: is it a LoRA?")
         for module, change in changes.items():

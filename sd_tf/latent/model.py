@@ -3,7 +3,6 @@
 import functools
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -465,18 +464,19 @@ class LatentDiffusion:
 
         Args:
             file: a safetensors file of diffusers' or kohya's layout, or a folder with diffusers'
-                `pytorch_lora_weights.safetensors`.
+                `pytorch_lora_weights.safetensors` or one of another name.
             weight: how much of it; 1 is all.
-            name: of it from now on; None for the file's name without its suffix.
+            name: of it from now on; None for the file's name without its suffix or, of a folder and of
+                diffusers' `pytorch_lora_weights.safetensors`, the folder's name.
 
         Raises:
-            InputError: the file is damaged, no LoRA, or one for another architecture. The model stays
-                what it was.
+            InputError: the file is damaged, no LoRA, or one for another architecture, or the name is that
+                of one before it. The model stays what it was.
         """
-        from sd_tf.checkpoints.lora import read_lora
+        from sd_tf.checkpoints.lora import name_of, read_lora
 
         changes = read_lora(file, self.adaptations.modules)
-        self.adaptations.add(Path(file).stem if name is None else name, changes, weight, file)
+        self.adaptations.add(name_of(file) if name is None else name, changes, weight, file)
 
     def load_textual_inversion(self, file, token=None):
         """Teaches the text tower a word that was learned elsewhere (textual inversion).
@@ -504,6 +504,8 @@ class LatentDiffusion:
 
     def save(self, folder, dtype="float32", max_shard_size="10GB"):
         """Writes the folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
+
+        LoRAs that are loaded are written as part of the kernels, with the weights that they have.
 
         Args:
             folder: made if it is not there; a model in it stays whole until the new one is.

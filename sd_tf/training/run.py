@@ -11,6 +11,7 @@ vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, 
 prior/                  pictures that --prior-prompt keeps
 learned_embeds.safetensors          what --finetune textual_inversion learned, which is in the model as well
 pytorch_lora_weights.safetensors    or what --finetune lora learned, to be loaded beside its model
+<the folder's name>.safetensors      the same with --lora-layout kohya
 openvino/               what OpenVINO made of it, once it has been drawn from
 """
 
@@ -188,8 +189,7 @@ class Run:
             checkpoints.save_autoencoder(stage.network, self.folder / "vae", self.config.save_dtype)
 
     def _diffusion(self):
-        only_changes = self.config.finetune == "lora"
-        if self._is_done(LORA_FILE if only_changes else "model_index.json"):
+        if self._is_done(self._result):
             return
         with self.strategy.scope():
             model = self._model()
@@ -208,8 +208,9 @@ class Run:
             return
         if self.config.finetune == TEXTUAL_INVERSION:
             write_word(self.folder / WORD_FILE, self.config.new_word, stage.write_word())
-        if only_changes:
-            write_lora(self.folder / LORA_FILE, learned_changes(model.unet), dtype=self.config.save_dtype)
+        if self.config.finetune == "lora":
+            layout, changes = self.config.lora_layout or "diffusers", learned_changes(model.unet)
+            write_lora(self.folder / self._result, changes, layout, self.config.save_dtype)
         else:
             model.save(self.folder, self.config.save_dtype)
 
@@ -308,6 +309,15 @@ class Run:
         dataset.decode(progress=self.workers.is_chief)
         if self.workers.is_chief:
             self.workers.wait()
+
+    @property
+    def _result(self):
+        """The file that the run ends with."""
+        if self.config.finetune != "lora":
+            return "model_index.json"
+        if self.config.lora_layout == "kohya":
+            return f"{self.folder.resolve().name}.safetensors"
+        return LORA_FILE
 
     def _is_done(self, part):
         """Whether the run has that part, as the chief sees it, once all workers are here."""
@@ -485,7 +495,7 @@ class Run:
         if not file.exists():
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"--output {self.folder} is a file: name a folder")
-            for result in ("model_index.json", LORA_FILE):
+            for result in ("model_index.json", LORA_FILE, self._result):
                 if (self.folder / result).exists():
                     raise InputError(f"--output {self.folder} holds a model of no run: name another folder")
             return
@@ -531,8 +541,13 @@ def _of_model(preset, model, config):
             f"--image-size is {config.image_size}: {config.init_from} learns from pictures of its own size, "
             f"{width} x {height}, leave it out"
         )
+    kind = config.finetune or "unet"
+    if kind == "unet" and config.prior_prompt is not None:
+        kind = "dreambooth"
+    rate = preset.learning_rates.get(kind, preset.diffusion_stage.learning_rate)
     return dataclasses.replace(
         preset,
+        diffusion_stage=dataclasses.replace(preset.diffusion_stage, learning_rate=rate),
         autoencoder=dataclasses.replace(model.autoencoder, sample_size=width),
         unet=model.unet,
         text=model.text,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from safetensors.numpy import load_file
 
 import sd_tf
 from sd_tf import presets
@@ -15,6 +16,7 @@ from sd_tf.checkpoints.names import keyed_variables
 from sd_tf.checkpoints.textual_inversion import FILE as WORD_FILE
 from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.errors import InputError
+from sd_tf.generate import main as draw
 from sd_tf.pictures import save_png
 from sd_tf.text.new_words import embedding_of, token_embeddings
 from sd_tf.training.dry_run import describe
@@ -29,7 +31,9 @@ KINDS = ("unet", "cross_attention", "lora")
 def tiny():
     with with_tiny_preset(), pytest.MonkeyPatch.context() as monkeypatch:
         quick = dataclasses.replace(TINY.diffusion_stage, optimizer="adamw", learning_rate=1e-2)
-        preset = dataclasses.replace(presets.FINE_TUNING, diffusion_stage=quick, cached_epochs=1)
+        preset = dataclasses.replace(
+            presets.FINE_TUNING, diffusion_stage=quick, learning_rates={}, cached_epochs=1
+        )
         monkeypatch.setitem(presets.PRESETS, "fine-tuning", preset)
         yield
 
@@ -85,6 +89,31 @@ def test_a_lora_is_a_small_file_of_the_attention_alone(base, tuned):
     assert {change.rank for change in changes.values()} == {8}
     assert {module.split(".attn")[1][2:] for module in changes} == {"to_q", "to_k", "to_v", "to_out.0"}
     assert any(np.abs(change.product()).max() > 1e-4 for change in changes.values())
+
+
+def test_in_kohyas_layout_a_lora_is_named_as_its_run_and_is_the_same(base, tuned, tmp_path):
+    """A finished run that is started again with the other layout writes it as well."""
+    run = tmp_path / "stripes"
+    shutil.copytree(tuned["lora"], run)
+    Run(of(base, run, finetune="lora", lora_layout="kohya")).train()
+    (run / FILE).unlink()
+    tensors, model = load_file(run / "stripes.safetensors"), sd_tf.load(base)
+    parts = {key.partition(".")[2] for key in tensors}
+    assert parts == {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert all(key.startswith("lora_unet_") for key in tensors)
+    ours, theirs = (read_lora(folder, model.adaptations.modules) for folder in (run, tuned["lora"]))
+    assert ours.keys() == theirs.keys()
+    for module, change in ours.items():
+        np.testing.assert_array_equal(change.product(), theirs[module].product())
+    model.load_lora(run)
+    assert model.adaptations.weights == {"stripes": 1.0}
+    with pytest.raises(InputError, match="holds a LoRA, no model"):
+        sd_tf.load(run)
+    settings = ["a dress", "--model", str(base), "--steps", "1", "--output", str(tmp_path / "out")]
+    draw([*settings, "--lora", str(run)])
+    with Image.open(tmp_path / "out" / "a-dress-0.png") as drawn:
+        expected = model.generate("a dress", steps=1, engine="tensorflow", progress=False)[0]
+        assert np.abs(np.asarray(drawn).astype(int) - expected).max() <= 1
 
 
 def test_a_loaded_lora_is_the_network_that_was_trained(base, tmp_path, monkeypatch):
@@ -237,6 +266,32 @@ def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, mo
     assert np.abs(seen["images"] - adapted).max() <= 1 < np.abs(adapted - plain).max()
 
 
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({}, 1e-5),
+        ({"finetune": "unet", "prior_prompt": "a dress"}, 5e-6),
+        ({"finetune": "cross_attention"}, 1e-5),
+        ({"finetune": "lora"}, 1e-4),
+        ({"finetune": "lora", "prior_prompt": "a dress"}, 1e-4),
+        (WORD, 5e-4),
+    ],
+    ids=str,
+)
+def test_each_kind_learns_at_the_rate_of_diffusers_example_unless_one_is_given(
+    base, own, tmp_path, monkeypatch, changes, rate
+):
+    """examples/text_to_image, dreambooth, custom_diffusion and textual_inversion of diffusers."""
+    monkeypatch.setitem(presets.PRESETS, "fine-tuning", presets.FINE_TUNING)
+
+    def rate_of(folder, **more):
+        run = Run(of_one_thing(base, own, folder, **changes, **more))
+        return run.stage_config(run.preset.diffusion_stage).learning_rate
+
+    assert rate_of(tmp_path / "default") == rate
+    assert rate_of(tmp_path / "given", learning_rate=3e-3) == 3e-3
+
+
 def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
     with pytest.raises(InputError, match="holds a model of no run: name another folder"):
         Run(of(base, base))
@@ -271,6 +326,8 @@ def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
     [
         ({"init_from": None, "finetune": "lora"}, "--finetune lora needs --init-from"),
         ({"lora_rank": 4}, "--lora-rank is of --finetune lora"),
+        ({"lora_layout": "kohya"}, "--lora-layout is of --finetune lora"),
+        ({"finetune": "lora", "lora_layout": "webui"}, "--lora-layout .webui.: .*Valid: diffusers, kohya"),
         ({"finetune": "lora", "lora_rank": 0}, "--lora-rank is 0"),
         ({"finetune": "lora", "lora_targets": "to_q,to_z"}, "'to_z'.*'to_"),
         ({"finetune": "all"}, "--finetune.*'all'"),
