@@ -76,7 +76,8 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
 )
 TEXTUAL_INVERSION = "textual_inversion"
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
-CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long at most
+CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long
+LEARNING_SHARE = 0.5  # of them, at least, when fine-tuning caches each picture once however long it takes
 
 
 class Run:
@@ -200,7 +201,8 @@ class Run:
         budget = self.budget(stage_config)
         cache = self._cache(model, budget, stage_config.batch_size)
         if budget.seconds is not None:
-            budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
+            seconds = max(1.0, budget.seconds - cache.seconds, LEARNING_SHARE * budget.seconds)
+            budget = dataclasses.replace(budget, seconds=seconds)
         with self.strategy.scope():
             stage = self.diffusion_stage(model, cache)
         self._fit(stage, budget)
@@ -404,6 +406,8 @@ class Run:
             num_examples = min(num_examples, budget.steps * batch_size)
         in_every_step = self.config.finetune == TEXTUAL_INVERSION  # the tower runs, in which the word learns
         encode_captions = model.tokenizer if in_every_step else model.encode_prompts
+        max_seconds = None if budget.seconds is None else CACHE_SHARE * budget.seconds
+        each_once = bool(self.config.init_from)  # such pictures are few, and none is to be left out
         key = fingerprint(
             self.dataset.fingerprint,
             weights_fingerprint(model.autoencoder),
@@ -414,6 +418,7 @@ class Run:
             budget.seconds,
             self.config.precision,
             *(["token ids", self.config.new_word] if encode_captions is model.tokenizer else []),
+            *(["each picture once"] if each_once and max_seconds is not None else []),
         )
         if not self.workers.is_chief:
             self.workers.wait()  # the chief makes it
@@ -435,12 +440,19 @@ class Run:
                 _compiled_encoder(model.autoencoder),
                 encode_captions,
                 num_examples,
-                None if budget.seconds is None else CACHE_SHARE * budget.seconds,
+                max_seconds,
                 pictures_at_once(256, self.image_size),
                 progress,
+                at_least=len(self.dataset) if each_once else 1,
             )
         if self.workers.is_chief:
             self.workers.wait()
+            whole = min(len(self.dataset), num_examples)
+            if len(cache) < whole:
+                print(
+                    f"learning from {len(cache):,} of {whole:,} pictures: caching them took the tenth of the "
+                    "time that it may, a longer --max-minutes caches more"
+                )
         return cache
 
     # -- configuration --------------------------------------------------------------------------
