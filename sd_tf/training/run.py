@@ -1,6 +1,6 @@
 """A training run: a folder in which stages follow each other, and which resumes where it was left.
 
-run.json                the configuration, to be the same at every start
+run.json                the configuration and a hash of the captions, to be the same at every start
 log.jsonl tensorboard/  losses, pictures per second
 samples/                sheets of pictures over time
 snapshots/              the UNet at several times, if --snapshots asks for them
@@ -75,6 +75,7 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
     "ema_decay",
 )
 TEXTUAL_INVERSION = "textual_inversion"
+CAPTIONS = "captions_fingerprint"  # in run.json; wherever the data lie, and whenever they were written
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
 CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long
 LEARNING_SHARE = 0.5  # of them, at least, when fine-tuning caches each picture once however long it takes
@@ -103,7 +104,7 @@ class Run:
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
-        self._check_resumable()
+        before = self._check_resumable()
         if config.dry_run:
             self.strategy, replicas = strategies.make("none", None), config.workers or config.replicas or 1
         else:
@@ -115,6 +116,7 @@ class Run:
         if self.image_size != self.preset.autoencoder.sample_size:
             self.preset = _resized(self.preset, self.image_size)
         self.dataset = find_dataset(config, self.image_size, self.cache_folder)
+        self._check_captions(before)
         text_encoder = config.text_encoder or self.preset.text_encoder or "none"
         if config.init_from or config.stage in ("clip", "autoencoder"):
             text_encoder = "none"  # not needed
@@ -129,7 +131,7 @@ class Run:
         if self.workers.is_chief:
             with _writing("--output", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self.folder / "run.json", self._identity)
+                write_json(self.folder / "run.json", self._identity | {CAPTIONS: self._captions})
 
     @property
     def stages(self) -> list[str]:
@@ -493,6 +495,7 @@ class Run:
         return {name: value for name, value in found.items() if name not in NOT_PART_OF_A_RUN}
 
     def _check_resumable(self):
+        """What run.json says of an earlier start, nothing where there was none."""
         file = self.folder / "run.json"
         if not file.exists():
             if self.folder.exists() and not self.folder.is_dir():
@@ -500,7 +503,7 @@ class Run:
             for result in ("model_index.json", LORA_FILE):
                 if (self.folder / result).exists():
                     raise InputError(f"--output {self.folder} holds a model of no run: name another folder")
-            return
+            return {}
         try:
             # What an earlier version had no flag for, it did as the flag's default does.
             before = dataclasses.asdict(RunConfig()) | json.loads(file.read_text())
@@ -521,6 +524,17 @@ class Run:
             raise InputError(
                 f"{self.folder} holds a run of another configuration ({changes}): "
                 "use the same flags to resume it, or another --output"
+            )
+        return before
+
+    def _check_captions(self, before):
+        """Other captions would make other words of the tokenizer, and other pictures of the same numbers."""
+        self._captions = fingerprint(self.dataset.corpus())  # before decoding leaves out what cannot be read
+        has_learned = (self.folder / "checkpoints").exists()
+        if has_learned and before.get(CAPTIONS, self._captions) != self._captions:
+            raise InputError(
+                f"{self.folder} began with other captions than {self.dataset.name} has now: put those back "
+                "to resume it, or name another --output"
             )
 
     def _check_earlier_stages(self):
