@@ -2,9 +2,11 @@
 
 A cache is a folder named by a hash of everything its contents depend on. It holds, for each cached
 picture, the mean and the standard deviation of its latents (so each epoch draws fresh ones) and the
-number of its caption, and the embedding of each different caption.
+number of its caption, and the embedding of each different caption. All are written as they are encoded, and
+read by their rows, so that memory does not grow with the number of pictures.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -66,6 +68,7 @@ def latent_cache(
     max_seconds=None,
     batch_size=256,
     progress=None,
+    at_least=1,
 ) -> LatentCache:
     """Opens the cache of `key`, or computes it.
 
@@ -77,9 +80,10 @@ def latent_cache(
         encode_captions: list of n strings -> float (n, tokens, width), or token ids, int (n, tokens).
         num_examples: pictures to cache at most. They are taken in a shuffled order, so that a part
             of an epoch is a fair sample.
-        max_seconds: stop after so long with what is done by then, None for no limit.
-        batch_size: pictures encoded at once.
+        max_seconds: stop after so long with what is done by then, and its captions; None for no limit.
+        batch_size: pictures, or captions, encoded at once.
         progress: called as `progress(done, total)`.
+        at_least: pictures that are cached however long they take.
 
     Raises:
         InputError: the folder cannot be written.
@@ -88,34 +92,74 @@ def latent_cache(
     if final.is_dir():
         return LatentCache(final)
     new = final.with_name(f".{key}.new-{os.getpid()}")
-    began, size = time.monotonic(), len(dataset)
-    means, stds, captions, numbers, done = [], [], [], {}, 0
-    while done < num_examples and (max_seconds is None or not done or time.monotonic() - began < max_seconds):
-        epoch, start = divmod(done, size)
-        order = np.random.default_rng([epoch, size]).permutation(size)
-        order = order[start : start + min(batch_size, num_examples - done)]
-        examples = dataset.examples(order, epoch)
-        mean, std = encode_images(examples.images)
-        means.append(np.asarray(mean, np.float16))
-        stds.append(np.asarray(std, np.float16))
-        captions += [numbers.setdefault(caption, len(numbers)) for caption in examples.captions]
-        done += len(order)
-        if progress is not None:
-            progress(done, num_examples)
-    texts = [*numbers, ""]
-    contexts = [encode_captions(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
+
+    def write(**arrays):
+        with _writing(final):
+            for name, rows in arrays.items():
+                _append(new / f"{name}.npy", rows.astype(np.float16) if rows.dtype.kind == "f" else rows)
+
+    began, size, done = time.monotonic(), len(dataset), 0
+    numbers, waiting = {}, []  # of captions; those that are still to be encoded
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
     try:
-        new.mkdir(parents=True)
-        np.save(new / "mean.npy", np.concatenate(means))
-        np.save(new / "std.npy", np.concatenate(stds))
-        np.save(new / "caption.npy", np.array(captions, np.int32))
-        contexts = np.concatenate(contexts)
-        np.save(new / "contexts.npy", contexts.astype(np.float16) if contexts.dtype.kind == "f" else contexts)
-        (new / "cache.json").write_text(json.dumps({"seconds": time.monotonic() - began}))
-        new.rename(final)
-    except OSError as error:
-        if not final.is_dir():  # else another run of the same made it meanwhile
-            raise InputError(f"cannot write the cache {final}: {error.strerror or error}") from None
+        with _writing(final):
+            new.mkdir(parents=True)
+        while done < num_examples and (
+            max_seconds is None or done < at_least or time.monotonic() - began < max_seconds
+        ):
+            epoch, start = divmod(done, size)
+            if start == 0:
+                order = np.random.default_rng([epoch, size]).permutation(size)
+            chosen = order[start : start + min(batch_size, num_examples - done)]
+            examples = dataset.examples(chosen, epoch)
+            mean, std = encode_images(examples.images)
+            for caption in examples.captions:
+                if caption not in numbers:
+                    numbers[caption] = len(numbers)
+                    waiting.append(caption)
+            captions = np.array([numbers[caption] for caption in examples.captions], np.int32)
+            write(mean=np.asarray(mean, np.float16), std=np.asarray(std, np.float16), caption=captions)
+            while len(waiting) >= batch_size:
+                write(contexts=encode_captions(waiting[:batch_size]))
+                waiting = waiting[batch_size:]
+            done += len(chosen)
+            if progress is not None:
+                progress(done, num_examples)
+        write(contexts=encode_captions([*waiting, ""]))
+        with _writing(final):
+            (new / "cache.json").write_text(json.dumps({"seconds": time.monotonic() - began}))
+            try:
+                new.rename(final)
+            except OSError:
+                if not final.is_dir():  # else another run of the same made it meanwhile
+                    raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return LatentCache(final)
+
+
+@contextlib.contextmanager
+def _writing(cache):
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write the cache {cache} ({error.strerror or error}): make room, or name another "
+            "--cache-dir"
+        ) from None
+
+
+def _append(file, rows):
+    """Adds rows to an .npy file, in whose header numpy leaves room for their number to grow."""
+    begun = file.exists()
+    with open(file, "r+b" if begun else "xb") as stream:
+        number = 0
+        if begun:
+            np.lib.format.read_magic(stream)
+            (number, *_), _, _ = np.lib.format.read_array_header_1_0(stream)
+        stream.seek(0)
+        header = np.lib.format.header_data_from_array_1_0(rows)
+        shape = (number + len(rows), *rows.shape[1:])
+        np.lib.format.write_array_header_1_0(stream, header | {"shape": shape, "fortran_order": False})
+        stream.seek(0, os.SEEK_END)
+        stream.write(np.ascontiguousarray(rows))

@@ -1,6 +1,6 @@
 """A training run: a folder in which stages follow each other, and which resumes where it was left.
 
-run.json                the configuration, to be the same at every start
+run.json                the configuration and a hash of the captions, to be the same at every start
 log.jsonl tensorboard/  losses, pictures per second
 samples/                sheets of pictures over time
 snapshots/              the UNet at several times, if --snapshots asks for them
@@ -76,8 +76,10 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
     "ema_decay",
 )
 TEXTUAL_INVERSION = "textual_inversion"
+CAPTIONS = "captions_fingerprint"  # in run.json; wherever the data lie, and whenever they were written
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
-CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long at most
+CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long
+LEARNING_SHARE = 0.5  # of them, at least, when fine-tuning caches each picture once however long it takes
 
 
 class Run:
@@ -103,7 +105,7 @@ class Run:
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
-        self._check_resumable()
+        before = self._check_resumable()
         if config.dry_run:
             self.strategy, replicas = strategies.make("none", None), config.workers or config.replicas or 1
         else:
@@ -115,6 +117,7 @@ class Run:
         if self.image_size != self.preset.autoencoder.sample_size:
             self.preset = _resized(self.preset, self.image_size)
         self.dataset = find_dataset(config, self.image_size, self.cache_folder)
+        self._check_captions(before)
         text_encoder = config.text_encoder or self.preset.text_encoder or "none"
         if config.init_from or config.stage in ("clip", "autoencoder"):
             text_encoder = "none"  # not needed
@@ -129,7 +132,7 @@ class Run:
         if self.workers.is_chief:
             with _writing("--output", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self.folder / "run.json", self._identity)
+                write_json(self.folder / "run.json", self._identity | {CAPTIONS: self._captions})
 
     @property
     def stages(self) -> list[str]:
@@ -200,7 +203,8 @@ class Run:
         budget = self.budget(stage_config)
         cache = self._cache(model, budget, stage_config.batch_size)
         if budget.seconds is not None:
-            budget = dataclasses.replace(budget, seconds=max(1.0, budget.seconds - cache.seconds))
+            seconds = max(1.0, budget.seconds - cache.seconds, LEARNING_SHARE * budget.seconds)
+            budget = dataclasses.replace(budget, seconds=seconds)
         with self.strategy.scope():
             stage = self.diffusion_stage(model, cache)
         self._fit(stage, budget)
@@ -414,6 +418,8 @@ class Run:
             num_examples = min(num_examples, budget.steps * batch_size)
         in_every_step = self.config.finetune == TEXTUAL_INVERSION  # the tower runs, in which the word learns
         encode_captions = model.tokenizer if in_every_step else model.encode_prompts
+        max_seconds = None if budget.seconds is None else CACHE_SHARE * budget.seconds
+        each_once = bool(self.config.init_from)  # such pictures are few, and none is to be left out
         key = fingerprint(
             self.dataset.fingerprint,
             weights_fingerprint(model.autoencoder),
@@ -424,6 +430,7 @@ class Run:
             budget.seconds,
             self.config.precision,
             *(["token ids", self.config.new_word] if encode_captions is model.tokenizer else []),
+            *(["each picture once"] if each_once and max_seconds is not None else []),
         )
         if not self.workers.is_chief:
             self.workers.wait()  # the chief makes it
@@ -445,12 +452,19 @@ class Run:
                 _compiled_encoder(model.autoencoder),
                 encode_captions,
                 num_examples,
-                None if budget.seconds is None else CACHE_SHARE * budget.seconds,
+                max_seconds,
                 pictures_at_once(256, self.image_size),
                 progress,
+                at_least=len(self.dataset) if each_once else 1,
             )
         if self.workers.is_chief:
             self.workers.wait()
+            whole = min(len(self.dataset), num_examples)
+            if len(cache) < whole:
+                print(
+                    f"learning from {len(cache):,} of {whole:,} pictures: caching them took the tenth of the "
+                    "time that it may, a longer --max-minutes caches more"
+                )
         return cache
 
     # -- configuration --------------------------------------------------------------------------
@@ -491,6 +505,7 @@ class Run:
         return {name: value for name, value in found.items() if name not in NOT_PART_OF_A_RUN}
 
     def _check_resumable(self):
+        """What run.json says of an earlier start, nothing where there was none."""
         file = self.folder / "run.json"
         if not file.exists():
             if self.folder.exists() and not self.folder.is_dir():
@@ -498,7 +513,7 @@ class Run:
             for result in ("model_index.json", LORA_FILE, self._result):
                 if (self.folder / result).exists():
                     raise InputError(f"--output {self.folder} holds a model of no run: name another folder")
-            return
+            return {}
         try:
             # What an earlier version had no flag for, it did as the flag's default does.
             before = dataclasses.asdict(RunConfig()) | json.loads(file.read_text())
@@ -519,6 +534,17 @@ class Run:
             raise InputError(
                 f"{self.folder} holds a run of another configuration ({changes}): "
                 "use the same flags to resume it, or another --output"
+            )
+        return before
+
+    def _check_captions(self, before):
+        """Other captions would make other words of the tokenizer, and other pictures of the same numbers."""
+        self._captions = fingerprint(self.dataset.corpus())  # before decoding leaves out what cannot be read
+        has_learned = (self.folder / "checkpoints").exists()
+        if has_learned and before.get(CAPTIONS, self._captions) != self._captions:
+            raise InputError(
+                f"{self.folder} began with other captions than {self.dataset.name} has now: put those back "
+                "to resume it, or name another --output"
             )
 
     def _check_earlier_stages(self):

@@ -1,5 +1,7 @@
 import json
+import resource
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -21,6 +23,20 @@ class Dataset:
         images = np.broadcast_to(indices[:, None, None, None], (len(indices), 4, 4, 3)).astype(np.uint8)
         captions = [f"picture {i % 2} of epoch {epoch}" for i in indices]
         return Examples(images, captions, np.zeros(len(indices), np.int32))
+
+
+class Many:
+    """Tiny pictures, each with a caption of its own."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __len__(self):
+        return self.number
+
+    def examples(self, indices, epoch):
+        images = np.zeros((len(indices), 4, 4, 3), np.uint8)
+        return Examples(images, [f"picture {i}" for i in indices], np.zeros(len(indices), np.int32))
 
 
 class Encoders:
@@ -112,8 +128,55 @@ def test_a_time_limit_stops_with_what_is_done(tmp_path, monkeypatch):
 
     built = latent_cache(tmp_path, "key", Dataset(), slow, encoders.encode_captions, 20, 2.5, batch_size=4)
     assert len(built) == 10  # 4, 4 and the last 2 of the epoch
+    assert len(built.contexts) == len(encoders.captions) == 3  # of no picture that was not cached
     assert built.seconds == 3.0
     assert len(latent_cache(tmp_path, "none", Dataset(), slow, encoders.encode_captions, 20, 0, 4)) == 4
+
+
+def test_a_time_limit_counts_the_captions_too(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cache.time, "monotonic", lambda: now[0])
+    encoders = Encoders()
+
+    def slow(captions):
+        now[0] += 1.0
+        return encoders.encode_captions(captions)
+
+    built = latent_cache(tmp_path, "key", Many(40), encoders.encode_images, slow, 40, 2.5, batch_size=4)
+    assert len(built) == 12 and len(built.contexts) == 13
+    assert encoders.captions[-1] == "" and built.seconds == 4.0
+
+
+def test_so_many_pictures_as_must_be_are_cached_however_long_they_take(tmp_path):
+    assert len(build(tmp_path, max_seconds=0, at_least=10)) == 10
+
+
+def most_memory(folder, number):
+    """Bytes that caching so many pictures takes at once, 320 kB for each in float32, and the cache."""
+    tracemalloc.start()
+    try:
+        built = latent_cache(
+            folder,
+            "key",
+            Many(number),
+            lambda images: (np.ones((len(images), 64, 64, 4), np.float32),) * 2,
+            lambda captions: np.ones((len(captions), 60, 800), np.float32),
+            number,
+            batch_size=16,
+        )
+        built.contexts[built.caption[:16]]
+        return tracemalloc.get_traced_memory()[1], built
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    few, _ = most_memory(tmp_path / "few", 100)
+    many, built = most_memory(tmp_path / "many", 400)
+    assert many < 1.1 * few < 30e6
+    assert list(built.caption) == list(range(400)) and built.contexts.shape == (401, 60, 800)
+    assert all((array[-1] == 1).all() for array in (built.mean, built.std, built.contexts))
+    shutil.rmtree(tmp_path / "many")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -139,6 +202,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write the cache .*file/key"):
         build(tmp_path / "file")
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))  # bytes of a file: a header and some rows
+    try:
+        with pytest.raises(
+            InputError, match=r"cannot write the cache .*key \(.*\): make room, or name another"
+        ):
+            build(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_that_another_run_finished_first_is_taken(tmp_path):

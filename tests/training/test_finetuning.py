@@ -292,6 +292,27 @@ def test_each_kind_learns_at_the_rate_of_diffusers_example_unless_one_is_given(
     assert rate_of(tmp_path / "given", learning_rate=3e-3) == 3e-3
 
 
+def test_every_picture_is_learned_from_however_long_caching_takes_and_half_of_the_minutes_are_left(
+    base, tmp_path, monkeypatch, capsys
+):
+    preset = dataclasses.replace(presets.PRESETS["fine-tuning"], cached_epochs=2)
+    monkeypatch.setitem(presets.PRESETS, "fine-tuning", preset)
+    monkeypatch.setattr("sd_tf.training.run.pictures_at_once", lambda *_: 16)
+    monkeypatch.setattr("sd_tf.training.run.CACHE_SHARE", 0.0)
+    seen, cached = {}, Run._cache
+
+    def slow(run, *arguments):
+        seen["cache"] = cached(run, *arguments)
+        seen["cache"].seconds = 1e6
+        return seen["cache"]
+
+    monkeypatch.setattr(Run, "_cache", slow)
+    monkeypatch.setattr(Run, "_fit", lambda run, stage, budget: seen.update(seconds=budget.seconds))
+    Run(of(base, tmp_path / "run", max_steps=None, max_minutes=1)).train()
+    assert len(seen["cache"]) == 40 and seen["seconds"] == 30.0
+    assert "learning from" not in capsys.readouterr().out
+
+
 def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
     with pytest.raises(InputError, match="holds a model of no run: name another folder"):
         Run(of(base, base))

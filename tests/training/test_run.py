@@ -27,6 +27,7 @@ from sd_tf.data import garments
 from sd_tf.errors import InputError
 from sd_tf.training import callbacks
 from sd_tf.training.run import Run
+from sd_tf.training.trainer import Budget
 
 STAGES = ("clip", "autoencoder", "diffusion")
 STEPS = 3
@@ -157,6 +158,21 @@ def test_a_run_from_before_a_flag_was_there_resumes_with_its_default(tmp_path):
 def test_the_cache_holds_no_more_pictures_than_the_steps_look_at(finished):
     (cache,) = (finished / "cache").iterdir()
     assert len(np.load(cache / "caption.npy")) == STEPS * STAGE.batch_size
+
+
+def test_pictures_that_caching_had_no_time_for_are_said(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sd_tf.training.run.pictures_at_once", lambda *_: 16)
+    model, budget = sd_tf.load(finished), Budget(60.0, None)
+    said = []
+    for share in (0.0, 10.0):
+        monkeypatch.setattr("sd_tf.training.run.CACHE_SHARE", share)
+        run = Run(config(tmp_path / str(share), max_steps=None, max_minutes=1))
+        cache = run._cache(model, budget, 4)
+        said.append((len(cache), capsys.readouterr().out))
+    (some, line), (everything, nothing) = said
+    assert some == 16 and line.startswith("learning from 16 of 40 pictures: caching them took the tenth ")
+    assert line.count("\n") == 1 and "--max-minutes" in line
+    assert everything == 40 and nothing == ""
 
 
 def test_latents_of_the_finished_autoencoder_have_the_deviation_that_diffusion_expects(finished):

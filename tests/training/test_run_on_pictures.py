@@ -1,6 +1,8 @@
 """`--dataset folder`: captioned pictures become a model, through a preset that trains in seconds."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 import sd_tf
 from sd_tf.errors import InputError
 from sd_tf.training.run import Run
-from tests.training.test_run import config, contents, with_tiny_preset
+from tests.training.test_run import config, contents, interrupt, with_tiny_preset
 
 WORDS = ("scarlet", "azure", "emerald", "ochre")
 
@@ -68,6 +70,44 @@ def test_a_resumed_run_reads_the_pictures_that_it_decoded_before(pictures, finis
     Run(of(pictures, finished)).train()
     assert "decoding" not in capsys.readouterr().err
     assert contents(finished) == before
+
+
+def test_a_run_resumes_with_its_captions_wherever_they_lie_and_with_no_others(
+    pictures, tmp_path, monkeypatch
+):
+    mine, run = shutil.copytree(pictures, tmp_path / "mine"), tmp_path / "run"
+    captions = mine / "metadata.jsonl"
+    before = captions.read_text()
+    interrupt(Run(of(mine, run)), monkeypatch, "clip", 2)
+    another = json.dumps({"file_name": "one more.png", "text": "a scarlet thing"})
+    shutil.copy(mine / "a picture 0.png", mine / "one more.png")
+    for after in (before.replace("scarlet", "crimson", 1), before + another):
+        captions.write_text(after)
+        kept = contents(run)
+        refused = re.escape(f"{run} began with other captions than {mine} has now: put those back")
+        with pytest.raises(InputError, match=refused):
+            Run(of(mine, run))
+        assert contents(run) == kept
+    captions.write_text(before)
+    moved = shutil.copytree(mine, tmp_path / "moved", copy_function=shutil.copyfile)  # as written just now
+    shutil.rmtree(mine)
+    Run(of(moved, run, stage="clip")).train()
+    assert (run / "clip").is_dir()
+
+
+def test_captions_may_change_until_something_is_learned_and_where_a_run_kept_none(pictures, tmp_path):
+    mine, run = shutil.copytree(pictures, tmp_path / "mine"), tmp_path / "run"
+    Run(of(mine, run))
+    (mine / "a picture 0.png").unlink()
+    Run(of(mine, run))
+    (run / "checkpoints").mkdir()
+    (mine / "a picture 1.png").unlink()
+    with pytest.raises(InputError, match="began with other captions"):
+        Run(of(mine, run))
+    kept = json.loads((run / "run.json").read_text())
+    del kept["captions_fingerprint"]  # as an earlier version
+    (run / "run.json").write_text(json.dumps(kept))
+    Run(of(mine, run))
 
 
 def test_one_caption_for_all_takes_the_place_of_their_own(pictures, tmp_path):
