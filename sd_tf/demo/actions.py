@@ -120,7 +120,7 @@ class Actions:
 
     def _under_way(self, progress):
         if not progress.steps:
-            return Changes("waiting for the drawing before this one to end")
+            return Changes("waiting for its turn, or for its first step")
         share = f"width: {progress.step / progress.steps:.0%}"
         bar = f'step {progress.step} of {progress.steps}<div class="bar"><div style="{share}"></div></div>'
         if progress.guesses is None:

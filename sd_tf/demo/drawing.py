@@ -24,7 +24,7 @@ class Progress(NamedTuple):
     """How far a drawing is.
 
     Attributes:
-        step, steps: done, and of how many; both 0 while another drawing ends.
+        step, steps: done, and of how many; both 0 before the first, as while another drawing ends.
         guesses: what the pictures would be if it ended here, uint8 (n, height, width, 3); None for none
     """
 

@@ -253,7 +253,7 @@ def test_nothing_unexpected_happened_and_ctrl_c_ends_it_without_a_trace(page):  
     before = len(page.errors)
     with httpx.Client(base_url=page.address, timeout=60) as client, ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(
-            follow, client, list({**REQUEST, "steps": 1000, "num_images": 4}.values()), "long"
+            follow, client, list({**REQUEST, "steps": 900, "num_images": 4}.values()), "long"
         )
         time.sleep(1)
         page.process.send_signal(signal.SIGINT)
