@@ -161,7 +161,8 @@ class NoiseSchedule:
             InputError: for a Python int outside 0 … num_train_timesteps - 1.
         """
         if isinstance(t, (int, np.integer)):
-            return self.level(t)[1:]
+            level = self.level(t)
+            return level.signal, level.noise
 
         from keras import ops
 
