@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path
 # A module may import from rooms before its own, and from its own. Files beside the rooms that hold what
 # everybody needs come first, command lines last.
 STREAM = [
-    {"errors", "config", "compiled", "skeleton", "pictures", "presets", "commandline"},
+    {"errors", "files", "config", "compiled", "skeleton", "pictures", "presets", "commandline"},
     {"nn", "data", "diffusion"},
     {"text"},
     {"latent"},

@@ -6,13 +6,13 @@ Every part of a model is a folder with a configuration and its weights in safete
 from pathlib import Path
 
 from sd_tf.checkpoints import configs, original
-from sd_tf.checkpoints.json_files import read_json, write_json
 from sd_tf.checkpoints.names import assign, check, current_names, shapes
 from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
 from sd_tf.checkpoints.tensors import find, has_variant, write
 from sd_tf.config import CLIPTextConfig
 from sd_tf.errors import InputError, naming, shown
+from sd_tf.files import read_json, write_json
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet

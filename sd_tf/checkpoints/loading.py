@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd_tf.checkpoints import configs
-from sd_tf.checkpoints.json_files import read_json
 from sd_tf.checkpoints.replacing import recover
 from sd_tf.checkpoints.sources import bundled_names, refuse_links_out, resolve
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
 from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
 from sd_tf.errors import InputError, naming, unknown
+from sd_tf.files import read_json
 from sd_tf.latent.engines import kept_conversion
 from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.text.tokenizer import Tokenizer

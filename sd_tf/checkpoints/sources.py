@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from sd_tf.errors import InputError, unknown
+from sd_tf.files import is_inside
 
 PACKAGE = Path(__file__).parent.parent
 INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
@@ -89,15 +90,6 @@ def weights_sha256(folder) -> str:
     return digest.hexdigest()
 
 
-def inside(folder: Path, path: Path) -> bool:
-    """Whether a path, its links followed, stays in a folder or in the hub's cache of that model."""
-    folder = folder.resolve()
-    for parent in (folder, *folder.parents):
-        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
-            folder = parent.parent  # the hub's cache links each file of a snapshot to its content
-    return path.resolve().is_relative_to(folder)
-
-
 def refuse_links_out(folder: Path, names=None):
     """Raises `InputError` where a file or folder in `folder` is a link to somewhere else, or to nothing.
 
@@ -108,7 +100,7 @@ def refuse_links_out(folder: Path, names=None):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.is_symlink() and (names is None or path.name in names):
                 path.resolve(strict=True)
-                if not inside(folder, path):
+                if not is_inside(folder, path):
                     raise InputError(f"{path} is a link out of its folder: copy what it points to")
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None

@@ -18,10 +18,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sd_tf.checkpoints.json_files import read_json, write_json
 from sd_tf.checkpoints.names import keyed_variables, to_torch
-from sd_tf.checkpoints.sources import inside
 from sd_tf.errors import InputError, shown, unknown
+from sd_tf.files import is_inside, read_json, write_json
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -155,7 +154,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if not SHARD.fullmatch(name):
             raise InputError(f"{index} names {shown(name)}, which is no safetensors file beside it")
         file = index.with_name(name)
-        if not inside(index.parent, file):
+        if not is_inside(index.parent, file):
             raise InputError(f"{file} is a link out of its folder: copy the file it points to")
         for key, tensor in read_file(file).items():
             if weight_map.get(key) != name:

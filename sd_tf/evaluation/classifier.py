@@ -13,10 +13,10 @@ from keras import layers, ops
 
 from sd_tf import commandline
 from sd_tf.checkpoints.folder import load_alone, save_alone
-from sd_tf.checkpoints.json_files import read_json
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.errors import InputError
+from sd_tf.files import read_json
 
 NUM_CLASSES = 10
 SIDE = 28  # the pictures' own size, without the padding

@@ -32,7 +32,6 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from sd_tf.checkpoints import folder as checkpoints
-from sd_tf.checkpoints.json_files import write_json
 from sd_tf.checkpoints.loading import configs_of, load
 from sd_tf.checkpoints.lora import FILE as LORA_FILE
 from sd_tf.checkpoints.lora import write_lora
@@ -49,6 +48,7 @@ from sd_tf.data.sources import folder_source
 from sd_tf.data.with_prior import WithPrior
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, unknown
+from sd_tf.files import write_json
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
