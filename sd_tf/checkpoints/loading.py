@@ -16,6 +16,7 @@ from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNet
 from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
 from sd_tf.errors import InputError, naming, unknown
 from sd_tf.files import read_json
+from sd_tf.latent.conversions import Origin
 from sd_tf.latent.engines import kept_conversion
 from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.text.tokenizer import Tokenizer
@@ -56,7 +57,8 @@ def load(
     path = Path(str(name_or_folder)).expanduser()
     if not path.exists():
         recover(path, keep_others=True)  # a save was killed between its renames
-    source, own = resolve(name_or_folder, revision, variant), path.exists()
+    source = resolve(name_or_folder, revision, variant)
+    origin = Origin(source, PARTS, variant)
     if source.is_file():
         from sd_tf.checkpoints import folder, original
 
@@ -67,7 +69,7 @@ def load(
     else:
         refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
         schedule, pad_token = _schedule(source, prediction_type), None
-        kept = _kept(source, own, dtype, variant)
+        kept = _kept(origin, dtype)
         if kept is None:
             from sd_tf.checkpoints import folder
 
@@ -78,7 +80,7 @@ def load(
     tokenizer = load_tokenizer(tokenizer, parts["text_encoder"].config.max_position_embeddings, pad_token)
     with naming(source):
         model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
-    model.engines.came_from(source, own, PARTS, kept)
+    model.engines.came_from(origin, kept)
     return model
 
 
@@ -110,13 +112,13 @@ def needs_networks(name_or_folder, dtype=None) -> bool:
     path = Path(str(name_or_folder)).expanduser()
     if str(name_or_folder) not in bundled_names() and not path.is_dir():
         return True
-    return _kept(resolve(name_or_folder), path.exists(), dtype, None) is None
+    return _kept(Origin(resolve(name_or_folder), PARTS), dtype) is None
 
 
-def _kept(source, own, dtype, variant):
-    if variant is not None or dtype not in (None, "float32") or "keras" in sys.modules:
+def _kept(origin, dtype):
+    if origin.variant is not None or dtype not in (None, "float32") or "keras" in sys.modules:
         return None
-    return kept_conversion(source, own, PARTS)
+    return kept_conversion(origin)
 
 
 def _schedule(source, prediction_type):

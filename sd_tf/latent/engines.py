@@ -7,12 +7,11 @@ An engine is three functions of float32 or integer arrays (or tensors), which re
     decode: latents (n, h, w, channels) -> images (n, f h, f w, 3), about [-1, 1], not clipped
 """
 
+import contextlib
 import functools
-import importlib.metadata
+import hashlib
 import importlib.util
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,12 @@ from typing import NamedTuple
 import numpy as np
 
 from sd_tf.compiled import compiled, cores
-from sd_tf.data.cache import fingerprint, weights_fingerprint
 from sd_tf.errors import InputError, unknown
+from sd_tf.latent import conversions
+from sd_tf.latent.conversions import Origin
 
 ENGINES = ("auto", "tensorflow", "openvino")
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a TPU
-ARGUMENTS = "float timesteps, contexts of any length"  # what a kept conversion must have been made for
-SOURCE = "source.json"  # in a kept conversion: which files it is of
 
 
 class Engine(NamedTuple):
@@ -46,27 +44,26 @@ class Engines:
             for each field of `Engine`; None in a shape is a size that varies. Called when first needed.
 
     Attributes:
-        folder: where OpenVINO's conversions are kept, None for nowhere.
+        keeps_conversions: whether OpenVINO's conversions are kept in the user's cache, which is so once
+            `came_from` has said where the model is from.
     """
 
     def __init__(self, functions):
-        self._functions, self.folder = functions, None
-        self._converted = (None, None)  # a glance at the weights, and the engine that was made of them
-        self._source, self._as_read = None, None  # what the files were, and a glance at their weights
-        self._kept = None
+        self._functions, self.keeps_conversions = functions, False
+        self._converted = (None, None)  # a checksum of the weights, and the engine that was made of them
+        self._origin = self._kept = None
+        self._as_read = None  # a checksum of the weights as they were read
 
-    def came_from(self, source, own, parts, kept=None):
+    def came_from(self, origin: Origin, kept: Path | None = None):
         """Says which files the weights are of, so that conversions can be kept and found again.
 
         Args:
-            source: the model's folder, or its file.
-            own: whether it is the user's, rather than ours or a cache's.
-            parts: the folders in it that networks are read from.
+            origin: these files.
             kept: what `kept_conversion` gave, if no network has been read.
         """
-        self.folder, self._kept = place_of_conversions(source, own), kept
-        if kept is None and self._openvino_fits() is None:
-            self._source, self._as_read = state_of_files(source, parts), self._glance()
+        self.keeps_conversions, self._origin, self._kept = True, origin, kept
+        if kept is None:
+            self._remember_as_read()
 
     def forget_kept(self):
         """From now on the networks' weights are what counts."""
@@ -80,12 +77,10 @@ class Engines:
     def __getitem__(self, name):
         if name not in ENGINES:
             raise unknown("engine", name, ENGINES)
-        if self._kept is not None and name != "tensorflow":
-            if self._converted[0] != self._kept:
-                self._converted = (self._kept, _read(self._kept))
+        if name != "tensorflow" and self._kept is not None and self._has_read_kept():
             return self._converted[1]
         if name == "auto":  # a conversion that is not kept would take longer than most drawing
-            fits = self.folder is not None and self._openvino_fits() is None
+            fits = self.keeps_conversions and self._openvino_fits() is None
             name = "openvino" if fits else "tensorflow"
         return self._tensorflow if name == "tensorflow" else self._openvino()
 
@@ -114,21 +109,45 @@ class Engines:
         reason = self._openvino_fits()
         if reason is not None:
             raise InputError(f"engine 'openvino': {reason}")
-        weights = self._glance()
+        weights = self._checksum()
         if self._converted[0] != weights:
             self._converted = (weights, self._convert())
         return self._converted[1]
 
-    def _glance(self):
-        """Some of every variable's values: a model that has been trained on is converted anew."""
+    def _has_read_kept(self):
+        """Reads the kept conversion; False where that fails, and the networks are to be converted again."""
+        if self._converted[0] == self._kept:
+            return True
+        try:
+            self._converted = (self._kept, _read(self._kept))
+            return True
+        except Exception:  # whatever OpenVINO says of a file that another process has just deleted
+            conversions.discard(self._kept)
+            self._kept = None
+            self.networks  # noqa: B018  from the files, where nothing else has asked for them
+            self._remember_as_read()
+            return False
+
+    def _remember_as_read(self):
+        if self._openvino_fits() is None:
+            self._as_read = self._checksum()
+
+    def _checksum(self):
+        """Of all weights, so that a model that has been trained on is converted again.
+
+        Sums of their bits take a tenth of the time of a hash; nobody needs to be kept from finding others
+        with the same sums, as what is kept has a hash for its name. A few bytes tell one order from another.
+        """
         import tensorflow as tf
 
-        some = []
+        sums = []
         for handle, dtype in self._handles:
             values = memoryview(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))  # not a copy
-            values = np.asarray(values).reshape(-1)
-            some.append(values[:: max(1, values.size // 4)].tobytes())
-        return hash(tuple(some))
+            values = np.asarray(values).reshape(-1).view(np.uint8)
+            end = values.size // 8 * 8
+            some = values[:: max(1, values.size // 31)].tobytes()
+            sums.append((int(np.add.reduce(values[:end].view(np.uint64))), values[end:].tobytes(), some))
+        return tuple(sums)
 
     @functools.cached_property
     def _handles(self):
@@ -138,68 +157,45 @@ class Engines:
         return [(variable.handle, variable.dtype) for variable in variables]
 
     def _convert(self):
-        """OpenVINO's engine, from the files in the folder, which are written if they are not there."""
-        key = fingerprint(
-            ARGUMENTS,
-            importlib.metadata.version("openvino"),
-            *(weights_fingerprint(model) for model, _, _ in self.networks.values()),
-            *(repr(model.config) for model, _, _ in self.networks.values()),
-        )
-        kept = None if self.folder is None else Path(self.folder) / key
+        """OpenVINO's engine, from the conversion in the user's cache, which is made if it is not there."""
+        origin = self._origin if self._as_read == self._checksum() else None
+        key = None
+        if self.keeps_conversions:
+            key = (origin and origin.key) or self._key_of_weights()
+        kept = conversions.find(key)
+        if kept is not None:
+            with contextlib.suppress(Exception):  # see `_has_read_kept`
+                return _read(kept)
         with tempfile.TemporaryDirectory(prefix="sd_tf-") as temporary:
-            files = Path(temporary)
-            if kept is not None and kept.is_dir():
-                files = kept
-            else:
-                for name, network in self.networks.items():
-                    write_conversion(*network, files / f"{name}.xml")
-                if self._source is not None and self._as_read == self._glance():
-                    (files / SOURCE).write_text(json.dumps(self._source))
-                if kept is not None and _keep(files, kept):
-                    files = kept
-            return _read(files)
+            for name, network in self.networks.items():
+                write_conversion(*network, Path(temporary) / f"{name}.xml")
+            if key is not None:
+                conversions.keep(Path(temporary), key, origin)
+            return _read(Path(temporary))
+
+    def _key_of_weights(self):
+        """The name of the conversion of these weights, whatever files they are of."""
+        parts = []
+        for model, _, _ in self.networks.values():
+            digest = hashlib.sha256()
+            for variable in model.variables:
+                digest.update(np.ascontiguousarray(variable.value))
+            parts.append((repr(model.config), digest.hexdigest()))
+        return conversions.key_of("weights", *parts)
 
 
 def _read(files):
     return Engine(**{name: read_conversion(files / f"{name}.xml") for name in Engine._fields})
 
 
-def state_of_files(source, parts):
-    """What a model's files are, but for their content: a change of one changes this. JSON."""
-    files = [source] if source.is_file() else [source / "model_index.json"]
-    for part in sorted(parts):
-        files += sorted((source / part).glob("*"))
-    return {
-        "arguments": ARGUMENTS,
-        "openvino": importlib.metadata.version("openvino"),
-        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-    }
-
-
-def kept_conversion(source, own, parts):
+def kept_conversion(origin: Origin) -> Path | None:
     """The folder of OpenVINO's conversion of exactly these files; None where there is none to use.
 
-    It is not used beside a GPU, as it was not made for one. The arguments are those of
-    `Engines.came_from`.
+    It is not used beside a GPU, as it was not made for one.
     """
     if importlib.util.find_spec("openvino") is None or any(map(os.path.exists, ACCELERATORS)):
         return None
-    try:
-        state = state_of_files(source, parts)
-        for file in place_of_conversions(source, own).glob(f"*/{SOURCE}"):
-            if json.loads(file.read_text()) == state:
-                return file.parent
-    except (OSError, ValueError):  # it is converted again
-        return None
-    return None
-
-
-def place_of_conversions(source: Path, own: bool):
-    """Where conversions of a model are kept: beside it, where it is the user's own, or in their cache."""
-    if own and source.is_dir() and os.access(source, os.W_OK):
-        return source / "openvino"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "sd_tf" / "openvino" / fingerprint(str(source.resolve()))
+    return conversions.find_of(origin)
 
 
 def write_conversion(model, function, arguments, file):
@@ -230,22 +226,6 @@ def write_conversion(model, function, arguments, file):
         parameter.output(0).replace(constant.output(0))
         converted.remove_parameter(parameter)
     openvino.save_model(converted, file, compress_to_fp16=False)
-
-
-def _keep(files, kept):
-    """Copies a folder's files beside, then renames; False where they cannot be kept."""
-    beside = kept.with_name(f".{kept.name}.{os.getpid()}")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(files, beside)
-        for older in kept.parent.iterdir():  # of other weights, or another release
-            if older != beside:
-                shutil.rmtree(older, ignore_errors=True)
-        beside.rename(kept)
-    except OSError:
-        shutil.rmtree(beside, ignore_errors=True)
-        return kept.is_dir()  # another process was first
-    return True
 
 
 @functools.cache

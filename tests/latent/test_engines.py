@@ -10,6 +10,7 @@ import pytest
 
 import sd_tf
 from sd_tf.errors import InputError
+from sd_tf.latent.conversions import Origin
 from sd_tf.latent.engines import kept_conversion
 
 pytest.importorskip("openvino")
@@ -61,33 +62,47 @@ def test_a_model_read_under_a_strategy_draws_the_same_pictures(model, folder):
         np.testing.assert_array_equal(draw(mirrored, engine), draw(model, engine))
 
 
-def test_conversions_are_kept_beside_the_model_and_used_again(model, folder, monkeypatch):
-    draw(model, "openvino")
-    (kept,) = (folder / "openvino").iterdir()
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where conversions are kept, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "sd_tf" / "conversions"
+
+
+def test_conversions_are_kept_in_the_users_cache_and_used_again(folder, cache, monkeypatch):
+    model, before = sd_tf.load(folder), sorted(folder.iterdir())
+    pictures = draw(model, "openvino")
+    (kept,) = cache.iterdir()
     parts = {f"{part}.{ending}" for part in ("encode", "denoise", "decode") for ending in ("xml", "bin")}
-    assert {file.name for file in kept.iterdir()} == parts | {"source.json"}
+    assert {file.name for file in kept.iterdir()} == parts | {"conversion.json"}
+    assert sorted(folder.iterdir()) == before  # nothing beside the model
     monkeypatch.setattr("sd_tf.latent.engines.write_conversion", lambda *_: pytest.fail("converted again"))
     again = sd_tf.load(folder)
     assert again.engines["auto"] is again.engines["openvino"]  # of a model that is loaded
-    assert apart(draw(again, "openvino"), draw(model, "openvino")) == 0
+    assert apart(draw(again, "openvino"), pictures) == 0
 
 
-def test_a_model_that_is_trained_on_is_converted_anew(folder):
+def test_a_model_that_is_trained_on_is_converted_again(folder, cache):
     model = sd_tf.load(folder)
     before = draw(model, "openvino")
-    (kept,) = (folder / "openvino").iterdir()
-    for variable in model.unet.trainable_variables:
-        variable.assign(0.5 * variable)
+    variable = model.text_encoder.trainable_variables[0]
+    changed = np.array(variable.value)
+    changed[model.tokenizer(["red"])[0, 1]] += 1.0  # one row, as textual inversion does
+    variable.assign(changed)
     assert apart(draw(model, "openvino"), draw(model, "tensorflow")) <= 2
     assert apart(draw(model, "openvino"), before) > 2
-    (now,) = (folder / "openvino").iterdir()  # the conversion of the old weights is gone
-    assert now.name != kept.name
+    assert len(list(cache.iterdir())) == 2
+    assert apart(draw(sd_tf.load(folder), "openvino"), before) == 0
 
 
-def test_a_folder_that_cannot_be_written_is_no_hindrance(folder):
+def test_a_cache_that_cannot_be_written_is_no_hindrance(folder, cache, monkeypatch):
+    cache.parent.parent.mkdir()
+    cache.parent.write_text("in the way")
     model = sd_tf.load(folder)
-    (folder / "in the way").write_text("")
-    model.engines.folder = folder / "in the way" / "openvino"
+    assert apart(draw(model, "openvino"), draw(model, "tensorflow")) <= 2
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("nobody's")))
+    model = sd_tf.load(folder)
     assert apart(draw(model, "openvino"), draw(model, "tensorflow")) <= 2
 
 
@@ -180,15 +195,18 @@ print(images.tobytes().hex())
 
     def test_files_that_have_changed_are_read(self, kept):
         folder, before = kept
-        draw(sd_tf.load(folder), "openvino")  # other weights' conversions replace this one
         parts = ("unet", "text_encoder", "vae")
         for part in parts:
-            assert kept_conversion(folder, own=True, parts=parts) is not None
+            assert kept_conversion(Origin(folder, parts)) is not None
+            assert kept_conversion(Origin(folder, parts, "fp16")) is None
             file = next((folder / part).glob("*.safetensors"))
-            times = file.stat().st_atime_ns, file.stat().st_mtime_ns
-            os.utime(file, ns=(times[0], times[1] + 1))
-            assert kept_conversion(folder, own=True, parts=parts) is None
-            os.utime(file, ns=times)
+            state, content = file.stat(), bytearray(file.read_bytes())
+            content[-1] ^= 1
+            file.write_bytes(content)
+            os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # the same name, size and time
+            assert kept_conversion(Origin(folder, parts)) is None
+            content[-1] ^= 1
+            file.write_bytes(content)
         other = sd_tf.load(folder)
         for variable in other.unet.trainable_variables:
             variable.assign(0.5 * variable)
@@ -230,9 +248,9 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_after_models_were_released_is_no_segmentation_fault(model, folder):
-    draw(model, "openvino")
-    (decoder,) = (folder / "openvino").glob("*/decode.xml")
+def test_ctrl_c_after_models_were_released_is_no_segmentation_fault(folder, cache):
+    draw(sd_tf.load(folder), "openvino")
+    (decoder,) = cache.glob("*/decode.xml")
     root = str(Path(sd_tf.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, str(decoder)],

@@ -1,0 +1,271 @@
+"""OpenVINO's conversions of models, kept in the user's cache so that the next process need not convert.
+
+Nothing is kept beside a model, and nothing that comes with a model is used: a stranger's folder could hold
+the conversion of other weights. A kept conversion is a folder of the cache, named by the *content* of the
+weights that it was made of. In it is a mark, `conversion.json`, with the SHA-256 of each of its other files.
+It is used where all of them are as they were written, and only what has a mark is ever deleted.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import sd_tf
+from sd_tf.errors import InputError
+from sd_tf.files import open_file, read_json, write_json
+
+MARK = "conversion.json"
+MADE_BY = "sd_tf"
+ARGUMENTS = "float timesteps, contexts of any length"  # what a conversion must have been made for
+MOST_BYTES = 16_000_000_000  # of all conversions: the least recently used are deleted
+KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
+UNFINISHED = ".new-"  # what the folder of one that is being written begins with
+UNFINISHED_SECONDS = 86_400.0  # after which its process is taken for dead
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The files that a model's networks are read from, as they are when this is made: before they are read.
+
+    Args:
+        source: the model's folder, or its one file.
+        parts: the folders in it that networks are read from.
+        variant: of the files, see `sd_tf.load`.
+
+    Attributes:
+        state: of each file, its name, size, times and number; None where they cannot be told.
+    """
+
+    source: Path
+    parts: tuple[str, ...]
+    variant: str | None = None
+    state: tuple | None = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "state", self._state())
+
+    def _files(self):
+        """(name, file) of each, sorted."""
+        if self.source.is_file():
+            return [("", self.source)]
+        return sorted(
+            (f"{part}/{file.name}", file)
+            for part in self.parts
+            for file in (self.source / part).iterdir()
+            if file.name.endswith((".json", ".safetensors"))
+        )
+
+    def _state(self):
+        try:
+            return tuple((name, *_state(file)) for name, file in self._files())
+        except OSError:
+            return None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether no file was written since, not even with the same size and time."""
+        return self.state is not None and self.state == self._state()
+
+    @property
+    def sizes(self) -> list:
+        """[name, bytes] of each file."""
+        return [[name, size] for name, size, *_ in self.state or ()]
+
+    @functools.cached_property
+    def key(self) -> str | None:
+        """The name of the conversion of these files, by their content; None where they have changed."""
+        root = None if self.source.is_file() else self.source
+        try:
+            names, files = zip(*self._files(), strict=True)
+            digests = _sha256_of_all(files, root)
+        except (OSError, ValueError, InputError):
+            return None
+        return key_of("files", self.variant, names, digests) if self.is_unchanged else None
+
+
+def key_of(*parts) -> str:
+    """The name of a conversion that was made of `parts`, with what else it depends on."""
+    made_for = (ARGUMENTS, sd_tf.__version__, importlib.metadata.version("openvino"))
+    return hashlib.sha256(repr((*made_for, *parts)).encode()).hexdigest()
+
+
+def find(key: str | None) -> Path | None:
+    """The folder of a whole conversion of that name, None where there is none."""
+    place = _place()
+    if place is None or key is None or not _is_whole(place / key):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(place / key / MARK)  # it is used
+    return place / key
+
+
+def find_of(origin: Origin) -> Path | None:
+    """The whole conversion of exactly these files, None where there is none.
+
+    Files are hashed only where a conversion of files of the same names and sizes is there.
+    """
+    if not origin.sizes or not any(mark.get("origin") == origin.sizes for _, mark in _marked()):
+        return None
+    return find(origin.key)
+
+
+def keep(files: Path, key: str, origin: Origin | None):
+    """Copies a conversion's files into the cache, where there is one and room in it.
+
+    Args:
+        files: a folder that holds them and nothing else.
+        key: their name from now on.
+        origin: the files of the model, for `find_of`, where the conversion is of these.
+    """
+    place = _place(make=True)
+    if place is None:
+        return
+    try:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=place, ignore_cleanup_errors=True) as new:
+            new = Path(new)
+            mark = {"made_by": MADE_BY, "files": {}, "origin": origin and origin.sizes}
+            write_json(new / MARK, mark)
+            for file in sorted(files.iterdir()):
+                mark["files"][file.name] = _copy(file, new / file.name)
+            write_json(new / MARK, mark)
+            discard(place / key)  # a damaged one
+            new.rename(place / key)
+    except OSError:  # no room, or another process was first
+        return
+    _trim(place, key)
+
+
+def discard(folder: Path):
+    """Deletes a conversion of the cache: what its mark names, and the folder if that was all that it held."""
+    mark = _mark(folder)
+    if mark is None:
+        return
+    with contextlib.suppress(OSError):
+        for name in (*mark["files"], MARK):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _place(make=False) -> Path | None:
+    """The cache's folder for conversions; None where there is none that only this user writes to."""
+    try:
+        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_tf" / "conversions"
+        if make:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return place if _is_private(place) else None
+    except (OSError, RuntimeError):  # RuntimeError: nobody's home
+        return None
+
+
+def _is_private(folder):
+    """Whether it is a folder, no link, of this user, where not everybody may write."""
+    found = os.lstat(folder)
+    is_ours = not hasattr(os, "geteuid") or (
+        found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
+    )
+    return stat.S_ISDIR(found.st_mode) and is_ours
+
+
+def _marked() -> Iterator[tuple[Path, dict]]:
+    """(folder, its mark) of every conversion, whole or not."""
+    place = _place()
+    try:
+        folders = [] if place is None else sorted(place.iterdir())
+    except OSError:
+        return
+    for folder in folders:
+        mark = _mark(folder)
+        if mark is not None:
+            yield folder, mark
+
+
+def _mark(folder):
+    """What stands in the mark of a conversion, None for another folder."""
+    try:
+        if not _is_private(folder):
+            return None
+        mark = read_json(folder / MARK, root=folder)
+    except (OSError, InputError):
+        return None
+    files = mark.get("files")
+    is_one = mark.get("made_by") == MADE_BY and isinstance(files, dict)
+    return mark if is_one and all(Path(name).name == name for name in files) else None
+
+
+def _is_whole(folder):
+    mark = _mark(folder)
+    if mark is None or not mark["files"]:
+        return False
+    files = tuple(folder / name for name in mark["files"])
+    try:
+        found = _sha256_of_kept(folder, files, tuple(map(_state, files)))
+    except (OSError, InputError):
+        return False
+    return found == list(mark["files"].values())
+
+
+def _trim(place, used):
+    """Deletes what was not used for longest, and what killed processes left."""
+    found = []
+    for folder, mark in _marked():
+        with contextlib.suppress(OSError):
+            state = os.stat(folder / MARK)
+            if folder.name.startswith(UNFINISHED):
+                _sweep(folder, state.st_mtime)
+            elif KEY.fullmatch(folder.name):
+                size = sum(os.stat(folder / name).st_size for name in mark["files"])
+                found.append((folder.name == used, state.st_mtime, size, folder))
+    total = 0
+    for _, _, size, folder in sorted(found, reverse=True):
+        total += size
+        if total > MOST_BYTES and folder.name != used:
+            discard(folder)
+
+
+def _sweep(folder, begun):
+    if time.time() - begun > UNFINISHED_SECONDS:
+        for file in folder.glob("*.*"):  # the mark was written before them
+            file.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _copy(file, target):
+    """Copies a file; its SHA-256."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as reading, open(target, "xb") as writing:
+        while part := reading.read(2**20):
+            digest.update(part)
+            writing.write(part)
+    return digest.hexdigest()
+
+
+def _state(file):
+    """Changes when a file is written."""
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+@functools.lru_cache(maxsize=4)
+def _sha256_of_kept(folder, files, states):
+    """Those of a kept conversion's files, read once in a process while their states stay."""
+    return _sha256_of_all(files, folder)
+
+
+def _sha256_of_all(files, root):
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing leaves Python to the others
+        return list(threads.map(lambda file: _sha256(file, root), files))
+
+
+def _sha256(file, root):
+    with open_file(file, root) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
