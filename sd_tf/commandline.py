@@ -4,12 +4,16 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import stat
 import sys
 import typing
 import warnings
 from pathlib import Path
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, printable
+from sd_tf.files import reason
+
+LONGEST_SHOWN = 300  # characters of a path in a message
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,16 +99,43 @@ def load_tensorflow():
 
 def check_writable(folder: Path):
     """Raises `InputError` where an output folder cannot be made: before the work is done, not after."""
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--output {folder} cannot be written: {parent} is no folder you may write to")
+    why_not = _why_not_writable(folder)
+    if why_not is not None:
+        raise InputError(f"--output {str(folder)[:LONGEST_SHOWN]} cannot be written: {why_not}")
+
+
+def _why_not_writable(folder):
+    found, parent = None, folder
+    while found is None:
+        try:
+            found = os.stat(parent)
+        except FileNotFoundError:
+            if os.path.islink(parent):
+                return f"{parent} is a link to nothing"
+            parent = parent.parent
+        except (OSError, ValueError) as error:  # a link to itself, a long name, a folder that is not ours
+            return reason(error)
+    if not stat.S_ISDIR(found.st_mode) or not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent} is no folder you may write to"
+    longest = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    for name in folder.relative_to(parent).parts:
+        if len(os.fsencode(name)) > longest:
+            return f"a name has {len(os.fsencode(name))} bytes, of which {longest} are the most"
+    return None
+
+
+def check_no_folder(file: Path):
+    """Raises `InputError` where a folder has the name of a file that is to be written."""
+    if file.is_dir():
+        raise InputError(f"{file} is a folder, where a file is to be written: remove it, or name another")
 
 
 def run(main: typing.Callable[[], None]):
     """Runs a command line: exit status 2 and one line for bad input, 130 for Ctrl-C."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a path whose bytes are no UTF-8 is printed as those bytes
+            stream.reconfigure(errors="surrogateescape" if _is_utf8(stream) else "backslashreplace")
     try:
         main()
     except InputError as error:
@@ -115,3 +146,7 @@ def run(main: typing.Callable[[], None]):
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
+
+
+def _is_utf8(stream):
+    return (stream.encoding or "").replace("-", "").lower() == "utf8"

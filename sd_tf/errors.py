@@ -15,7 +15,12 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         message = message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
-        super().__init__("".join(each if each.isprintable() else ascii(each)[1:-1] for each in message))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text on one line: line breaks, a terminal's commands and all else that does not print is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def shown(value, longest: int = 80) -> str:

@@ -18,6 +18,7 @@ from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import check_comparable, check_report
+from sd_tf.files import write_text
 
 GARMENTS = "fashion_mnist"
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of garments, of captioned pictures
@@ -81,6 +82,8 @@ def main(arguments=None):
     _check(flags)
     output = Path(flags.output)
     commandline.check_writable(output)
+    for name in ("report.json", "report.html"):
+        commandline.check_no_folder(output / name)
 
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "sd_tf.evaluate", *words])
@@ -91,9 +94,9 @@ def main(arguments=None):
     plot = reporting.pareto_plot(reports) if len(reports) > 1 and flags.dataset == GARMENTS else None
     output.mkdir(parents=True, exist_ok=True)
     whole = reports[0] if len(reports) == 1 else {"reports": reports}
-    (output / "report.json").write_text(_json(whole), encoding="utf-8")
+    write_text(output / "report.json", _json(whole))
     page = reporting.page(reports, pictures, command, plot)
-    (output / "report.html").write_text(page, encoding="utf-8")
+    write_text(output / "report.html", page)
     print(reporting.as_text(reports))
     print(f"written: {output / 'report.json'}, {output / 'report.html'}")
 

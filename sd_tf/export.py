@@ -11,10 +11,13 @@ import numpy as np
 
 from sd_tf import commandline
 from sd_tf.errors import InputError, unknown
+from sd_tf.files import read_json, write_json
 
 FORMATS = ("savedmodel", "litert", "onnx")
-MARKS = {"saved_model.pb", "draw.py"}  # of which a folder of ours has one
-OURS = {  # what such a folder holds, and may be replaced with
+MARK = "sd_tf.json"  # says that this command made the folder, which may be replaced then
+MADE_BY = {"made_by": "sd_tf.export"}
+OURS = {  # what such a folder holds, and no more
+    MARK,
     *("saved_model.pb", "fingerprint.pb", "variables", "assets"),
     *("draw.py", "settings.json", "tokenizer.json", "float16", "int8", "onnx"),
 }
@@ -46,6 +49,7 @@ def main(arguments=None):
 
     model = sd_tf.load(flags.model)
     with replacing(output) as folder:
+        write_json(folder / MARK, MADE_BY | {"format": flags.format})
         _write(model, folder, flags.format)
     print(output)
     if flags.no_table:
@@ -75,9 +79,16 @@ def main(arguments=None):
 
 
 def _is_ours(folder):
-    """Whether nothing is lost where a folder is replaced."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    return not names or (names <= OURS and bool(names & MARKS))
+    """Whether nothing is lost where a folder is replaced: this command made it, and nothing else is in it."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    if not names or names - OURS:
+        return not names
+    try:
+        return read_json(folder / MARK, root=folder).items() >= MADE_BY.items()
+    except InputError:
+        return False
 
 
 def _write(model, folder, kind):

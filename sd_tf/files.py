@@ -7,6 +7,7 @@ through this module; pictures go through `sd_tf.data.opening`, which does so as 
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -206,9 +207,14 @@ def _is_deeper(values, levels) -> bool:
 
 
 def write_json(file: Path, values: dict):
-    """Writes the file whole or, where the process is killed, not at all."""
+    """Writes an object as JSON, whole or not at all; see `replacing_file`."""
+    write_text(file, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(file: Path, text: str):
+    """Writes the file, in UTF-8, whole or not at all; see `replacing_file`."""
     with replacing_file(file) as new:
-        new.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        new.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -216,12 +222,18 @@ def replacing_file(file):
     """A path beside `file` to write to, which takes its place when the block ends well.
 
     A full disk or a killed process leaves the file that was there as it was.
+
+    Raises:
+        InputError: it cannot be written.
     """
     file = Path(file)
-    new = file.with_name(f".{file.name[-200:]}.new-{os.getpid()}")
+    digest = hashlib.sha256(os.fsencode(file.name)).hexdigest()[:16]  # a name may be as long as names can be
+    new = file.with_name(f".{digest}.new-{os.getpid()}")
     try:
         yield new
         new.replace(file)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {reason(error)}") from None
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ OF_ALL = (  # ways to draw
     *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "timestep_spacing"),
     *("karras", "eta"),
 )
+SHEET, STRIP = "grid.png", "strip.png"
 NOT_OF_FRAMES = ("image", "clip_guidance", "initial_noise", "strip")
 
 
@@ -26,6 +27,9 @@ def main(arguments=None):
     output = Path(flags.output)
     commandline.check_writable(output)
     _check(flags)
+    files = _files(output, flags)
+    for file in (*files, output / SHEET, output / STRIP):
+        commandline.check_no_folder(file)
     begin = _begin(flags)
     model = _load(flags)
     if flags.clip_guidance is not None:
@@ -44,7 +48,8 @@ def main(arguments=None):
     said = _said(flags, settings | {"negative_prompt": negative})
     if flags.frames is not None:
         images = model.interpolate(flags.prompt, flags.frames, flags.seed, **of_all)
-        _write_frames(output, images, said | {"prompt": flags.prompt, "seed": flags.seed})
+        output.mkdir(parents=True, exist_ok=True)
+        _write_frames(files, images, said | {"prompt": flags.prompt, "seed": flags.seed})
         return
     guesses = {}
 
@@ -54,12 +59,11 @@ def main(arguments=None):
     callback = note if flags.strip else None
     [seed] = flags.seed
     images = model.generate(flags.prompt, flags.num_images, seed=seed, callback=callback, **of_all, **begin)
-    _write(output, images, flags, said)
+    output.mkdir(parents=True, exist_ok=True)
+    _write(files, images, flags, said)
     if guesses:
         strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine)
-        _write_sheet(
-            output / "strip.png", strip, len(strip), said | {"prompt": flags.prompt[0], "seed": seed}
-        )
+        _write_sheet(output / STRIP, strip, len(strip), said | {"prompt": flags.prompt[0], "seed": seed})
 
 
 def _parser():
@@ -128,6 +132,7 @@ def _parser():
 def _check(flags):
     """What the flags say together."""
     from sd_tf.config import PRECISIONS
+    from sd_tf.latent.drawing import MOST_PICTURES, check_whole
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
         raise unknown("--precision", flags.precision, PRECISIONS)
@@ -142,7 +147,9 @@ def _check(flags):
         raise InputError("--clip-guidance-scale is of --clip-guidance: name a CLIP")
     if flags.frames is None and len(flags.seed) > 1:
         raise InputError(f"--seed has {len(flags.seed)} numbers: give one, or --frames to go between them")
+    check_whole("num_images", flags.num_images, 1, MOST_PICTURES)
     if flags.frames is not None:
+        check_whole("frames", flags.frames, 2, MOST_PICTURES)
         for name in NOT_OF_FRAMES:
             if getattr(flags, name):
                 raise InputError(
@@ -203,34 +210,39 @@ def _said(flags, settings):
     return {name: value for name, value in said.items() if value is not None}
 
 
-def _write(output, images, flags, said):
-    """A file for each picture, and a sheet."""
-    output.mkdir(parents=True, exist_ok=True)
-    written = set()
-    for i, image in enumerate(images):
+def _files(output, flags):
+    """Where the pictures go, one for each."""
+    if flags.frames is not None:
+        digits = len(str(flags.frames - 1))
+        return [output / f"frame-{i:0{digits}}.png" for i in range(flags.frames)]
+    files = {}  # a set that keeps its order
+    for i in range(len(flags.prompt) * flags.num_images):
         prompt, seed = flags.prompt[i // flags.num_images], flags.seed[0] + i % flags.num_images
         file = output / file_name(prompt, seed)
-        if file in written:  # two prompts alike in their letters, or in their first sixty
+        if file in files:  # two prompts alike in their letters, or in their first sixty
             file = file.with_stem(f"{file.stem}-{i}")
-        written.add(file)
-        save_png(file, image, {**said, "prompt": prompt, "seed": seed})
+        files[file] = None
+    return list(files)
+
+
+def _write(files, images, flags, said):
+    """A file for each picture, and a sheet."""
+    for i, (file, image) in enumerate(zip(files, images, strict=True)):
+        own = {"prompt": flags.prompt[i // flags.num_images], "seed": flags.seed[0] + i % flags.num_images}
+        save_png(file, image, said | own)
         print(file)
     if len(images) > 1:
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
-        _write_sheet(
-            output / "grid.png", images, columns, {**said, "prompt": flags.prompt, "seed": flags.seed[0]}
-        )
+        of_all = said | {"prompt": flags.prompt, "seed": flags.seed[0]}
+        _write_sheet(files[0].with_name(SHEET), images, columns, of_all)
 
 
-def _write_frames(output, images, said):
+def _write_frames(files, images, said):
     """A file for each frame, numbered, and a sheet."""
-    output.mkdir(parents=True, exist_ok=True)
-    digits = len(str(len(images) - 1))
-    for i, image in enumerate(images):
-        file = output / f"frame-{i:0{digits}}.png"
+    for i, (file, image) in enumerate(zip(files, images, strict=True)):
         save_png(file, image, said | {"frame": f"{i} of {len(images)}"})
         print(file)
-    _write_sheet(output / "grid.png", images, round(len(images) ** 0.5), said)
+    _write_sheet(files[0].with_name(SHEET), images, round(len(images) ** 0.5), said)
 
 
 def _write_sheet(file, images, columns, said):

@@ -1,19 +1,28 @@
 """Pictures on disk: PNG files that say how they were made, and sheets of many."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sd_tf.files import replacing_file
+
+MOST_BYTES = 200  # of a name, of which file systems take 255
+
 
 def save_png(file, image: np.ndarray, settings: dict | None = None):
-    """Writes uint8 (height, width, 3), with `settings` as PNG text chunks."""
+    """Writes uint8 (height, width, 3), with `settings` as PNG text chunks, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     text = PngInfo()
     for name, value in (settings or {}).items():
-        text.add_itxt(name, str(value))
-    Image.fromarray(image).save(file, pnginfo=text)
+        # Of a path whose bytes are no UTF-8, halves of characters stand for these bytes.
+        text.add_itxt(name, str(value).encode(errors="backslashreplace").decode())
+    with replacing_file(file) as new:
+        Image.fromarray(image).save(new, "PNG", pnginfo=text)
 
 
 def sheet(images: np.ndarray, columns: int, gap: int = 2, scale: int = 2) -> np.ndarray:
@@ -63,5 +72,6 @@ def drawn(figure) -> np.ndarray:
 
 def file_name(prompt: str, seed: int) -> str:
     """A file name from a prompt and a seed: "a red dress", 7 -> "a-red-dress-7.png"."""
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60] or "picture"
-    return str(Path(f"{words}-{seed}.png"))
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60]
+    words = words.encode()[:MOST_BYTES].decode(errors="ignore") or "picture"
+    return f"{words}-{seed}.png"

@@ -33,6 +33,7 @@ def main(arguments=None):
     commandline.check_writable(output.parent)
     if output.suffix.lower() != ".png":
         raise InputError(f"--output is {flags.output}: name a .png file")
+    commandline.check_no_folder(output)
     snapshots = sorted((Path(flags.run) / "snapshots").glob("step-*"))
     if not snapshots:
         raise InputError(f"{flags.run} has no snapshots: train with --snapshots 8")

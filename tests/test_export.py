@@ -175,7 +175,14 @@ def test_bad_input_is_named(folder, tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("Dear")
     (tmp_path / "game" / "assets").mkdir(parents=True)  # a name of ours, in somebody else's folder
+    (tmp_path / "sketch").mkdir()
+    (tmp_path / "sketch" / "draw.py").write_text("print('mine')")
+    (tmp_path / "forged").mkdir()
+    (tmp_path / "forged" / "draw.py").write_text("print('mine')")
+    (tmp_path / "forged" / "sd_tf.json").write_text('{"made_by": "me"}')
     for output, message in (
+        (tmp_path / "sketch", "holds something else"),
+        (tmp_path / "forged", "holds something else"),
         (tmp_path / "letters", "holds something else"),
         (tmp_path / "game", "holds something else"),
         (tmp_path / "letters" / "dear.txt", "no folder you may write to"),
@@ -184,6 +191,8 @@ def test_bad_input_is_named(folder, tmp_path):
             export.main(["--model", str(folder), "--output", str(output)])
     assert (tmp_path / "letters" / "dear.txt").read_text() == "Dear"
     assert (tmp_path / "game" / "assets").is_dir()
+    for name in ("sketch", "forged"):
+        assert (tmp_path / name / "draw.py").read_text() == "print('mine')"
     with pytest.raises(InputError, match="--steps is 0"):
         export.main(["--model", str(folder), "--output", str(tmp_path / "out"), "--steps", "0"])
     assert not (tmp_path / "out").exists()

@@ -1,8 +1,10 @@
 """`python -m sd_tf.generate`: the files it writes, and the one line that bad input gets."""
 
 import os
+import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import sd_tf
+from sd_tf import commandline
 from sd_tf.checkpoints.lora import write_lora
 from sd_tf.errors import InputError
 from sd_tf.generate import main
@@ -293,11 +296,97 @@ def test_an_empty_prompt_is_refused(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_is_a_file_is_refused_before_the_model_is_read(tmp_path):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(InputError, match="--output .*out cannot be written"):
-        main(["a dress", "--model", "no-such-model", "--output", str(tmp_path / "out")])
-    assert (tmp_path / "out").read_text() == "mine"
+def unwritable(folder):
+    """Name -> an --output that cannot be."""
+    (folder / "file").write_text("mine")
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    names = ("file", "file/below", "loop", "loop/below", "dangling", "dangling/below", "pipe", "x" * 300)
+    return [folder / name for name in (*names, "new/" + "ü" * 200, "y" * 5000, "null\0")]
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_model_is_read(tmp_path):
+    before = None
+    for output in unwritable(tmp_path):
+        before = before or sorted(os.listdir(tmp_path))
+        with pytest.raises(InputError, match="--output .* cannot be written") as error:
+            main(["a dress", "--model", "no-such-model", "--output", str(output)])
+        assert len(str(error.value)) < 700
+    assert (tmp_path / "file").read_text() == "mine" and sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/usr/bin/setpriv").exists(), reason="root reads all")
+def test_a_folder_below_one_that_may_not_be_read_is_refused_in_one_line(tmp_path):
+    program = (
+        "from pathlib import Path; from sd_tf import commandline\n"
+        "commandline.run(lambda: commandline.check_writable(Path('closed/below/out')))"
+    )
+    (tmp_path / "closed").mkdir(mode=0)
+    tmp_path.chmod(0o755)
+    other = ["setpriv", "--reuid", "65534", "--clear-groups"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*other, sys.executable, "-B", "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+    )
+    (tmp_path / "closed").chmod(0o700)
+    if "No module named" in done.stderr or "can't open" in done.stderr or not done.stderr:
+        pytest.skip("another user cannot read this package")
+    assert done.returncode == 2
+    assert done.stderr == "error: --output closed/below/out cannot be written: Permission denied\n"
+
+
+def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_drawn(tmp_path):
+    for name in ("a-dress-1.png", "grid.png"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match=f"{name} is a folder, where a file is to be written"):
+            main(["a dress", "--num-images", "2", "--model", "no-such", "--output", str(tmp_path)])
+        (tmp_path / name).rmdir()
+
+
+def test_a_full_disk_leaves_no_half_picture(folder, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    flags = ["--model", str(folder), "--steps", "1", "--engine", "tensorflow"]
+    main(["a dress", *flags, "--output", str(tmp_path)])
+    before = (tmp_path / "a-dress-0.png").read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # a file that grows more is cut off
+        with pytest.raises(InputError, match="cannot write .*a-dress-0.png: File too large"):
+            main(["a dress", *flags, "--guidance-scale", "1", "--output", str(tmp_path)])
+        with pytest.raises(InputError, match="cannot write .*a-bag-0.png"):
+            main(["a bag", *flags, "--output", str(tmp_path)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["a-dress-0.png"]
+    assert (tmp_path / "a-dress-0.png").read_bytes() == before
+
+
+def test_words_that_are_no_utf8_are_one_line(folder, tmp_path):
+    root = str(Path(sd_tf.__file__).parent.parent)
+    odd = os.fsencode(tmp_path) + b"/caf\xe9"
+    settings = ["--steps", "1", "--model", str(folder)]
+    run = [sys.executable, "-m", "sd_tf.generate"]
+    environment = os.environ | {"PYTHONPATH": root, "PYTHONUTF8": "1"}
+    for words, said in (
+        ([b"a caf\xe9", *settings], "the prompt 'a caf\\udce9' has characters that no file can hold"),
+        (["a bag", "--negative-prompt", b"\xff", *settings], "the negative prompt '\\udcff' has"),
+    ):
+        done = subprocess.run([*run, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {said}"), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    done = subprocess.run(
+        [*run, "a bag", *settings, "--output", odd], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert (done.returncode, done.stdout) == (0, odd + b"/a-bag-0.png\n"), done.stderr
+
+
+def test_a_warning_shows_no_commands_of_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    commandline.run(lambda: warnings.showwarning("a \x1b[31mfile\nerror: all is lost", UserWarning, "", 1))
+    assert capsys.readouterr().err == "warning: a \\x1b[31mfile\\nerror: all is lost\n"
 
 
 @pytest.mark.parametrize(

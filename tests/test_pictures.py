@@ -65,3 +65,11 @@ def test_the_longest_prompt_and_seed_make_a_name_that_file_systems_take(tmp_path
     assert name.endswith(f"-{2**32 - 1}.png") and len(name.encode()) <= 255
     save_png(tmp_path / name, pictures(1)[0])
     assert (tmp_path / name).is_file()
+
+
+def test_names_fit_a_file_system_whatever_the_prompt_is(tmp_path):
+    for prompt in ("𝐚" * 100, "緑" * 100, "é" * 100, "\ud800", "...", "/" * 10):
+        name = file_name(prompt, 2**32 - 1)
+        assert len(name.encode()) <= 230 and "/" not in name
+        save_png(tmp_path / name, pictures(1)[0], {"prompt": prompt})
+    assert file_name("...", 1) == "picture-1.png"

@@ -140,7 +140,7 @@ def keep(files: Path, key: str, origin: Origin | None):
             write_json(new / MARK, mark)
             discard(place / key)  # a damaged one
             new.rename(place / key)
-    except OSError:  # no room, or another process was first
+    except (OSError, InputError):  # no room, or another process was first
         return
     _trim(place, key)
 

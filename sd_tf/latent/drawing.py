@@ -9,7 +9,9 @@ from tqdm import tqdm
 from sd_tf.diffusion.editing import keeping
 from sd_tf.diffusion.guidance import by_gradient, classifier_free, guided_part, turning
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, shown, unknown
+
+MOST_PICTURES = 2**20  # of one call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +208,12 @@ def free_latents(mask, factor: int):
     n, height, width, _ = mask.shape
     blocks = mask.reshape(n, height // factor, factor, width // factor, factor, 1)
     return blocks.any(axis=(2, 4)).astype("float32")
+
+
+def check_text(name: str, text: str):
+    """Raises `InputError` for halves of characters, such as bytes become that are no UTF-8."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"the {name} {shown(text)} has characters that no file can hold: type it again")
 
 
 def check_whole(name, value, least, most):

@@ -14,9 +14,11 @@ from sd_tf.diffusion.editing import between_noises, ddim_inversion, noised, part
 from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.errors import InputError
 from sd_tf.latent.drawing import (
+    MOST_PICTURES,
     Settings,
     batches,
     check_number,
+    check_text,
     check_whole,
     checked_image,
     checked_mask,
@@ -200,7 +202,7 @@ class LatentDiffusion:
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         _check_prompts(prompts)
-        check_whole("num_images", num_images, 1, 2**20)
+        check_whole("num_images", num_images, 1, MOST_PICTURES)
         check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
         check_number("strength", strength, 0, 1)
         _check_has("clip_guidance", clip_guidance, "gradients", "CLIPGuidance")
@@ -323,7 +325,7 @@ class LatentDiffusion:
                 f"{len(prompts)} prompts and {len(seeds)} seeds: give two or more of one of them, and as "
                 "many or one of the other"
             )
-        check_whole("frames", frames, 2, 2**20)
+        check_whole("frames", frames, 2, MOST_PICTURES)
         for seed in seeds:
             check_whole("seeds", seed, 0, LARGEST_SEED)
         settings = Settings(**settings)
@@ -536,6 +538,8 @@ def _negatives(negative_prompt, number):
     negatives = [negative_prompt] * number if isinstance(negative_prompt, str) else negative_prompt
     if not isinstance(negatives, (list, tuple)) or not all(isinstance(text, str) for text in negatives):
         raise InputError(f"negative_prompt is {negative_prompt!r}: give a string or a list of strings")
+    for text in negatives:
+        check_text("negative prompt", text)
     if len(negatives) != number:
         raise InputError(f"{len(negatives)} negative prompts for {number} prompts: give one, or one for each")
     return negatives
@@ -547,6 +551,7 @@ def _check_prompts(prompts):
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InputError(f"prompt {prompt!r} is a {type(prompt).__name__}: give a string")
+        check_text("prompt", prompt)
         if not prompt.strip():
             raise InputError("the prompt is empty: say what to draw, such as 'a red dress'")
         if not any("a" <= letter <= "z" for letter in prompt.lower()):
