@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,7 +219,9 @@ def replacing_file(file):
     A full disk or a killed process leaves the file that was there as it was.
     """
     file = Path(file)
-    new = file.with_name(f".{file.name[-200:]}.new-{os.getpid()}")
+    # A name that nobody could have put a link at; a file's name has 255 bytes at the most.
+    name = os.fsdecode(os.fsencode(file.name)[-200:])
+    new = file.with_name(f".{name}.new-{secrets.token_hex(8)}")
     try:
         yield new
         new.replace(file)

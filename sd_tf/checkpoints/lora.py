@@ -6,7 +6,6 @@ kohya       lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q
                                                                       ....lora_up.weight, .alpha
 """
 
-import json
 import math
 import os
 import re
@@ -14,14 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 
+from sd_tf.checkpoints.header import read_header
 from sd_tf.checkpoints.tensors import DTYPES, read_file, save_tensors
 from sd_tf.config import LORA_LAYOUTS
 from sd_tf.errors import InputError, shown, unknown
+from sd_tf.files import parse_json
 from sd_tf.latent.lora import LowRank
 
 FILE = "pytorch_lora_weights.safetensors"
+MOST_SCALE = 10_000  # of alpha / rank; it is 1 or 2 as a rule, and far more makes pictures NaN
 _DOWN = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down")
 _UP = ("lora_B", "lora_up", "lora.up", "lora_linear_layer.up")
 _PART = re.compile(rf"(.*?)\.({'|'.join(map(re.escape, _DOWN + _UP))})\.weight|(.*)\.alpha")
@@ -43,10 +44,11 @@ def read_lora(file, modules) -> dict[str, LowRank]:
         InputError: the file is damaged, no LoRA, or has layers that the model has not.
     """
     file = Path(file)
-    file = _file_in(file) if file.is_dir() else file
+    root = file if file.is_dir() else None
+    file = file if root is None else _file_in(root)
     known = _known_names(modules)
     parts = {}
-    for key, tensor in read_file(file).items():
+    for key, tensor in read_file(file, root).items():
         found = _PART.fullmatch(key)
         if not found:
             raise InputError(
@@ -59,8 +61,13 @@ def read_lora(file, modules) -> dict[str, LowRank]:
             raise InputError(
                 f"{file}: {shown(name)} is no layer of this model: a LoRA for another architecture"
             )
-        parts.setdefault(known[name], {})[part] = tensor
-    strengths = _strengths_of_metadata(file)
+        before = parts.setdefault(known[name], {}).setdefault(part, tensor)
+        if before is not tensor:
+            raise InputError(
+                f"{file}: {shown(before.key)} and {shown(key)} are both the {part} of {known[name]}: "
+                "two LoRAs in one file?"
+            )
+    strengths = _strengths_of_metadata(file, root)
     changes = {}
     for module, found in parts.items():
         if not {"down", "up"} <= found.keys():
@@ -87,6 +94,10 @@ def read_lora(file, modules) -> dict[str, LowRank]:
             scale = strengths.get(network, _Strength()).scale(layer, rank)
         if not all(map(np.all, map(np.isfinite, (down, up, np.float64(scale))))):
             raise InputError(f"{file}: {module} has values that are not finite")
+        if abs(scale) > MOST_SCALE:
+            raise InputError(
+                f"{file}: {module} is multiplied by {scale:g}, {MOST_SCALE} is the most: its alpha is wrong"
+            )
         changes[module] = LowRank(down, up, scale)
     if not changes:
         raise InputError(f"{file} holds no LoRA")
@@ -169,14 +180,13 @@ class _Strength(NamedTuple):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _strengths_of_metadata(file):
+def _strengths_of_metadata(file, root):
     """ "unet" and "text_encoder" -> `_Strength`, where diffusers wrote it."""
-    with safe_open(file, framework="numpy") as opened:
-        text = (opened.metadata() or {}).get(_METADATA)
+    text = read_header(file, root).metadata.get(_METADATA)
     if text is None:
         return {}
+    values = parse_json(text, f"{file}: its {_METADATA}")
     try:
-        values = json.loads(text)
         strengths = {
             network: _Strength(
                 float(values.get(f"{network}.lora_alpha", 8)),  # as peft has it

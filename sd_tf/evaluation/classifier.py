@@ -167,7 +167,7 @@ def load_classifier(name="fashion-mnist-classifier") -> Classifier:
         InputError: it is no folder of a classifier of this shape.
     """
     folder = resolve(name)
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", root=folder)
     if values.get("widths") != list(WIDTHS) or values.get("features") != FEATURES:
         raise InputError(f"{folder} holds no classifier of this version: leave --classifier out")
     model = load_alone(Classifier(), folder)

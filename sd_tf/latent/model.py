@@ -72,6 +72,17 @@ class LatentDiffusion:
                 f"the UNet takes latents of {unet.config.in_channels} channels, the autoencoder's have "
                 f"{autoencoder.config.latent_channels}: take the autoencoder that the UNet was trained with"
             )
+        if unet.config.out_channels != unet.config.in_channels:
+            raise InputError(
+                f"the UNet gives {unet.config.out_channels} channels for latents of "
+                f"{unet.config.in_channels}: only those that give as many are supported"
+            )
+        channels = autoencoder.config.in_channels, autoencoder.config.out_channels
+        if channels != (3, 3):
+            raise InputError(
+                f"the autoencoder reads and draws pictures of {channels[0]} and {channels[1]} channels: only "
+                "those of 3, red, green and blue, are supported"
+            )
         positions, rows = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
         if tokenizer.max_length > positions or tokenizer.vocab_size > rows:
             raise InputError(

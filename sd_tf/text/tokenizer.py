@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BytePairTokenizer
 
 from sd_tf.errors import InputError, shown
+from sd_tf.files import read_json, read_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -421,22 +422,16 @@ def _read_length(config, file):
 
 def _read_text(file):
     try:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"it has {file.stat().st_size} bytes, {LARGEST} are the most")
-        return file.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): fetch the tokenizer again.") from error
+        return read_text(file, LARGEST, root=file.parent)
+    except InputError as error:
+        raise InputError(f"{error}: fetch the tokenizer again.") from None
 
 
 def _read_json(file):
-    text = _read_text(file)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
-        raise InputError(f"{file} is not JSON ({error}): fetch the tokenizer again.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds {shown(content)}, not a JSON object: fetch the tokenizer again.")
-    return content
+        return read_json(file, root=file.parent, most=LARGEST)
+    except InputError as error:
+        raise InputError(f"{error}: fetch the tokenizer again.") from None
 
 
 def _read_merges(file):

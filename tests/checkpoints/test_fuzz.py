@@ -285,7 +285,7 @@ FOUND = {
     "a number of thousands of digits": (
         "tokenizer",
         change_json("tokenizer_config.json", more="@digits@"),
-        "tokenizer_config.json is not JSON",
+        "tokenizer_config.json cannot be read as JSON",
     ),
     "a link in a circle": ("UNet", link("config.json", "config.json"), "config.json cannot be read"),
     "a link to a long name": ("UNet", link("config.json", "x" * 300), "config.json cannot be read"),
