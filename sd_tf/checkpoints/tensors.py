@@ -117,8 +117,6 @@ def find(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tenso
     )
     if others and others[0].suffix in PICKLES:
         read_file(others[0])  # says why not
-    if os.path.lexists(single):
-        read_file(single, root=folder)  # says what it is
     hint = (
         f": there is {others[0].name}, which variant={others[0].name.split('.')[1]!r} reads" if others else ""
     )

@@ -135,6 +135,8 @@ def special_cases(root):
         names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
         if checkpoint == "CLIP":  # of which the text tower is read
             names = ["config.json", "model.safetensors"]
+        if checkpoint == "classifier":
+            names.remove("README.md")
         if checkpoint.startswith("hash"):
             names = [name for name in names if name.endswith((".safetensors", ".index.json"))]
         for name, (title, how) in itertools.product(names, SPECIAL.items()):

@@ -29,8 +29,11 @@ import pytest
 import sd_tf.latent.engines as engines
 from sd_tf.checkpoints import folder as folders
 from sd_tf.errors import LONGEST, InputError
+from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.unet import UNet
 from sd_tf.text.clip import CLIPTextModel
+from sd_tf.text.tokenizer import Tokenizer
 from tests.checkpoints.hostile import CANARY, DRAWN, MUST_REFUSE, READ, all_cases
 from tests.checkpoints.undamaged import use
 from tests.fuzzing import forget_peak, limited, memory
@@ -116,10 +119,15 @@ def attempt(loaded, folder, expected):
         clip = folders.load_clip(folder)
         size = clip.vision_config.image_size
         clip.image_features(np.zeros((1, size, size, clip.vision_config.num_channels), "float32"))
-    with contextlib.suppress(AttributeError, TypeError, InputError):
-        use(loaded)
+    if can_be_used(loaded):
+        with contextlib.suppress(InputError):
+            use(loaded)
     assert CANARY not in repr(loaded)[: 10**6]
     return "opened", ""
+
+
+def can_be_used(loaded):
+    return isinstance(loaded, (LatentDiffusion, Tokenizer, UNet, AutoencoderKL, CLIPTextModel))
 
 
 def state_of(folder):
