@@ -206,7 +206,7 @@ needs_proc = pytest.mark.skipif(
 
 @needs_proc
 def test_hostile_checkpoints_do_no_harm():
-    assert_no_case_does_harm("--every", "3", seconds=300)
+    assert_no_case_does_harm("--every", "4", seconds=300)
 
 
 @needs_proc
