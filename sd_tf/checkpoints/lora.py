@@ -64,8 +64,8 @@ def read_lora(file, modules) -> dict[str, LowRank]:
         before = parts.setdefault(known[name], {}).setdefault(part, tensor)
         if before is not tensor:
             raise InputError(
-                f"{file}: {shown(before.key)} and {shown(key)} are both the {part} of {known[name]}: "
-                "two LoRAs in one file?"
+                f"{file}: {shown(before.key, 300)} and {shown(key, 300)} are both the {part} of "
+                f"{known[name]}: two LoRAs in one file?"
             )
     strengths = _strengths_of_metadata(file, root)
     changes = {}
