@@ -33,18 +33,18 @@ def check_own(folder: Path, names):
             raise InputError(f"{folder} has more than {MOST_ENTRIES:,} files: is it a run? {_WAY_OUT}")
         try:
             mode = os.lstat(place).st_mode
-            if stat.S_ISLNK(mode) and not is_inside(folder, place):
-                raise InputError(
-                    f"{place} is a link out of the run's folder: copy what it points to. {_WAY_OUT}"
-                )
             if stat.S_ISDIR(mode):
                 places += [entry.path for entry in os.scandir(place)]
-            elif not stat.S_ISLNK(mode) and not stat.S_ISREG(mode):
-                raise InputError(f"{place} is neither a file nor a folder: delete it. {_WAY_OUT}")
         except (FileNotFoundError, NotADirectoryError):
             continue  # not there, or gone: another worker's
         except (OSError, ValueError) as error:
             raise InputError(f"{place} cannot be read: {reason(error)}. {_WAY_OUT}") from None
+        if stat.S_ISLNK(mode) and not (is_inside(folder, place) and os.path.exists(place)):
+            raise InputError(
+                f"{place} is a link out of the run's folder, or to nothing: copy what it points to. {_WAY_OUT}"
+            )
+        if not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise InputError(f"{place} is neither a file nor a folder: delete it. {_WAY_OUT}")
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
