@@ -53,6 +53,8 @@ class Kind:
         return {**self.header, **self.fixed, **fields, **config.kept, **dict(extra)}
 
     def from_json(self, values: dict, source: str):
+        if not isinstance(values, dict):  # of a whole CLIP
+            raise InputError(f"{source}: a part of it is {shown(values)}, expected an object")
         known = typing.get_type_hints(self.dataclass)
         del known["kept"]
         kept = {

@@ -41,7 +41,8 @@ def check_own(folder: Path, names):
             raise InputError(f"{place} cannot be read: {reason(error)}. {_WAY_OUT}") from None
         if stat.S_ISLNK(mode) and not (is_inside(folder, place) and os.path.exists(place)):
             raise InputError(
-                f"{place} is a link out of the run's folder, or to nothing: copy what it points to. {_WAY_OUT}"
+                f"{place} is a link out of the run's folder, or to nothing: copy what it points to. "
+                f"{_WAY_OUT}"
             )
         if not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise InputError(f"{place} is neither a file nor a folder: delete it. {_WAY_OUT}")

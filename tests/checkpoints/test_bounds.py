@@ -1,7 +1,10 @@
 """Numbers of configurations: real ones pass, and those that would draw NaN or take gigabytes are refused."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import shutil
 import typing
 
 import numpy as np
@@ -13,6 +16,7 @@ from sd_tf.checkpoints.bounds import BOUNDS, check_memory, check_schedule
 from sd_tf.checkpoints.loading import configs_of
 from sd_tf.checkpoints.sources import bundled_names, resolve
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
+from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError
 from sd_tf.presets import PRESETS
@@ -176,3 +180,26 @@ def test_a_schedule_that_ends_without_signal_says_nothing_by_epsilon():
     cosine = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
     assert (np.diff(NoiseSchedule(cosine).sigmas) > 0).all()
     check_schedule(NoiseSchedule(cosine))
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5])
+def test_schedules_of_few_timesteps_have_levels_or_say_why_not(total):
+    for offset, spacing in itertools.product(range(total), ("leading", "trailing", "linspace")):
+        schedule = NoiseSchedule(
+            ScheduleConfig(num_train_timesteps=total, steps_offset=offset, timestep_spacing=spacing)
+        )
+        for sampler, steps, karras in itertools.product(SAMPLERS.values(), (1, 2, 3, 5), (False, True)):
+            with contextlib.suppress(InputError):
+                levels = sampler.levels(schedule, steps, karras)
+                assert all(np.isfinite(level).all() for level in levels)
+
+
+@pytest.mark.parametrize("text_config", [[1], "a", None, 3])
+def test_a_part_of_a_configuration_that_is_no_object_is_refused(saved, tmp_path, text_config):
+    shutil.copytree(saved, tmp_path / "model")
+    (tmp_path / "model" / "text_encoder" / "config.json").write_text(
+        json.dumps({"text_config": text_config, "vision_config": {}})
+    )
+    for read in (sd_tf.load, configs_of):
+        with pytest.raises(InputError, match="config.json"):
+            read(tmp_path / "model")
