@@ -7,6 +7,7 @@ guidance scales, in columns, and writes one contact sheet. Every picture begins 
 from pathlib import Path
 
 from sd_tf import commandline
+from sd_tf.checkpoints.sources import refuse_links_out
 from sd_tf.errors import InputError
 from sd_tf.training.own_folder import steps_in
 
@@ -37,6 +38,7 @@ def main(arguments=None):
     snapshots = steps_in(Path(flags.run) / "snapshots")
     if not snapshots:
         raise InputError(f"{flags.run} has no snapshots: train with --snapshots 8")
+    refuse_links_out(Path(flags.run) / "snapshots")
     commandline.load_tensorflow()
     import numpy as np
 

@@ -83,12 +83,7 @@ class LatentDiffusion:
                 f"the autoencoder reads and draws pictures of {channels[0]} and {channels[1]} channels: only "
                 "those of 3, red, green and blue, are supported"
             )
-        positions, rows = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
-        if tokenizer.max_length > positions or tokenizer.vocab_size > rows:
-            raise InputError(
-                f"the tokenizer gives {tokenizer.max_length} of {tokenizer.vocab_size} tokens, the text "
-                f"tower reads {positions} of {rows}: take the tokenizer that the tower was trained with"
-            )
+        tokenizer.check_fits(text_encoder.config)
         self._parts = {"autoencoder": autoencoder, "unet": unet, "text_encoder": text_encoder}
         self.tokenizer, self.schedule = tokenizer, schedule
         self._unet_config = unet.config

@@ -155,6 +155,15 @@ class Tokenizer:
         row[: len(ids)] = ids
         return row
 
+    def check_fits(self, config):
+        """Raises `InputError` where a text tower of that `CLIPTextConfig` cannot read the rows."""
+        positions, rows = config.max_position_embeddings, config.vocab_size
+        if self.max_length > positions or self.vocab_size > rows:
+            raise InputError(
+                f"the tokenizer gives {self.max_length} of {self.vocab_size} tokens, the text tower reads "
+                f"{positions} of {rows}: take the tokenizer that the tower was trained with"
+            )
+
     def with_token(self, token):
         """A tokenizer with one token more, which is cut out of a prompt before it is split into words."""
         added = self.added_tokens | {self.vocab_size: AddedToken(token, normalized=False)}
