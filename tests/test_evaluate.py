@@ -155,10 +155,8 @@ def test_reports_of_one_protocol_are_compared(report, tmp_path, capsys):
 @pytest.mark.parametrize("how", ["a pipe", "zeros without end", "a socket", "a folder", "nothing"])
 @pytest.mark.parametrize("read", ["report", "inception", "classifier"])
 def test_what_is_no_file_is_refused_at_once(tmp_path, how, read):
-    file = (
     names = {"report": "old.json", "inception": "graph.pb", "classifier": "config.json"}
     file = tmp_path / "read" / names[read]
-    )
     file.parent.mkdir()
     SPECIAL[how](file, tmp_path)
     uses = {
