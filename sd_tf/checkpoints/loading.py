@@ -74,7 +74,7 @@ def load(
         refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
         schedule, pad_token = _schedule(source, prediction_type), None
         parts = _unread(source, dtype)
-        _check_memory(parts, source)
+        _check_memory(parts, source, variant)
         kept = _kept(source, own, dtype, variant)
         if kept is None:
             from sd_tf.checkpoints import folder
@@ -171,8 +171,8 @@ def _unread(source, dtype):
     }
 
 
-def _check_memory(unread, source):
-    found = [weight_files(source / part, STEMS[part]) for part in ("vae", "unet")]
+def _check_memory(unread, source, variant=None):
+    found = [weight_files(source / part, STEMS[part], variant) for part in ("vae", "unet")]
     size = sum(
         file.stat().st_size for each in found if each is not None for file in each.files if is_regular(file)
     )

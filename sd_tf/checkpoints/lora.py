@@ -23,6 +23,7 @@ from sd_tf.latent.lora import LowRank
 
 FILE = "pytorch_lora_weights.safetensors"
 MOST_SCALE = 10_000  # of alpha / rank; it is 1 or 2 as a rule, and far more makes pictures NaN
+MOST_PATTERNS = 5000  # each is held against every layer's name
 _DOWN = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down")
 _UP = ("lora_B", "lora_up", "lora.up", "lora_linear_layer.up")
 _PART = re.compile(rf"(.*?)\.({'|'.join(map(re.escape, _DOWN + _UP))})\.weight|(.*)\.alpha")
@@ -201,6 +202,11 @@ def _strengths_of_metadata(file, root):
             f"{file}: its {_METADATA} is {shown(text)}, which is not what diffusers writes"
         ) from None
     for strength in strengths.values():
+        if len(strength.alpha_pattern) > MOST_PATTERNS:
+            raise InputError(
+                f"{file}: alpha_pattern of its {_METADATA} has {len(strength.alpha_pattern)} entries, "
+                f"{MOST_PATTERNS} are the most"
+            )
         for end in strength.alpha_pattern:
             if not _PATTERN.fullmatch(end):  # a stranger's regular expression may take forever
                 raise InputError(

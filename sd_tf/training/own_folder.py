@@ -18,14 +18,14 @@ _WAY_OUT = "Or name another --output"
 STEP = re.compile(r"step-([0-9]{7,12})")
 
 
-def check_own(folder: Path, names):
-    """Raises `InputError` where the run's things lead out of its folder, or are neither files nor folders.
+def check_own(folder: Path, files, folders):
+    """Raises `InputError` where the run's things lead out of its folder, or are no files or folders.
 
     Args:
         folder: of the run; a link to it is followed, since the user has named it.
-        names: in it, files or folders, whether they are there or not.
+        files, folders: names in it, whether they are there or not; what is in folders is looked at as well.
     """
-    left, places = MOST_ENTRIES, [str(folder / name) for name in names]
+    left, places = MOST_ENTRIES, [str(folder / name) for name in (*files, *folders)]
     while places:
         place = places.pop()
         left -= 1
@@ -46,6 +46,10 @@ def check_own(folder: Path, names):
             )
         if not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise InputError(f"{place} is neither a file nor a folder: delete it. {_WAY_OUT}")
+    for names, kind, is_wrong in ((files, "file", os.path.isdir), (folders, "folder", os.path.isfile)):
+        for name in names:
+            if is_wrong(folder / name):
+                raise InputError(f"{folder / name} is no {kind}: move it away. {_WAY_OUT}")
 
 
 def steps_in(folder: Path) -> dict[int, Path]:

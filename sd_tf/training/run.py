@@ -76,10 +76,11 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
     "ema_decay",
 )
 TEXTUAL_INVERSION = "textual_inversion"
-PARTS_OF_A_RUN = (
-    *("run.json", "log.jsonl", "tensorboard", "samples", "snapshots", "checkpoints", "cache", "clip"),
-    *("vae", "unet", "text_encoder", "tokenizer", "scheduler", "model_index.json", "prior", WORD_FILE),
-    *("wandb", "wandb-id.txt"),
+OWN_FILES = ("run.json", "log.jsonl", "model_index.json", WORD_FILE, "wandb-id.txt")
+OWN_FOLDERS = (
+    *("tensorboard", "samples", "snapshots", "checkpoints", "cache", "clip", "prior", "wandb"),
+    *("vae", "unet", "text_encoder", "tokenizer", "scheduler"),
+    *(f"{kind}/{stage}" for kind in ("tensorboard", "checkpoints") for stage in STAGES),
 )
 CAPTIONS = "captions_fingerprint"  # in run.json; wherever the data lie, and whenever they were written
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
@@ -110,7 +111,7 @@ class Run:
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
-        check_own(self.folder, (*PARTS_OF_A_RUN, self._result))
+        check_own(self.folder, (*OWN_FILES, self._result), OWN_FOLDERS)
         before = self._check_resumable()
         if config.dry_run:
             self.strategy, replicas = strategies.make("none", None), config.workers or config.replicas or 1

@@ -1,5 +1,6 @@
 """Two keys of a file that mean one variable: which of them is read is not a thing to guess."""
 
+import json
 import os
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_an_alpha_that_makes_pictures_nan_is_refused(tmp_path, alpha):
     }
     save_file(arrays | {f"{TO_OUT}.alpha": np.full(1, alpha, "f4")}, tmp_path / FILE)
     with pytest.raises(InputError, match="is multiplied by .*, 10000 is the most: its alpha is wrong"):
+        read_lora(tmp_path, [TO_OUT])
+
+
+def test_metadata_of_more_patterns_than_layers_takes_no_minutes(tmp_path):
+    arrays = {
+        f"{TO_OUT}.lora_A.weight": np.ones((2, 4), "f4"),
+        f"{TO_OUT}.lora_B.weight": np.ones((4, 2), "f4"),
+    }
+    patterns = {f"layer.{i}": 1 for i in range(6000)}
+    metadata = json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": patterns})
+    save_file(arrays, tmp_path / FILE, metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(InputError, match="has 6000 entries, 5000 are the most"):
         read_lora(tmp_path, [TO_OUT])
 
 

@@ -310,9 +310,12 @@ def run_cases():
     for text in RUN_FILES:
         yield f"run.json says {text[:30]!r}", run_says(text)
     leading_out = ("a pipe", "a socket", "a private file", "zeros without end", "a circle", "nothing")
+    wrong = SPECIAL["a folder"], SPECIAL["bytes that are no text"]
     for i, name in enumerate(PLACES):
         for title in leading_out[i % 2 :: 2]:
             yield f"{name} is {title}", place_is(name, SPECIAL[title])
+        if name not in ("checkpoints/clip/step-0000001", "samples/x.png"):
+            yield f"{name} is of the other kind", place_is(name, wrong["." not in name])
 
 
 def begun(run, secret, change):
@@ -535,16 +538,16 @@ def test_a_folder_without_end_is_no_run(run, monkeypatch):
     for i in range(60):
         (run / "cache" / str(i)).touch()
     with pytest.raises(InputError, match="has more than 50 files: is it a run"):
-        check_own(run, ["cache"])
+        check_own(run, [], ["cache"])
     assert MOST_ENTRIES > 10_000
-    check_own(run, ["nothing", "samples"])
+    check_own(run, ["nothing"], ["samples"])
 
 
 def test_links_within_a_run_and_a_link_to_the_run_are_followed(run, tmp_path):
     (run / "wandb" / "run-1").mkdir(parents=True)
     (run / "wandb" / "latest").symlink_to("run-1")
     (tmp_path / "named").symlink_to("run")
-    check_own(tmp_path / "named", ["wandb"])
+    check_own(tmp_path / "named", [], ["wandb"])
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "checkpoints", "samples", "run.json"])
