@@ -69,40 +69,43 @@ def read_lora(file, modules) -> dict[str, LowRank]:
                 f"{known[name]}: two LoRAs in one file?"
             )
     strengths = _strengths_of_metadata(file, root)
-    changes = {}
-    for module, found in parts.items():
-        if not {"down", "up"} <= found.keys():
-            raise InputError(f"{file}: {module} has {' and '.join(found)} only: it is damaged")
-        down, up = (found[part].read().astype(np.float32) for part in ("down", "up"))
-        rank = down.shape[0] if down.ndim else 0
-        if (
-            down.ndim not in (2, 4)
-            or up.ndim != down.ndim
-            or up.shape[1] != rank
-            or math.prod(up.shape) != up.shape[0] * rank
-            or not rank
-        ):
-            raise InputError(
-                f"{file}: {module} is {up.shape} times {down.shape}, which is no product of low rank"
-            )
-        if "alpha" in found:
-            if math.prod(found["alpha"].shape) != 1:
-                shape = found["alpha"].shape
-                raise InputError(f"{file}: the alpha of {module} is {shape}, not one number: it is damaged")
-            scale = float(found["alpha"].read().item()) / rank
-        else:
-            network, _, layer = module.partition(".")
-            scale = strengths.get(network, _Strength()).scale(layer, rank)
-        if not all(map(np.all, map(np.isfinite, (down, up, np.float64(scale))))):
-            raise InputError(f"{file}: {module} has values that are not finite")
-        if abs(scale) > MOST_SCALE:
-            raise InputError(
-                f"{file}: {module} is multiplied by {scale:g}, {MOST_SCALE} is the most: its alpha is wrong"
-            )
-        changes[module] = LowRank(down, up, scale)
+    changes = {module: _change(file, module, found, strengths) for module, found in parts.items()}
     if not changes:
         raise InputError(f"{file} holds no LoRA")
     return changes
+
+
+def _change(file, module, found, strengths):
+    """The change of a module, of its parts in the file."""
+    if not {"down", "up"} <= found.keys():
+        raise InputError(f"{file}: {module} has {' and '.join(found)} only: it is damaged")
+    down, up = (found[part].read().astype(np.float32) for part in ("down", "up"))
+    rank = down.shape[0] if down.ndim else 0
+    if (
+        down.ndim not in (2, 4)
+        or up.ndim != down.ndim
+        or up.shape[1] != rank
+        or math.prod(up.shape) != up.shape[0] * rank
+        or not rank
+    ):
+        raise InputError(
+            f"{file}: {module} is {up.shape} times {down.shape}, which is no product of low rank"
+        )
+    if "alpha" in found:
+        if math.prod(found["alpha"].shape) != 1:
+            shape = found["alpha"].shape
+            raise InputError(f"{file}: the alpha of {module} is {shape}, not one number: it is damaged")
+        scale = float(found["alpha"].read().item()) / rank
+    else:
+        network, _, layer = module.partition(".")
+        scale = strengths.get(network, _Strength()).scale(layer, rank)
+    if not all(map(np.all, map(np.isfinite, (down, up, np.float64(scale))))):
+        raise InputError(f"{file}: {module} has values that are not finite")
+    if abs(scale) > MOST_SCALE:
+        raise InputError(
+            f"{file}: {module} is multiplied by {scale:g}, {MOST_SCALE} is the most: its alpha is wrong"
+        )
+    return LowRank(down, up, scale)
 
 
 def name_of(file) -> str:

@@ -4,6 +4,7 @@ A link to somewhere else in place of the log would have us write into another fi
 checkpoints delete another folder's: a run is not begun in such a folder.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ def check_own(folder: Path, files, folders):
         try:
             mode = os.lstat(place).st_mode
             if stat.S_ISDIR(mode):
-                places += [entry.path for entry in os.scandir(place)]
+                places += [entry.path for entry in itertools.islice(os.scandir(place), left + 1)]
         except (FileNotFoundError, NotADirectoryError):
             continue  # not there, or gone: another worker's
         except (OSError, ValueError) as error:
