@@ -189,8 +189,8 @@ def _strengths_of_metadata(file, root):
     text = read_header(file, root).metadata.get(_METADATA)
     if text is None:
         return {}
-    values = parse_json(text, f"{file}: its {_METADATA}")
     try:
+        values = parse_json(text, _METADATA)
         strengths = {
             network: _Strength(
                 float(values.get(f"{network}.lora_alpha", 8)),  # as peft has it
