@@ -18,11 +18,12 @@ from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import check_comparable, check_report
-from sd_tf.files import write_text
+from sd_tf.files import read_json, write_text
 
 GARMENTS = "fashion_mnist"
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of garments, of captioned pictures
 OF_PICTURES = ("caption", "caption_column", "caption_template", "fit", "background", "colour_prompt")
+LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
 VARIED = ("sampler", "steps", "guidance_scale")
 
 
@@ -245,13 +246,13 @@ def _scored(name, flags, judges, command):
 def _read(file):
     """The reports in an earlier report.json."""
     try:
-        whole = json.loads(file.read_text(encoding="utf-8"))
+        whole = read_json(file, most=LARGEST_REPORT)
         found = whole.get("reports", [whole])
+        if not isinstance(found, list) or not found:
+            raise ValueError("it has none")
         for report in found:
             check_report(report)
-        if not found:
-            raise ValueError("it has none")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is no report of this command ({error}): evaluate the model again") from None
     return found
 

@@ -7,10 +7,10 @@ through this module; pictures go through `sd_tf.data.opening`, which does so as 
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,8 +227,7 @@ def replacing_file(file):
         InputError: it cannot be written.
     """
     file = Path(file)
-    digest = hashlib.sha256(os.fsencode(file.name)).hexdigest()[:16]  # a name may be as long as names can be
-    new = file.with_name(f".{digest}.new-{os.getpid()}")
+    new = file.with_name(f".{secrets.token_hex(8)}.new")  # short, and nobody could have put a link there
     try:
         yield new
         new.replace(file)

@@ -7,7 +7,9 @@ guidance scales, in columns, and writes one contact sheet. Every picture begins 
 from pathlib import Path
 
 from sd_tf import commandline
+from sd_tf.checkpoints.sources import refuse_links_out
 from sd_tf.errors import InputError
+from sd_tf.training.own_folder import steps_in
 
 SCALES = [0.1, 1.0, 3.0, 5.0, 7.5]
 
@@ -34,9 +36,10 @@ def main(arguments=None):
     if output.suffix.lower() != ".png":
         raise InputError(f"--output is {flags.output}: name a .png file")
     commandline.check_no_folder(output)
-    snapshots = sorted((Path(flags.run) / "snapshots").glob("step-*"))
+    snapshots = steps_in(Path(flags.run) / "snapshots")
     if not snapshots:
         raise InputError(f"{flags.run} has no snapshots: train with --snapshots 8")
+    refuse_links_out(Path(flags.run) / "snapshots")
     commandline.load_tensorflow()
     import numpy as np
 
@@ -46,7 +49,7 @@ def main(arguments=None):
     from sd_tf.pictures import contact_sheet, save_png
 
     whole, rows = load(flags.run), []
-    for snapshot in snapshots:
+    for snapshot in snapshots.values():
         parts = whole.autoencoder, load_unet(snapshot), whole.text_encoder
         model = LatentDiffusion(*parts, whole.tokenizer, whole.schedule)
         settings = {"steps": flags.steps, "seed": flags.seed, "engine": "tensorflow"}
@@ -55,7 +58,7 @@ def main(arguments=None):
         )
     sheet = contact_sheet(
         np.array(rows),
-        [f"step {int(snapshot.name.removeprefix('step-')):,}" for snapshot in snapshots],
+        [f"step {step:,}" for step in snapshots],
         [f"guidance {scale:g}" for scale in flags.guidance_scale],
         flags.prompt,
     )

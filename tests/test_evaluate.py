@@ -5,7 +5,12 @@ import pytest
 
 from sd_tf import evaluate
 from sd_tf.errors import InputError
+from sd_tf.evaluation.classifier import load_classifier
+from sd_tf.evaluation.inception import Inception
+from sd_tf.evaluation.protocol import check_report
 from sd_tf.evaluation.scores import TINTED_PROMPTS
+from tests.checkpoints.hostile import SPECIAL
+from tests.fuzzing import limited
 
 FEW = ["--samples", "40", "--tinted-samples", "160", "--steps", "2", "--inception", "none"]
 
@@ -38,6 +43,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
 
 
 NAMED = '"model": "a", "label": "a", "command": "c", "skipped": {}'
+WRONG = ['"low": "x"', '"low": 1', '"real": [1]', '"reservation": 3', '"details": []', '"value": "1"']
+WRONG += ['"value": true', '"value": ' + "9" * 400, '"strange": 1', '"high": {}', '"low": 1, "high": null']
 SCORE = '{"value": 1, "better": "lower", "protocol": {}}'
 
 
@@ -54,6 +61,14 @@ SCORE = '{"value": 1, "better": "lower", "protocol": {}}'
         f'{{{NAMED}, "scores": {{"a": {{"value": 1, "protocol": {{}}}}}}}}',
         f'{{{NAMED}, "scores": {{"a": {SCORE.replace("lower", "worse")}}}}}',
         f'{{{NAMED}, "scores": {{"a": {SCORE.replace("{}", "1")}}}}}',
+        *(f'{{{NAMED}, "scores": {{"a": {SCORE[:-1]}, {more}}}}}}}' for more in WRONG),
+        f'{{{NAMED.replace("{}", "[]")}, "scores": {{"a": {SCORE}}}}}',
+        f'{{{NAMED[:-1]}"a": 1}}, "scores": {{"a": {SCORE}}}}}',
+        f'{{{NAMED}, "command": 3, "scores": {{"a": {SCORE}}}}}',
+        f'{{{NAMED}, "label": null, "scores": {{"a": {SCORE}}}}}',
+        '{"reports": {"a": 1}}',
+        '{"reports": [[]]}',
+        "[" * 100_000,
     ],
 )
 def test_a_file_that_is_no_report_is_named(tmp_path, content):
@@ -135,3 +150,33 @@ def test_reports_of_one_protocol_are_compared(report, tmp_path, capsys):
     evaluate.main(["--compare", file, file, "--output", str(tmp_path / "both")])
     assert len(json.loads((tmp_path / "both" / "report.json").read_text())["reports"]) == 2
     assert "frechet_distance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["a pipe", "zeros without end", "a socket", "a folder", "nothing"])
+@pytest.mark.parametrize("read", ["report", "inception", "classifier"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, how, read):
+    names = {"report": "old.json", "inception": "graph.pb", "classifier": "config.json"}
+    file = tmp_path / "read" / names[read]
+    file.parent.mkdir()
+    SPECIAL[how](file, tmp_path)
+    uses = {
+        "report": lambda: evaluate._read(file),
+        "inception": lambda: Inception(file),
+        "classifier": lambda: load_classifier(file.parent),
+    }
+    with limited(), pytest.raises(InputError, match=str(file)):
+        uses[read]()
+
+
+def test_details_of_a_report_are_numbers():
+    whole = {"model": "a", "label": "a", "command": "c", "skipped": {}, "scores": {}}
+    score = {"value": 1, "better": "lower", "protocol": {}}
+    for name, details in [
+        ("class_accuracy", {"a red dress": "x"}),
+        ("nearest_training_distance", {"real": {"0.5": 1}}),
+        ("nearest_training_distance", {"real": {"0.5": 1}, "drawn": {"0.5": "x"}}),
+        ("nearest_training_distance", {"real": {"0.5": 1}, "drawn": {}}),
+    ]:
+        with pytest.raises((ValueError, KeyError)):
+            check_report(whole | {"scores": {name: score | {"details": details}}})
+    check_report(whole | {"scores": {"class_accuracy": score | {"details": {"a red dress": 0.5}}}})

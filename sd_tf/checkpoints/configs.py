@@ -10,6 +10,7 @@ import math
 import types
 import typing
 
+from sd_tf.checkpoints.bounds import check_number, check_together
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
 from sd_tf.errors import InputError, shown
 
@@ -24,9 +25,6 @@ NOT_KEPT = {
     "dtype",
     "torch_dtype",
 }
-
-LARGEST = 2**31 - 1  # of any number, so that none overflows further on
-MAY_BE_ZERO = ("freq_shift", "steps_offset", "pad_token_id", "bos_token_id", "eos_token_id", "projection_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Kind:
         return {**self.header, **self.fixed, **fields, **config.kept, **dict(extra)}
 
     def from_json(self, values: dict, source: str):
+        if not isinstance(values, dict):  # of a whole CLIP
+            raise InputError(f"{source}: a part of it is {shown(values)}, expected an object")
         known = typing.get_type_hints(self.dataclass)
         del known["kept"]
         kept = {
@@ -85,11 +85,12 @@ class Kind:
             if not _is_a(value, known[name]):
                 default = getattr(self.dataclass, name)
                 raise InputError(f"{source}: {name} is {shown(value)}, expected something like {default!r}")
-            least = 0 if known[name] is float or name in MAY_BE_ZERO else 1
             for number in value if isinstance(value, tuple) else (value,):
-                if type(number) in (int, float) and not least <= number <= LARGEST:
-                    raise InputError(f"{source}: {name} is {shown(value)}, expected {least} to {LARGEST}")
-        return self.dataclass(**{**self.absent, **given}, kept=kept)
+                if type(number) in (int, float):
+                    check_number(name, number, value, source)
+        config = self.dataclass(**{**self.absent, **given}, kept=kept)
+        check_together(config, source)
+        return config
 
 
 def _is_a(value, kind) -> bool:

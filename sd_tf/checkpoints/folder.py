@@ -10,6 +10,7 @@ from sd_tf.checkpoints.names import assign, check, current_names, shapes
 from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
 from sd_tf.checkpoints.tensors import find, has_variant, write
+from sd_tf.checkpoints.weight_files import DIFFUSERS, STEMS, TRANSFORMERS
 from sd_tf.config import CLIPTextConfig
 from sd_tf.errors import InputError, naming, shown
 from sd_tf.files import read_json, write_json
@@ -25,8 +26,6 @@ from sd_tf.text.clip import (
     CLIPVisionModelWithProjection,
 )
 
-DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"  # how each library names weights
-STEMS = {"vae": DIFFUSERS, "unet": DIFFUSERS, "text_encoder": TRANSFORMERS}
 SHARD = "10GB"  # diffusers' own
 TENSORS_OF_A_LAYER = 8  # at least: a residual block has that many
 MOST_LAYERS = 200  # in one direction of a network; Stable Diffusion has 8, its towers up to 24
@@ -94,6 +93,10 @@ def save(model: LatentDiffusion, folder, dtype="float32", max_shard_size=SHARD):
         InputError: the folder cannot be written, or the dtype or the size makes no sense.
     """
     folder = Path(folder)
+    if (
+        folder.is_symlink() and folder.is_dir()
+    ):  # named by the user: it stays, and what it points to is written
+        folder = folder.resolve()
     if (folder / "model_index.json").is_file():
         with replacing(folder, keep_others=True) as new:
             _save_parts(model, new, dtype, max_shard_size)
@@ -219,7 +222,7 @@ def load_original(file, dtype):
 def _config_of(folder):
     folder = Path(folder)
     refuse_links_out(folder)
-    return read_json(folder / "config.json"), str(folder / "config.json")
+    return read_json(folder / "config.json", root=folder), str(folder / "config.json")
 
 
 def _filled(make, config, tensors, source):

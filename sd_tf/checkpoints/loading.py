@@ -4,18 +4,22 @@ Nothing here needs Keras, which is imported where networks are: a model that an 
 as it was kept is ready in a fifth of the time.
 """
 
+import contextlib
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from sd_tf.checkpoints import configs
+from sd_tf.checkpoints.bounds import check_memory, check_schedule
 from sd_tf.checkpoints.replacing import recover
 from sd_tf.checkpoints.sources import bundled_names, refuse_links_out, resolve
+from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
 from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
 from sd_tf.errors import InputError, naming, unknown
-from sd_tf.files import read_json
+from sd_tf.files import is_regular, read_json
 from sd_tf.latent.conversions import Origin
 from sd_tf.latent.engines import kept_conversion
 from sd_tf.latent.model import LatentDiffusion, Unread
@@ -54,9 +58,10 @@ def load(
     """
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise unknown("prediction_type", prediction_type, PREDICTION_TYPES)
-    path = Path(str(name_or_folder)).expanduser()
-    if not path.exists():
-        recover(path, keep_others=True)  # a save was killed between its renames
+    path = Path(os.path.expanduser(str(name_or_folder)))
+    if not os.path.lexists(path):
+        with contextlib.suppress(OSError, ValueError):  # then there is nothing to read, which is said below
+            recover(path, keep_others=True)  # a save was killed between its renames
     source = resolve(name_or_folder, revision, variant)
     origin = Origin(source, PARTS, variant)
     if source.is_file():
@@ -69,13 +74,13 @@ def load(
     else:
         refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
         schedule, pad_token = _schedule(source, prediction_type), None
+        parts = _unread(source, dtype)
+        _check_memory(parts, source, variant)
         kept = _kept(origin, dtype)
         if kept is None:
             from sd_tf.checkpoints import folder
 
             parts = folder.load_parts(source, dtype, variant)
-        else:
-            parts = _unread(source, dtype)
         tokenizer = tokenizer or source
     tokenizer = load_tokenizer(tokenizer, parts["text_encoder"].config.max_position_embeddings, pad_token)
     with naming(source):
@@ -103,16 +108,18 @@ def configs_of(name_or_folder) -> ModelConfigs:
         return ModelConfigs(found.autoencoder, found.unet, found.text, found.schedule)
     schedule = _schedule(source, None)
     unread = _unread(source, None)
+    _check_memory(unread, source)
     parts = (unread[name].config for name in ("autoencoder", "unet", "text_encoder"))
     return ModelConfigs(*parts, schedule)
 
 
 def needs_networks(name_or_folder, dtype=None) -> bool:
     """Whether `load` would read networks, and so import Keras and TensorFlow."""
-    path = Path(str(name_or_folder)).expanduser()
-    if str(name_or_folder) not in bundled_names() and not path.is_dir():
+    name = str(name_or_folder)
+    path = os.path.expanduser(name)
+    if name not in bundled_names() and not os.path.isdir(path):
         return True
-    return _kept(Origin(resolve(name_or_folder), PARTS), dtype) is None
+    return _kept(Origin(resolve(name), PARTS), dtype) is None
 
 
 def _kept(origin, dtype):
@@ -126,7 +133,7 @@ def _schedule(source, prediction_type):
     if not index.is_file():
         from sd_tf.checkpoints.lora import FILE as LORA_FILE
 
-        run = read_json(source / "run.json") if (source / "run.json").is_file() else {}
+        run = read_json(source / "run.json", root=source) if (source / "run.json").is_file() else {}
         of_kohya = run.get("finetune") == "lora" and any(source.glob("*.safetensors"))
         if (source / LORA_FILE).is_file() or of_kohya:
             raise InputError(
@@ -134,14 +141,14 @@ def _schedule(source, prediction_type):
             )
         way_out = "this run is not finished: start it again to resume" if run else "is it a model?"
         raise InputError(f"{source} has no model_index.json: {way_out}")
-    configs.check_model_index(read_json(index), str(index))
+    configs.check_model_index(read_json(index, root=source), str(index))
     refuse_links_out(source / "scheduler")
     file = source / "scheduler" / "scheduler_config.json"
-    schedule = configs.SCHEDULE.from_json(read_json(file), str(file))
+    schedule = configs.SCHEDULE.from_json(read_json(file, root=source), str(file))
     if prediction_type is not None:
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     with naming(file):
-        NoiseSchedule(schedule)  # refuses what it cannot be before gigabytes are read
+        check_schedule(NoiseSchedule(schedule))  # refuses what it cannot be before gigabytes are read
     return schedule
 
 
@@ -155,7 +162,7 @@ def _unread(source, dtype):
             return getattr(folders, f"load_{name}")(source / folder, dtype)
 
         file = source / folder / "config.json"
-        values = read_json(file)
+        values = read_json(file, root=source)
         return Unread(config.from_json(values.get("text_config", values), str(file)), read)  # of a whole CLIP
 
     return {
@@ -163,6 +170,14 @@ def _unread(source, dtype):
         "unet": part("unet", configs.UNET, "unet"),
         "text_encoder": part("text_encoder", configs.CLIP_TEXT, "text_encoder"),
     }
+
+
+def _check_memory(unread, source, variant=None):
+    found = [weight_files(source / part, STEMS[part], variant) for part in ("vae", "unet")]
+    size = sum(
+        file.stat().st_size for each in found if each is not None for file in each.files if is_regular(file)
+    )
+    check_memory(unread["autoencoder"].config, unread["unet"].config, size, str(source))
 
 
 def load_tokenizer(source, max_length, pad_token=None):

@@ -6,7 +6,6 @@ kohya       lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q
                                                                       ....lora_up.weight, .alpha
 """
 
-import json
 import math
 import os
 import re
@@ -14,14 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 
+from sd_tf.checkpoints.header import read_header
 from sd_tf.checkpoints.tensors import DTYPES, read_file, save_tensors
 from sd_tf.config import LORA_LAYOUTS
 from sd_tf.errors import InputError, shown, unknown
+from sd_tf.files import parse_json
 from sd_tf.latent.lora import LowRank
 
 FILE = "pytorch_lora_weights.safetensors"
+MOST_SCALE = 10_000  # of alpha / rank; it is 1 or 2 as a rule, and far more makes pictures NaN
+MOST_PATTERNS = 5000  # each is held against every layer's name
 _DOWN = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down")
 _UP = ("lora_B", "lora_up", "lora.up", "lora_linear_layer.up")
 _PART = re.compile(rf"(.*?)\.({'|'.join(map(re.escape, _DOWN + _UP))})\.weight|(.*)\.alpha")
@@ -43,10 +45,11 @@ def read_lora(file, modules) -> dict[str, LowRank]:
         InputError: the file is damaged, no LoRA, or has layers that the model has not.
     """
     file = Path(file)
-    file = _file_in(file) if file.is_dir() else file
+    root = file if file.is_dir() else None
+    file = file if root is None else _file_in(root)
     known = _known_names(modules)
     parts = {}
-    for key, tensor in read_file(file).items():
+    for key, tensor in read_file(file, root).items():
         found = _PART.fullmatch(key)
         if not found:
             raise InputError(
@@ -59,38 +62,50 @@ def read_lora(file, modules) -> dict[str, LowRank]:
             raise InputError(
                 f"{file}: {shown(name)} is no layer of this model: a LoRA for another architecture"
             )
-        parts.setdefault(known[name], {})[part] = tensor
-    strengths = _strengths_of_metadata(file)
-    changes = {}
-    for module, found in parts.items():
-        if not {"down", "up"} <= found.keys():
-            raise InputError(f"{file}: {module} has {' and '.join(found)} only: it is damaged")
-        down, up = (found[part].read().astype(np.float32) for part in ("down", "up"))
-        rank = down.shape[0] if down.ndim else 0
-        if (
-            down.ndim not in (2, 4)
-            or up.ndim != down.ndim
-            or up.shape[1] != rank
-            or math.prod(up.shape) != up.shape[0] * rank
-            or not rank
-        ):
+        before = parts.setdefault(known[name], {}).setdefault(part, tensor)
+        if before is not tensor:
             raise InputError(
-                f"{file}: {module} is {up.shape} times {down.shape}, which is no product of low rank"
+                f"{file}: {shown(before.key, 300)} and {shown(key, 300)} are both the {part} of "
+                f"{known[name]}: two LoRAs in one file?"
             )
-        if "alpha" in found:
-            if math.prod(found["alpha"].shape) != 1:
-                shape = found["alpha"].shape
-                raise InputError(f"{file}: the alpha of {module} is {shape}, not one number: it is damaged")
-            scale = float(found["alpha"].read().item()) / rank
-        else:
-            network, _, layer = module.partition(".")
-            scale = strengths.get(network, _Strength()).scale(layer, rank)
-        if not all(map(np.all, map(np.isfinite, (down, up, np.float64(scale))))):
-            raise InputError(f"{file}: {module} has values that are not finite")
-        changes[module] = LowRank(down, up, scale)
+    strengths = _strengths_of_metadata(file, root)
+    changes = {module: _change(file, module, found, strengths) for module, found in parts.items()}
     if not changes:
         raise InputError(f"{file} holds no LoRA")
     return changes
+
+
+def _change(file, module, found, strengths):
+    """The change of a module, of its parts in the file."""
+    if not {"down", "up"} <= found.keys():
+        raise InputError(f"{file}: {module} has {' and '.join(found)} only: it is damaged")
+    down, up = (found[part].read().astype(np.float32) for part in ("down", "up"))
+    rank = down.shape[0] if down.ndim else 0
+    if (
+        down.ndim not in (2, 4)
+        or up.ndim != down.ndim
+        or up.shape[1] != rank
+        or math.prod(up.shape) != up.shape[0] * rank
+        or not rank
+    ):
+        raise InputError(
+            f"{file}: {module} is {up.shape} times {down.shape}, which is no product of low rank"
+        )
+    if "alpha" in found:
+        if math.prod(found["alpha"].shape) != 1:
+            shape = found["alpha"].shape
+            raise InputError(f"{file}: the alpha of {module} is {shape}, not one number: it is damaged")
+        scale = float(found["alpha"].read().item()) / rank
+    else:
+        network, _, layer = module.partition(".")
+        scale = strengths.get(network, _Strength()).scale(layer, rank)
+    if not all(map(np.all, map(np.isfinite, (down, up, np.float64(scale))))):
+        raise InputError(f"{file}: {module} has values that are not finite")
+    if abs(scale) > MOST_SCALE:
+        raise InputError(
+            f"{file}: {module} is multiplied by {scale:g}, {MOST_SCALE} is the most: its alpha is wrong"
+        )
+    return LowRank(down, up, scale)
 
 
 def name_of(file) -> str:
@@ -169,14 +184,13 @@ class _Strength(NamedTuple):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _strengths_of_metadata(file):
+def _strengths_of_metadata(file, root):
     """ "unet" and "text_encoder" -> `_Strength`, where diffusers wrote it."""
-    with safe_open(file, framework="numpy") as opened:
-        text = (opened.metadata() or {}).get(_METADATA)
+    text = read_header(file, root).metadata.get(_METADATA)
     if text is None:
         return {}
     try:
-        values = json.loads(text)
+        values = parse_json(text, _METADATA)
         strengths = {
             network: _Strength(
                 float(values.get(f"{network}.lora_alpha", 8)),  # as peft has it
@@ -191,6 +205,11 @@ def _strengths_of_metadata(file):
             f"{file}: its {_METADATA} is {shown(text)}, which is not what diffusers writes"
         ) from None
     for strength in strengths.values():
+        if len(strength.alpha_pattern) > MOST_PATTERNS:
+            raise InputError(
+                f"{file}: alpha_pattern of its {_METADATA} has {len(strength.alpha_pattern)} entries, "
+                f"{MOST_PATTERNS} are the most"
+            )
         for end in strength.alpha_pattern:
             if not _PATTERN.fullmatch(end):  # a stranger's regular expression may take forever
                 raise InputError(

@@ -126,8 +126,17 @@ def _renamed(tensors, rules):
     renamed = {}
     for key, tensor in tensors.items():
         stem, _, last = key.rpartition(".")
-        renamed[f"{rules.get(stem, stem)}.{last}"] = tensor
+        _put(renamed, f"{rules.get(stem, stem)}.{last}", tensor)
     return renamed
+
+
+def _put(renamed, key, tensor):
+    """Under a key that no other tensor of the file has."""
+    before = renamed.setdefault(key, tensor)
+    if before is not tensor:
+        raise InputError(
+            f"{tensor.file}: {before.key} and {tensor.key} are both {key}: another writer's file?"
+        )
 
 
 # -- the UNet ---------------------------------------------------------------------------------------
@@ -224,7 +233,7 @@ def _autoencoder(tensors):
             original, current = f"{half}.mid.attn_1.{theirs}", f"{half}.mid_block.attentions.0.{ours}"
             for last in ("weight", "bias"):
                 if ours != "group_norm" and (tensor := renamed.pop(f"{original}.{last}", None)) is not None:
-                    renamed[f"{current}.{last}"] = _squeezed(tensor)
+                    _put(renamed, f"{current}.{last}", _squeezed(tensor))
     return config, renamed
 
 
@@ -280,7 +289,10 @@ def _open_clip(tensors):
             for last in ("weight", "bias"):
                 tensor = tensors[f"{original}.attn.in_proj_{last}"]
                 renamed[f"{current}.self_attn.{name}.{last}"] = _third(tensor, third)
-    return config, renamed | {key: tensor for key, tensor in tensors.items() if key not in known}
+    for key, tensor in tensors.items():
+        if key not in known:
+            _put(renamed, key, tensor)
+    return config, renamed
 
 
 def _third(tensor: Tensor, third: int) -> Tensor:

@@ -5,12 +5,14 @@ import os
 import re
 from pathlib import Path
 
+from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.errors import InputError, unknown
-from sd_tf.files import is_inside
+from sd_tf.files import is_inside, open_file, reason
 
 PACKAGE = Path(__file__).parent.parent
 INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
 BUNDLED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+MOST_WEIGHTS = 30_000_000_000  # bytes of a model; Stable Diffusion's single files have up to 8 GB
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -33,8 +35,8 @@ def resolve(name_or_folder, revision: str | None = None, variant: str | None = N
     name = str(name_or_folder)
     if name in bundled_names():
         return BUNDLED / name
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):  # of a name that is none, too, such as one of 300 characters
         return path
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
         return _download(name, revision, variant)
@@ -82,11 +84,29 @@ def _download(hub_id, revision, variant) -> Path:
 
 
 def weights_sha256(folder) -> str:
-    """Of all weights in a model's folder, or in its one file."""
-    digest, folder = hashlib.sha256(), Path(folder)
-    for file in [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    """Of the weights that a load would read, of a whole model or of one part, or of one file.
+
+    Raises:
+        InputError: a file is none that can be read, or they are larger than any model that is supported.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        files, root = [folder], None
+    else:
+        parts = [(folder / part, stem) for part, stem in STEMS.items()]
+        parts += [(folder, stem) for stem in dict.fromkeys(STEMS.values())]
+        found = [weight_files(place, stem) for place, stem in parts]
+        files, root = sorted({file for each in found if each is not None for file in each.files}), folder
+    digest, left = hashlib.sha256(), MOST_WEIGHTS
+    for file in files:
+        with open_file(file, root) as opened:
+            left -= os.fstat(opened.fileno()).st_size
+            if left < 0:
+                raise InputError(f"{folder} has more than {MOST_WEIGHTS:,} bytes of weights: is it a model?")
+            try:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {reason(error)}") from None
     return digest.hexdigest()
 
 

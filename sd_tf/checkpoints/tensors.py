@@ -5,7 +5,6 @@ a header is checked before any tensor is read.
 """
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -15,17 +14,17 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from sd_tf.checkpoints.header import read_header, stamp_of
 from sd_tf.checkpoints.names import keyed_variables, to_torch
-from sd_tf.errors import InputError, shown, unknown
-from sd_tf.files import is_inside, read_json, write_json
+from sd_tf.checkpoints.weight_files import weight_files
+from sd_tf.errors import InputError, unknown
+from sd_tf.files import open_file, reason, replacing_file, write_json
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-SHARD = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
-LARGEST_HEADER = 20_000_000  # bytes, of which JSON makes thirty times as many; Stable Diffusion's have 0.1 MB
 NOT_WEIGHTS = re.compile(r"(^|\.)embeddings\.position_ids$")  # 0, 1, 2 ... in files before transformers 4.31
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -37,6 +36,7 @@ class Place(NamedTuple):
     begin: int  # bytes
     shape: tuple[int, ...]
     dtype: np.dtype
+    stamp: tuple[int, ...]  # of the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +50,32 @@ class Tensor:
     view: Callable | None = None
 
     def read(self) -> np.ndarray:
-        """The values, of the file's dtype."""
+        """The values, of the file's dtype.
+
+        Raises:
+            InputError: the file is not the one any more whose header was read.
+        """
         # Not mapped: pages of a mapping stay in memory, and a load's peak would be the model and its files.
-        begin, shape, dtype = self.place
-        values = np.fromfile(self.file, dtype, math.prod(shape), offset=begin).reshape(shape)
+        begin, shape, dtype, stamp = self.place
+        number = math.prod(shape)
+        with open_file(self.file) as opened:  # the stamp says that it is the one that was let in
+            before = stamp_of(opened)
+            try:
+                values = np.fromfile(opened, dtype, number, offset=begin) if before == stamp else ()
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self.file} cannot be read: {reason(error)}") from None
+            if len(values) != number or stamp_of(opened) != stamp or before != stamp:
+                raise InputError(f"{self.file} was changed while it was read: load it again")
+        values = values.reshape(shape)
         return values if self.view is None else self.view(values)
 
 
-def read_file(file: Path) -> dict[str, Tensor]:
+def read_file(file: Path, root=None) -> dict[str, Tensor]:
     """Every weight of one safetensors file, by its key.
+
+    Args:
+        file: a path.
+        root: the folder that the file must lie in; see `sd_tf.files.open_file`.
 
     Raises:
         InputError: the file is missing, a pickle, damaged, names a tensor twice or holds one that is
@@ -69,65 +86,32 @@ def read_file(file: Path) -> dict[str, Tensor]:
             f"{file} is a pickle, which can execute code when it is read: convert it to safetensors, "
             "with diffusers' or the hub's converter, on a machine that may be lost"
         )
-    if not file.is_file():
-        raise InputError(f"{file} is missing")
-    try:
-        header, begin = _read_header(file)
-        with safe_open(file, framework="numpy"):
-            pass  # the library has found all shapes, dtypes and places in order, or raised
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} is no readable safetensors file: {reason}") from None
-    tensors = {}
-    for key, entry in header.items():
-        if key == "__metadata__" or NOT_WEIGHTS.search(key):
+    header, tensors = read_header(file, root), {}
+    for key, entry in header.entries.items():
+        if NOT_WEIGHTS.search(key):
             continue
-        if entry["dtype"] not in FLOATS:
-            raise InputError(f"{file}: {key} is {entry['dtype']}, only {', '.join(FLOATS)} are supported")
-        shape, dtype = tuple(entry["shape"]), np.dtype(FLOATS[entry["dtype"]])
-        tensors[key] = Tensor(file, key, shape, Place(begin + entry["data_offsets"][0], shape, dtype))
+        if entry.dtype not in FLOATS:
+            raise InputError(f"{file}: {key} is {entry.dtype}, only {', '.join(FLOATS)} are supported")
+        place = Place(entry.begin, entry.shape, np.dtype(FLOATS[entry.dtype]), header.stamp)
+        tensors[key] = Tensor(file, key, entry.shape, place)
     return tensors
-
-
-def _read_header(file: Path) -> tuple[dict, int]:
-    """The header, in which no key may stand twice, and the place where the tensors begin."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > min(LARGEST_HEADER, file.stat().st_size - 8):
-            raise ValueError(
-                f"its header claims {length} bytes, the file has {file.stat().st_size}, and "
-                f"{LARGEST_HEADER} are the most"
-            )
-        return json.loads(opened.read(length), object_pairs_hook=_without_repeats), 8 + length
-
-
-def _without_repeats(pairs):
-    values = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"{key} stands in it twice")
-        values[key] = value
-    return values
 
 
 def find(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:
     """The weights of a part, from its one file or from the shards of its index.
 
     Args:
-        folder: of the part.
-        stem: "diffusion_pytorch_model" in diffusers' folders, "model" in those of transformers.
-        variant: as in diffusers: "fp16" looks for `<stem>.fp16.safetensors` first.
+        folder, stem, variant: see `weight_files`.
 
     Raises:
         InputError: there are none, or a file is damaged or does not fit its index.
     """
-    for infix in [f".{variant}", ""] if variant else [""]:
-        single = folder / f"{stem}{infix}.safetensors"
-        index = folder / f"{stem}.safetensors.index{infix}.json"
-        if single.is_file():
-            return read_file(single)
-        if index.is_file():
-            return _read_shards(index)
+    found = weight_files(folder, stem, variant)
+    if found is not None and found.index is None:
+        return read_file(found.files[0], root=folder)
+    if found is not None:
+        return _read_shards(found)
+    single = folder / f"{stem}.safetensors"
     others = sorted(folder.glob(f"{stem}.*.safetensors*")) + sorted(
         path for path in folder.glob("*.*") if path.suffix in PICKLES
     )
@@ -145,19 +129,11 @@ def has_variant(folder: Path, stem: str, variant: str) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"{index} has no weight_map from keys to file names")
-    tensors = {}
-    for name in sorted(set(weight_map.values())):
-        if not SHARD.fullmatch(name):
-            raise InputError(f"{index} names {shown(name)}, which is no safetensors file beside it")
-        file = index.with_name(name)
-        if not is_inside(index.parent, file):
-            raise InputError(f"{file} is a link out of its folder: copy the file it points to")
-        for key, tensor in read_file(file).items():
-            if weight_map.get(key) != name:
+def _read_shards(found):
+    tensors, (files, index, weight_map) = {}, found
+    for file in files:
+        for key, tensor in read_file(file, root=index.parent).items():
+            if weight_map.get(key) != file.name:
                 where = weight_map.get(key, "no file")
                 raise InputError(f"{file} holds {key}, which {index.name} says is in {where}")
             tensors[key] = tensor
@@ -205,17 +181,14 @@ def write(folder: Path, stem: str, model, dtype: str, max_shard_size):
 
 def save_tensors(values: dict[str, np.ndarray], file: Path):
     """Writes a safetensors file with the rights of any new file; the library leaves it to its owner alone."""
-    new = file.with_name(f".{file.name}.new")
     try:
-        save_file(values, new, metadata={"format": "pt"})
-        mask = os.umask(0)
-        os.umask(mask)
-        new.chmod(0o666 & ~mask)
-        new.replace(file)
+        with replacing_file(file) as new:
+            save_file(values, new, metadata={"format": "pt"})
+            mask = os.umask(0)
+            os.umask(mask)
+            new.chmod(0o666 & ~mask)
     except SafetensorError as error:  # a full disk, in words
         raise OSError(str(error)) from None
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _bytes(size) -> int:

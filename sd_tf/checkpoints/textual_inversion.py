@@ -29,8 +29,9 @@ def read_word(file, token: str | None = None) -> tuple[str, np.ndarray]:
         InputError: the file is damaged, or holds no word of one vector.
     """
     file = Path(file)
-    file = file / FILE if file.is_dir() else file
-    tensors = read_file(file)
+    root = file if file.is_dir() else None
+    file = file if root is None else file / FILE
+    tensors = read_file(file, root)
     if len(tensors) != 1:
         raise InputError(
             f"{file} holds {len(tensors)} tensors, a learned word is one: is it textual inversion?"

@@ -91,6 +91,11 @@ def with_one_more(schedule, steps: int, karras: bool = False) -> list[Level]:
         timesteps = np.round(np.linspace(0, total - 1, steps + 1))[:0:-1]
     elif schedule.config.timestep_spacing == "leading":
         timesteps = np.arange(steps, 0, -1) * (total // (steps + 1)) + schedule.config.steps_offset
+    if timesteps[0] >= total:
+        raise InputError(
+            f"steps is {steps}, which with steps_offset {schedule.config.steps_offset} starts past the last "
+            f"timestep, {total - 1}: take fewer steps or another sampler"
+        )
     sigmas = schedule.sigmas[timesteps.astype(int)]
     if karras:
         sigmas = _karras(schedule.sigmas[-1], schedule.sigmas[0], steps)

@@ -15,8 +15,8 @@ from sd_tf import commandline
 from sd_tf.checkpoints.folder import load_alone, save_alone
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.fashion_mnist import FashionMNIST
-from sd_tf.errors import InputError
-from sd_tf.files import read_json
+from sd_tf.errors import InputError, shown
+from sd_tf.files import open_file, read_json
 
 NUM_CLASSES = 10
 SIDE = 28  # the pictures' own size, without the padding
@@ -167,12 +167,16 @@ def load_classifier(name="fashion-mnist-classifier") -> Classifier:
         InputError: it is no folder of a classifier of this shape.
     """
     folder = resolve(name)
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", root=folder)
     if values.get("widths") != list(WIDTHS) or values.get("features") != FEATURES:
         raise InputError(f"{folder} holds no classifier of this version: leave --classifier out")
     model = load_alone(Classifier(), folder)
-    model.accuracy = values.get("test_accuracy")
-    model.sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    accuracy = values.get("test_accuracy")
+    if accuracy is not None and not (type(accuracy) in (int, float) and 0 <= accuracy <= 1):
+        raise InputError(f"{folder / 'config.json'}: test_accuracy is {shown(accuracy)}, expected 0 to 1")
+    model.accuracy = accuracy
+    with open_file(folder / "model.safetensors", root=folder) as opened:
+        model.sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     return model
 
 

@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from sd_tf.errors import InputError
+from sd_tf.files import read_bytes, reason
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 FILE = "classify_image_graph_def.pb"
+LARGEST = 300_000_000  # bytes; it has 95 million
 INPUT, OUTPUT = "ExpandDims:0", "pool_3:0"
 SIDE, WIDTH = 299, 2048
 CONNECT_SECONDS = 5
@@ -49,10 +51,10 @@ class Inception:
 
         file = Path(file) if file is not None else _cached()
         try:
-            content = file.read_bytes()
+            content = read_bytes(file, LARGEST)
             definition = tf.compat.v1.GraphDef.FromString(content)
         except Exception as error:  # of the file system, or of protobuf
-            raise InputError(f"{file} cannot be read as {FILE}: {error}") from None
+            raise InputError(f"{file} cannot be read as {FILE}: {reason(error)}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()
         strange = sorted({node.op for node in definition.node} - OPERATIONS)
         if strange or definition.library.function:
@@ -100,7 +102,7 @@ def _cached():
                 if member.name.rpartition("/")[2] == FILE and member.isfile():
                     file.parent.mkdir(parents=True, exist_ok=True)
                     part = file.with_name(f".{FILE}.{os.getpid()}")
-                    part.write_bytes(archive.extractfile(member).read())
+                    part.write_bytes(archive.extractfile(member).read(LARGEST))
                     return part.replace(file)
     except (OSError, tarfile.TarError) as error:
         raise InputError(

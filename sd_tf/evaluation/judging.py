@@ -8,7 +8,7 @@ from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.compiled import compiled
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
 from sd_tf.data.pipeline import to_uint8, to_unit
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, naming
 from sd_tf.evaluation import scores
 from sd_tf.evaluation.classifier import load_classifier
 from sd_tf.evaluation.inception import Inception
@@ -44,6 +44,8 @@ class Judges:
         features = scores.ClassifierFeatures(self.classifier, classifier)
         self.clip, clip_folder = load_clip(clip), resolve(clip)
         tokenizer = Tokenizer.load(clip_folder, self.clip.text_config.max_position_embeddings)
+        with naming(clip_folder):
+            tokenizer.check_fits(self.clip.text_config)
         self.clip_score = scores.ClipScore(
             self.clip, tokenizer, str(clip), weights_sha256(clip_folder), self.real
         )

@@ -4,7 +4,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, shown
+
+BY_PROMPT = ("class_accuracy", "tinted_class_accuracy", "colour_accuracy")  # whose details are shares
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,51 @@ class Score:
 
 
 def check_report(report):
-    """Raises `ValueError`, `KeyError` or `TypeError` where that is no dictionary of a report.json."""
-    str(report["model"]), str(report["label"]), str(report["command"]), dict(report["skipped"])
+    """Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` where that is none of report.json.
+
+    All is of the type that a page shows it as, so that it shows, or is refused before anything is drawn.
+    """
+    for name in ("model", "label", "command"):
+        _check(name, report[name], str)
+    for name, why in report["skipped"].items():
+        _check(name, why, str)
     if not report["scores"]:
         raise ValueError("it has no scores")
-    for score in report["scores"].values():
+    for name, score in report["scores"].items():
         score = Score(**score)
-        float(score.value), dict(score.protocol), dict(score.details)
         if score.better not in ("lower", "higher"):
-            raise ValueError(f"better is {score.better!r}")
+            raise ValueError(f"better is {shown(score.better)}")
+        _check(name, score.value, float)
+        for each in (score.low, score.high, score.real):
+            if each is not None:
+                _check(name, each, float)
+        if (score.low is None) != (score.high is None):
+            raise ValueError(f"{shown(name)} has half an interval")
+        _check(name, score.reservation, str)
+        _check(name, score.protocol, dict)
+        _check_details(name, score.details)
+
+
+def _check_details(name, details):
+    """Numbers, by names; of `nearest_training_distance`, by names of quantiles in those of two kinds."""
+    _check(name, details, dict)
+    if name == "nearest_training_distance" and details:
+        for kind in ("real", "drawn"):
+            for quantile in details[kind].values():
+                _check(name, quantile, float)
+        if details["real"].keys() != details["drawn"].keys():
+            raise ValueError(f"{shown(name)} has two kinds of quantiles")
+    elif name in BY_PROMPT:
+        for number in details.values():
+            _check(name, number, float)
+
+
+def _check(name, value, kind):
+    if kind is float:
+        if type(value) is not float and not (type(value) is int and abs(value) < 2**53):
+            raise ValueError(f"{shown(name)} is {shown(value)}, which is no number")
+    elif not isinstance(value, kind):
+        raise ValueError(f"{shown(name)} is {shown(value)}, expected a {kind.__name__}")
 
 
 def check_comparable(reports, varied=()):

@@ -6,6 +6,7 @@ image tower, the decoder and the UNet.
 """
 
 from sd_tf.diffusion.denoiser import to_prediction
+from sd_tf.errors import naming
 from sd_tf.latent.drawing import check_number
 from sd_tf.text.prompts import parts_of
 
@@ -29,6 +30,8 @@ class CLIPGuidance:
 
         self.clip, self.scale = load_clip(clip), scale
         self.tokenizer = load_tokenizer(clip, self.clip.text_config.max_position_embeddings)
+        with naming(clip):
+            self.tokenizer.check_fits(self.clip.text_config)
         self._gradient = (
             None,
             None,

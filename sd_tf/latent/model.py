@@ -74,12 +74,18 @@ class LatentDiffusion:
                 f"the UNet takes latents of {unet.config.in_channels} channels, the autoencoder's have "
                 f"{autoencoder.config.latent_channels}: take the autoencoder that the UNet was trained with"
             )
-        positions, rows = text_encoder.config.max_position_embeddings, text_encoder.config.vocab_size
-        if tokenizer.max_length > positions or tokenizer.vocab_size > rows:
+        if unet.config.out_channels != unet.config.in_channels:
             raise InputError(
-                f"the tokenizer gives {tokenizer.max_length} of {tokenizer.vocab_size} tokens, the text "
-                f"tower reads {positions} of {rows}: take the tokenizer that the tower was trained with"
+                f"the UNet gives {unet.config.out_channels} channels for latents of "
+                f"{unet.config.in_channels}: only those that give as many are supported"
             )
+        channels = autoencoder.config.in_channels, autoencoder.config.out_channels
+        if channels != (3, 3):
+            raise InputError(
+                f"the autoencoder reads and draws pictures of {channels[0]} and {channels[1]} channels: only "
+                "those of 3, red, green and blue, are supported"
+            )
+        tokenizer.check_fits(text_encoder.config)
         self._parts = {"autoencoder": autoencoder, "unet": unet, "text_encoder": text_encoder}
         self.tokenizer, self.schedule = tokenizer, schedule
         self._unet_config = unet.config

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BytePairTokenizer
 
 from sd_tf.errors import InputError, shown
+from sd_tf.files import read_json, read_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -153,6 +154,15 @@ class Tokenizer:
         row = np.full(self.max_length, self.pad_token_id, np.int32)
         row[: len(ids)] = ids
         return row
+
+    def check_fits(self, config):
+        """Raises `InputError` where a text tower of that `CLIPTextConfig` cannot read the rows."""
+        positions, rows = config.max_position_embeddings, config.vocab_size
+        if self.max_length > positions or self.vocab_size > rows:
+            raise InputError(
+                f"the tokenizer gives {self.max_length} of {self.vocab_size} tokens, the text tower reads "
+                f"{positions} of {rows}: take the tokenizer that the tower was trained with"
+            )
 
     def with_token(self, token):
         """A tokenizer with one token more, which is cut out of a prompt before it is split into words."""
@@ -421,22 +431,16 @@ def _read_length(config, file):
 
 def _read_text(file):
     try:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"it has {file.stat().st_size} bytes, {LARGEST} are the most")
-        return file.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): fetch the tokenizer again.") from error
+        return read_text(file, LARGEST, root=file.parent)
+    except InputError as error:
+        raise InputError(f"{error}: fetch the tokenizer again.") from None
 
 
 def _read_json(file):
-    text = _read_text(file)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
-        raise InputError(f"{file} is not JSON ({error}): fetch the tokenizer again.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds {shown(content)}, not a JSON object: fetch the tokenizer again.")
-    return content
+        return read_json(file, root=file.parent, most=LARGEST)
+    except InputError as error:
+        raise InputError(f"{error}: fetch the tokenizer again.") from None
 
 
 def _read_merges(file):

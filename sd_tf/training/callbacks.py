@@ -5,7 +5,6 @@ Each is an observer of the `Trainer`, called after every step as `observer(train
 
 import json
 import secrets
-import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from sd_tf.errors import InputError
 from sd_tf.pictures import save_sheet
+from sd_tf.training.own_folder import append, keep_lines, name_of, remove, steps_in, written_once
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -85,8 +85,7 @@ class Log:
         if optimizer.loss_scale is not None:
             values["loss_scale"] = float(optimizer.loss_scale.numpy())
         line = {"step": step, "elapsed": round(elapsed, 2), **values}
-        with self.file.open("a") as file:
-            file.write(json.dumps({"stage": self.stage.name} | line) + "\n")
+        append(self.file, json.dumps({"stage": self.stage.name} | line) + "\n")
         if self.also is not None:
             self.also(self.stage.name, line)
         with self.writer.as_default(step=step):
@@ -113,15 +112,13 @@ class WeightsAndBiases:
             import wandb
         except ImportError:
             raise InputError("--wandb needs its package: pip install 'sd_tf[wandb]'") from None
-        file = folder / "wandb-id.txt"
-        if not file.exists():
-            file.write_text(secrets.token_hex(4))
+        run_id = written_once(folder / "wandb-id.txt", r"[\w-]{1,64}", lambda: secrets.token_hex(4))
         settings = wandb.Settings(silent=True, console="off")
         try:
             self.run = wandb.init(
                 project="sd_tf",
                 name=folder.name,
-                id=file.read_text(),
+                id=run_id,
                 resume="allow",
                 dir=folder,
                 config=config,
@@ -155,8 +152,10 @@ class Previews:
         with trainer.optimizer.averages_in_place():
             preview = self.stage.preview()
         if preview is not None:
+            file = self.folder / f"{self.stage.name}-{step:07d}.png"
             self.folder.mkdir(exist_ok=True)
-            save_sheet(self.folder / f"{self.stage.name}-{step:07d}.png", *preview)
+            remove(file)  # of a killed run, or a stranger's link
+            save_sheet(file, *preview)
 
 
 class Snapshots:
@@ -172,15 +171,15 @@ class Snapshots:
 
     def __init__(self, write, folder: Path, number, budget, progress, first_step=0):
         self.write, self.folder = write, folder
-        for later in folder.glob("step-*"):
-            if int(later.name.removeprefix("step-")) > first_step:
-                shutil.rmtree(later)
+        for step, later in steps_in(folder).items():
+            if step > first_step:
+                remove(later)
         self.times = _Times(number, budget, progress)
 
     def __call__(self, trainer, step, elapsed, means):
         if self.times.now(step, elapsed):
             with trainer.optimizer.averages_in_place():
-                self.write(self.folder / f"step-{step:07d}")
+                self.write(self.folder / name_of(step))
 
 
 class _Times:
@@ -228,16 +227,9 @@ def _clock(seconds):
 
 def _forget_after(file: Path, stage, step):
     """Drops the lines of steps that a killed run took after its last checkpoint: they are taken again."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # torn by the kill
-        if entry["stage"] != stage or entry["step"] <= step:
-            kept.append(line + "\n")
-    new = file.with_name(f".{file.name}.new")
-    new.write_text("".join(kept))
-    new.replace(file)  # a run killed here keeps its log
+
+    def is_kept(entry):
+        known = isinstance(entry.get("stage"), str) and type(entry.get("step")) is int
+        return known and (entry["stage"] != stage or entry["step"] <= step)
+
+    keep_lines(file, is_kept)

@@ -4,19 +4,25 @@
 <folder>/step-0000120/sums.json                     SHA-256 of each of these files
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 
 import tensorflow as tf
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, shown
+from sd_tf.files import is_inside, open_file, read_json, reason
+from sd_tf.training.own_folder import name_of, remove, steps_in
 
 SUMS = "sums.json"
+LARGEST_SUMS = 1_000_000  # bytes
+LARGEST_FILE = 200_000_000_000  # bytes; all of Stable Diffusion's UNet and its optimizer takes 14 GB
+MOST_FILES = 1000
 
 
 class Checkpoints:
@@ -37,12 +43,11 @@ class Checkpoints:
     @property
     def steps(self):
         """Of the checkpoints that are there, damaged or not, in ascending order."""
-        names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*")]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return list(steps_in(self.folder))
 
     def place(self, step):
         """The folder of a checkpoint."""
-        return self.folder / f"step-{step:07d}"
+        return self.folder / name_of(step)
 
     def save(self, step):
         """Writes the state of now.
@@ -50,25 +55,27 @@ class Checkpoints:
         Raises:
             InputError: it cannot be written; those before it stay.
         """
-        new, final = self.folder / f".step-{step:07d}.new", self.place(step)
+        new, final = self.folder / f".{name_of(step)}.new", self.place(step)
+        self._check_folder()
         try:
-            shutil.rmtree(new, ignore_errors=True)  # a save was killed
+            remove(new)  # a save was killed
             new.mkdir(parents=True)
             self.state.write(str(new / "state"))
             (new / SUMS).write_text(json.dumps(_sums(new)))
-            if final.exists():  # a damaged one, which `restore` passed over
-                shutil.rmtree(final)
+            remove(final)  # a damaged one, which `restore` passed over
             new.rename(final)
         except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(new, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or _plain(error)
+            with contextlib.suppress(OSError):
+                remove(new)
+            why = getattr(error, "strerror", None) or _plain(error)
             before = f"step {self.steps[-1]} is kept" if self.steps else "there is none before it"
             raise InputError(
-                f"cannot write the checkpoint {final}: {reason}; {before}: make room, then start the same "
+                f"cannot write the checkpoint {final}: {why}; {before}: make room, then start the same "
                 "command again to resume"
             ) from None
         for old in self.steps[: -self.keep]:
-            shutil.rmtree(self.place(old), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(self.place(old))
 
     def restore(self, workers):
         """Reads the newest checkpoint that is whole; returns its step, or None where there is none.
@@ -79,16 +86,49 @@ class Checkpoints:
         Warns:
             UserWarning: a newer one is damaged.
         """
-        newest = math.inf
+        self._check_folder()
+        newest, unlike = math.inf, None
         while True:
             found = workers.gathered(self._newest_whole(newest))[:, 0]
             newest = int(found.min())
-            if newest == found.max():
+            if newest != found.max():
+                continue
+            if newest < 0:
                 break
-        if newest < 0:
-            return None
-        self.state.read(str(self.place(newest) / "state")).assert_existing_objects_matched()
-        return newest
+            unlike = self._read(newest)
+            if workers.gathered(float(unlike is None)).all():
+                return newest
+            unlike = unlike or "another worker cannot read it"
+            self._warn(newest, unlike)
+            newest -= 1
+        if unlike is not None:  # of which some values may have been read
+            raise InputError(
+                f"no checkpoint in {self.folder} can be read into this network: delete that folder to begin "
+                "the stage again, or name another --output"
+            )
+        return None
+
+    def _check_folder(self):
+        for folder in (self.folder.parent, self.folder):
+            if folder.is_symlink() and not is_inside(self.folder.parent.parent, folder):
+                raise InputError(
+                    f"{folder} is a link out of the run's folder: copy what it points to, or name "
+                    "another --output"
+                )
+
+    def _read(self, step):
+        """Reads a checkpoint whose sums are right; what is wrong with it all the same, or None."""
+        try:
+            self.state.read(str(self.place(step) / "state")).assert_existing_objects_matched()
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # of TensorFlow, protocol buffers and shapes that differ
+            return _plain(error)[:200] or type(error).__name__
+        return None
+
+    def _warn(self, step, damage):
+        said = f"checkpoint {self.place(step)} is damaged ({damage}): the one before it is used"
+        warnings.warn(str(InputError(said)), stacklevel=4)  # of what does not print, escaped
 
     def _newest_whole(self, newest):
         """Of the steps up to that one, -1 where there is none."""
@@ -98,34 +138,42 @@ class Checkpoints:
             damage = _damage(self.place(step))
             if damage is None:
                 return step
-            warnings.warn(
-                f"checkpoint {self.place(step)} is damaged ({damage}): the one before it is used",
-                stacklevel=3,
-            )
+            self._warn(step, damage)
         return -1
 
 
 def _plain(error):
     """What TensorFlow's error says, without the names of its operations."""
-    return re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", str(error).splitlines()[0]).strip()
+    return re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", (str(error).splitlines() or [""])[0]).strip()
 
 
 def _sums(folder):
-    sums = {}
-    for file in sorted(folder.iterdir()):
-        with file.open("rb") as stream:
-            sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    """File -> SHA-256, of all regular files of a checkpoint."""
+    files, sums = sorted(folder.iterdir()), {}
+    if len(files) > MOST_FILES:
+        raise InputError(f"it has {len(files)} files, {MOST_FILES} are the most")
+    for file in files:
+        with open_file(file, root=folder) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size > LARGEST_FILE:
+                raise InputError(f"{file} has {size:,} bytes, {LARGEST_FILE:,} are the most")
+            sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
     return sums
 
 
 def _damage(folder):
     """What is wrong with a checkpoint's files, None where they are as they were written."""
     try:
-        expected = json.loads((folder / SUMS).read_text())
+        if folder.is_symlink() or not folder.is_dir():
+            return "it is no folder"
+        expected = read_json(folder / SUMS, root=folder, most=LARGEST_SUMS)
         found = _sums(folder)
     except (OSError, ValueError) as error:
-        return str(error)
+        return reason(error)
+    if not any(name.startswith("state.") for name in expected):
+        return f"{SUMS} names no state"
     for name, digest in expected.items():
         if found.get(name) != digest:
-            return f"{name} is {'missing' if name not in found else 'not what was written'}"
-    return None
+            return f"{shown(name)[1:-1]} is {'missing' if name not in found else 'not what was written'}"
+    unknown = sorted(found.keys() - expected.keys() - {SUMS})
+    return f"{unknown[0]} is not of it" if unknown else None

@@ -11,6 +11,7 @@ from sd_tf.errors import unknown
 from sd_tf.latent.lora import LowRank
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.pictures import save_png
+from sd_tf.training.own_folder import remove
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
 RANK = 8  # where none is given
@@ -81,6 +82,7 @@ def draw_prior(model, prompt: str, number: int, seed: int, folder: Path, image_s
         part = files[start : start + at_once]
         for file, image in zip(part, model.generate(prompt, len(part), seed=seed + start), strict=True):
             new = folder.with_name(f".{folder.name}-{file.name}")  # beside it: in it, it would be one more
+            remove(new)  # of a killed run, or a stranger's link
             save_png(new, image, {"prompt": prompt})
             new.replace(file)
 

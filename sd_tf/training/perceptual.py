@@ -60,9 +60,9 @@ def load_perceptual(name="perceptual-mini") -> PerceptualNetwork:
         InputError: it is no folder of such a network.
     """
     folder = resolve(name)
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", root=folder)
     number = values.get("num_classes")
-    if values.get("widths") != list(WIDTHS) or type(number) is not int or not 0 < number < 2**20:
+    if values.get("widths") != list(WIDTHS) or type(number) is not int or not 0 < number <= 10_000:
         raise InputError(f"{folder} holds no perceptual network of this version")
     network = load_alone(PerceptualNetwork(number), folder)
     network.trainable = False

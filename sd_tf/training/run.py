@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import os
 import re
 import signal
@@ -47,8 +46,8 @@ from sd_tf.data.pipeline import pictures_at_once, to_unit
 from sd_tf.data.sources import folder_source
 from sd_tf.data.with_prior import WithPrior
 from sd_tf.diffusion.schedules import NoiseSchedule
-from sd_tf.errors import InputError, unknown
-from sd_tf.files import write_json
+from sd_tf.errors import InputError, shown, unknown
+from sd_tf.files import read_json, write_json
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
@@ -59,6 +58,7 @@ from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log, Previews, ProgressBar, Snapshots, WeightsAndBiases
 from sd_tf.training.finetuning import choose_what_learns, draw_prior, learned_changes
+from sd_tf.training.own_folder import check_own
 from sd_tf.training.perceptual import load_perceptual
 from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.training.textual_inversion import TextualInversionStage, with_new_word
@@ -76,6 +76,12 @@ OF_STAGES = (  # flags that replace what the preset says of every stage
     "ema_decay",
 )
 TEXTUAL_INVERSION = "textual_inversion"
+OWN_FILES = ("run.json", "log.jsonl", "model_index.json", WORD_FILE, "wandb-id.txt")
+OWN_FOLDERS = (
+    *("tensorboard", "samples", "snapshots", "checkpoints", "cache", "clip", "prior", "wandb"),
+    *("vae", "unet", "text_encoder", "tokenizer", "scheduler"),
+    *(f"{kind}/{stage}" for kind in ("tensorboard", "checkpoints") for stage in STAGES),
+)
 CAPTIONS = "captions_fingerprint"  # in run.json; wherever the data lie, and whenever they were written
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
 CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long
@@ -105,6 +111,7 @@ class Run:
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
+        check_own(self.folder, (*OWN_FILES, self._result), OWN_FOLDERS)
         before = self._check_resumable()
         if config.dry_run:
             self.strategy, replicas = strategies.make("none", None), config.workers or config.replicas or 1
@@ -507,7 +514,7 @@ class Run:
     def _check_resumable(self):
         """What run.json says of an earlier start, nothing where there was none."""
         file = self.folder / "run.json"
-        if not file.exists():
+        if not os.path.lexists(file):
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"--output {self.folder} is a file: name a folder")
             for result in ("model_index.json", LORA_FILE, self._result):
@@ -516,9 +523,9 @@ class Run:
             return {}
         try:
             # What an earlier version had no flag for, it did as the flag's default does.
-            before = dataclasses.asdict(RunConfig()) | json.loads(file.read_text())
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{file} cannot be read ({error}): name another --output") from None
+            before = dataclasses.asdict(RunConfig()) | read_json(file, root=self.folder)
+        except InputError as error:
+            raise InputError(f"{error}: name another --output") from None
         now = self._identity
         began, begins = before.get("init_from_sha256"), now.get("init_from_sha256")
         if began and begins and began != begins:
@@ -529,7 +536,7 @@ class Run:
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
         if changed:
             changes = ", ".join(
-                f"--{name.replace('_', '-')} {before[name]} -> {now[name]}" for name in changed
+                f"--{name.replace('_', '-')} {_flag_of(before[name])} -> {now[name]}" for name in changed
             )
             raise InputError(
                 f"{self.folder} holds a run of another configuration ({changes}): "
@@ -552,6 +559,11 @@ class Run:
         for needed, stage in ((clip_folder, "clip"), (self.folder / "vae", "autoencoder")):
             if not needed.is_dir():
                 raise InputError(f"{needed} is missing: run --stage {stage} first, or leave --stage out")
+
+
+def _flag_of(value):
+    """A value of run.json, as a flag says it."""
+    return value if isinstance(value, str) and len(value) < 200 else shown(value)
 
 
 def _of_model(preset, model, config):

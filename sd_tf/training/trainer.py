@@ -99,7 +99,13 @@ class Trainer:
         )
         self.workers = Workers(strategy)
         self.checkpoints = Checkpoints(state, folder, keep_checkpoints)
-        self.checkpoints.restore(self.workers)
+        found = self.checkpoints.restore(self.workers)
+        step, elapsed = int(self.step.numpy()), float(self.elapsed.numpy())
+        if found is not None and not (step == found and 0 <= elapsed < math.inf):
+            raise InputError(
+                f"{self.checkpoints.place(found)} says that it is of step {step}, after {elapsed:g} seconds: "
+                "delete it to resume from another one"
+            )
 
     @property
     def progress(self) -> float:

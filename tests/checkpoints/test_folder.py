@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import sd_tf
 from sd_tf.checkpoints import configs, sources, tensors
 from sd_tf.checkpoints import folder as folders
+from sd_tf.checkpoints.replacing import MARKER
 from sd_tf.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.errors import InputError
 from sd_tf.text.clip import CLIPModel
@@ -444,9 +445,13 @@ def test_a_save_killed_between_two_steps_is_finished_or_undone(state, tiny_model
         (tmp_path / "model").rename(tmp_path / ".model.old")
     else:
         (tmp_path / ".model.old").mkdir()
+        (tmp_path / "model" / MARKER).touch()
+    (tmp_path / ".model.old" / MARKER).touch()
+    if state != "between the renames":
         (tmp_path / ".model.old" / "notes.txt").write_text("mine")
     sd_tf.load(tmp_path / "model").save(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not (tmp_path / "model" / MARKER).exists()
     assert (tmp_path / "model" / "notes.txt").exists() == (state != "between the renames")
 
 

@@ -1,6 +1,7 @@
 """Weights in files: shards, variants, half precisions, and files that strangers damaged on purpose."""
 
 import json
+import os
 import pickle
 import struct
 
@@ -272,3 +273,79 @@ def test_a_configuration_of_absurd_sizes_takes_no_memory(unet):
         with pytest.raises(InputError):
             folders.load_unet(unet)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def rewritten(file):
+    content = bytearray(file.read_bytes())
+    content[-4:] = b"\0\0\x80\x3f"
+    file.write_bytes(bytes(content))
+
+
+def replaced_by(kind):
+    def change(file):
+        content = file.read_bytes()
+        file.unlink()
+        if kind == "a pipe":
+            os.mkfifo(file)
+        elif kind == "a link":
+            file.with_name("private").write_bytes(content)
+            file.symlink_to("private")
+        elif kind == "another":
+            file.write_bytes(content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [cut_short, rewritten, *map(replaced_by, ["nothing", "a pipe", "a link", "another"])],
+    ids=["cut short", "rewritten", "lost", "a pipe", "a link", "another"],
+)
+def test_a_file_that_changes_after_its_header_was_read_is_refused(change, unet):
+    file = unet / f"{STEM}.safetensors"
+    tensors = find(unet, STEM)
+    assert tensors["conv_in.bias"].read().size
+    os.utime(file, ns=(0, 0))
+    tensors = find(unet, STEM)
+    change(file)
+    with pytest.raises(
+        InputError, match=f"{STEM}.safetensors (was changed while it was read|is missing|is a)"
+    ):
+        for tensor in tensors.values():
+            tensor.read()
+
+
+def test_headers_are_refused_as_the_library_refuses_them(tmp_path):
+    """Every header that one of the two reads and the other does not, but for keys that stand twice."""
+    from safetensors import safe_open
+
+    from sd_tf.checkpoints.header import read_header
+
+    rng, file = np.random.default_rng(0), tmp_path / "x.safetensors"
+    save_file({"a": np.ones((2, 3), "f4"), "b.c": np.ones(5, "f2"), "d": np.zeros((0, 4), "f8")}, file)
+    content = file.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    read, bytes_of_json = 0, b'0123456789[]{}",:- .eEtrufalsn\\\xff\x00FIBU'
+    for _ in range(4000):
+        damaged = bytearray(content)
+        for _ in range(rng.integers(1, 3)):
+            place = rng.integers(0, length)
+            damaged[place] = bytes_of_json[rng.integers(len(bytes_of_json))]
+        file.write_bytes(damaged)
+        outcomes = []
+        for reader in (read_header, lambda file: safe_open(file, framework="numpy").__enter__()):
+            try:
+                reader(file)
+                outcomes.append(True)
+            except Exception as error:
+                outcomes.append(isinstance(error, InputError) and "stands in it twice" in str(error))
+        read += all(outcomes)
+        assert outcomes[0] == outcomes[1] or outcomes == [True, False], bytes(damaged)
+        if outcomes[0] and not outcomes[1]:
+            with pytest.raises(InputError, match="stands in it twice"):
+                read_header(file)
+    assert read > 50

@@ -1,0 +1,142 @@
+"""What a run reads, writes and deletes lies in its own folder, which may have come from a stranger.
+
+A link to somewhere else in place of the log would have us write into another file, and one in place of the
+checkpoints delete another folder's: a run is not begun in such a folder.
+"""
+
+import itertools
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+
+from sd_tf.errors import InputError
+from sd_tf.files import is_inside, is_regular, parse_json, read_lines, read_text, reason, replacing_file
+
+MOST_ENTRIES = 200_000  # files and folders; a run of weeks has some thousands
+_WAY_OUT = "Or name another --output"
+STEP = re.compile(r"step-([0-9]{7,12})")
+
+
+def check_own(folder: Path, files, folders):
+    """Raises `InputError` where the run's things lead out of its folder, or are no files or folders.
+
+    Args:
+        folder: of the run; a link to it is followed, since the user has named it.
+        files, folders: names in it, whether they are there or not; what is in folders is looked at as well.
+    """
+    left, places = MOST_ENTRIES, [str(folder / name) for name in (*files, *folders)]
+    while places:
+        place = places.pop()
+        left -= 1
+        if left < 0:
+            raise InputError(f"{folder} has more than {MOST_ENTRIES:,} files: is it a run? {_WAY_OUT}")
+        try:
+            mode = os.lstat(place).st_mode
+            if stat.S_ISDIR(mode):
+                places += [entry.path for entry in itertools.islice(os.scandir(place), left + 1)]
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # not there, or gone: another worker's
+        except (OSError, ValueError) as error:
+            raise InputError(f"{place} cannot be read: {reason(error)}. {_WAY_OUT}") from None
+        if stat.S_ISLNK(mode) and not (is_inside(folder, place) and os.path.exists(place)):
+            raise InputError(
+                f"{place} is a link out of the run's folder, or to nothing: copy what it points to. "
+                f"{_WAY_OUT}"
+            )
+        if not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise InputError(f"{place} is neither a file nor a folder: delete it. {_WAY_OUT}")
+    for names, kind, is_wrong in ((files, "file", os.path.isdir), (folders, "folder", os.path.isfile)):
+        for name in names:
+            if is_wrong(folder / name):
+                raise InputError(f"{folder / name} is no {kind}: move it away. {_WAY_OUT}")
+
+
+def steps_in(folder: Path) -> dict[int, Path]:
+    """Step -> what is at its name, "step-0000120", in ascending order; other names are nobody's."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return {}
+    found = {int(match[1]): folder / name for name in names if (match := STEP.fullmatch(name))}
+    return {step: path for step, path in sorted(found.items()) if path.name == name_of(step)}
+
+
+def name_of(step: int) -> str:
+    """How the folder of a step is called."""
+    return f"step-{step:07d}"
+
+
+def remove(path: Path):
+    """Deletes a file, a link or a folder; of a link nothing but itself.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def append(file: Path, text: str):
+    """Writes behind the end of a regular file, made where it is missing.
+
+    Raises:
+        InputError: there is a link, or something else that is no file.
+    """
+    flags = (
+        os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    )
+    if os.path.lexists(file) and (file.is_symlink() or not is_regular(file)):
+        raise InputError(f"{file} is no file of the run's: delete it. {_WAY_OUT}")
+    with os.fdopen(os.open(file, flags, 0o666), "a", encoding="utf-8") as opened:
+        opened.write(text)
+
+
+def keep_lines(file: Path, is_kept):
+    """Writes a file of JSON lines anew, with those objects alone for which `is_kept` says so.
+
+    Lines that are no objects, torn by a kill or a stranger's, are dropped. A process that is killed here
+    leaves the file as it was.
+
+    Raises:
+        InputError: it is no file of the run's, or no text.
+    """
+    if not os.path.lexists(file):
+        return
+    try:
+        with replacing_file(file) as new, new.open("w", encoding="utf-8") as kept:
+            for line in read_lines(file, root=file.parent):
+                try:
+                    entry = parse_json(line, file)
+                except InputError:
+                    continue
+                if isinstance(entry, dict) and is_kept(entry):
+                    kept.write(line.rstrip("\n") + "\n")
+    except InputError as error:
+        raise InputError(f"{error}. Mend it, or delete it to begin a new log") from None
+
+
+def written_once(file: Path, pattern: str, make) -> str:
+    """The one word of a file, which `make` makes where there is none.
+
+    Args:
+        file: in the run's folder.
+        pattern: that the word has to fit.
+        make: gives the word.
+
+    Raises:
+        InputError: there is something else than such a word.
+    """
+    if not os.path.lexists(file):
+        word = make()
+        with replacing_file(file) as new:
+            new.write_text(word, encoding="utf-8")
+    word = read_text(file, most=1000, root=file.parent).strip()
+    if not re.fullmatch(pattern, word):
+        raise InputError(f"{file} holds no word that was written here: delete it")
+    return word
