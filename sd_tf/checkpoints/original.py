@@ -7,6 +7,7 @@ References: CompVis/stable-diffusion, `v1-inference.yaml`, `openaimodel.py`, `mo
 Stability-AI/stablediffusion, `v2-inference-v.yaml`; mlfoundations/open_clip.
 """
 
+import collections
 import dataclasses
 import re
 from pathlib import Path
@@ -166,21 +167,21 @@ def _unet(tensors):
         cross_attention_dim=width,
         use_linear_projection=linear,
     )
-    rules = {original: current for current, original in UNET_ENDS.items()}
+    rules, stems = {original: current for current, original in UNET_ENDS.items()}, _stems_of_places(tensors)
     for level in range(levels):
         for i in range(layers):
             at = f"input_blocks.{1 + level * (layers + 1) + i}"
             rules |= _resnet(f"{at}.0", f"down_blocks.{level}.resnets.{i}")
-            rules |= _inner(f"{at}.1", f"down_blocks.{level}.attentions.{i}", tensors)
+            rules |= _inner(f"{at}.1", f"down_blocks.{level}.attentions.{i}", stems)
         rules[f"input_blocks.{(level + 1) * (layers + 1)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
         for i in range(layers + 1):
             at = f"output_blocks.{level * (layers + 1) + i}"
             rules |= _resnet(f"{at}.0", f"up_blocks.{level}.resnets.{i}")
-            rules |= _inner(f"{at}.1", f"up_blocks.{level}.attentions.{i}", tensors)
+            rules |= _inner(f"{at}.1", f"up_blocks.{level}.attentions.{i}", stems)
         last = f"output_blocks.{level * (layers + 1) + layers}.{2 if attends[levels - 1 - level] else 1}.conv"
         rules[last] = f"up_blocks.{level}.upsamplers.0.conv"
     rules |= _resnet("middle_block.0", "mid_block.resnets.0")
-    rules |= _inner("middle_block.1", "mid_block.attentions.0", tensors)
+    rules |= _inner("middle_block.1", "mid_block.attentions.0", stems)
     rules |= _resnet("middle_block.2", "mid_block.resnets.1")
     return config, _renamed(tensors, rules)
 
@@ -189,12 +190,19 @@ def _resnet(original, current):
     return {f"{original}.{theirs}": f"{current}.{ours}" for ours, theirs in RESNET.items()}
 
 
-def _inner(original, current, tensors):
+def _inner(original, current, stems):
     """Transformers have the same names inside."""
-    stems = {
-        key.rpartition(".")[0] for key in tensors if key.startswith(f"{original}.") and ".conv." not in key
-    }
-    return {stem: current + stem.removeprefix(original) for stem in stems}
+    return {stem: current + stem.removeprefix(original) for stem in stems[original]}
+
+
+def _stems_of_places(tensors):
+    """Place, as "middle_block.1" or "input_blocks.4.1" -> keys that begin so, without their last words."""
+    stems = collections.defaultdict(set)
+    for key in tensors:
+        parts = key.split(".")
+        if ".conv." not in key:
+            stems[".".join(parts[: 2 if parts[0] == "middle_block" else 3])].add(key.rpartition(".")[0])
+    return stems
 
 
 # -- the autoencoder --------------------------------------------------------------------------------
