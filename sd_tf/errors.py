@@ -15,7 +15,12 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         message = message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
-        super().__init__("".join(each if each.isprintable() else ascii(each)[1:-1] for each in message))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text on one line: what does not print, line breaks and a terminal's commands, is escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(value, longest: int = 80) -> str:

@@ -7,13 +7,11 @@
 import argparse
 import collections
 import contextlib
-import faulthandler
 import json
 import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -42,8 +40,8 @@ from tests.checkpoints.damages import (
     write_json,
 )
 from tests.checkpoints.undamaged import CHECKPOINTS, SINGLE, use
+from tests.fuzzing import forget_peak, limited, memory
 
-SECONDS = 20  # of one load
 MEMORY = 1_000_000_000  # bytes that one load may take, and that all together may leave behind
 ADDRESSES = 8_000_000_000  # bytes that may be mapped besides, so that a mistake does not take the machine
 
@@ -58,37 +56,6 @@ class Result(NamedTuple):
     said: str
     seconds: float
     memory: int  # bytes at the most while it was loaded, more than before
-
-
-class TookTooLong(BaseException):
-    """Raised by the alarm; no `except Exception` holds it back."""
-
-
-@contextlib.contextmanager
-def limited():
-    """`SECONDS` and no longer, not even where the alarm finds no Python to interrupt."""
-
-    def ring(*_):
-        raise TookTooLong(f"no answer in {SECONDS} seconds")
-
-    signal.signal(signal.SIGALRM, ring)
-    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
-
-
-def memory(field):
-    """Bytes of resident memory, "VmRSS" now or "VmHWM" at the most since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def forget_peak():
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def undamaged(name, root):
