@@ -42,11 +42,16 @@ _TURNS = {
 }
 
 
+def as_it_is(picture: Image.Image) -> Image.Image:
+    """A picture that nothing is made of."""
+    return picture
+
+
 def open_picture(
     file,
     background=WHITE,
     least_side: int | None = None,
-    use: Callable[[Image.Image], T] = lambda picture: picture,
+    use: Callable[[Image.Image], T] = as_it_is,
     root=None,
 ) -> T:
     """Decodes a picture, turned as its EXIF data say; of an animation, the first frame.

@@ -70,7 +70,7 @@ def test_text_files_beside_pictures(tmp_path):
     (tmp_path / "1.txt").write_text("\ufeffa dress\n")
     (tmp_path / "below" / "2.txt").write_text("a bag")
     assert found(tmp_path) == {"1.png": "a dress", "below/2.jpg": "a bag"}
-    assert list_folder(tmp_path).problems == [f"{tmp_path}/3.png: 3.txt cannot be read (FileNotFoundError)"]
+    assert list_folder(tmp_path).problems == [f"{tmp_path}/3.png: 3.txt is missing"]
 
 
 def test_class_folders(tmp_path):
@@ -250,7 +250,7 @@ def test_half_a_character_is_no_part_of_a_caption(tmp_path):
         ('{"file_name": "\\ud800.png", "text": "x"}\n', r"the file_name is '\\ud800.png'"),
         ("", "has no row"),
         ("[" * 5000, "is damaged"),
-        ("\udcff", "is damaged"),
+        ("\udcff", "line 1 is no text in UTF-8"),
     ],
 )
 def test_damaged_metadata_are_refused_by_name(tmp_path, text, message):
