@@ -178,7 +178,8 @@ def _is_of_a_run(folder, outputs):
         (folder / name).is_dir() for name in ("samples", "checkpoints")
     ):
         return True
-    return bool(outputs) and not folder.is_symlink() and folder.resolve() in outputs
+    # Links are followed only where a name is right: in deep folders that takes long.
+    return any(folder.name == output.name and is_inside(output, folder) for output in outputs)
 
 
 def _walked(top, onerror):
