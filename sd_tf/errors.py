@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 def printable(text: str) -> str:
     """A text on one line: line breaks, a terminal's commands and all else that does not print is escaped."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(value, longest: int = 80) -> str:

@@ -5,12 +5,14 @@ private file where a file is expected, or a file that never ends. Everything tha
 through this module; pictures go through `sd_tf.data.opening`, which does so as well.
 """
 
+import codecs
 import contextlib
 import errno
 import json
 import math
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +137,27 @@ def read_text(file, most: int = LARGEST_JSON, root=None) -> str:
         raise InputError(f"{file} is no text in UTF-8: {error}") from None
 
 
+def read_beginning(file, most: int, root=None) -> str:
+    """The first characters of a text file in UTF-8, however long it is.
+
+    Args:
+        file: a path.
+        most: characters.
+        root: see `open_file`.
+
+    Raises:
+        InputError: see `open_file`; or they are no UTF-8.
+    """
+    try:
+        with open_file(file, root) as opened:
+            content = opened.read(4 * most)  # a character has four bytes at the most
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(content, len(content) < 4 * most)[:most]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no text in UTF-8: {error}") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {reason(error)}") from None
+
+
 def read_lines(file, longest: int = LONGEST_LINE, root=None) -> Iterator[str]:
     """The lines of a text file in UTF-8, one by one, with their ends.
 
@@ -236,6 +259,21 @@ def replacing_file(file):
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
+
+
+def remove_folder(folder):
+    """Removes a folder of ours that is damaged; links in it are not followed.
+
+    Raises:
+        InputError: it is a link, which leads to what may not be ours, or cannot be removed.
+    """
+    folder = Path(folder)
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            raise OSError(None, "it is no folder")
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise InputError(f"{folder} is damaged and cannot be removed ({reason(error)}): remove it") from None
 
 
 def open_array(file, root=None):

@@ -1,4 +1,4 @@
-"""What fuzzing holds a case to: an end in time, and its memory."""
+"""What a fuzz of strangers' files is held to: an end in seconds, and memory, of its process."""
 
 import contextlib
 import faulthandler
@@ -13,15 +13,15 @@ class TookTooLong(BaseException):
 
 
 @contextlib.contextmanager
-def limited():
-    """`SECONDS` and no longer, not even where the alarm finds no Python to interrupt."""
+def limited(seconds=SECONDS):
+    """So many seconds and no longer, not even where the alarm finds no Python to interrupt."""
 
     def ring(*_):
-        raise TookTooLong(f"no answer in {SECONDS} seconds")
+        raise TookTooLong(f"no answer in {seconds} seconds")
 
     signal.signal(signal.SIGALRM, ring)
-    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    faulthandler.dump_traceback_later(3 * seconds, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

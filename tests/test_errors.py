@@ -1,6 +1,6 @@
 """Errors for users: one line, whatever they quote."""
 
-from sd_tf.errors import LONGEST, InputError, shown, unknown
+from sd_tf.errors import LONGEST, InputError, printable, shown, unknown
 
 
 def test_an_error_is_one_line_whatever_a_file_makes_it_quote():
@@ -21,3 +21,7 @@ def test_values_are_shown_as_python_writes_them_and_cut_where_they_are_long():
     for _ in range(100_000):
         nested = [nested]
     assert shown(nested) == "a deeply nested list"
+
+
+def test_text_from_outside_is_printed_on_one_line():
+    assert printable("a\nb\x1b[2Jü\udcff\u2028") == r"a\nb\x1b[2Jü\udcff\u2028"

@@ -214,7 +214,7 @@ def test_words_negative_prompts_and_noise_from_the_command_line(folder, tiny_mod
     [
         (["--mask", "mask.png"], "--mask is of a picture: give --image as well"),
         (["--strength", "0.5"], "--strength is of a picture: give --image as well"),
-        (["--image", "nothing.png"], "--image .*nothing.png cannot be read as a picture"),
+        (["--image", "nothing.png"], "--image .*nothing.png is missing"),
         (["--image", "text.png"], "--image .*text.png cannot be read as a picture"),
         (["--image", "image.png", "--strength", "2"], "strength is 2.0"),
         (["--image", "image.png", "--mask", "wide.png"], r"mask has the shape \(16, 18\)"),
@@ -427,3 +427,12 @@ def test_a_warning_is_one_line_and_the_pictures_are_drawn(folder, tmp_path):
         "warning: prompt '赤い' has no Latin letter: the text tower learned English captions"
     ]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["赤い-0.png"]
+
+
+@pytest.mark.parametrize("flag", ["--image", "--mask"])
+def test_a_picture_to_begin_with_is_a_regular_file(tmp_path, flag):
+    os.mkfifo(tmp_path / "pipe")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    flags = ["--image", str(tmp_path / "image.png"), flag, str(tmp_path / "pipe")]
+    with pytest.raises(InputError, match=f"{flag} .*pipe is a named pipe"):
+        main(["a dress", *flags, "--output", str(tmp_path / "out")])

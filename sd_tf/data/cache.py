@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, shown
+from sd_tf.files import open_array, read_json, remove_folder
 
 
 def fingerprint(*parts) -> str:
@@ -46,16 +48,45 @@ class LatentCache:
         contexts: float16 (captions, tokens, width), or what else captions were encoded as; the last row
             is the empty caption.
         seconds: that it took to compute, which belong to the run's budget.
+
+    Raises:
+        InputError: it is damaged: it lies in a run's folder, which may be a stranger's.
     """
 
     def __init__(self, folder: Path):
         self.mean, self.std, self.caption, self.contexts = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std", "caption", "contexts")
+            open_array(folder / f"{name}.npy", folder.parent)
+            for name in ("mean", "std", "caption", "contexts")
         )
-        self.seconds = json.loads((folder / "cache.json").read_text())["seconds"]
+        self.seconds = read_json(folder / "cache.json", folder.parent).get("seconds")
+        self._check(folder)
+
+    def _check(self, folder):
+        """That its parts go with each other."""
+        if self.caption.dtype != np.int32 or self.caption.ndim != 1:
+            raise InputError(f"{folder / 'caption.npy'} is {_described(self.caption)}, expected int32 (n,)")
+        for name, rank in (("mean", (4,)), ("std", (4,)), ("contexts", (2, 3))):
+            found = getattr(self, name)
+            kinds = (np.float16, np.int32, np.int64) if name == "contexts" else (np.float16,)
+            if found.ndim not in rank or found.dtype not in kinds or 0 in found.shape:
+                raise InputError(f"{folder / name}.npy is {_described(found)}, which no cache holds")
+        if not self.mean.shape == self.std.shape == (len(self.caption), *self.mean.shape[1:]):
+            raise InputError(
+                f"{folder} has mean of {self.mean.shape}, std of {self.std.shape} and {len(self.caption)} "
+                "captions, which do not go together"
+            )
+        if not 0 <= self.caption.min() <= self.caption.max() < len(self.contexts):
+            raise InputError(f"{folder / 'caption.npy'} has rows that contexts.npy has not")
+        seconds = self.seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
+            raise InputError(f"{folder / 'cache.json'} has the seconds {shown(seconds)}, expected a number")
 
     def __len__(self):
         return len(self.caption)
+
+
+def _described(array):
+    return f"{array.dtype} {array.shape}"
 
 
 def latent_cache(
@@ -89,8 +120,12 @@ def latent_cache(
         InputError: the folder cannot be written.
     """
     final = Path(folder) / key
-    if final.is_dir():
-        return LatentCache(final)
+    if os.path.lexists(final):
+        try:
+            return LatentCache(final)
+        except InputError as error:
+            warnings.warn(f"{error}; the cache is made again", stacklevel=2)
+            remove_folder(final)
     new = final.with_name(f".{key}.new-{os.getpid()}")
 
     def write(**arrays):

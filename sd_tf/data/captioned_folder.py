@@ -12,22 +12,27 @@ As Hugging Face does, hidden files and folders are passed over, and folders like
 stands beside `validation/` or `test/`, it alone is read.
 """
 
-import csv
-import json
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sd_tf.data.opening import SUFFIXES
-from sd_tf.errors import InputError, shown, unknown
+from sd_tf.data.tables import READERS
+from sd_tf.errors import InputError, printable, shown, unknown
+from sd_tf.files import is_inside, is_regular, read_beginning
 
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first of them that there is
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # likewise
+DRAWN = ("samples", "prior")  # folders of a run with pictures
+OF_A_RUN = ("samples", "checkpoints")  # beside run.json
 HELD_OUT = ("validation", "valid", "val", "test")  # folders beside train/
 LONGEST_CAPTION = 10_000  # characters; a file of more is no caption
-LONGEST_ROW = 1_000_000
+LONGEST_NAME = 255  # characters of a file's name in a line about it
+MOST_TEXT = 200_000_000  # bytes in memory, of all different captions and names
+MOST_PROBLEMS = 100_000  # rows that cannot be used
 
 
 class Captioned(NamedTuple):
@@ -44,26 +49,33 @@ class Listing(NamedTuple):
     problems: list[str]
 
 
-def list_folder(folder: Path, caption_column: str | None = None, caption: str | None = None) -> Listing:
+def list_folder(
+    folder: Path,
+    caption_column: str | None = None,
+    caption: str | None = None,
+    outputs: Sequence[Path] = (),
+) -> Listing:
     """Finds the pictures and captions of a folder; opens no picture.
 
-    A warning says what the layout leaves out: pictures without a row in metadata, and folders beside
-    `train/`.
+    A warning says what is left out: pictures without a row in metadata, folders beside `train/`, and
+    `outputs`.
 
     Args:
         folder: with pictures in one of the three layouts.
         caption_column: of the metadata; None for the first of `CAPTION_COLUMNS` that is there.
         caption: of every picture, in place of the folder's own, which are not looked for then.
+        outputs: folders that the run writes to: what it draws does not become what it learns from.
 
     Raises:
         InputError: there is no such folder, no picture or no caption in it; metadata are damaged, have no
-            such column, lie outside the folder or name a file there.
+            such column, lie outside the folder or name a file there; the folder is one of `outputs`.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder: name one with pictures and captions")
     top = _training_part(folder)
-    pictures, metadata, problems = _files(top, folder)
+    outputs = _outputs_below(folder, outputs)
+    pictures, metadata, problems = _files(top, folder, outputs)
     if not pictures and (caption is not None or not metadata):
         raise InputError(
             f"{folder} holds no picture{_first(problems)}: name a folder of {', '.join(SUFFIXES)} files"
@@ -73,14 +85,14 @@ def list_folder(folder: Path, caption_column: str | None = None, caption: str | 
     if caption_column is not None and not metadata:
         raise InputError(f"{folder} has no metadata.jsonl, .csv or .parquet with a column {caption_column!r}")
     if metadata:
-        listing, named = _of_metadata(folder, metadata, caption_column)
+        listing, named = _of_metadata(folder, metadata, caption_column, outputs)
         beside = _of_text_files(
-            _apart_from(metadata, [each for each in pictures if each not in named], folder)
+            _apart_from(metadata, [each for each in pictures if each not in named], folder), folder
         )
         listing = Listing(sorted(listing.pictures + beside.pictures), listing.problems + beside.problems)
     else:
         has_texts = any(map(_has_text, pictures))
-        listing = _of_text_files(pictures) if has_texts else _of_class_folders(top, pictures)
+        listing = _of_text_files(pictures, folder) if has_texts else _of_class_folders(top, pictures)
         listing = Listing(listing.pictures, problems + listing.problems)
     if not listing.pictures:
         reasons = listing.problems or [f"{file} has no row" for file in metadata]
@@ -107,67 +119,152 @@ def holds_pictures(folder: Path) -> bool:
 def _training_part(folder):
     """`train/` where it stands beside what is held out, unless metadata above hold them together."""
     train, held_out = folder / "train", [name for name in HELD_OUT if os.path.isdir(folder / name)]
-    if not held_out or not os.path.isdir(train) or not _is_inside(train, folder):
+    if not held_out or not os.path.isdir(train) or not is_inside(folder, train):
         return folder
     if any(os.path.isfile(folder / name) for name in METADATA):
         return folder
-    warnings.warn(
-        f"{folder}: train/ alone is read, not what lies beside it, like {held_out[0]}/", stacklevel=3
-    )
+    _warn(f"{folder}: train/ alone is read, not what lies beside it, like {held_out[0]}/")
     return train
 
 
-def _files(top, folder):
+def _outputs_below(folder, outputs):
+    """Those of a run's folders that lie in the folder, links followed."""
+    try:
+        top, outputs = folder.resolve(), [Path(output).resolve() for output in outputs]
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise InputError(f"{folder} cannot be compared with where the run writes: {error}") from None
+    for output in outputs:
+        if output == top or any(top.is_relative_to(output / name) for name in DRAWN):
+            raise InputError(
+                f"{folder} is also where the run writes, who would learn from what it draws: name another "
+                "folder for one of them"
+            )
+    return [output for output in outputs if output.is_relative_to(top)]
+
+
+def _files(top, folder, outputs):
     """Pictures and metadata below `top`, sorted, and a line for what is not followed."""
     pictures, metadata, problems = [], [], []
 
     def not_listed(error):
         problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
 
-    for place, folders, files in os.walk(top, onerror=not_listed):
+    for place, folders, files in _walked(top, not_listed):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        for name in [name for name in folders if _is_of_a_run(Path(place, name), outputs)]:
+            folders.remove(name)
+            _warn(
+                f"{Path(place, name)} is left out: it is the folder of a run, not of pictures to learn from"
+            )
         for file in (Path(place, name) for name in sorted(folders + files) if not name.startswith(".")):
             is_picture = file.suffix.lower() in SUFFIXES
-            if is_picture and os.path.isfile(file) and _is_inside(file, folder):
-                pictures.append(file)
-            elif file.is_symlink() and (is_picture or os.path.isdir(file) and not _is_inside(file, folder)):
+            if is_picture and is_regular(file) and is_inside(folder, file):
+                if not _is_of(outputs, file):
+                    pictures.append(file)
+            elif file.is_symlink() and (is_picture or os.path.isdir(file) and not is_inside(folder, file)):
                 problems.append(f"{file}: is a link that leads out of {folder}, or nowhere")
+            elif is_picture and file.name in files:
+                problems.append(f"{file}: is no regular file")
         metadata += [Path(place, name) for name in METADATA if name in files][:1]
     for file in metadata:
-        if not _is_inside(file, folder):
+        if not is_inside(folder, file):
             raise InputError(f"{file} is a link that leads out of {folder}, or nowhere: put the file there")
     return sorted(pictures), sorted(metadata), problems
 
 
-def _of_metadata(folder, files, caption_column):
+def _is_of_a_run(folder, outputs):
+    """Whether a run writes there, this one or another."""
+    if (folder / "run.json").is_file() and any(
+        (folder / name).is_dir() for name in ("samples", "checkpoints")
+    ):
+        return True
+    # Links are followed only where a name is right: in deep folders that takes long.
+    return any(folder.name == output.name and is_inside(output, folder) for output in outputs)
+
+
+def _walked(top, onerror):
+    try:
+        yield from os.walk(top, onerror=onerror)
+    except RecursionError:
+        raise InputError(f"{top} has folders in folders without end: name one of them") from None
+
+
+def _of_metadata(folder, files, caption_column, outputs):
     """A listing, and all files that have a row."""
-    captioned, problems, seen, named = [], [], set(), set()
+    captioned, problems, seen, places, texts = [], [], set(), {}, _Texts()
+    columns = (caption_column,) if caption_column else CAPTION_COLUMNS
     for file in files:
-        for number, row in _READERS[file.suffix](file):
+        for number, row in READERS[file.suffix](file, folder, columns):
             place = f"{file}, row {number}"
-            if "file_name" not in row:
-                raise InputError(f"{place} has no file_name, but {shown(sorted(map(str, row)))}")
-            column = caption_column or next((name for name in CAPTION_COLUMNS if name in row), None)
-            if column is None:
-                raise InputError(
-                    f"{place} has no column {' or '.join(CAPTION_COLUMNS)}, but "
-                    f"{shown(sorted(map(str, row)))}: name one with --caption-column"
-                )
-            if column not in row:
-                raise unknown(f"caption column in {place}:", column, row)
+            column = _column_of(row, caption_column, place)
             name, caption = row["file_name"], row[column]
-            picture = _inside(file.parent, name, folder, place)
-            named.add(picture)
+            if (key := (file.parent, name) if isinstance(name, str) else None) not in places:
+                picture = _inside(file.parent, name, folder, place)
+                texts.kept(name, folder)
+                places[key] = picture, _why_no_picture(picture, outputs)
+            (picture, wrong), name = places[key], name[:LONGEST_NAME]
             if not isinstance(caption, str) or not caption.strip():
                 problems.append(f"{place}: {name} has no caption")
-            elif not os.path.isfile(picture):  # False for a name that no file can have, too
-                problems.append(f"{place}: {name} is missing")
-            elif (entry := Captioned(picture, _tidy(caption))) in seen:
+            elif wrong:
+                problems.append(f"{place}: {name} {wrong}")
+            elif (entry := Captioned(picture, texts.kept(tidy(caption), folder))) in seen:
                 problems.append(f"{place}: {name} is there twice")
             else:
                 captioned.append(entry)
                 seen.add(entry)
-    return Listing(captioned, problems), named
+            if len(problems) > MOST_PROBLEMS:
+                raise InputError(
+                    f"{file}: more than {MOST_PROBLEMS:,} rows cannot be used ({problems[0]}): mend or "
+                    "remove them"
+                )
+    return Listing(captioned, problems), {picture for picture, _ in places.values()}
+
+
+def _column_of(row, caption_column, place):
+    """The name of the column of captions; a row that has none, or no `file_name`, is refused."""
+    if "file_name" not in row:
+        raise InputError(f"{place} has no file_name, but {shown(sorted(map(str, row)))}")
+    column = caption_column or next((name for name in CAPTION_COLUMNS if name in row), None)
+    if column is None:
+        raise InputError(
+            f"{place} has no column {' or '.join(CAPTION_COLUMNS)}, but "
+            f"{shown(sorted(map(str, row)))}: name one with --caption-column"
+        )
+    if column not in row:
+        raise unknown(f"caption column in {place}:", column, row)
+    return column
+
+
+def _why_no_picture(picture, outputs):
+    if not is_regular(picture):  # nor is a name that no file can have
+        return "is no regular file" if os.path.lexists(picture) else "is missing"
+    return "is of the run itself" if _is_of(outputs, picture) else None
+
+
+def _is_of(outputs, picture):
+    return any(is_inside(output, picture) for output in outputs)
+
+
+class _Texts:
+    """Texts of a folder, each kept once, so that one that comes in all rows takes the memory of one."""
+
+    def __init__(self):
+        self._kept, self._size = {}, 0
+
+    def kept(self, caption, folder):
+        """The same text.
+
+        Raises:
+            InputError: all together take too much memory.
+        """
+        if caption not in self._kept:
+            self._size += sys.getsizeof(caption)
+            if self._size > MOST_TEXT:
+                raise InputError(
+                    f"{folder} has names and captions of more than {MOST_TEXT:,} bytes: divide it"
+                )
+            self._kept[caption] = caption
+        return self._kept[caption]
 
 
 def _apart_from(metadata, pictures, folder):
@@ -178,26 +275,25 @@ def _apart_from(metadata, pictures, folder):
         apart = []
     if left_out := len(pictures) - len(apart):
         others = " or other metadata" if len(metadata) > 1 else ""
-        warnings.warn(
-            f"{folder}: pictures left out, without a row in {metadata[0]}{others}: {left_out}", stacklevel=3
-        )
+        _warn(f"{folder}: pictures left out, without a row in {metadata[0]}{others}: {left_out}")
     return apart
 
 
 def _has_text(picture):
-    return picture.with_suffix(".txt").is_file()
+    return is_regular(picture.with_suffix(".txt"))
 
 
-def _of_text_files(pictures):
-    captioned, problems = [], []
+def _of_text_files(pictures, folder):
+    captioned, problems, texts = [], [], _Texts()
     for picture in pictures:
         file = picture.with_suffix(".txt")
         try:
-            with open(file, encoding="utf-8-sig") as text:
-                caption = _tidy(text.read(LONGEST_CAPTION))
-        except (OSError, ValueError) as error:
-            problems.append(f"{picture}: {file.name} cannot be read ({type(error).__name__})")
+            caption = tidy(read_beginning(file, LONGEST_CAPTION, folder))
+        except InputError as error:
+            said = str(error).replace(printable(str(file)), printable(file.name))
+            problems.append(f"{picture}: {said}")
             continue
+        caption = texts.kept(caption, folder)
         if caption:
             captioned.append(Captioned(picture, caption))
         else:
@@ -212,10 +308,10 @@ def _of_class_folders(top, pictures):
 
 
 def _words(name):
-    return _tidy(name.replace("_", " ").replace("-", " "))
+    return tidy(name.replace("_", " ").replace("-", " "))
 
 
-def _tidy(caption):
+def tidy(caption):
     """On one line, without halves of characters, which JSON can escape and no tokenizer takes."""
     return " ".join(caption[:LONGEST_CAPTION].encode(errors="replace").decode().split())
 
@@ -229,10 +325,13 @@ def _inside(base, name, folder, place):
     if not _is_file_name(name):
         raise InputError(f"{place}: the file_name is {shown(name)}: give a file's name")
     file = base / name
-    if not _is_inside(file, folder):
+    if not is_inside(folder, file):
         raise InputError(f"{place}: {shown(name)} lies outside {folder}: put the picture into the folder")
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        return folder / file.resolve().relative_to(folder.resolve())
+        try:
+            return folder / file.resolve().relative_to(folder.resolve())
+        except (OSError, RuntimeError, ValueError):  # it has changed since
+            raise InputError(f"{place}: {shown(name)} changes while it is read: try again") from None
     return file
 
 
@@ -243,68 +342,5 @@ def _is_file_name(name):
         return False
 
 
-def _is_inside(file, folder):
-    """Whether it is in the folder once links are followed."""
-    try:
-        return file.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a link to itself
-        return False
-
-
-# -- rows of metadata files: (number, row), numbers from 1 -----------------------------------------
-
-
-def _jsonl_rows(file) -> Iterator[tuple[int, dict]]:
-    try:
-        with open(file, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(iter(lambda: lines.readline(LONGEST_ROW), ""), 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"a row is {shown(row, 40)}")
-                    yield number, row
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged ({_reason(error)}): give a JSON object on each line") from None
-
-
-def _csv_rows(file) -> Iterator[tuple[int, dict]]:
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            for number, row in enumerate(csv.DictReader(lines, strict=True), 1):
-                if None in row or None in row.values():
-                    raise ValueError(f"row {number} has not as many fields as the first line")
-                yield number, row
-    except InputError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{file} is damaged ({_reason(error)}): give comma-separated values in UTF-8"
-        ) from None
-
-
-def _parquet_rows(file) -> Iterator[tuple[int, dict]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(f"{file} needs pyarrow: pip install pyarrow, or write a metadata.jsonl") from None
-    number = 0
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except InputError:
-        raise
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file} is damaged ({_reason(error)}): give a Parquet file") from None
-
-
-def _reason(error):
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-_READERS = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+def _warn(text):
+    warnings.warn(printable(text), stacklevel=4)

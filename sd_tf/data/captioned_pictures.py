@@ -23,12 +23,14 @@ from sd_tf.config import FITS
 from sd_tf.data.noise import uniforms
 from sd_tf.data.opening import WHITE
 from sd_tf.data.pipeline import Examples
-from sd_tf.errors import InputError, shown, unknown
+from sd_tf.errors import InputError, printable, shown, unknown
+from sd_tf.files import open_array, remove_folder
 
 MARGIN = 1.125  # how much larger than a window the square is that "random" takes it from
 MOST_UNREADABLE = 0.05  # of all pictures
 STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how squares are made
 PREVIEWS = 6  # prompts
+DRAWN = {"prompt", "seed"}  # what pictures of this library say of themselves
 CHUNK = 256  # pictures that are decoded before their squares are written
 _FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _NUMBERS = range(9)
 ENDS = re.compile(r",| (?:and|with|in|on|at|from|by|for|who|which|that) ")  # a caption may end before one
@@ -41,8 +43,9 @@ class Source:
     Attributes:
         name: of the data set, in messages.
         captions: one for each picture.
-        open: number of a picture, pixels that its shorter side needs -> a PIL picture of mode "RGB"; called
-            from several threads. It raises `InputError` for a picture that cannot be read.
+        open: number of a picture, pixels that its shorter side needs, what is made of it -> that, of a PIL
+            picture of mode "RGB", see `open_picture`; called from several threads. It raises `InputError`
+            for a picture that cannot be read.
         label: number of a picture -> what a message calls it.
         fingerprint: of the pictures, as far as can be told without decoding them.
         problems: a line for each picture that is known beforehand not to be usable.
@@ -50,7 +53,7 @@ class Source:
 
     name: str
     captions: Sequence[str]
-    open: Callable[[int, int], Image.Image]
+    open: Callable[[int, int, Callable], np.ndarray]
     label: Callable[[int], str]
     fingerprint: str
     problems: Sequence[str] = ()
@@ -125,10 +128,16 @@ class CaptionedPictures:
             InputError: fewer than two pictures can be read, more than one in twenty cannot, or the folder
                 cannot be written or has too little room. Nothing is left there then.
         """
-        if not self._store.is_dir():
+        shape = (len(self._source.captions), self._side, self._side, 3)
+        if os.path.lexists(self._store):
+            try:
+                self._squares, kept = _stored(self._store, shape)
+            except InputError as error:
+                _discard(self._store, error)
+        if not os.path.lexists(self._store):
             _decode(self._source, self._store, self._square, self._side, progress)
-        self._squares = np.load(self._store / "pictures.npy", mmap_mode="r")
-        self._keep(np.load(self._store / "kept.npy"))
+            self._squares, kept = _stored(self._store, shape)
+        self._keep(kept)
 
     def _keep(self, numbers):
         """The source's pictures of these numbers are those that there are."""
@@ -206,9 +215,10 @@ class CaptionedPictures:
 
     def _opened(self, i):
         try:
-            return np.asarray(self._square(self._source.open(i, self._side)))
+            return self._source.open(i, self._side, lambda picture: np.asarray(self._square(picture)))
         except InputError as error:
-            warnings.warn(f"{self._source.label(i)}: {error}; training leaves it out", stacklevel=2)
+            said = printable(f"{self._source.label(i)}: {error}; training leaves it out")
+            warnings.warn(said, stacklevel=2)
             return np.zeros((self._side, self._side, 3), np.uint8)
 
 
@@ -253,14 +263,19 @@ def _padded(picture, side, background):
 
 def _decode(source, store, square, side, progress):
     """Writes `store`: squares of all pictures, which of them are there, and a list of the others."""
-    number, skipped = len(source.captions), list(source.problems)
+    number, skipped, drawn = len(source.captions), list(source.problems), []
     new = store.with_name(f".{store.name}.new-{os.getpid()}")
     shape, kept = (number, side, side, 3), []
     size, blank = math.prod(shape), np.zeros(shape[1:], np.uint8)
 
     def decoded(i):
+        def made(picture):
+            if picture.info.keys() >= DRAWN:
+                drawn.append(i)
+            return np.asarray(square(picture))
+
         try:
-            return np.asarray(square(source.open(i, side)))
+            return source.open(i, side, made)
         except InputError as error:
             return f"{source.label(i)}: {error}"
 
@@ -289,7 +304,7 @@ def _decode(source, store, square, side, progress):
         _check_readable(source, len(kept), skipped)
         np.save(new / "kept.npy", np.array(kept, np.int64))
         (new / "skipped.txt").write_text(
-            "".join(f"{line}\n" for line in skipped), encoding="utf-8", errors="backslashreplace"
+            "".join(f"{printable(line)}\n" for line in skipped), encoding="utf-8"
         )
         (new / "store.json").write_text(
             json.dumps({"source": source.name, "fingerprint": source.fingerprint})
@@ -304,10 +319,39 @@ def _decode(source, store, square, side, progress):
     finally:
         shutil.rmtree(new, ignore_errors=True)
     if skipped:
-        print(
-            f"{source.name}: {len(skipped)} of {len(kept) + len(skipped)} pictures skipped, "
-            f"see {store}/skipped.txt"
+        said = f"{len(skipped)} of {len(kept) + len(skipped)} pictures skipped, see {store}/skipped.txt"
+        print(printable(f"{source.name}: {said}"))
+    if drawn:
+        said = (
+            f"{len(drawn)} of {len(kept)} pictures were drawn by a model, such as {source.label(min(drawn))}"
         )
+        warnings.warn(
+            printable(f"{source.name}: {said}: learning from them repeats its faults"), stacklevel=3
+        )
+
+
+def _stored(store, shape):
+    """The squares of a store, mapped, and the numbers of those that are there.
+
+    A store lies in a run's folder, which may be a stranger's.
+
+    Raises:
+        InputError: it is damaged, or of other pictures.
+    """
+    squares, kept = (open_array(store / f"{name}.npy", store.parent) for name in ("pictures", "kept"))
+    if squares.shape != shape or squares.dtype != np.uint8:
+        raise InputError(f"{store / 'pictures.npy'} has the shape {squares.shape}, expected {shape}")
+    kept = np.array(kept)
+    in_order = kept.ndim == 1 and kept.dtype == np.int64 and len(kept) > 1 and (np.diff(kept) > 0).all()
+    if not in_order or kept[0] < 0 or kept[-1] >= len(squares):
+        raise InputError(f"{store / 'kept.npy'} holds other numbers than those of {len(squares)} pictures")
+    return squares, kept
+
+
+def _discard(store, error):
+    """Removes a damaged store, to be made again."""
+    warnings.warn(f"{error}; it is made again", stacklevel=3)
+    remove_folder(store)
 
 
 def _check_readable(source, readable, skipped):

@@ -14,6 +14,7 @@ from sd_tf.data import captions
 from sd_tf.data.noise import uniforms
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError, unknown
+from sd_tf.files import is_regular, read_bytes
 
 FILES = {  # name: (bytes, md5), as published by the authors
     "train-images-idx3-ubyte.gz": (26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
@@ -105,11 +106,11 @@ def _folder(data_dir):
         if "SD_TF_DATA_DIR" in os.environ:
             places.insert(0, Path(os.environ["SD_TF_DATA_DIR"]) / "fashion-mnist")
     for place in places:
-        if all((place / name).is_file() for name in FILES):
+        if all(is_regular(place / name) for name in FILES):
             return place
     if data_dir is None:
         return _download(cache)
-    lacking = [name for name in FILES if not any((place / name).is_file() for place in places)]
+    lacking = [name for name in FILES if not any(is_regular(place / name) for place in places)]
     raise InputError(
         f"{data_dir} lacks the Fashion-MNIST files {', '.join(lacking or FILES)}: put the four official "
         ".gz files there, or leave --data-dir out to look for them elsewhere and download them."
@@ -119,10 +120,7 @@ def _folder(data_dir):
 def _read_verified(path):
     """The bytes of an official file."""
     size, md5 = FILES[path.name]
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+    content = read_bytes(path, 2 * size)
     way_out = "delete it and fetch it again, or point --data-dir at an intact copy."
     if len(content) < size:
         raise InputError(f"{path} is truncated, {len(content):,} of {size:,} bytes: {way_out}")

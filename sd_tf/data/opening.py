@@ -1,19 +1,59 @@
-"""Pictures of strangers, opened as 8-bit RGB: what a file holds is decoded within limits, or refused."""
+"""Pictures of strangers, opened as 8-bit RGB: what a file holds is decoded within limits, or refused.
+
+The memory that decoding takes is counted before it is taken, of all threads together: a few hundred
+kilobytes can hold the most pixels that there may be.
+"""
 
 import contextlib
+import io
+import os
+import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from sd_tf.errors import InputError
+from sd_tf.data.budget import Budget
+from sd_tf.data.headers import Metered, check_header, orientation
+from sd_tf.errors import InputError, printable
+from sd_tf.files import open_file
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no decoder that starts another program
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 64 * 1024**2  # of one picture: 200 MB as RGB
+LONGEST_SIDE = 65_535  # pixels, as of a JPEG
+SLOW = ("bmp_rle", "ppm", "ppm_plain")  # Pillow's decoders in Python: a second for 1.5 million numbers
+MOST_SLOW_PIXELS = 1024**2
+MOST_COMMENTS = 100  # in a PPM of text: each copies all that follows
+BUDGET = Budget(1_300_000_000)  # bytes for pictures that are being decoded; the largest takes 1.1 billion
+BAND = 1024**2  # pixels that are converted at once
 WHITE = (255, 255, 255)
 
+T = TypeVar("T")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-def open_picture(file, background=WHITE, least_side: int | None = None) -> Image.Image:
+
+def as_it_is(picture: Image.Image) -> Image.Image:
+    """A picture that nothing is made of."""
+    return picture
+
+
+def open_picture(
+    file,
+    background=WHITE,
+    least_side: int | None = None,
+    use: Callable[[Image.Image], T] = as_it_is,
+    root=None,
+) -> T:
     """Decodes a picture, turned as its EXIF data say; of an animation, the first frame.
 
     Palettes, grey, CMYK and 16 bits a channel become 8-bit RGB; what is transparent shows `background`.
@@ -23,28 +63,32 @@ def open_picture(file, background=WHITE, least_side: int | None = None) -> Image
         background: (red, green, blue), 0...255.
         least_side: pixels that the shorter side needs at least; a JPEG of more than that is decoded at a
             half, a quarter or an eighth of its size, which is faster.
+        use: what is made of the picture while its memory is counted; else that is over on return.
+        root: a folder that a path must not lead out of by links, see `open_file`.
 
     Returns:
-        A PIL picture of mode "RGB".
+        A PIL picture of mode "RGB", or what `use` makes of it.
 
     Raises:
         InputError: it is not a picture of one of `FORMATS`, is damaged, has more than `MOST_PIXELS`
-            pixels, or pixels that are floating-point numbers.
+            pixels, or pixels that are floating-point numbers, or takes more memory or time than there is.
     """
     try:
-        with Image.open(file, formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MOST_PIXELS:
-                raise InputError(
-                    f"has {width} x {height} pixels, of which {MOST_PIXELS} are the most: scale it down"
-                )
-            if least_side is not None and picture.format == "JPEG":
-                picture.draft(None, (least_side, least_side))
-            picture.load()
-            upright = picture
-            with contextlib.suppress(Exception):  # damaged EXIF data leave the picture as it lies
-                upright = ImageOps.exif_transpose(picture)
-            return _rgb(upright, background)
+        with contextlib.ExitStack() as stack:
+            if isinstance(file, (str, os.PathLike)):
+                file = stack.enter_context(_opened(file, root))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            header = check_header(file, size)
+            metered = Metered(file, header.most)
+            with BUDGET.taking(_bytes_of_header(min(size, header.most))):
+                picture = stack.enter_context(Image.open(io.BufferedReader(metered), formats=FORMATS))
+            _check_size(picture, file, size)
+            metered.left = 2 * size + 8 * picture.width * picture.height + header.most
+            needed = _bytes_of_pixels(picture, size, header.is_buffered, least_side)
+            with BUDGET.taking(needed):
+                picture.load()
+                return use(_rgb(_turned(picture), background))
     except InputError:
         raise
     except UnidentifiedImageError:  # its message is the file's name
@@ -54,9 +98,119 @@ def open_picture(file, background=WHITE, least_side: int | None = None) -> Image
         raise InputError(f"cannot be read as a picture: {reason}") from None
 
 
+def _opened(file, root):
+    """As `open_file`, but for messages, which do not name the file."""
+    try:
+        return open_file(file, root)
+    except InputError as error:
+        raise InputError(str(error).removeprefix(f"{printable(str(file))} ")) from None
+
+
+def _check_size(picture, file, size):
+    width, height = picture.size
+    if width * height > MOST_PIXELS:
+        raise InputError(f"has {width} x {height} pixels, of which {MOST_PIXELS} are the most: scale it down")
+    if max(width, height) > LONGEST_SIDE:
+        raise InputError(f"has {width} x {height} pixels, of a side {LONGEST_SIDE} are the most: cut it")
+    if any(tile[0] in SLOW for tile in picture.tile):
+        most = 1_000_000 + 16 * MOST_SLOW_PIXELS
+        if width * height > MOST_SLOW_PIXELS or size > most or _comments(picture, file) > MOST_COMMENTS:
+            raise InputError(
+                f"has {width} x {height} pixels in {size:,} bytes of a kind that is read slowly, of which "
+                f"{MOST_SLOW_PIXELS} in {most:,} are the most: save it as a PNG"
+            )
+
+
+def _comments(picture, file):
+    """Signs that begin one in a PPM of text."""
+    if picture.tile[0][0] != "ppm_plain":
+        return 0
+    place = file.tell()
+    file.seek(0)
+    found = file.read().count(b"#")
+    file.seek(place)
+    return found
+
+
+def _bytes_of_header(size):
+    """What Pillow makes of a header of so many bytes: at the worst, objects for each number."""
+    return 50 * size
+
+
+def _bytes_of_pixels(picture, size, is_buffered, least_side):
+    """What decoding takes at the most, in a JPEG that is drafted: measured of each format, and rounded up."""
+    pixels, decoder = picture.width * picture.height, 0
+    if picture.format in ("JPEG", "MPO"):
+        decoder = 2 * pixels * picture.layers if is_buffered else 0
+        if least_side is not None and picture.format == "JPEG":
+            picture.draft(None, (least_side, least_side))
+            pixels = picture.width * picture.height
+    elif picture.format == "WEBP":  # two canvases and the frame, as bytes
+        decoder = 12 * pixels + 2 * size
+    elif picture.format == "TIFF":
+        decoder = 2 * size + _bytes_of_strip(picture)
+    elif picture.format == "GIF":
+        decoder = 4 * pixels
+    elif any(tile[0] in SLOW for tile in picture.tile):
+        decoder = 24 * pixels
+    elif picture.format == "PNG":
+        decoder = 2 * pixels
+    stored = pixels * {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}.get(picture.mode, 4)
+    result = 0 if _is_rgb(picture) else 4 * pixels
+    converting = 0 if _is_rgb(picture) else 50 * min(pixels, max(BAND, picture.width))
+    return max(stored + decoder, 2 * stored, stored + result) + converting + 2**20
+
+
+def _bytes_of_strip(picture):
+    """A TIFF's part that is unpacked at once: a strip or a tile, which can be larger than the picture."""
+    tags = picture.tag_v2
+    width, height = tags.get(322, picture.width), tags.get(323, min(tags.get(278, 2**32), picture.height))
+    bits = tags.get(258, (8,))
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    samples = max(1, int(tags.get(277, len(bits))))
+    return int(width) * int(height) * max(4, samples * int(max(bits)) // 8 + 1)
+
+
+def _turned(picture):
+    """As its EXIF data or its XMP say. A TIFF has turned itself."""
+    if picture.format == "TIFF":
+        return picture
+    turn = None
+    with contextlib.suppress(Exception):  # damaged ones leave the picture as it lies
+        info = picture.info
+        exif = info.get("exif") or bytes.fromhex(
+            "".join(str(info.get("Raw profile type exif", "")).split("\n")[3:])
+        )
+        turn = orientation(exif)
+        if turn is None:
+            said = info.get("XML:com.adobe.xmp") or info.get("xmp") or ""
+            said = said.decode(errors="replace") if isinstance(said, bytes) else said
+            found = re.search(r'tiff:Orientation(="|>)([0-9])', said)
+            turn = int(found[2]) if found else None
+    return picture.transpose(_TURNS[turn]) if turn in _TURNS else picture
+
+
+def _is_rgb(picture):
+    return picture.mode == "RGB" and "transparency" not in picture.info
+
+
 def _rgb(picture, background):
+    """A band after another, so that what is between takes little memory."""
     if picture.mode == "F":
         raise InputError("has floating-point pixels, whose range nothing says: save it with 8 or 16 bits")
+    if _is_rgb(picture):
+        return picture
+    width, height = picture.size
+    if width * height <= BAND:
+        return _rgb_of_band(picture, background)
+    page, rows = Image.new("RGB", picture.size), max(1, BAND // width)
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height)))
+        page.paste(_rgb_of_band(band, background), (0, top))
+    return page
+
+
+def _rgb_of_band(picture, background):
     if picture.mode.startswith("I"):  # grey of 16 bits
         levels = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
         picture = Image.fromarray(np.rint(levels / 257.0).astype(np.uint8))

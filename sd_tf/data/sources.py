@@ -15,14 +15,16 @@ import contextlib
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sd_tf.data.captioned_folder import CAPTION_COLUMNS, holds_pictures, list_folder
+from sd_tf.data.captioned_folder import CAPTION_COLUMNS, holds_pictures, list_folder, tidy
 from sd_tf.data.captioned_pictures import Source
-from sd_tf.data.opening import WHITE, open_picture
+from sd_tf.data.opening import WHITE, as_it_is, open_picture
 from sd_tf.errors import InputError, shown, unknown
+from sd_tf.files import is_inside
 
 FOLDERS = ("pokemon", "emoji")  # in $SD_TF_DATA_DIR
 
@@ -33,6 +35,7 @@ def find_source(
     caption_column: str | None = None,
     background=WHITE,
     caption: str | None = None,
+    outputs: Sequence[Path] = (),
 ) -> Source:
     """Opens the captions of a data set; its pictures are opened one by one, later.
 
@@ -42,6 +45,7 @@ def find_source(
         caption_column: that holds the captions, where they are in a table.
         background: (red, green, blue) behind what is transparent.
         caption: of every picture of a folder, in place of its own.
+        outputs: folders that the run writes to, which are left out of a folder.
 
     Raises:
         InputError: it is not there, has no captions, or needs a library that is not installed.
@@ -55,25 +59,31 @@ def find_source(
         return _of_hub(name, caption_column, background)
     if kind == "tfds":
         return _of_tfds(name, data_dir, caption_column, background)
-    return folder_source(_folder(dataset, data_dir), caption_column, background, caption)
+    return folder_source(_folder(dataset, data_dir), caption_column, background, caption, outputs)
 
 
 def folder_source(
-    folder: Path, caption_column: str | None = None, background=WHITE, caption: str | None = None
+    folder: Path,
+    caption_column: str | None = None,
+    background=WHITE,
+    caption: str | None = None,
+    outputs: Sequence[Path] = (),
 ) -> Source:
     """The pictures of a folder, see `captioned_folder`."""
     folder = Path(folder)
-    pictures, problems = list_folder(folder, caption_column, caption)
+    pictures, problems = list_folder(folder, caption_column, caption, outputs)
     digest = hashlib.sha256(repr(tuple(background)).encode())
     for file, _ in pictures:
-        found = file.stat()
-        digest.update(
-            f"{file.relative_to(folder)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(errors="replace")
-        )
+        try:
+            found = file.stat()
+            state = f"{found.st_size}\0{found.st_mtime_ns}"
+        except OSError:  # gone since it was listed
+            state = "gone"
+        digest.update(f"{file.relative_to(folder)}\0{state}\0".encode(errors="surrogateescape"))
     return Source(
         str(folder),
         [caption for _, caption in pictures],
-        lambda i, side: open_picture(pictures[i].file, background, side),
+        lambda i, side, use=as_it_is: open_picture(pictures[i].file, background, side, use, folder),
         lambda i: str(pictures[i].file),
         digest.hexdigest()[:16],
         problems,
@@ -108,14 +118,33 @@ def _of_hub(name, caption_column, background):
     captions = _caption_column(f"hub:{name}", table.features, caption_column)
     undecoded = table.cast_column(pictures[0], datasets.Image(decode=False))
 
-    def opened(row, side):
-        cell = undecoded[row][pictures[0]]
-        return open_picture(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"], background, side)
+    places = _places_of_hub(datasets, name)
+
+    def opened(row, side, use):
+        with _on_one_line("cannot be read", f"remove {datasets.config.HF_DATASETS_CACHE}, to have it anew"):
+            cell = undecoded[row][pictures[0]] or {}
+        if cell.get("bytes"):
+            return open_picture(io.BytesIO(cell["bytes"]), background, side, use)
+        path = cell.get("path") or ""
+        root = next((place for place in places if is_inside(place, path)), None)
+        if root is None:  # whoever made the data set wrote this path
+            raise InputError(f"is at {shown(path)}, which was not downloaded with it")
+        return open_picture(path, background, side, use, root)
 
     kind = table.features[captions]
     classes = kind if isinstance(kind, datasets.ClassLabel) else None
     texts = _texts(f"hub:{name}", captions, table[captions], classes)
     return _of_rows(f"hub:{name}", texts, opened, (table._fingerprint, tuple(background)))
+
+
+def _places_of_hub(datasets, name):
+    """Where pictures of a data set of the hub may lie: in what was downloaded, or its own local folder."""
+    places = [datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH]
+    with contextlib.suppress(ImportError, AttributeError):
+        import huggingface_hub
+
+        places.append(huggingface_hub.constants.HF_HUB_CACHE)
+    return [Path(place) for place in (*places, *([name] if os.path.isdir(name) else []))]
 
 
 def _of_tfds(name, data_dir, caption_column, background):
@@ -150,8 +179,8 @@ def _of_tfds(name, data_dir, caption_column, background):
         cells = [row[column] for row in rows]
     texts = _texts(f"tfds:{name}", column, cells, features[column] if column in labels else None)
 
-    def opened(row, side):
-        return open_picture(io.BytesIO(rows[row][pictures[0]]), background, side)
+    def opened(row, side, use):
+        return open_picture(io.BytesIO(rows[row][pictures[0]]), background, side, use)
 
     return _of_rows(f"tfds:{name}", texts, opened, (name, builder.info.full_name, tuple(background)))
 
@@ -184,14 +213,14 @@ def _texts(name, column, cells, classes):
 
 
 def _of_rows(name, texts, opened, identity):
-    """The rows of a table that have a caption; `opened(row, side)` is a row's picture."""
+    """The rows of a table that have a caption; `opened(row, side, use)` is a row's picture."""
     rows = [row for row, text in enumerate(texts) if text.strip()]
     if not rows:
         raise InputError(f"{name} has no caption in any of its {len(texts)} rows")
     return Source(
         name,
-        [" ".join(texts[row].split()) for row in rows],
-        lambda i, side: opened(rows[i], side),
+        [tidy(texts[row]) for row in rows],
+        lambda i, side, use=as_it_is: opened(rows[i], side, use),
         lambda i: f"{name}, row {rows[i]}",
         hashlib.sha256(repr((identity, rows)).encode()).hexdigest()[:16],
         [f"{name}, row {row}: has no caption" for row, text in enumerate(texts) if not text.strip()],

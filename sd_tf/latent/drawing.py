@@ -1,6 +1,7 @@
 """How pictures are drawn: settings, checked before anything is computed, and the loop over batches."""
 
 import dataclasses
+import math
 import numbers
 
 import numpy as np
@@ -150,11 +151,12 @@ def to_uint8(images):
     return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def checked_image(image, number: int, multiple: int):
+def checked_image(image, number: int, multiple: int, most: int):
     """A picture, or one for each prompt, as uint8 (n, height, width, 3), n 1 or `number`.
 
     Raises:
-        InputError: it is none, of another size, or has sides that are no multiple of `multiple`.
+        InputError: it is none, of another size, or has sides that are no multiple of `multiple`, or more
+            than `most` pixels.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8:
@@ -168,6 +170,11 @@ def checked_image(image, number: int, multiple: int):
     if not all(images.shape[1:3]) or any(side % multiple for side in images.shape[1:3]):
         raise InputError(
             f"image is {images.shape[2]} x {images.shape[1]}: give sides that are multiples of {multiple}"
+        )
+    if images.shape[1] * images.shape[2] > most:
+        raise InputError(
+            f"image is {images.shape[2]} x {images.shape[1]}, more than this model has memory for: scale it "
+            f"down to {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
         )
     return images
 

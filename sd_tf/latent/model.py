@@ -32,6 +32,7 @@ from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encoded
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_IMAGE = 512**2  # pixels to begin with, for models that draw fewer than a quarter of that
 PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
 
 
@@ -233,7 +234,7 @@ class LatentDiffusion:
         if mask is not None and image is None:
             raise InputError("mask is of a picture: give image as well")
         if image is not None:
-            image = checked_image(image, len(prompts), self._multiple)
+            image = checked_image(image, len(prompts), self._multiple, self._most_pixels)
             mask = None if mask is None else checked_mask(mask, image, len(prompts))
             known = self.encode_images(image)
             if latents is not None and shape != known.shape[1:]:
@@ -396,7 +397,9 @@ class LatentDiffusion:
         Raises:
             InputError: an argument is of the wrong type or out of range.
         """
-        images = checked_image(image, len(image) if np.ndim(image) == 4 else 1, self._multiple)
+        images = checked_image(
+            image, len(image) if np.ndim(image) == 4 else 1, self._multiple, self._most_pixels
+        )
         if not isinstance(prompt, str):
             raise InputError(f"prompt is {prompt!r}: give a string, what the pictures show")
         levels = Settings(steps, batch_size=batch_size).levels(self.schedule)
@@ -411,6 +414,12 @@ class LatentDiffusion:
             denoise = denoiser(networks.denoise, self.schedule, np.stack([context] * len(some)))
             found.append(np.asarray(ddim_inversion(denoise, some, levels)))
         return np.concatenate(found)
+
+    @property
+    def _most_pixels(self):
+        """Of a picture that is given: attention takes memory with the square of its pixels."""
+        height, width, _ = self._latent_shape
+        return max(LARGEST_IMAGE, 4 * height * width * self._parts["autoencoder"].config.downsampling ** 2)
 
     @property
     def _multiple(self):

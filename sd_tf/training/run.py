@@ -123,7 +123,7 @@ class Run:
             strategies.check_batch_size(self.stage_config(stage).batch_size, replicas, config.accumulate)
         if self.image_size != self.preset.autoencoder.sample_size:
             self.preset = _resized(self.preset, self.image_size)
-        self.dataset = find_dataset(config, self.image_size, self.cache_folder)
+        self.dataset = find_dataset(config, self.image_size, self.cache_folder, [self.folder])
         self._check_captions(before)
         text_encoder = config.text_encoder or self.preset.text_encoder or "none"
         if config.init_from or config.stage in ("clip", "autoencoder"):

@@ -1,4 +1,5 @@
 import json
+import random
 import resource
 import shutil
 import tracemalloc
@@ -11,6 +12,8 @@ from sd_tf.data import cache
 from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError
+from tests.data import hostile_stores
+from tests.data.hostile import Case
 
 
 class Dataset:
@@ -275,3 +278,19 @@ def test_a_model_changes_its_key_with_any_weight(tiny_model):
         assert weights_fingerprint(unet) != before
         variable.assign(value)
     assert weights_fingerprint(unet) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["cut short", "special files", "missing", "numbers out of range", "what is said of it"]
+)
+def test_a_damaged_cache_is_made_again(tmp_path, name):
+    built = build(tmp_path)
+    mean, caption = np.array(built.mean), np.array(built.caption)
+    (tmp_path / "private").mkdir()
+    for seed in range(4):
+        case = Case(tmp_path, tmp_path / "private", tmp_path, "jsonl", random.Random(seed))
+        hostile_stores.DAMAGES[name](case, tmp_path / "key")
+        with pytest.warns(UserWarning, match="the cache is made again"):
+            found = build(tmp_path)
+        np.testing.assert_array_equal(found.mean, mean)
+        np.testing.assert_array_equal(found.caption, caption)

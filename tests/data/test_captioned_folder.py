@@ -2,14 +2,18 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sd_tf.data import captioned_folder, tables
 from sd_tf.data.captioned_folder import list_folder
 from sd_tf.data.sources import folder_source
 from sd_tf.errors import InputError
+from tests.data.hostile import DAMAGES, SPECIAL, WORD, make, put
+from tests.fuzzing import forget_peak, limited, memory
 
 
 def picture(file):
@@ -70,7 +74,7 @@ def test_text_files_beside_pictures(tmp_path):
     (tmp_path / "1.txt").write_text("\ufeffa dress\n")
     (tmp_path / "below" / "2.txt").write_text("a bag")
     assert found(tmp_path) == {"1.png": "a dress", "below/2.jpg": "a bag"}
-    assert list_folder(tmp_path).problems == [f"{tmp_path}/3.png: 3.txt cannot be read (FileNotFoundError)"]
+    assert list_folder(tmp_path).problems == [f"{tmp_path}/3.png: 3.txt is missing"]
 
 
 def test_class_folders(tmp_path):
@@ -250,7 +254,7 @@ def test_half_a_character_is_no_part_of_a_caption(tmp_path):
         ('{"file_name": "\\ud800.png", "text": "x"}\n', r"the file_name is '\\ud800.png'"),
         ("", "has no row"),
         ("[" * 5000, "is damaged"),
-        ("\udcff", "is damaged"),
+        ("\udcff", "line 1 is no text in UTF-8"),
     ],
 )
 def test_damaged_metadata_are_refused_by_name(tmp_path, text, message):
@@ -304,3 +308,123 @@ def test_five_hundred_damaged_metadata_files_are_read_or_refused(tmp_path):
             assert str(file) in str(error) and "\n" not in str(error)
             refused += 1
     assert 100 < refused < 510
+
+
+@pytest.fixture
+def case(tmp_path):
+    """`case(layout)`: a folder of 24 pictures beside private files."""
+    return lambda layout: make(tmp_path / layout, layout, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_captions_are_of_regular_files_of_the_folder_alone(case, kind):
+    texts = case("texts")
+    put(kind, texts.data / "0.txt", texts)
+    with limited(5):
+        listing = list_folder(texts.data)
+    assert len(listing.pictures) == 23 and WORD not in repr(listing)
+    assert str(texts.data / "0.png: 0.txt ") in listing.problems[-1]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "zero", "private", "loop"])
+def test_metadata_that_are_no_regular_file_are_refused_at_once(case, kind, name):
+    classes = case("classes")
+    put(kind, classes.data / name, classes)
+    with limited(5), pytest.raises(InputError, match=name) as refused:
+        list_folder(classes.data)
+    assert WORD not in str(refused.value)
+
+
+def test_what_is_called_like_a_picture_and_is_none_is_listed(case):
+    classes = case("classes")
+    for kind, name in (("pipe", "1"), ("socket", "3"), ("zero", "5")):
+        put(kind, classes.data / "red_dress" / f"{name}.png", classes)
+    with limited(5):
+        listing = list_folder(classes.data)
+    assert len(listing.pictures) == 21
+    said = [line.partition(": ")[2] for line in listing.problems]
+    assert said[:2] == ["is no regular file"] * 2 and said[2].startswith("is a link that leads out of")
+
+
+BOMBS = [name for name in DAMAGES if name.startswith(("table: ", "Parquet: "))]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="memory is read from /proc")
+@pytest.mark.parametrize("name", BOMBS)
+def test_metadata_take_little_memory_whatever_they_unpack_to(tmp_path, name):
+    import random
+
+    pytest.importorskip("pyarrow")
+    folder = make(tmp_path / "case", "jsonl", random.Random(0))
+    DAMAGES[name](folder)
+    forget_peak()
+    before = memory("VmRSS")
+    with limited(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            list_folder(folder.data)
+        except InputError as error:
+            assert "metadata." in str(error)
+    assert memory("VmHWM") - before < 700_000_000
+
+
+def test_rows_and_captions_have_an_end(tmp_path, monkeypatch):
+    for i in range(20):
+        picture(tmp_path / f"{i}.png")
+    jsonl(tmp_path, *({"file_name": f"{i}.png", "text": f"a dress {i}"} for i in range(20)))
+    assert len(list_folder(tmp_path).pictures) == 20
+    with monkeypatch.context() as changed, pytest.raises(InputError, match="metadata.jsonl has more than 19"):
+        changed.setattr(tables, "MOST_ROWS", 19)
+        list_folder(tmp_path)
+    monkeypatch.setattr(captioned_folder, "MOST_TEXT", 1000)
+    with pytest.raises(InputError, match="has names and captions of more than 1,000 bytes"):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_LENGTH_BYTE_ARRAY", None])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_parquet_is_read_as_others_write_it(tmp_path, encoding, version):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = []
+    for i in range(30):
+        picture(tmp_path / f"{i}.png")
+        rows.append({"more": i, "file_name": f"{i}.png", "text": f"a dress {i % 7}", "list": [i]})
+    options = {"data_page_version": version, "row_group_size": 11}
+    if encoding is not None:
+        options |= {"use_dictionary": False, "column_encoding": {"text": encoding, "file_name": encoding}}
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "metadata.parquet", **options)
+    assert found(tmp_path) == {row["file_name"]: row["text"] for row in rows}
+
+
+def test_what_runs_draw_is_not_learned_from(tmp_path):
+    picture(tmp_path / "dress" / "1.png")
+    for name in ("this", "other"):
+        picture(tmp_path / "runs" / name / "samples" / "1.png")
+    (tmp_path / "runs" / "other" / "run.json").write_text("{}")
+    outputs = [tmp_path / "runs" / "this"]
+    with pytest.warns(
+        UserWarning, match="runs/(this|other) is left out: it is the folder of a run"
+    ) as warned:
+        listing = list_folder(tmp_path, outputs=outputs)
+    assert listing == ([(tmp_path / "dress" / "1.png", "dress")], []) and len(warned) == 2
+    jsonl(tmp_path, *({"file_name": f"{name}/1.png", "text": "a"} for name in ("dress", "runs/this/samples")))
+    with pytest.warns(UserWarning):
+        listing = list_folder(tmp_path, outputs=outputs)
+    assert len(listing.pictures) == 1 and listing.problems[0].endswith("samples/1.png is of the run itself")
+    for folder in (outputs[0], outputs[0] / "samples"):
+        with pytest.raises(InputError, match="is also where the run writes"):
+            list_folder(folder, outputs=outputs)
+
+
+def test_names_that_do_not_print_are_escaped(tmp_path):
+    folder = tmp_path / os.fsdecode(b"a\xff\x1b[2J\nb")
+    for name in ("1.png", "2.png"):
+        picture(folder / name)
+    jsonl(folder, {"file_name": "1.png", "text": "a dress"})
+    with pytest.warns(UserWarning, match="left out") as warned:
+        source = folder_source(folder)
+    assert all(str(each.message).isprintable() for each in warned)
+    assert source.open(0, 4).size == (4, 4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import resource
 import tracemalloc
 from types import SimpleNamespace
@@ -14,6 +15,9 @@ from sd_tf.data import captioned_pictures
 from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.data.sources import find_source, folder_source
 from sd_tf.errors import InputError
+from sd_tf.pictures import save_png
+from tests.data import hostile_stores
+from tests.data.hostile import Case
 from tests.data.test_opening import damaged, in_all_formats
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 128, 0), (0, 0, 255)
@@ -264,3 +268,59 @@ def test_the_real_folders(data_dir, tmp_path, name, count, first):
     assert examples.captions[0].startswith(first)
     assert (examples.images[:, 0, 0] > 250).all()  # they stand on white
     assert examples.images.std() > 20
+
+
+@pytest.mark.filterwarnings("ignore:.*it is made again")
+@pytest.mark.parametrize(
+    "name", [each for each in hostile_stores.DAMAGES if each not in ("a link", "no folder")]
+)
+def test_a_damaged_store_is_made_again(tmp_path, name):
+    folder = folder_of(tmp_path, noise(24))
+    expected = dataset(folder, tmp_path).examples(range(24), 0).images
+    (tmp_path / "private").mkdir()
+    (store,) = (tmp_path / "store").iterdir()
+    for seed in range(4):
+        case = Case(folder, tmp_path / "private", tmp_path, "jsonl", random.Random(seed))
+        hostile_stores.DAMAGES[name](case, store)
+        found = dataset(folder, tmp_path).examples(range(24), 0).images
+        if name != "bits":
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_store_that_is_a_link_is_refused_and_what_it_leads_to_kept(tmp_path):
+    folder = folder_of(tmp_path, noise(3))
+    dataset(folder, tmp_path)
+    (store,) = (tmp_path / "store").iterdir()
+    store.rename(tmp_path / "elsewhere")
+    store.symlink_to(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="made again"), pytest.raises(InputError, match="remove it"):
+        dataset(folder, tmp_path)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 4
+
+
+def test_pictures_that_a_model_drew_are_warned_of(tmp_path):
+    folder = folder_of(tmp_path, noise(3))
+    save_png(folder / "00001.png", noise(1)[0], {"prompt": "a dress", "seed": 3})
+    with pytest.warns(UserWarning, match="1 of 3 pictures were drawn by a model, such as .*00001.png"):
+        dataset(folder, tmp_path)
+
+
+def test_skipped_pictures_are_listed_one_to_a_line(tmp_path):
+    folder = folder_of(tmp_path, noise(30))
+    (folder / "00007.png").rename(folder / "a\n\x1b[2J.png")
+    rows = (folder / "metadata.jsonl").read_text().replace("00007.png", "a\\n\\u001b[2J.png")
+    (folder / "metadata.jsonl").write_text(rows)
+    (folder / "a\n\x1b[2J.png").write_bytes(b"no picture")
+    dataset(folder, tmp_path)
+    (file,) = (tmp_path / "store").glob("*/skipped.txt")
+    assert file.read_text().count("\n") == 1 and r"a\n\x1b[2J.png: cannot be read" in file.read_text()
+
+
+def test_a_picture_that_is_gone_since_is_skipped(tmp_path):
+    folder = folder_of(tmp_path, noise(30))
+    source = folder_source(folder)
+    (folder / "00003.png").unlink()
+    os.mkfifo(folder / "00003.png")
+    pictures = CaptionedPictures(source, 16, tmp_path / "store")
+    pictures.decode(progress=False)
+    assert len(pictures) == 29

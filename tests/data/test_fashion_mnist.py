@@ -256,3 +256,13 @@ def test_a_damaged_download_is_refused_and_leaves_no_file(served, tmp_path):
         FashionMNIST("train")
     assert_names_every_way_out(error)
     assert [p for p in (tmp_path / "keras").rglob("*") if p.is_file()] == []
+
+
+def test_a_pipe_is_no_official_file(small):
+    file = small / min(fashion_mnist.FILES)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match="lacks the Fashion-MNIST files"):
+        FashionMNIST("train", small)
+    with pytest.raises(InputError, match="is a named pipe"):
+        fashion_mnist._read_verified(file)

@@ -1,14 +1,21 @@
 """Pictures of any kind become 8-bit RGB as their makers meant them, and damaged ones one line."""
 
+import contextlib
 import io
+import os
+import threading
+import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sd_tf.data import opening
+from sd_tf.data.budget import Budget
 from sd_tf.data.opening import open_picture
 from sd_tf.errors import InputError
+from tests.data.hostile import PICTURES, SPECIAL, make, put
+from tests.fuzzing import forget_peak, limited, memory
 
 RED, GREEN = (255, 0, 0), (0, 128, 0)
 
@@ -144,3 +151,86 @@ def test_a_thousand_damaged_pictures_are_read_or_refused():
         except InputError:
             refused += 1
     assert 300 < refused < 1050
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_picture_is_a_regular_file(tmp_path, kind):
+    case = make(tmp_path, "classes", None)
+    file = case.data / "a.png"
+    put(kind, file, case)
+    with limited(5), pytest.raises(InputError) as refused:
+        open_picture(file, root=case.data)
+    assert str(file) not in str(refused.value)  # which those name who ask for it
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="memory is read from /proc")
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_small_file_takes_little_time_and_memory(name):
+    content = PICTURES[name]()
+    forget_peak()
+    before = memory("VmRSS")
+    with limited(5), contextlib.suppress(InputError):
+        open_picture(io.BytesIO(content))
+    assert memory("VmHWM") - before < 150_000_000
+
+
+@pytest.mark.parametrize(
+    "name", ["JPEG with EXIF data after junk", "JPEG of scans", "PPM of text", "TIFF of tiles"]
+)
+def test_a_small_file_that_takes_much_is_refused(name):
+    with pytest.raises(InputError, match="has|takes"):
+        open_picture(io.BytesIO(PICTURES[name]()))
+
+
+def test_memory_is_shared_by_all_threads(monkeypatch):
+    """No more is decoded at once than the budget has, and what alone needs more is refused."""
+    whole = encoded(Image.new("RGB", (2000, 1000))).getvalue()
+    monkeypatch.setattr(opening, "BUDGET", Budget(40_000_000))
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def use(picture):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+
+    threads = [
+        threading.Thread(target=open_picture, args=(io.BytesIO(whole),), kwargs={"use": use})
+        for _ in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2  # each is 8 MB, and 8 to be turned
+    monkeypatch.setattr(opening, "BUDGET", Budget(10_000_000))
+    with pytest.raises(InputError, match="takes 17 MB of memory to decode, of which 10 are the most"):
+        open_picture(io.BytesIO(whole))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "CMYK", "1"])
+def test_large_pictures_become_what_small_ones_do(monkeypatch, mode):
+    levels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(levels[..., :2].copy().view(np.uint16)[..., 0])
+    else:
+        picture = Image.fromarray(levels, "RGBA").convert(mode)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    expected = pixels(encoded(picture, kind), background=(1, 2, 3))
+    monkeypatch.setattr(opening, "BAND", 130)
+    np.testing.assert_array_equal(pixels(encoded(picture, kind), background=(1, 2, 3)), expected)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_pictures_are_turned_as_pillow_turns_them(turn, kind):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    file = encoded(picture, kind, exif=exif)
+    with Image.open(file) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    np.testing.assert_array_equal(pixels(file), expected)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -231,3 +232,22 @@ def test_a_name_that_tensorflow_datasets_does_not_know(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(InputError, match="tfds:no_such_thing cannot be had"):
         find_source("tfds:no_such_thing", str(tmp_path))
+
+
+def test_a_data_set_of_the_hub_names_no_files_of_this_machine(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    from pyarrow import parquet
+
+    (tmp_path / "table").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    os.mkfifo(tmp_path / "pipe")
+    paths = [str(tmp_path / "private.png"), str(tmp_path / "pipe"), "/etc/passwd", "../private.png"]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    cells = [{"bytes": None, "path": path} for path in paths]
+    table = {"image": cells, "text": ["a dress"] * len(paths)}
+    made = datasets.Dataset.from_dict(table, features=features)
+    parquet.write_table(made.data.table, tmp_path / "table" / "train.parquet")
+    source = find_source(f"hub:{tmp_path / 'table'}")
+    for i in range(len(paths)):
+        with pytest.raises(InputError, match="was not downloaded with it"):
+            source.open(i, 8)

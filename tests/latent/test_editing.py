@@ -257,3 +257,11 @@ def test_a_picture_comes_back_from_its_noise_and_another_prompt_changes_it(bundl
     assert np.abs(again.astype(int) - trouser).mean() < 4
     (means, of_red) = (each.reshape(-1, 3).mean(axis=0) for each in (again, red))
     assert means[2] > 2 * means[0] and of_red[0] > 2 * of_red[2]
+
+
+@pytest.mark.parametrize("side", [8192, 520])
+def test_a_picture_larger_than_memory_is_refused_before_it_is_encoded(tiny_model, side):
+    image = np.broadcast_to(np.uint8(0), (side, side, 3))
+    for use in (lambda: draw(tiny_model, image=image), lambda: tiny_model.invert(image)):
+        with pytest.raises(InputError, match=f"image is {side} x {side}, .* such as 512 x 512"):
+            use()
