@@ -19,10 +19,13 @@ class TimedConnection(H11Protocol):
         transport.set_write_buffer_limits(high=0)  # all that waits to be read is known as such at once
         self._limit = self._reading_limit = None
         self._wait_for_head()
-        if len(self.connections) >= MOST_CONNECTIONS:
-            waiting = [each for each in self.connections if each is not self and each.is_waiting()]
-            if waiting:
-                min(waiting, key=lambda each: each._waits_since).end()
+        self._make_room()
+
+    def _make_room(self):
+        others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        if len(others) >= MOST_CONNECTIONS:
+            waiting = [each for each in others if each.is_waiting()]
+            min(waiting, key=lambda each: each._waits_since, default=self).end()
 
     def is_waiting(self) -> bool:
         """Whether no request of it is being answered."""

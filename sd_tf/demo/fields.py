@@ -5,7 +5,6 @@ sees nothing that was sent as it was sent.
 """
 
 import inspect
-import math
 import re
 from typing import NamedTuple
 
@@ -142,7 +141,7 @@ def _number(name, value, _):
     """None is a field that was emptied in a browser: what it lacks is said where its limits are known."""
     if value is None:
         return None
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > LARGEST_NUMBER:
+    if type(value) not in (int, float) or not abs(value) <= LARGEST_NUMBER:  # which NaN is not either
         raise InputError(f"{name} is {shown(value)}: give a number")
     return value
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import html
 import json
+import logging
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, quote
@@ -21,6 +22,8 @@ from sd_tf.demo.files import Files
 from sd_tf.demo.hosts import Hosts
 from sd_tf.demo.listeners import Listeners
 
+log = logging.getLogger(__name__)
+LARGEST_HEAD = 16 * 1024  # bytes of a request's headers
 MOST_UPLOADED = 10 * MB  # bytes of one request with pictures
 MOST_ASKED = 128 * 1024  # bytes of one request without
 UPLOAD_SECONDS, ASK_SECONDS = 60.0, 15.0  # that it may take to arrive
@@ -129,6 +132,8 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1008})
         request = Request(scope, receive, send)
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEAD:
+                raise Refused(431, "the head of the request is too large")
             self._check_origin(request)
             await self._answering(request)(request)
         except Refused as refused:
@@ -203,13 +208,13 @@ class Gate:
         """A stream of what becomes of a session's requests: one for each session that waits for something."""
         query = parse_qs(request.scope["query_string"].decode("latin-1"))
         session = fields.session(query.get("session_hash", [""])[0])
-        if not self._queue.pending_event_ids_session.get(session):
-            raise Refused(404, "nothing was asked for")
         for _ in range(20):  # a stream that is just being left
-            if self._listeners.opened(session):
+            if not self._listeners.is_open(session):
                 break
             await asyncio.sleep(0.1)
-        else:
+        if not self._queue.pending_event_ids_session.get(session):
+            raise Refused(404, "nothing was asked for")
+        if not self._listeners.opened(session):
             raise Refused(409, "somebody listens already")
 
         async def send(message):
@@ -219,6 +224,11 @@ class Gate:
 
         try:
             await self._pass(request, f"session_hash={session}", send=send)
+        except Exception:  # Gradio's way to end the stream of a session that it has forgotten
+            log.debug("a stream ended", exc_info=True)
+            if not request.is_answered:
+                raise Refused(404, "nothing was asked for") from None
+            await request.send({"type": "http.response.body"})
         finally:
             self._listeners.closed(session)
             self._forget_later(session)

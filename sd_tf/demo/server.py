@@ -7,16 +7,14 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from sd_tf.demo.connections import MOST_CONNECTIONS, TimedConnection
+from sd_tf.demo.connections import TimedConnection
 from sd_tf.demo.fields import Fields, functions
 from sd_tf.demo.files import Files
-from sd_tf.demo.gate import MOST_UPLOADED, Gate
+from sd_tf.demo.gate import LARGEST_HEAD, MOST_UPLOADED, Gate
 from sd_tf.demo.hosts import Hosts
 from sd_tf.demo.listeners import Listeners
 from sd_tf.demo.page import THEME
 from sd_tf.errors import InputError
-
-LARGEST_HEAD = 16 * 1024  # bytes of a request's head
 
 
 def application(blocks: gr.Blocks, style: str, sent: Files, drawn: Files, listeners: Listeners, hosts: Hosts):
@@ -106,7 +104,6 @@ def serve(app, found: socket.socket, closing):
         access_log=False,
         server_header=False,
         proxy_headers=False,  # what proxies say is the gate's matter
-        limit_concurrency=MOST_CONNECTIONS,
         h11_max_incomplete_event_size=LARGEST_HEAD,
         timeout_graceful_shutdown=2,
     )

@@ -33,7 +33,9 @@ def served(model, temporary, **flags):
         line = process.stdout.readline()
         found = re.match(r"(http://\S+) draws with ", line)
         assert found, (line, errors)
-        yield SimpleNamespace(address=found[1], process=process, errors=errors, temporary=temporary)
+        yield SimpleNamespace(
+            address=found[1], process=process, errors=errors, temporary=temporary, cwd=Path.cwd()
+        )
     finally:
         process.kill()
         process.wait()
