@@ -111,7 +111,7 @@ class Actions:
                     return
                 if isinstance(progress, Drawn):
                     yield self._finished(progress, settings)
-                else:
+                elif not self.listeners.is_behind(session):
                     yield self._under_way(progress)
 
     def _begin(self, begin):

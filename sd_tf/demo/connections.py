@@ -10,8 +10,8 @@ READ_SECONDS = 30.0  # in which what waits to be read is read
 class TimedConnection(H11Protocol):
     """uvicorn's, of one client, with limits of time.
 
-    When there are too many, the one that has waited longest for a request to arrive makes room: those who
-    open many and say nothing shut nobody out.
+    When there are too many, the oldest of those makes room whose client has not sent its request yet, or does
+    not read the answer: those who open many and do nothing shut nobody out.
     """
 
     def connection_made(self, transport):
@@ -24,12 +24,16 @@ class TimedConnection(H11Protocol):
     def _make_room(self):
         others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
         if len(others) >= MOST_CONNECTIONS:
-            waiting = [each for each in others if each.is_waiting()]
-            min(waiting, key=lambda each: each._waits_since, default=self).end()
+            idle = [each for each in others if each.is_idle()]
+            min(idle, key=lambda each: each._waits_since, default=self).end()
 
     def is_waiting(self) -> bool:
         """Whether no request of it is being answered."""
         return self.cycle is None or self.cycle.response_complete
+
+    def is_idle(self) -> bool:
+        """Whether the client is the one who is waited for."""
+        return self.is_waiting() or self.cycle.more_body or self._reading_limit is not None
 
     def _wait_for_head(self):
         self._waits_since = self.loop.time()

@@ -1,5 +1,6 @@
 """Pictures that were sent or drawn: a file counts only by the path that was given out for it."""
 
+import contextlib
 import os
 import secrets
 import stat
@@ -67,4 +68,5 @@ class Files:
     def _drop(self, path):
         self._size -= self._sizes.pop(path)
         Path(path).unlink(missing_ok=True)
-        os.rmdir(Path(path).parent)
+        with contextlib.suppress(OSError):  # somebody put something else there
+            os.rmdir(Path(path).parent)

@@ -124,6 +124,7 @@ class Gate:
         self._app, self._queue, self._fields, self._hosts = app, queue, known, hosts
         self._sent, self._drawn, self._listeners = sent, drawn, listeners
         self._bodies, self._streams, self._tasks = Bodies(), 0, set()
+        listeners.waiting = self._waiting
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -232,6 +233,10 @@ class Gate:
         finally:
             self._listeners.closed(session)
             self._forget_later(session)
+
+    def _waiting(self, session):
+        messages = self._queue.pending_messages_per_session.get(session)
+        return 0 if messages is None else messages.qsize()
 
     def _forget_later(self, session):
         """Ends what a session asked for, unless somebody listens in time."""

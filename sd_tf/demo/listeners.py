@@ -1,20 +1,28 @@
 """Who listens: a drawing begins, and goes on, only while somebody reads what becomes of it."""
 
 import time
+from collections.abc import Callable
 
 PATIENCE = 5.0  # seconds between a request and its stream, or the next one
 STALLED = 10.0  # seconds in which a reader takes nothing
+BACKLOG = 10  # messages that wait for a slow reader
 
 
 class Listeners:
     """Streams of sessions: one each. What is asked here from other threads are single dictionary look-ups.
 
     Args:
+        waiting: how many messages wait to be sent to a session.
         patience, stalled: seconds.
     """
 
-    def __init__(self, patience: float = PATIENCE, stalled: float = STALLED):
-        self.patience, self._stalled = patience, stalled
+    def __init__(
+        self,
+        waiting: Callable[[str], int] = lambda session: 0,
+        patience: float = PATIENCE,
+        stalled: float = STALLED,
+    ):
+        self.waiting, self.patience, self._stalled = waiting, patience, stalled
         self._until = {}  # session: when somebody must listen at last
         self._sending = {}  # sessions that are listened to: since when a message waits to be read, or None
 
@@ -48,6 +56,10 @@ class Listeners:
             return False
         since = self._sending.get(session)
         return since is None or time.monotonic() - since < self._stalled
+
+    def is_behind(self, session: str) -> bool:
+        """Whether they read so slowly that what is said on the way is better left out."""
+        return self.waiting(session) > BACKLOG
 
     def is_given_up(self, session: str) -> bool:
         """Whether nobody listens and nobody is expected any more; it is forgotten then."""

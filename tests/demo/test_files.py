@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from sd_tf.demo.bodies import Bodies, Refused, parsed, sent_files
 from sd_tf.demo.files import Files
 from sd_tf.demo.hosts import Hosts
-from sd_tf.demo.listeners import Listeners
 
 
 def size_of(folder):
@@ -147,22 +145,3 @@ def test_a_page_is_ones_own_under_the_name_that_was_asked_for_or_an_allowed_one(
         assert hosts.is_own_page(origin, "localhost:80")
     for origin in ("http://localhost:81", "http://127.0.0.1:80", "null", "file://", "ftp://localhost:80"):
         assert not hosts.is_own_page(origin, "localhost:80")
-
-
-def test_who_does_not_read_or_does_not_come_is_no_listener():
-    listeners = Listeners(patience=0.1, stalled=0.1)
-    assert not listeners.wait("unexpected")
-    listeners.expect("a")
-    begun = time.monotonic()
-    assert not listeners.wait("a") and 0.05 < time.monotonic() - begun < 1
-    assert listeners.is_given_up("a")
-    assert listeners.opened("a") and not listeners.opened("a")
-    assert listeners.wait("a") and not listeners.is_given_up("a")
-    listeners.sending("a", True)
-    assert listeners.is_heard("a")
-    time.sleep(0.15)
-    assert not listeners.is_heard("a")  # it has not taken what it was sent
-    listeners.sending("a", False)
-    assert listeners.is_heard("a")
-    listeners.closed("a")
-    assert not listeners.is_heard("a") and not listeners.is_given_up("a")  # it may come back at once

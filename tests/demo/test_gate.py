@@ -31,6 +31,11 @@ WAYS_OF_THE_PAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def page(besieged_page):
+    return besieged_page
+
+
 @pytest.fixture
 def client(page):
     with httpx.Client(base_url=page.address, timeout=60) as client:
@@ -335,7 +340,7 @@ def test_programs_send_pictures(page, tmp_path):
         "layers": [],
         "composite": None,
     }
-    drawn = client.predict(prompt="a red dress", steps=2, begin=begin, api_name="/draw")
+    drawn = client.predict(prompt="a red dress", num_images=1, steps=2, begin=begin, api_name="/draw")
     assert drawn[3][0]["image"] == "given"
 
 

@@ -84,7 +84,7 @@ def test_what_is_over_the_limits_gets_one_clear_line(page):
         ({"prompt": "x" * 2001}, "the prompt has 2001 characters, of which 2000 are the most"),
         ({"prompt": "<i>(a:99)</i>"}, "prompt '&lt;i&gt;(a:99)&lt;/i&gt;' has the weight 99"),
         ({"prompt": "\ud800"}, "the prompt has characters that no file can hold"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is"),
+        ({"guidance_scale": float("nan")}, "guidance scale is nan: give a number"),
         ({"seed": -1}, "seed is -1"),
         ({"begin": {"background": uploaded(page, b"no picture")}}, "the file cannot be read as a picture"),
     ]:
