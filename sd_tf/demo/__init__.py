@@ -5,6 +5,6 @@ other, `limits.py` is what a stranger may ask for.
 
 `server.py` serves it. What is sent passes one gate, `gate.py`, which knows what may be asked: `hosts.py` by
 whose pages, `bodies.py` in how many bytes, `fields.py` with which values. `files.py` keeps the pictures,
-`listeners.py` knows who waits for a drawing, `connections.py` how long a connection may be silent, and
-`ending.py` leaves nothing behind.
+`answers.py` what is the same for everybody; `listeners.py` knows who waits for a drawing, `connections.py`
+how long a connection may be silent, and `ending.py` leaves nothing behind.
 """

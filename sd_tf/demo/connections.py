@@ -1,5 +1,6 @@
 """Connections that cannot be held for nothing: heads, bodies and answers that do not move end in time."""
 
+from h11 import LocalProtocolError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 512
@@ -48,6 +49,15 @@ class TimedConnection(H11Protocol):
     def on_response_complete(self):
         self._wait_for_head()  # first: the next request may be there already
         super().on_response_complete()
+
+    def send_400_response(self, message):
+        if not self.is_waiting():  # what would still be answered to the request before is not sent any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        try:
+            super().send_400_response(message)
+        except LocalProtocolError:  # an answer has begun already
+            self.end()
 
     def pause_writing(self):
         super().pause_writing()

@@ -100,7 +100,7 @@ class Fields:
     def _picture(self, name, value):
         path = value.get("path") if isinstance(value, dict) else None
         if not any(kind.is_kept(path) for kind in self._kinds):
-            raise Refused(422, f"{name}: there is no picture {shown(path)}: send it first")
+            raise Refused(422, f"{name}: there is no picture {shown(path)} (any more): send it again")
         return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 

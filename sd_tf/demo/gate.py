@@ -17,6 +17,7 @@ from anyio import to_thread
 from starlette.responses import JSONResponse, Response
 
 from sd_tf.demo import fields
+from sd_tf.demo.answers import Answers
 from sd_tf.demo.bodies import MB, Bodies, Refused, parsed, sent_files
 from sd_tf.demo.files import Files
 from sd_tf.demo.hosts import Hosts
@@ -33,7 +34,6 @@ API = "/gradio_api"
 NAMES = r"(/[0-9A-Za-z_-][0-9A-Za-z_.-]*)+"  # no name begins with a dot, so none leads upwards
 ROUTES = [  # method, path, what answers; the rest of the path is matched as it was sent, without decoding
     ("GET", r"/|/config|/theme\.css|/favicon\.ico", "_plain"),
-    ("HEAD", r"/", "_plain"),
     ("GET", rf"(/assets|/static){NAMES}|{API}/info", "_plain"),
     ("GET", rf"{API}/heartbeat/[0-9A-Za-z_-]{{1,64}}", "_heartbeat"),
     ("GET", rf"{API}/queue/data", "_listen"),
@@ -43,7 +43,6 @@ ROUTES = [  # method, path, what answers; the rest of the path is matched as it 
     ("POST", rf"{API}/upload", "_upload"),
     ("GET", rf"{API}/file=.+", "_file"),
 ]
-PASSED_HEADERS = (b"host", b"accept-encoding", b"if-none-match", b"if-modified-since")
 SAFETY = {  # a browser asks no other host, whatever Gradio's scripts hold, and no other page shows this one
     "content-security-policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "
     "object-src 'none'; form-action 'self'; base-uri 'self'; frame-ancestors 'self'",
@@ -64,6 +63,9 @@ class Request:
 
     def header(self, name: str) -> str:
         return self.headers.get(name.encode(), b"").decode("latin-1")
+
+    def has_body(self) -> bool:
+        return self.header("content-length") not in ("", "0") or b"transfer-encoding" in self.headers
 
     async def receive(self):
         message = await self._receive()
@@ -123,7 +125,7 @@ class Gate:
     ):
         self._app, self._queue, self._fields, self._hosts = app, queue, known, hosts
         self._sent, self._drawn, self._listeners = sent, drawn, listeners
-        self._bodies, self._streams, self._tasks = Bodies(), 0, set()
+        self._bodies, self._answers, self._streams, self._tasks = Bodies(), Answers(), 0, set()
         listeners.waiting = self._waiting
 
     async def __call__(self, scope, receive, send):
@@ -136,6 +138,8 @@ class Gate:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEAD:
                 raise Refused(431, "the head of the request is too large")
             self._check_origin(request)
+            if scope["method"] == "GET" and request.has_body():
+                raise Refused(400, "this takes no body")
             await self._answering(request)(request)
         except Refused as refused:
             await request.refuse(refused)
@@ -158,14 +162,13 @@ class Gate:
                 return getattr(self, name)
         raise Refused(404, "there is nothing here")
 
-    async def _pass(self, request, query="", body=None, path=None, send=None):
-        """Hands a request to Gradio: of what was sent, the path and a few headers."""
-        headers = [(name, request.headers[name]) for name in PASSED_HEADERS if name in request.headers]
-        headers += self._forwarded(request)
+    async def _pass(self, request, query="", body=None, path=None, send=None, encoding=None):
+        """Hands a request to Gradio: of what was sent, the path and the name under which it was asked."""
+        headers = [(b"host", request.headers[b"host"]), *self._forwarded(request)]
+        if encoding is not None:
+            headers.append((b"accept-encoding", encoding))
         if body is not None:
             headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        elif request.header("content-length") not in ("", "0") or b"transfer-encoding" in request.headers:
-            raise Refused(400, "this takes no body")
         scope = {**request.scope, "query_string": query.encode(), "headers": headers}
         if path is not None:
             scope |= {"path": path, "raw_path": path.encode()}
@@ -192,8 +195,18 @@ class Gate:
         return headers
 
     async def _plain(self, request):
-        """What is the same for everybody."""
-        await self._pass(request, "all_endpoints=True" if request.path == f"{API}/info" else "")
+        """What is the same for everybody who asks under the same name."""
+        query = "all_endpoints=True" if request.path == f"{API}/info" else ""
+        encoding = b"br" if re.search(r"\bbr\b", request.header("accept-encoding")) else b"identity"
+        name = None  # files do not hold it
+        if not request.path.startswith(("/assets/", "/static/")):
+            name = (request.header("host"), *self._forwarded(request))
+
+        async def make(send):
+            await self._pass(request, query, send=send, encoding=encoding)
+
+        answer = await self._answers.of((request.path, encoding, name), make)
+        await request.answer(answer.response(request.header("if-none-match")))
 
     async def _heartbeat(self, request):
         """Gradio's way to learn that a tab was closed."""

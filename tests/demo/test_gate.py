@@ -16,7 +16,6 @@ from tests.demo.asking import JSON, REQUEST, ask, join, png, uploaded  # noqa: E
 
 WAYS_OF_THE_PAGE = {
     ("GET", "/"),
-    ("HEAD", "/"),
     ("GET", "/config"),
     ("GET", "/theme.css"),
     ("GET", "/favicon.ico"),
