@@ -5,10 +5,10 @@ It listens on this machine alone unless --host says otherwise. Ctrl-C ends it.
 
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 
 from sd_tf import commandline
+from sd_tf.demo.ending import PICTURES, Ending
 from sd_tf.errors import InputError
 
 
@@ -22,25 +22,40 @@ def main(arguments=None):
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)"
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which browsers may ask for it, beside this machine's own; may be repeated",
+    )
     parser.add_argument("--port", type=int, default=7860, help="0 is any free one (default: 7860)")
     commandline.add_flags(parser, Limits)
     flags = parser.parse_args(arguments)
     limits = commandline.from_flags(flags, Limits)
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs Gradio: pip install "sd_tf[demo]"')
-    with tempfile.TemporaryDirectory(prefix="sd_tf-demo-", ignore_cleanup_errors=True) as folder:
-        # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+    with Ending() as ending:
+        # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place, and
+        # of how long requests took, only a few are remembered.
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_ANALYTICS_MAX_EVENTS": "100",
+            "GRADIO_TEMP_DIR": str(ending.folder / PICTURES),
+        }
         from sd_tf.demo.server import listening
 
         with listening(flags.host, flags.port) as found:
-            _serve(flags, limits, Path(folder), found)
+            _serve(flags, limits, ending, found)
 
 
-def _serve(flags, limits, folder, found):
+def _serve(flags, limits, ending, found):
     from sd_tf.checkpoints.loading import load
     from sd_tf.demo.actions import Actions
     from sd_tf.demo.drawing import Drawings
+    from sd_tf.demo.files import Files
+    from sd_tf.demo.hosts import Hosts
+    from sd_tf.demo.listeners import Listeners
     from sd_tf.demo.page import page
     from sd_tf.demo.server import application, serve
 
@@ -51,23 +66,29 @@ def _serve(flags, limits, folder, found):
     drawings = Drawings(model, limits.max_seconds, flags.engine)
     size = first.shape[2], first.shape[1]
     name = Path(flags.model).resolve().name
-    actions = Actions(name, drawings, limits, size, folder)
+    sent, drawn = Files(ending.folder / PICTURES), Files(ending.folder / PICTURES)
+    listeners = Listeners()
+    actions = Actions(name, drawings, limits, size, sent, drawn, listeners)
     most_steps = min(limits.max_steps, model.schedule.config.num_train_timesteps)
     blocks, style = page(actions, most_steps)
+    hosts = Hosts(flags.host, flags.allow_host)
+    app = application(blocks, style, sent, drawn, listeners, hosts)
     host, port = found.getsockname()[:2]
     print(
         f"http://{f'[{host}]' if ':' in host else host}:{port} draws with {flags.model}; Ctrl-C ends it",
         flush=True,
     )
 
-    def closing():
+    def closing(received, _):
+        ending.limit(128 + received)
         drawings.stop()
         blocks.app.stop_event.set()  # ends Gradio's streams, which would last as long as their browsers
 
     try:
-        serve(application(blocks, style, folder), found, closing)
+        ending.begin_serving()
+        serve(app, found, closing)
     finally:
-        drawings.close()
+        drawings.close(10)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ import io
 import logging
 import math
 import secrets
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
 
 from sd_tf.demo.drawing import Drawings, Drawn
+from sd_tf.demo.files import Files
 from sd_tf.demo.limits import Limits, checked, enlarged, fitted_mask, fitted_picture
+from sd_tf.demo.listeners import Listeners
 from sd_tf.errors import InputError, shown
 from sd_tf.pictures import file_name, save_png, sheet
 
@@ -50,12 +51,23 @@ class Actions:
         drawings: `Drawings`.
         limits: `Limits`.
         size: (width, height) of the model's pictures.
-        folder: for pictures; who knows the name of one in it can fetch it.
+        sent: what users sent.
+        drawn: for pictures; who knows the path of one can fetch it.
+        listeners: who reads what becomes of a drawing.
     """
 
-    def __init__(self, model_name: str, drawings: Drawings, limits: Limits, size, folder: Path):
+    def __init__(
+        self,
+        model_name: str,
+        drawings: Drawings,
+        limits: Limits,
+        size,
+        sent: Files,
+        drawn: Files,
+        listeners: Listeners,
+    ):
         self.model_name, self.drawings, self.limits = model_name, drawings, limits
-        self.size, self.folder = size, folder
+        self.size, self.sent, self.drawn, self.listeners = size, sent, drawn, listeners
         self.is_small = max(size) <= SMALL
 
     def draw(
@@ -73,9 +85,13 @@ class Actions:
         random_seed,
         begin,
         strength,
+        request: gr.Request,
     ):
-        """Draws; yields `Changes`."""
+        """Draws while somebody listens; yields `Changes`."""
         with _told():
+            session = request.session_hash
+            if not self.listeners.wait(session):
+                return
             settings = checked(
                 self.limits,
                 prompt=prompt,
@@ -91,9 +107,11 @@ class Actions:
             )
             settings |= self._begin(begin)
             for progress in self.drawings.draw(**settings):
+                if not self.listeners.is_heard(session):
+                    return
                 if isinstance(progress, Drawn):
                     yield self._finished(progress, settings)
-                else:
+                elif not self.listeners.is_behind(session):
                     yield self._under_way(progress)
 
     def _begin(self, begin):
@@ -111,10 +129,9 @@ class Actions:
         return {"image": image, "mask": mask} if mask.any() else {"image": image}
 
     def _sent(self, file):
-        """The path of a file that was sent to us: no other is opened."""
+        """The path of a file that was sent to us or drawn: no other is opened."""
         path = file.get("path") if isinstance(file, dict) else None
-        known = isinstance(path, str) and "\0" not in path
-        if not known or not Path(path).resolve().is_relative_to(self.folder.resolve()):
+        if not self.sent.is_kept(path) and not self.drawn.is_kept(path):
             raise InputError("there is no picture: send a file")
         return path
 
@@ -160,18 +177,12 @@ class Actions:
         if "image" in settings:
             mask = "painted" if "mask" in settings else "none"
             of_all |= {"image": "given", "mask": mask, "strength": settings["strength"]}
-        folder, made = self._new_folder(), []
+        made = []
         for number, image in enumerate(images):
             own = {**of_all, "seed": settings["seed"] + number, "model": self.model_name}
-            file = folder / file_name(own["prompt"], own["seed"])
-            save_png(file, image, own)
-            made.append({"file": str(file), "settings": own})
+            file = self.drawn.keep(file_name(own["prompt"], own["seed"]), _png(image, own))
+            made.append({"file": file, "settings": own})
         return made
-
-    def _new_folder(self):
-        folder = self.folder / secrets.token_urlsafe(16)
-        folder.mkdir()
-        return folder
 
     def select(self, made, event: gr.SelectData):
         """Shows the settings of the picture that was clicked; `Changes`."""
@@ -206,9 +217,16 @@ class Actions:
 
     def _to_begin_with(self, picture):
         """(the editor's value, the part of the page that holds it, unfolded)."""
-        file = self._new_folder() / "picture.png"
-        save_png(file, enlarged(fitted_picture(picture, self.size), CANVAS))
-        return {"background": str(file), "layers": [], "composite": None}, gr.Accordion(open=True)
+        large = enlarged(fitted_picture(picture, self.size), CANVAS)
+        file = self.drawn.keep("picture.png", _png(large))
+        return {"background": file, "layers": [], "composite": None}, gr.Accordion(open=True)
+
+
+def _png(image, settings=None):
+    encoded = io.BytesIO()
+    encoded.name = "picture.png"  # by which Pillow knows the format
+    save_png(encoded, image, settings)
+    return encoded.getvalue()
 
 
 @contextlib.contextmanager

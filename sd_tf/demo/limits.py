@@ -52,7 +52,7 @@ def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength,
         InputError: one of the wrong type, out of range, or over a limit.
     """
     for name, text in (("prompt", prompt), ("negative prompt", negative_prompt)):
-        _check_text(name, text)
+        check_text(name, text)
     if not prompt.strip():
         raise InputError("the prompt is empty: say what to draw")
     seed, num_images, steps = (_whole(value) for value in (seed, num_images, settings["steps"]))
@@ -71,7 +71,8 @@ def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength,
     }
 
 
-def _check_text(name, text):
+def check_text(name: str, text):
+    """Raises `InputError` where it is no text, too long, or no file could hold it."""
     if not isinstance(text, str):
         raise InputError(f"the {name} is {shown(text)}: give a text")
     if len(text) > LONGEST_PROMPT:

@@ -155,8 +155,6 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
         edited = edit.click(actions.edit, [made, chosen], to_begin_with, queue=False, **aside)
         edited.success(fn=None, js=IN_SIGHT)
         upload.upload(actions.open, upload, to_begin_with, concurrency_limit=1, **aside)  # it takes memory
-    for part in (sent, upload):
-        part.async_move_resource_to_block_cache = _refusing_addresses(part.async_move_resource_to_block_cache)
     blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=limits.max_queue, default_concurrency_limit=1, api_open=False)
     squares = (  # as many columns as rows
@@ -170,14 +168,3 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
 def _show_all():
     """Instead of the one that was looked at before."""
     return gr.Gallery(selected_index=None)
-
-
-def _refusing_addresses(move):
-    """Gradio's way of a sent file into its folder, without fetching it from elsewhere on a client's word."""
-
-    async def moved(file):
-        if file is not None and "://" in str(file):
-            raise gr.Error("send the picture, not its address", print_exception=False)
-        return await move(file)
-
-    return moved

@@ -1,91 +1,36 @@
-"""The page over HTTP: what reaches Gradio, what a browser may ask for, which files stay, how it ends."""
+"""The page over HTTP: Gradio behind its gate, how many may connect, how it ends."""
 
 import logging
-import signal
 import socket
-from pathlib import Path
 
 import fastapi
 import gradio as gr
 import uvicorn
-from anyio import to_thread
 
+from sd_tf.demo.connections import TimedConnection
+from sd_tf.demo.fields import Fields, functions
+from sd_tf.demo.files import Files
+from sd_tf.demo.gate import LARGEST_HEAD, MOST_UPLOADED, Gate
+from sd_tf.demo.hosts import Hosts
+from sd_tf.demo.listeners import Listeners
 from sd_tf.demo.page import THEME
 from sd_tf.errors import InputError
 
-MOST_BYTES = 10 * 1024**2  # of one request: a picture
-MOST_KEPT = 512 * 1024**2  # bytes of files
-MOST_FILES = 10_000
-MOST_CONNECTIONS = 512
-CLOSED = ("/gradio_api/component_server", "/gradio_api/deep_link", "/monitoring")  # fill memory or disk
-POLICY = (  # a browser asks no other host, whatever Gradio's scripts hold
-    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; form-action 'self'"
-)
 
-
-class Guard:
-    """Around Gradio's application: closes doors that the page does not need, and bounds requests and files.
+def application(blocks: gr.Blocks, style: str, sent: Files, drawn: Files, listeners: Listeners, hosts: Hosts):
+    """The ASGI application of a page.
 
     Args:
-        app: ASGI.
-        folder: of uploads and pictures.
+        blocks, style: of `page`.
+        sent, drawn: the only files that exist for it.
+        listeners: of the drawings.
+        hosts: as which it is known.
     """
-
-    def __init__(self, app, folder: Path):
-        self._app, self._folder = app, folder
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        if scope["path"].startswith(CLOSED):
-            return await fastapi.Response("closed", 404)(scope, receive, send)
-        if int(dict(scope["headers"]).get(b"content-length", b"0")) > MOST_BYTES:
-            text = f"a request has {MOST_BYTES // 1024**2} MB at most: send a smaller picture"
-            return await fastapi.Response(text, 413)(scope, receive, send)
-        size = 0
-
-        async def receive_some():
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            return message if size <= MOST_BYTES else {"type": "http.disconnect"}
-
-        async def send_with_policy(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self._app(scope, receive_some, send_with_policy)
-        if scope["method"] == "POST":
-            await to_thread.run_sync(keep_newest, self._folder)
-
-
-def keep_newest(folder: Path, most_bytes: int = MOST_KEPT, most_files: int = MOST_FILES):
-    """Deletes the oldest files of a folder and its folders until those left are few and small enough."""
-    files = []
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file():
-                state = path.stat()
-                files.append((state.st_mtime, state.st_size, path))
-        except FileNotFoundError:  # another request was first
-            continue
-    size = 0
-    for number, (_, own, path) in enumerate(sorted(files, reverse=True), 1):
-        size += own
-        if size > most_bytes or number > most_files:
-            path.unlink(missing_ok=True)
-            if path.parent != folder and not any(path.parent.iterdir()):
-                path.parent.rmdir()
-
-
-def application(blocks: gr.Blocks, style: str, folder: Path):
-    """The ASGI application of a page."""
     app = gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None),
         blocks,
         path="/",
-        max_file_size=MOST_BYTES,
+        max_file_size=MOST_UPLOADED,
         show_error=False,
         footer_links=[],
         run_history=False,
@@ -96,7 +41,24 @@ def application(blocks: gr.Blocks, style: str, folder: Path):
         theme=THEME,
         css=style,
     )
-    return Guard(app, folder)
+    blocks.has_launched = True  # which nothing but `launch` sets, and without which Gradio checks no path
+    _move_no_files(sent, drawn)
+    return Gate(app, blocks._queue, Fields(functions(blocks), sent, drawn), sent, drawn, listeners, hosts)
+
+
+def _move_no_files(*kinds):
+    """Gradio copies or fetches files that values name; here they stay where they are, or are refused."""
+
+    def moved(_, path):
+        if not any(kind.is_kept(path) for kind in kinds):
+            raise gr.Error("there is no such picture (any more)", print_exception=False)
+        return path
+
+    async def moved_later(_, path):
+        return moved(_, path)
+
+    gr.blocks.Block.move_resource_to_block_cache = moved
+    gr.blocks.Block.async_move_resource_to_block_cache = moved_later
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -121,23 +83,28 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, *received):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # connections that are cut are no news
-        self._closing()
+        self._closing(*received)
         super().handle_exit(*received)
 
 
 def serve(app, found: socket.socket, closing):
-    """Answers until Ctrl-C or SIGTERM, which then raise `KeyboardInterrupt` or `SystemExit`.
+    """Answers until Ctrl-C or SIGTERM, which are raised again when it has ended.
 
     Args:
         app: ASGI.
         found: of `listening`.
-        closing: called as soon as the end has begun.
+        closing: called with the signal as soon as the end has begun.
     """
-    signal.signal(signal.SIGTERM, _terminated)
-    settings = {"log_level": "error", "access_log": False, "timeout_graceful_shutdown": 2}
-    config = uvicorn.Config(app, limit_concurrency=MOST_CONNECTIONS, **settings)
+    config = uvicorn.Config(
+        app,
+        http=TimedConnection,
+        ws="none",
+        loop="asyncio",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # what proxies say is the gate's matter
+        h11_max_incomplete_event_size=LARGEST_HEAD,
+        timeout_graceful_shutdown=2,
+    )
     _Server(config, closing).run(sockets=[found])
-
-
-def _terminated(*_):
-    raise SystemExit(143)

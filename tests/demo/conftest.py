@@ -33,7 +33,9 @@ def served(model, temporary, **flags):
         line = process.stdout.readline()
         found = re.match(r"(http://\S+) draws with ", line)
         assert found, (line, errors)
-        yield SimpleNamespace(address=found[1], process=process, errors=errors, temporary=temporary)
+        yield SimpleNamespace(
+            address=found[1], process=process, errors=errors, temporary=temporary, cwd=Path.cwd()
+        )
     finally:
         process.kill()
         process.wait()
@@ -46,11 +48,27 @@ def tiny_folder(tiny_model, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def page(tiny_folder, tmp_path_factory):
-    """With room for ten requests that wait."""
+@pytest.fixture(scope="session")
+def serve_page(tiny_folder, tmp_path_factory):
+    """A function that starts a page with room for ten requests that wait, as a context manager."""
     pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
-    temporary = tmp_path_factory.mktemp("served") / "temporary"
     limits = {"max_queue": 10, "max_steps": 1000, "max_images": 4, "max_seconds": 20}
-    with served(tiny_folder, temporary, engine="tensorflow", **limits) as found:
+
+    def serve():
+        temporary = tmp_path_factory.mktemp("served") / "temporary"
+        return served(tiny_folder, temporary, engine="tensorflow", **limits)
+
+    return serve
+
+
+@pytest.fixture(scope="module")
+def page(serve_page):
+    with serve_page() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def besieged_page(serve_page):
+    """One page for all hostile requests, as it is after those before; the last of them may end it."""
+    with serve_page() as found:
         yield found

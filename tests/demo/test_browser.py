@@ -23,6 +23,7 @@ def browser():
         pytest.skip("needs Chromium: none is installed")
     with playwright.sync_playwright() as started:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        flags += ["--disable-quic", "--disable-component-update", "--disable-sync"]
         browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser
         browser.close()

@@ -1,9 +1,6 @@
 """The page as it is served: requests by HTTP, good, bad, large and many, and how it ends."""
 
 import contextlib
-import io
-import json
-import os
 import signal
 import socket
 import time
@@ -19,74 +16,7 @@ from sd_tf.errors import InputError
 gradio = pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
 import httpx  # noqa: E402  comes with Gradio
 
-from sd_tf.demo.server import keep_newest  # noqa: E402
-
-JSON = {"content-type": "application/json"}  # which is written here, as half a character must go in
-REQUEST = {
-    "prompt": "a red dress",
-    "negative_prompt": "",
-    "num_images": 1,
-    "steps": 2,
-    "sampler": "ddim",
-    "karras": False,
-    "guidance_scale": 3,
-    "guidance_start": 0,
-    "guidance_stop": 1,
-    "seed": 5,
-    "random_seed": False,
-    "begin": None,
-    "strength": 0.8,
-}
-
-
-def ask(page, **changes):
-    """What becomes of a request: its outputs, or the text that a user is shown; warnings as well."""
-    with httpx.Client(base_url=page.address, timeout=120) as client:
-        return follow(client, list({**REQUEST, **changes}.values()), str(time.monotonic_ns()))
-
-
-def join(client, data, session):
-    events = client.get("/config").json()["dependencies"]
-    [number] = [event["id"] for event in events if event["api_name"] == "draw"]
-    body = {"fn_index": number, "data": data, "session_hash": session}
-    return client.post("/gradio_api/queue/join", content=json.dumps(body), headers=JSON)
-
-
-def follow(client, data, session):
-    joined = join(client, data, session)
-    if joined.status_code != 200:
-        return None, joined.json()["detail"], []
-    warnings = []
-    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as lines:
-        for line in lines.iter_lines():
-            message = json.loads(line[5:]) if line.startswith("data:") else {}
-            if message.get("msg") == "log":
-                warnings.append(message["log"])
-            if message.get("msg") == "process_completed":
-                output = message["output"]
-                return output.get("data"), output.get("error"), warnings
-    raise AssertionError("the stream ended")
-
-
-def fetched(page, file):
-    return httpx.get(f"{page.address}/gradio_api/file={file['path']}").raise_for_status().content
-
-
-def uploaded(page, content, name="picture.png"):
-    """A file as a browser sends it; what a request then holds in its place."""
-    sent = httpx.post(f"{page.address}/gradio_api/upload", files={"files": (name, content)}, timeout=60)
-    return {"path": sent.raise_for_status().json()[0], "meta": {"_type": "gradio.FileData"}}
-
-
-def png(pixels):
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
-    return encoded.getvalue()
-
-
-def pictures(page, data):
-    files = [each["image"] for each in data[2]]
-    return [Image.open(io.BytesIO(fetched(page, file))) for file in files]
+from tests.demo.asking import REQUEST, ask, follow, join, pictures, png, uploaded  # noqa: E402
 
 
 def test_a_request_draws_what_generate_draws_with_its_settings_inside(page, tiny_model):
@@ -142,60 +72,24 @@ def test_malformed_weights_are_taken_literally_with_a_warning(page):
 def test_what_is_over_the_limits_gets_one_clear_line(page):
     for changes, message in [
         ({"steps": 1001}, "steps is 1001: give a whole number from 1 to 1000"),
-        ({"steps": "many"}, "steps is 'many': give a whole number"),
+        ({"steps": "many"}, "steps is 'many': give a number"),
+        ({"steps": None}, "steps is None: give a whole number"),
         ({"num_images": 5}, "number of pictures is 5: give a whole number from 1 to 4"),
         ({"strength": 7}, "strength is 7: give a number from 0 to 1"),
-        ({"sampler": ["ddim"]}, "unknown sampler"),
+        ({"sampler": ["ddim"]}, "sampler is ['ddim']: give one of its names"),
+        ({"sampler": "dim"}, "did you mean 'ddim'"),
         ({"karras": True}, "karras is true, but 'ddim' visits timesteps"),
         ({"karras": "yes"}, "karras is 'yes': give True or False"),
         ({"prompt": {"a": 1}}, "the prompt is {'a': 1}: give a text"),
         ({"prompt": "x" * 2001}, "the prompt has 2001 characters, of which 2000 are the most"),
         ({"prompt": "<i>(a:99)</i>"}, "prompt '&lt;i&gt;(a:99)&lt;/i&gt;' has the weight 99"),
         ({"prompt": "\ud800"}, "the prompt has characters that no file can hold"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is"),
+        ({"guidance_scale": float("nan")}, "guidance scale is nan: give a number"),
         ({"seed": -1}, "seed is -1"),
         ({"begin": {"background": uploaded(page, b"no picture")}}, "the file cannot be read as a picture"),
     ]:
         data, error, _ = ask(page, **changes)
         assert data is None and message in error and "\n" not in error, (changes, error)
-
-
-def test_what_is_no_request_at_all_gets_no_traceback(page):
-    for begin in ("text", [1], {"layers": 3}, {"background": [], "layers": []}, {"layers": [None]}):
-        data, error, _ = ask(page, begin=begin)
-        assert data is None and error.startswith(("the picture to begin with is", "there is no picture"))
-    with httpx.Client(base_url=page.address, timeout=60) as client:
-        data, error, _ = follow(client, [], "none")
-        assert data is None and "Traceback" not in str(error)
-
-
-def test_no_file_of_the_machine_and_no_address_is_opened_for_a_client(page, tiny_folder):
-    meta = {"_type": "gradio.FileData"}
-    for path in (str(tiny_folder / "model_index.json"), "../../etc/passwd", "a\0b"):
-        assert ask(page, begin={"background": {"path": path, "meta": meta}})[0] is None
-        _, error, _ = ask(page, begin={"background": {"path": path}})
-        assert error == "there is no picture: send a file"
-    _, error, _ = ask(page, begin={"background": {"path": "http://example.com/a.png", "meta": meta}})
-    assert error == "send the picture, not its address"
-    for path in (tiny_folder / "model_index.json", "/etc/passwd", "setup.cfg"):
-        assert httpx.get(f"{page.address}/gradio_api/file={path}").status_code in (403, 404)
-
-
-def test_large_requests_are_refused_and_doors_that_fill_memory_are_closed(page):
-    with httpx.Client(base_url=page.address, timeout=60) as client:
-        large = client.post("/gradio_api/queue/join", content=b"x" * (11 * 1024**2))
-        assert large.status_code == 413 and "send a smaller picture" in large.text
-
-        def endless():
-            for _ in range(12):
-                yield b"x" * 1024**2
-
-        with contextlib.suppress(httpx.TransportError):  # hung up on
-            assert client.post("/gradio_api/queue/join", content=endless()).status_code >= 400
-        for path in ("component_server", "deep_link"):
-            assert client.post(f"/gradio_api/{path}").status_code == 404
-        assert client.post("/gradio_api/run/draw", json={"data": []}).status_code == 404  # past the queue
-    assert ask(page)[1] is None
 
 
 def test_a_browser_is_told_to_ask_no_other_host(page):
@@ -264,17 +158,6 @@ def test_nothing_unexpected_happened_and_ctrl_c_ends_it_without_a_trace(page):  
         assert data is None
     assert page.errors[before:] == ["interrupted\n"]
     assert not [path for path in page.temporary.iterdir() if path.name.startswith("sd_tf-demo")]
-
-
-def test_the_oldest_files_give_way(tmp_path):
-    for age, name in enumerate(["new/a.png", "b.png", "old/c.png", "old/d.png"]):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x" * 10)
-        os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    keep_newest(tmp_path, most_bytes=100, most_files=3)
-    assert {path.name for path in tmp_path.rglob("*.png")} == {"a.png", "b.png", "c.png"}
-    keep_newest(tmp_path, most_bytes=25)
-    assert {path.name for path in tmp_path.rglob("*")} == {"new", "a.png", "b.png"}
 
 
 def test_a_port_that_is_taken_is_said_in_one_line():
