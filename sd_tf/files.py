@@ -35,6 +35,14 @@ _KINDS = {
 }
 
 
+class CannotWrite(InputError):
+    """A file or a folder cannot be written; `why` is the system's word for it."""
+
+    def __init__(self, path, why: str):
+        super().__init__(f"cannot write {path}: {why}")
+        self.why = why
+
+
 def open_file(file, root=None) -> BinaryIO:
     """Opens a regular file for reading.
 
@@ -247,7 +255,7 @@ def replacing_file(file):
     A full disk or a killed process leaves the file that was there as it was.
 
     Raises:
-        InputError: it cannot be written.
+        CannotWrite: an `InputError`.
     """
     file = Path(file)
     new = file.with_name(f".{secrets.token_hex(8)}.new")  # short, and nobody could have put a link there
@@ -255,7 +263,7 @@ def replacing_file(file):
         yield new
         new.replace(file)
     except OSError as error:
-        raise InputError(f"cannot write {file}: {reason(error)}") from None
+        raise CannotWrite(file, reason(error)) from None
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)

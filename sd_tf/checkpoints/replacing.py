@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sd_tf.errors import InputError
-from sd_tf.files import reason
+from sd_tf.files import CannotWrite, reason
 
 MARKER = ".sd_tf-is-replacing-this"
 LONGEST_NAME = 240  # bytes; file systems have 255
@@ -55,6 +55,8 @@ def replacing(folder: Path, keep_others=False):
                 (folder / MARKER).unlink()
             raise
         recover(folder, keep_others)
+    except CannotWrite as error:  # of a file beside its place, which a user does not know
+        raise InputError(f"cannot write {folder}: {error.why}") from None
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {folder}: {reason(error)}") from None
     finally:

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import secrets
 import stat
 import tempfile
 import time
@@ -29,7 +30,8 @@ MADE_BY = "sd_tf"
 ARGUMENTS = "float timesteps, contexts of any length"  # what a conversion must have been made for
 MOST_BYTES = 16_000_000_000  # of all conversions: the least recently used are deleted
 KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
-UNFINISHED = ".new-"  # what the folder of one that is being written begins with
+NAME = re.compile(r"[a-z]{1,40}\.(xml|bin)", re.ASCII)  # of a file of a conversion
+UNFINISHED = ".new-"  # what the folder of one that is being written, or deleted, begins with
 UNFINISHED_SECONDS = 86_400.0  # after which its process is taken for dead
 
 
@@ -146,14 +148,20 @@ def keep(files: Path, key: str, origin: Origin | None):
 
 
 def discard(folder: Path):
-    """Deletes a conversion of the cache: what its mark names, and the folder if that was all that it held."""
-    mark = _mark(folder)
-    if mark is None:
+    """Deletes a conversion of the cache: what its mark names, and the folder if that was all that it held.
+
+    It takes another name first: one of several processes gets it, and none deletes what another has just
+    put there.
+    """
+    if _mark(folder) is None:
         return
+    going = folder.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
-        for name in (*mark["files"], MARK):
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
+        folder.rename(going)
+        mark = _mark(going)
+        for name in (*mark["files"], MARK) if mark is not None else ():
+            (going / name).unlink(missing_ok=True)
+        going.rmdir()
 
 
 def _place(make=False) -> Path | None:
@@ -199,7 +207,7 @@ def _mark(folder):
         return None
     files = mark.get("files")
     is_one = mark.get("made_by") == MADE_BY and isinstance(files, dict)
-    return mark if is_one and all(Path(name).name == name for name in files) else None
+    return mark if is_one and all(map(NAME.fullmatch, files)) else None
 
 
 def _is_whole(folder):
@@ -234,8 +242,9 @@ def _trim(place, used):
 
 def _sweep(folder, begun):
     if time.time() - begun > UNFINISHED_SECONDS:
-        for file in folder.glob("*.*"):  # the mark was written before them
-            file.unlink(missing_ok=True)
+        for file in folder.iterdir():  # the mark was written before them
+            if NAME.fullmatch(file.name) or file.name == MARK:
+                file.unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -104,7 +104,9 @@ def _stage(run, name):
         text_encoder = CLIPTextModel(text_config(run.clip_folder) if run.clip_folder else run.preset.text)
         text_encoder.build()
     tower = text_encoder.config
-    tokenizer = SimpleNamespace(max_length=tower.max_position_embeddings, vocab_size=tower.vocab_size)
+    tokenizer = SimpleNamespace(
+        max_length=tower.max_position_embeddings, vocab_size=tower.vocab_size, check_fits=lambda tower: None
+    )
     unet = run.unet(text_encoder.config.hidden_size)
     choose_what_learns(unet, run.config)
     model = LatentDiffusion(autoencoder, unet, text_encoder, tokenizer, run.schedule)
