@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import os
 import stat
 import sys
@@ -131,7 +132,7 @@ def check_no_folder(file: Path):
 
 
 def run(main: typing.Callable[[], None]):
-    """Runs a command line: exit status 2 and one line for bad input, 130 for Ctrl-C."""
+    """Runs a command line: exit status 2 and one line for bad input or a full disk, 130 for Ctrl-C."""
     warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a path whose bytes are no UTF-8 is printed as those bytes
@@ -146,6 +147,12 @@ def run(main: typing.Callable[[], None]):
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
+    except Exception as error:  # libraries that write have their own
+        if not any(os.strerror(full) in str(error) for full in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        place = f" for {printable(str(error.filename))}" if getattr(error, "filename", None) else ""
+        print(f"error: there is no space left on the disk{place}: make room", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _is_utf8(stream):

@@ -89,6 +89,7 @@ def main(arguments=None):
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "sd_tf.evaluate", *words])
     reports, pictures = _reports(flags, command)
+    commandline.load_tensorflow()
     from sd_tf.evaluation import report as reporting
 
     check_comparable(reports, _varied(flags))

@@ -43,9 +43,11 @@ def main(arguments=None):
         raise InputError(f"--steps is {flags.steps}: give 1 or more")
     if output.exists() and not _is_ours(output):
         raise InputError(f"--output {output} holds something else: name another folder")
+    from sd_tf.checkpoints.replacing import check_replaceable, replacing
+
+    check_replaceable(output)
     commandline.load_tensorflow()
     import sd_tf
-    from sd_tf.checkpoints.replacing import replacing
 
     model = sd_tf.load(flags.model)
     with replacing(output) as folder:

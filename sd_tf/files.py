@@ -243,9 +243,12 @@ def write_json(file: Path, values: dict):
 
 
 def write_text(file: Path, text: str):
-    """Writes the file, in UTF-8, whole or not at all; see `replacing_file`."""
+    """Writes the file, in UTF-8, whole or not at all; see `replacing_file`.
+
+    Halves of characters, which JSON can hold and paths whose bytes are no UTF-8 have, are escaped.
+    """
     with replacing_file(file) as new:
-        new.write_text(text, encoding="utf-8")
+        new.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

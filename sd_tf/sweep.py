@@ -50,7 +50,12 @@ def main(arguments=None):
 
     whole, rows = load(flags.run), []
     for snapshot in snapshots.values():
-        parts = whole.autoencoder, load_unet(snapshot), whole.text_encoder
+        unet = load_unet(snapshot)
+        if unet.config != whole.unet.config:  # whose sizes `load` has found to fit into memory
+            raise InputError(
+                f"{snapshot / 'config.json'} is not that of {flags.run}: it is no snapshot of it"
+            )
+        parts = whole.autoencoder, unet, whole.text_encoder
         model = LatentDiffusion(*parts, whole.tokenizer, whole.schedule)
         settings = {"steps": flags.steps, "seed": flags.seed, "engine": "tensorflow"}
         rows.append(

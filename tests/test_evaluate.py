@@ -7,7 +7,7 @@ from sd_tf import evaluate
 from sd_tf.errors import InputError
 from sd_tf.evaluation.classifier import load_classifier
 from sd_tf.evaluation.inception import Inception
-from sd_tf.evaluation.protocol import check_report
+from sd_tf.evaluation.protocol import Score, check_report
 from sd_tf.evaluation.scores import TINTED_PROMPTS
 from tests.checkpoints.hostile import SPECIAL
 from tests.fuzzing import limited
@@ -170,7 +170,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, how, read):
 
 def test_details_of_a_report_are_numbers():
     whole = {"model": "a", "label": "a", "command": "c", "skipped": {}, "scores": {}}
-    score = {"value": 1, "better": "lower", "protocol": {}}
+    score = Score(1.0, "lower", {}).to_json()
     for name, details in [
         ("class_accuracy", {"a red dress": "x"}),
         ("nearest_training_distance", {"real": {"0.5": 1}}),
@@ -180,3 +180,24 @@ def test_details_of_a_report_are_numbers():
         with pytest.raises((ValueError, KeyError)):
             check_report(whole | {"scores": {name: score | {"details": details}}})
     check_report(whole | {"scores": {"class_accuracy": score | {"details": {"a red dress": 0.5}}}})
+
+
+def test_a_score_of_a_report_is_whole():
+    whole = {"model": "a", "label": "a", "command": "c", "skipped": {}}
+    score = {"value": 1.0, "better": "lower", "protocol": {}, "low": None, "high": None}
+    with pytest.raises(ValueError, match="clip_score' has no real, reservation, details"):
+        check_report(whole | {"scores": {"clip_score": score}})
+
+
+def test_a_report_of_strange_names_is_shown(tmp_path, capsys):
+    score, files = Score(1.0, "lower", {}).to_json(), []
+    for i, name in enumerate(["\ud800", r"$\frac{$ $\foo$", "\x1b[2J", "_", ""]):
+        whole = {"model": name, "label": name, "command": name, "skipped": {name: name}}
+        names = ["frechet_distance", "class_accuracy"] if i != 2 else [f"a{name}"]
+        files.append(tmp_path / f"{i}.json")
+        files[-1].write_text(json.dumps(whole | {"scores": dict.fromkeys(names, score)}))
+    for some in (files, files[:2], files[:1], files[2:3]):
+        evaluate.main(["--compare", *map(str, some), "--output", str(tmp_path / "page")])
+        assert "Made by" in (tmp_path / "page" / "report.html").read_text()
+        printed = capsys.readouterr().out
+        assert all(character == "\n" or character.isprintable() for character in printed)

@@ -1,5 +1,6 @@
 """`python -m sd_tf.generate`: the files it writes, and the one line that bad input gets."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -381,6 +382,22 @@ def test_words_that_are_no_utf8_are_one_line(folder, tmp_path):
         [*run, "a bag", *settings, "--output", odd], cwd=tmp_path, env=environment, capture_output=True
     )
     assert (done.returncode, done.stdout) == (0, odd + b"/a-bag-0.png\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a\nb"), ValueError("x; No space left on device [y]")],
+)
+def test_a_full_disk_is_one_line_whoever_says_it(capsys, monkeypatch, error):
+    def full():
+        raise error
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as end:
+        commandline.run(full)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: there is no space left on the disk")
+    assert len(said.splitlines()) == 1
 
 
 def test_a_warning_shows_no_commands_of_a_terminal(capsys, monkeypatch):

@@ -1,6 +1,8 @@
 """`python -m sd_tf.sweep`: one prompt over training time and guidance, on one sheet."""
 
 import contextlib
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,3 +88,14 @@ def test_a_run_without_snapshots_and_a_file_that_is_no_picture_are_refused(run, 
         sweep.main(["a dress", "--run", str(run), "--output", str(tmp_path / "sheet.gif")])
     with pytest.raises(InputError, match="--snapshots keeps whole UNets"):
         config(tmp_path, init_from="fashion-mnist", finetune="lora", snapshots=2)
+
+
+def test_a_snapshot_of_another_network_is_refused(run, tmp_path):
+    theirs = tmp_path / "run"
+    shutil.copytree(run, theirs)
+    file = theirs / "snapshots" / "step-0000004" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": 2048}))  # of terabytes
+    flags = ["a dress", "--run", str(theirs), "--steps", "1", "--guidance-scale", "1"]
+    with pytest.raises(InputError, match="step-0000004/config.json is not that of .*no snapshot"):
+        sweep.main([*flags, "--output", str(tmp_path / "sheet.png")])
+    assert not (tmp_path / "sheet.png").exists()

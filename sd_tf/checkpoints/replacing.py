@@ -32,11 +32,12 @@ def replacing(folder: Path, keep_others=False):
     between the two renames leaves `.name.old`, which `recover` puts back.
 
     Raises:
-        InputError: it cannot be written, is a link or no folder, or has a stranger's thing in its way.
+        InputError: it cannot be written, is a link, no folder or has no name, as ".", or has a stranger's
+            thing in its way.
     """
+    check_replaceable(folder)
     new, old = _beside(folder, "new"), _beside(folder, "old")
     try:
-        _check_replaceable(folder)
         recover(folder, keep_others)
         _clear(new)
         _clear(old)
@@ -44,9 +45,13 @@ def replacing(folder: Path, keep_others=False):
         _mark(new)
         yield new
         if os.path.lexists(folder):
-            _check_replaceable(folder)
+            check_replaceable(folder)
             _mark(folder)
-            folder.rename(old)
+            try:
+                folder.rename(old)
+            except OSError:
+                (folder / MARKER).unlink()
+                raise
         try:
             new.rename(folder)
         except OSError:
@@ -91,7 +96,12 @@ def _beside(folder, state):
     return folder.with_name(f".{name}.{state}")
 
 
-def _check_replaceable(folder):
+def check_replaceable(folder: Path):
+    """Raises `InputError` where `replacing` would refuse a folder, or what is at its place, by its name."""
+    if folder.name in ("", "..") or os.path.ismount(folder):
+        raise InputError(
+            f"cannot write {folder}: what cannot be renamed is not replaced, name a folder inside it"
+        )
     if folder.is_symlink():
         raise InputError(f"cannot write {folder}: it is a link, name the folder that it points to")
     if os.path.lexists(folder) and not folder.is_dir():

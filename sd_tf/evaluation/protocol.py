@@ -49,6 +49,9 @@ def check_report(report):
     if not report["scores"]:
         raise ValueError("it has no scores")
     for name, score in report["scores"].items():
+        lacking = [field.name for field in dataclasses.fields(Score) if field.name not in score]
+        if lacking:
+            raise ValueError(f"{shown(name)} has no {', '.join(lacking)}")
         score = Score(**score)
         if score.better not in ("lower", "higher"):
             raise ValueError(f"better is {shown(score.better)}")

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
+from sd_tf.errors import printable
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
 from sd_tf.pictures import drawn
 
@@ -75,10 +76,10 @@ def page(reports, pictures, command, plot=None) -> str:
 
 
 def as_text(reports) -> str:
-    """The table of scores, for a terminal."""
+    """The table of scores, for a terminal; what an earlier report says is no command to it."""
     names = list(reports[0]["scores"])
-    width = max(len(name) for name in names)
-    labels = [report["label"] for report in reports]
+    width = max(len(printable(name)) for name in names)
+    labels = [printable(report["label"]) for report in reports]
     lines = [" ".join([" " * width, *(f"{label:>24}" for label in labels), f"{'real':>10}"])]
     reservations = {}
     for name in names:
@@ -92,9 +93,11 @@ def as_text(reports) -> str:
                 text, reservations[name] = f"{text}*", score["reservation"]
             cells.append(f"{text:>24}")
         real = reports[0]["scores"][name]["real"]
-        lines.append(" ".join([f"{name:{width}}", *cells, f"{'' if real is None else f'{real:.4g}':>10}"]))
-    lines += [f"* {name} is no headline: {why}" for name, why in reservations.items()]
-    lines += [f"left out: {name}, since {why}" for name, why in reports[0]["skipped"].items()]
+        lines.append(
+            " ".join([f"{printable(name):{width}}", *cells, f"{'' if real is None else f'{real:.4g}':>10}"])
+        )
+    lines += [printable(f"* {name} is no headline: {why}") for name, why in reservations.items()]
+    lines += [printable(f"left out: {name}, since {why}") for name, why in reports[0]["skipped"].items()]
     return "\n".join(lines)
 
 
@@ -195,24 +198,31 @@ def _picture(image):
     return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray:
+def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray | None:
     """Distance against agreement over settings, a line for each model; uint8 (height, width, 3).
+
+    None where a report lacks one of the two, as an earlier one can.
 
     A ring marks settings that no other of any model beats in both.
     """
     from matplotlib.figure import Figure
 
+    if any({x, y} - report["scores"].keys() for report in reports):
+        return None
     figure = Figure(figsize=(8, 5), dpi=110)
     axes = figure.subplots()
     points = [(report["scores"][x]["value"], report["scores"][y]["value"]) for report in reports]
     for model in dict.fromkeys(report["model"] for report in reports):
         own = [i for i, report in enumerate(reports) if report["model"] == model]
-        axes.plot(*zip(*(points[i] for i in own), strict=True), "o-", markersize=4, linewidth=1, label=model)
+        line, name = list(zip(*(points[i] for i in own), strict=True)), printable(model)
+        axes.plot(*line, "o-", markersize=4, linewidth=1, label=name)
         for i in own:
-            axes.annotate(reports[i]["label"].removeprefix(model).strip(", "), points[i], fontsize=7)
+            label = printable(reports[i]["label"].removeprefix(model).strip(", "))
+            axes.annotate(label, points[i], fontsize=7, parse_math=False)
     best = [(a, b) for a, b in points if not any(c <= a and d >= b and (c, d) != (a, b) for c, d in points)]
     axes.plot(*zip(*best, strict=True), "o", markersize=11, fillstyle="none", color="black")
     axes.set(xlabel=_title(x) + " ↓", ylabel=_title(y) + " ↑")
-    axes.legend()
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)  # a name is no formula, whatever stands in it
     figure.tight_layout()
     return drawn(figure)

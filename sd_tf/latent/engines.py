@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import numpy as np
 
 from sd_tf.compiled import compiled, cores
 from sd_tf.errors import InputError, unknown
+from sd_tf.files import reason
 from sd_tf.latent import conversions
 from sd_tf.latent.conversions import Origin
 
@@ -80,8 +82,13 @@ class Engines:
         if name != "tensorflow" and self._kept is not None and self._has_read_kept():
             return self._converted[1]
         if name == "auto":  # a conversion that is not kept would take longer than most drawing
-            fits = self.keeps_conversions and self._openvino_fits() is None
-            name = "openvino" if fits else "tensorflow"
+            name = "tensorflow"
+            if self.keeps_conversions and self._openvino_fits() is None:
+                try:
+                    return self._openvino()
+                except InputError as error:
+                    warnings.warn(f"{error}; TensorFlow draws instead", stacklevel=2)
+                    self.keeps_conversions = False  # it is not tried again for every batch
         return self._tensorflow if name == "tensorflow" else self._openvino()
 
     @functools.cached_property
@@ -106,9 +113,9 @@ class Engines:
         return None
 
     def _openvino(self):
-        reason = self._openvino_fits()
-        if reason is not None:
-            raise InputError(f"engine 'openvino': {reason}")
+        why_not = self._openvino_fits()
+        if why_not is not None:
+            raise InputError(f"engine 'openvino': {why_not}")
         weights = self._checksum()
         if self._converted[0] != weights:
             self._converted = (weights, self._convert())
@@ -166,12 +173,18 @@ class Engines:
         if kept is not None:
             with contextlib.suppress(Exception):  # see `_has_read_kept`
                 return _read(kept)
-        with tempfile.TemporaryDirectory(prefix="sd_tf-") as temporary:
-            for name, network in self.networks.items():
-                write_conversion(*network, Path(temporary) / f"{name}.xml")
-            if key is not None:
-                conversions.keep(Path(temporary), key, origin)
-            return _read(Path(temporary))
+        try:
+            with tempfile.TemporaryDirectory(prefix="sd_tf-", ignore_cleanup_errors=True) as temporary:
+                for name, network in self.networks.items():
+                    write_conversion(*network, Path(temporary) / f"{name}.xml")
+                if key is not None:
+                    conversions.keep(Path(temporary), key, origin)
+                return _read(Path(temporary))
+        except (OSError, RuntimeError) as error:  # OpenVINO says no more of a full disk than "iostream error"
+            raise InputError(
+                f"engine 'openvino' cannot write its conversion to a temporary folder ({reason(error)}): "
+                "make room there, or name another by TMPDIR"
+            ) from None
 
     def _key_of_weights(self):
         """The name of the conversion of these weights, whatever files they are of."""

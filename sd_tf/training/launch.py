@@ -12,6 +12,7 @@ import threading
 import time
 
 from sd_tf.errors import InputError
+from sd_tf.files import reason
 
 LAUNCHER = "SD_TF_LAUNCHER"  # the number of the process that started a worker and watches it
 GRACE = 15.0  # seconds in which the others may notice that one is gone, and say so, before they are killed
@@ -125,8 +126,11 @@ def _share_of_cores(index, number):
 
 
 def _free_ports(number):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    try:
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            return [each.getsockname()[1] for each in sockets]
+    except OSError as error:
+        raise InputError(f"--workers is {number}: so many cannot be started ({reason(error)})") from None

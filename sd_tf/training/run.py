@@ -82,6 +82,7 @@ OWN_FOLDERS = (
     *("vae", "unet", "text_encoder", "tokenizer", "scheduler"),
     *(f"{kind}/{stage}" for kind in ("tensorboard", "checkpoints") for stage in STAGES),
 )
+LONGEST_NAME = 200  # bytes of the folder's that a file is named by; file systems have 255, ending included
 CAPTIONS = "captions_fingerprint"  # in run.json; wherever the data lie, and whenever they were written
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
 CACHE_SHARE = 0.1  # of the last stage's minutes: latents are cached for so long
@@ -110,6 +111,8 @@ class Run:
         self.image_size = config.image_size or self.preset.autoencoder.sample_size
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
+        if not _is_utf8(self.folder):
+            raise InputError(f"--output {self.folder} is no UTF-8, TensorFlow cannot write there: name another")
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
         check_own(self.folder, (*OWN_FILES, self._result), OWN_FOLDERS)
         before = self._check_resumable()
@@ -327,7 +330,8 @@ class Run:
         if self.config.finetune != "lora":
             return "model_index.json"
         if self.config.lora_layout == "kohya":
-            return f"{self.folder.resolve().name}.safetensors"
+            name = os.fsencode(self.folder.resolve().name)[:LONGEST_NAME]
+            return f"{name.decode(errors='ignore')}.safetensors"
         return LORA_FILE
 
     def _is_done(self, part):
@@ -559,6 +563,14 @@ class Run:
         for needed, stage in ((clip_folder, "clip"), (self.folder / "vae", "autoencoder")):
             if not needed.is_dir():
                 raise InputError(f"{needed} is missing: run --stage {stage} first, or leave --stage out")
+
+
+def _is_utf8(path):
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def _flag_of(value):

@@ -173,3 +173,23 @@ def test_a_save_killed_at_any_moment_leaves_old_or_new_and_loses_nothing(tmp_pat
         if ended == 0:
             break
     assert ended == 0 and moment > 10 and found == {"old", "new"}
+
+
+@pytest.mark.parametrize("name", [".", "..", "x/.."])
+def test_a_folder_without_a_name_is_not_replaced(folder, monkeypatch, name):
+    monkeypatch.chdir(folder if name != "x/.." else folder.parent)
+    before = contents(folder.parent)
+    with pytest.raises(InputError, match="cannot be renamed"):
+        write(Path(name))
+    assert contents(folder.parent) == before
+
+
+def test_a_folder_that_cannot_be_renamed_has_no_marker_then(folder, monkeypatch):
+    def rename(path, target):
+        raise OSError(16, "Device or resource busy")
+
+    before = contents(folder.parent)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(InputError, match="busy"):
+        write(folder)
+    assert contents(folder.parent) == before

@@ -91,3 +91,14 @@ def test_a_plot_of_settings_is_a_picture():
     reports = [report("a", d, c, f"a, guidance {d}") for d, c in ((1.0, 0.5), (2.0, 0.9), (2.5, 0.8))]
     image = module.pareto_plot(reports)
     assert image.dtype == np.uint8 and image.shape[2] == 3 and image.std() > 10
+
+
+def test_a_name_in_a_plot_is_no_formula():
+    strange = [report(r"$\frac{$", 1.0, 0.5, r"$\frac{$, $\foo$"), report("\ud800", 2.0, 0.9)]
+    assert module.pareto_plot(strange).std() > 10
+
+
+def test_what_lacks_a_score_is_not_plotted():
+    lacking = report("b", 1.0, 0.5)
+    del lacking["scores"]["class_accuracy"]
+    assert module.pareto_plot([report("a", 1.0, 0.5), lacking]) is None

@@ -107,6 +107,20 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(folder, cache, monkeypat
     assert apart(draw(model, "openvino"), draw(model, "tensorflow")) <= 2
 
 
+@pytest.mark.parametrize("error", [RuntimeError("basic_ios::clear: iostream error"), OSError(28, "No space")])
+def test_where_a_conversion_cannot_be_written_tensorflow_draws(folder, cache, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("sd_tf.latent.engines.write_conversion", full)
+    model = sd_tf.load(folder)
+    with pytest.raises(InputError, match="cannot write its conversion .*TMPDIR"):
+        draw(model, "openvino")
+    with pytest.warns(UserWarning, match="cannot write its conversion .*TensorFlow draws instead"):
+        drawn = draw(model, "auto")
+    assert apart(drawn, draw(model, "tensorflow")) == 0
+
+
 def test_a_model_made_in_memory_is_drawn_by_tensorflow(tiny_model):
     assert tiny_model.engines["auto"] is tiny_model.engines["tensorflow"]
 
