@@ -1,5 +1,6 @@
 """Pictures on disk: PNG files that say how they were made, and sheets of many."""
 
+import io
 import re
 
 import numpy as np
@@ -17,12 +18,19 @@ def save_png(file, image: np.ndarray, settings: dict | None = None):
     Raises:
         InputError: the file cannot be written.
     """
+    with replacing_file(file) as new:
+        new.write_bytes(png(image, settings))
+
+
+def png(image: np.ndarray, settings: dict | None = None) -> bytes:
+    """The content of such a file."""
     text = PngInfo()
     for name, value in (settings or {}).items():
         # Of a path whose bytes are no UTF-8, halves of characters stand for these bytes.
         text.add_itxt(name, str(value).encode(errors="backslashreplace").decode())
-    with replacing_file(file) as new:
-        Image.fromarray(image).save(new, "PNG", pnginfo=text)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG", pnginfo=text)
+    return encoded.getvalue()
 
 
 def sheet(images: np.ndarray, columns: int, gap: int = 2, scale: int = 2) -> np.ndarray:

@@ -215,7 +215,7 @@ def test_words_negative_prompts_and_noise_from_the_command_line(folder, tiny_mod
     [
         (["--mask", "mask.png"], "--mask is of a picture: give --image as well"),
         (["--strength", "0.5"], "--strength is of a picture: give --image as well"),
-        (["--image", "nothing.png"], "--image .*nothing.png is missing"),
+        (["--image", "nothing.png"], "--image .*nothing.png cannot be read as a picture: it is missing"),
         (["--image", "text.png"], "--image .*text.png cannot be read as a picture"),
         (["--image", "image.png", "--strength", "2"], "strength is 2.0"),
         (["--image", "image.png", "--mask", "wide.png"], r"mask has the shape \(16, 18\)"),
@@ -451,5 +451,5 @@ def test_a_picture_to_begin_with_is_a_regular_file(tmp_path, flag):
     os.mkfifo(tmp_path / "pipe")
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     flags = ["--image", str(tmp_path / "image.png"), flag, str(tmp_path / "pipe")]
-    with pytest.raises(InputError, match=f"{flag} .*pipe is a named pipe"):
+    with pytest.raises(InputError, match=f"{flag} .*pipe cannot be read as a picture: it is a named pipe"):
         main(["a dress", *flags, "--output", str(tmp_path / "out")])

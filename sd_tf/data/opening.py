@@ -103,7 +103,8 @@ def _opened(file, root):
     try:
         return open_file(file, root)
     except InputError as error:
-        raise InputError(str(error).removeprefix(f"{printable(str(file))} ")) from None
+        why = str(error).removeprefix(f"{printable(str(file))} ")
+        raise InputError(f"cannot be read as a picture: it {why}") from None
 
 
 def _check_size(picture, file, size):

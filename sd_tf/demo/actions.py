@@ -21,7 +21,7 @@ from sd_tf.demo.files import Files
 from sd_tf.demo.limits import Limits, checked, enlarged, fitted_mask, fitted_picture
 from sd_tf.demo.listeners import Listeners
 from sd_tf.errors import InputError, shown
-from sd_tf.pictures import file_name, save_png, sheet
+from sd_tf.pictures import file_name, png, sheet
 
 CANVAS = 512  # pixels of the longer side where a mask is painted
 LARGEST_RANDOM_SEED = 999_999  # short enough to be typed again
@@ -180,7 +180,7 @@ class Actions:
         made = []
         for number, image in enumerate(images):
             own = {**of_all, "seed": settings["seed"] + number, "model": self.model_name}
-            file = self.drawn.keep(file_name(own["prompt"], own["seed"]), _png(image, own))
+            file = self.drawn.keep(file_name(own["prompt"], own["seed"]), png(image, own))
             made.append({"file": file, "settings": own})
         return made
 
@@ -218,15 +218,8 @@ class Actions:
     def _to_begin_with(self, picture):
         """(the editor's value, the part of the page that holds it, unfolded)."""
         large = enlarged(fitted_picture(picture, self.size), CANVAS)
-        file = self.drawn.keep("picture.png", _png(large))
+        file = self.drawn.keep("picture.png", png(large))
         return {"background": file, "layers": [], "composite": None}, gr.Accordion(open=True)
-
-
-def _png(image, settings=None):
-    encoded = io.BytesIO()
-    encoded.name = "picture.png"  # by which Pillow knows the format
-    save_png(encoded, image, settings)
-    return encoded.getvalue()
 
 
 @contextlib.contextmanager
