@@ -112,7 +112,9 @@ class Run:
         self.schedule = NoiseSchedule(self._schedule())
         self.folder = Path(config.output.replace("{dataset}", re.sub("[:/]", "-", config.dataset)))
         if not _is_utf8(self.folder):
-            raise InputError(f"--output {self.folder} is no UTF-8, TensorFlow cannot write there: name another")
+            raise InputError(
+                f"--output {self.folder} is no UTF-8, where TensorFlow cannot write: name another"
+            )
         self.cache_folder = Path(config.cache_dir or self.folder / "cache")
         check_own(self.folder, (*OWN_FILES, self._result), OWN_FOLDERS)
         before = self._check_resumable()
