@@ -17,6 +17,7 @@ import sd_tf
 from sd_tf import commandline, train
 from sd_tf.config import RunConfig
 from sd_tf.data.fashion_mnist import FILES
+from sd_tf.errors import printable
 
 
 @pytest.fixture
@@ -140,11 +141,11 @@ def test_a_truncated_file_is_named_with_its_size(refused, tmp_path):
     assert "is truncated, 5 of " in line and any(name in line for name in FILES)
 
 
-@pytest.mark.parametrize("output", ["file", "file/run"])
+@pytest.mark.parametrize("output", ["file", "file/run", os.fsdecode(b"\xff")])
 def test_an_output_that_cannot_be_written_is_named(refused, tmp_path, output):
     (tmp_path / "file").write_text("in the way")
     line = refused(f"--dataset garments --max-steps 1 --output {output}")
-    assert line.startswith(f"error: --output {output} ")
+    assert line.startswith(f"error: --output {printable(output)} ")
 
 
 def test_a_finished_part_of_another_run_is_not_overwritten(refused, tmp_path):

@@ -102,7 +102,11 @@ def check_replaceable(folder: Path):
         raise InputError(
             f"cannot write {folder}: what cannot be renamed is not replaced, name a folder inside it"
         )
-    if folder.is_symlink():
+    try:
+        is_link = folder.is_symlink()
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {reason(error)}") from None
+    if is_link:
         raise InputError(f"cannot write {folder}: it is a link, name the folder that it points to")
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"cannot write {folder}: there is something that is no folder")

@@ -91,6 +91,13 @@ def test_a_lora_is_a_small_file_of_the_attention_alone(base, tuned):
     assert any(np.abs(change.product()).max() > 1e-4 for change in changes.values())
 
 
+@pytest.mark.parametrize(("name", "kept"), [("x" * 250, 200), ("é" * 125, 100), ("run", 3)])
+def test_in_kohyas_layout_a_run_of_a_long_name_has_a_file_that_can_be_written(base, tmp_path, name, kept):
+    run = Run(of(base, tmp_path / name, finetune="lora", lora_layout="kohya"))
+    (run.folder / run._result).touch()
+    assert run._result == f"{name[:kept]}.safetensors"
+
+
 def test_in_kohyas_layout_a_lora_is_named_as_its_run_and_is_the_same(base, tuned, tmp_path):
     """A finished run that is started again with the other layout writes it as well."""
     run = tmp_path / "stripes"

@@ -145,6 +145,15 @@ def failing(index, does):
     return [sys.executable, "-c", ONE_FAILS.format(index=index, does=does)]
 
 
+def test_more_workers_than_can_be_started_are_refused(monkeypatch):
+    def full(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("sd_tf.training.launch.socket.socket", full)
+    with pytest.raises(InputError, match="--workers is 99999: .*Too many open files"):
+        launch(["nothing"], 99999)
+
+
 def test_a_worker_that_is_killed_stops_the_others_and_is_named(monkeypatch):
     monkeypatch.setattr("sd_tf.training.launch.GRACE", 0.5)
     began = time.monotonic()
