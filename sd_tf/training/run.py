@@ -12,7 +12,6 @@ prior/                  pictures that --prior-prompt keeps
 learned_embeds.safetensors          what --finetune textual_inversion learned, which is in the model as well
 pytorch_lora_weights.safetensors    or what --finetune lora learned, to be loaded beside its model
 <the folder's name>.safetensors      the same with --lora-layout kohya
-openvino/               what OpenVINO made of it, once it has been drawn from
 """
 
 import contextlib
