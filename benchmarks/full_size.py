@@ -174,10 +174,11 @@ def load(part, model, folder, outputs):
     import keras
 
     import sd_tf
-    from sd_tf.checkpoints import folder as folders
+    from sd_tf.checkpoints import clip as clip_folders
+    from sd_tf.latent import folder as folders
 
     loaders = {
-        "text_encoder": folders.load_text_encoder,
+        "text_encoder": clip_folders.load_text_encoder,
         "vae": folders.load_autoencoder,
         "unet": folders.load_unet,
     }

@@ -77,7 +77,7 @@ def main():
         flags.output = f"{folder}/run"
         config = commandline.from_flags(flags, RunConfig)
         commandline.load_tensorflow()
-        from sd_tf.compiled import one_core_for_each_operation
+        from sd_tf.graphs import one_core_for_each_operation
 
         if not config.remat:
             one_core_for_each_operation()

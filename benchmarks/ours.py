@@ -15,7 +15,7 @@ import numpy as np
 def prepare(workload, variant):
     """(what runs the workload once, None: the arithmetic is counted by torch)."""
     if workload.kind in ("W1", "W3", "W5"):  # as `python -m sd_tf.train` does
-        from sd_tf.compiled import one_core_for_each_operation
+        from sd_tf.graphs import one_core_for_each_operation
 
         one_core_for_each_operation()
     prepare = {
@@ -60,14 +60,14 @@ def _training(stage, batch, variant):
 
 
 def _stage_config(sizes):
-    from sd_tf.config import StageConfig
+    from sd_tf.training.options import StageConfig
 
     return StageConfig(batch_size=sizes["batch"], learning_rate=1e-4, share=1.0, max_steps=1)
 
 
 def make_unet(sizes, variant):
     """The network of a workload's sizes, of random weights."""
-    from sd_tf.config import UNetConfig
+    from sd_tf.latent.config import UNetConfig
     from sd_tf.latent.unet import UNet
 
     unet = UNet(UNetConfig(**sizes["unet"]), dtype=_policy(variant))
@@ -89,9 +89,8 @@ def unet_inputs(sizes):
 
 
 def _unet_training(sizes, variant):
-    from sd_tf.config import ScheduleConfig
     from sd_tf.diffusion.losses import diffusion_loss
-    from sd_tf.diffusion.schedules import NoiseSchedule
+    from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 
     network, schedule = make_unet(sizes, variant), NoiseSchedule(ScheduleConfig())
     latents, timesteps, context = unet_inputs(sizes)
@@ -108,9 +107,9 @@ def _unet_training(sizes, variant):
 
 
 def _autoencoder_training(sizes, variant):
-    from sd_tf.checkpoints.folder import load_autoencoder
     from sd_tf.checkpoints.sources import resolve
-    from sd_tf.training.stages import AutoencoderStage
+    from sd_tf.latent.folder import load_autoencoder
+    from sd_tf.latent.stages import AutoencoderStage
 
     network = load_autoencoder(resolve("fashion-mnist") / "vae", _policy(variant))
     rng, side = np.random.default_rng(0), sizes["pictures"]
@@ -128,8 +127,8 @@ def _engine(variant):
 
 
 def _unet(sizes, variant):
-    from sd_tf.compiled import compiled
-    from sd_tf.latent.engines import read_conversion, write_conversion
+    from sd_tf.generation.engines import read_conversion, write_conversion
+    from sd_tf.graphs import compiled
 
     network, inputs = make_unet(sizes, variant), unet_inputs(sizes)
     if _engine(variant) == "tensorflow":

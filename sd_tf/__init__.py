@@ -20,7 +20,7 @@ __all__ = ["InputError", "LatentDiffusion", "load"]
 _HOMES = {
     "InputError": "sd_tf.errors",
     "LatentDiffusion": "sd_tf.latent.model",
-    "load": "sd_tf.checkpoints.loading",
+    "load": "sd_tf.latent.loading",
 }
 
 

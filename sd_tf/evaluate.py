@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sd_tf import commandline
 from sd_tf.checkpoints.sources import resolve, weights_sha256
-from sd_tf.config import DATASETS, ScheduleConfig, is_choice
+from sd_tf.config import DATASETS, is_choice
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import check_comparable, check_report
 from sd_tf.files import read_json, write_text

@@ -10,7 +10,7 @@ import numpy as np
 from sd_tf import commandline
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
-from sd_tf.pictures import file_name, save_png, save_sheet
+from sd_tf.images import file_name, save_png, save_sheet
 
 BLACK = (0, 0, 0)  # behind what is transparent in a mask: nothing is drawn there
 OF_ALL = (  # ways to draw
@@ -132,7 +132,7 @@ def _parser():
 def _check(flags):
     """What the flags say together."""
     from sd_tf.config import PRECISIONS
-    from sd_tf.latent.drawing import MOST_PICTURES, check_whole
+    from sd_tf.generation.loop import MOST_PICTURES, check_whole
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
         raise unknown("--precision", flags.precision, PRECISIONS)
@@ -182,7 +182,7 @@ def _begin(flags):
 def _load(flags):
     """The model, with its words and LoRAs."""
     import sd_tf
-    from sd_tf.checkpoints.loading import needs_networks
+    from sd_tf.latent.loading import needs_networks
 
     of_networks = (flags.lora, flags.textual_inversion, flags.image, flags.clip_guidance, flags.initial_noise)
     if any(of_networks) or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):

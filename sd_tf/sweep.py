@@ -43,10 +43,10 @@ def main(arguments=None):
     commandline.load_tensorflow()
     import numpy as np
 
-    from sd_tf.checkpoints.folder import load_unet
-    from sd_tf.checkpoints.loading import load
+    from sd_tf.images import contact_sheet, save_png
+    from sd_tf.latent.folder import load_unet
+    from sd_tf.latent.loading import load
     from sd_tf.latent.model import LatentDiffusion
-    from sd_tf.pictures import contact_sheet, save_png
 
     whole, rows = load(flags.run), []
     for snapshot in snapshots.values():

@@ -22,7 +22,7 @@ def main(arguments=None):
         raise SystemExit(status)
     end_with_launcher()
     commandline.load_tensorflow()
-    from sd_tf.compiled import one_core_for_each_operation
+    from sd_tf.graphs import one_core_for_each_operation
     from sd_tf.training.run import Run
 
     if not config.remat:  # parts of a batch that compute again go out of step, and each keeps its gradients

@@ -14,7 +14,9 @@ import keras
 import numpy as np
 import pytest
 
-from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
+from sd_tf.diffusion.schedules import ScheduleConfig
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+from sd_tf.text.config import CLIPTextConfig
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
 

@@ -13,7 +13,7 @@ from sd_tf.data.captions import PALETTE
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.evaluation import alignment, judging
 from sd_tf.evaluation.dominant_colour import COLOURS, dominant_colour
-from sd_tf.presets import PRESETS
+from sd_tf.latent.presets import PRESETS
 from tests.conftest import drawn_by_diffusers
 
 MOST_MEGABYTES = {"fashion-mnist": 20, "fashion-mnist-small": 3, "emoji": 25}

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from sd_tf.config import UNetConfig
+from sd_tf.latent.config import UNetConfig
 from sd_tf.latent.unet import UNet
 from tests.parity import first_divergence, record, record_torch, recording
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import sd_tf
-from sd_tf import pictures, sweep
-from sd_tf.checkpoints.folder import load_unet
+from sd_tf import images, sweep
 from sd_tf.errors import InputError
+from sd_tf.latent.folder import load_unet
 from sd_tf.training.callbacks import Snapshots
 from sd_tf.training.run import Run
 from sd_tf.training.trainer import Budget
@@ -62,13 +62,13 @@ def test_a_killed_run_makes_snapshots_after_its_checkpoint_again(tmp_path):
 
 
 def test_rows_are_times_and_columns_are_scales(run, tmp_path, monkeypatch):
-    seen, make = {}, pictures.contact_sheet
+    seen, make = {}, images.contact_sheet
 
     def spy(images, rows, columns, title):
         seen.update(images=images, rows=rows, columns=columns)
         return make(images, rows, columns, title)
 
-    monkeypatch.setattr(pictures, "contact_sheet", spy)
+    monkeypatch.setattr(images, "contact_sheet", spy)
     file = tmp_path / "new" / "sheet.png"
     flags = ["--guidance-scale", "0.1", "3", "--steps", "2", "--seed", "5", "--output", str(file)]
     sweep.main(["a red dress", "--run", str(run), *flags])

@@ -20,11 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from sd_tf.config import FITS
-from sd_tf.data.noise import uniforms
 from sd_tf.data.opening import WHITE
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError, printable, shown, unknown
 from sd_tf.files import open_array, remove_folder
+from sd_tf.seeding import uniforms
 
 MARGIN = 1.125  # how much larger than a window the square is that "random" takes it from
 MOST_UNREADABLE = 0.05  # of all pictures

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf.data import captions
-from sd_tf.data.noise import uniforms
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError, unknown
 from sd_tf.files import is_regular, read_bytes
+from sd_tf.seeding import uniforms
 
 FILES = {  # name: (bytes, md5), as published by the authors
     "train-images-idx3-ubyte.gz": (26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),

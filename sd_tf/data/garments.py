@@ -15,9 +15,9 @@ import PIL
 from PIL import Image, ImageDraw
 
 from sd_tf.data import captions
-from sd_tf.data.noise import uniforms
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError, unknown
+from sd_tf.seeding import uniforms
 
 DRAWING_VERSION = 1  # part of the fingerprint: raise it with any change to what this file draws
 EPOCH = 60_000

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sd_tf.data.cache import fingerprint
 from sd_tf.data.pipeline import CaptionedImages, Examples
+from sd_tf.hashing import fingerprint
 
 
 class WithPrior:

@@ -50,7 +50,6 @@ def main(arguments=None):
 
 
 def _serve(flags, limits, ending, found):
-    from sd_tf.checkpoints.loading import load
     from sd_tf.demo.actions import Actions
     from sd_tf.demo.drawing import Drawings
     from sd_tf.demo.files import Files
@@ -58,6 +57,7 @@ def _serve(flags, limits, ending, found):
     from sd_tf.demo.listeners import Listeners
     from sd_tf.demo.page import page
     from sd_tf.demo.server import application, serve
+    from sd_tf.latent.loading import load
 
     commandline.load_tensorflow()
     model = load(flags.model)

@@ -21,7 +21,7 @@ from sd_tf.demo.files import Files
 from sd_tf.demo.limits import Limits, checked, enlarged, fitted_mask, fitted_picture
 from sd_tf.demo.listeners import Listeners
 from sd_tf.errors import InputError, shown
-from sd_tf.pictures import file_name, png, sheet
+from sd_tf.images import file_name, png, sheet
 
 CANVAS = 512  # pixels of the longer side where a mask is painted
 LARGEST_RANDOM_SEED = 999_999  # short enough to be typed again

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from sd_tf.data.opening import open_picture
 from sd_tf.errors import InputError, shown
-from sd_tf.latent.drawing import Settings, check_number, check_whole
+from sd_tf.generation.loop import Settings, check_number, check_whole
 from sd_tf.latent.model import LARGEST_SEED
 
 LONGEST_PROMPT = 2000  # characters

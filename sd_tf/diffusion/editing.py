@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from sd_tf.diffusion.denoiser import Prediction
 from sd_tf.diffusion.levels import Level
+from sd_tf.diffusion.predictions import Prediction
 
 
 def part_of_the_way(levels, strength: float):

@@ -1,7 +1,7 @@
 """Guidance: by captions that some training goes without, and by the gradient of what judges pictures."""
 
 from sd_tf.diffusion.arrays import operations
-from sd_tf.diffusion.denoiser import Prediction, denoiser
+from sd_tf.diffusion.predictions import Prediction, denoiser
 from sd_tf.errors import InputError
 
 

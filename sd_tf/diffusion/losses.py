@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sd_tf.diffusion.denoiser import training_target
+from sd_tf.diffusion.predictions import training_target
 
 
 def min_snr_weights(schedule, gamma):

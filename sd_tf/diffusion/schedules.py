@@ -5,12 +5,30 @@ Training and sampling share one `NoiseSchedule`, built from the configuration sa
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from sd_tf.config import ScheduleConfig
+from sd_tf.config import kept
 from sd_tf.diffusion.levels import FREE_OF_NOISE, Level
 from sd_tf.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule, as diffusers' schedulers store it; the defaults are Stable Diffusion 1.x."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    clip_sample: bool = False
+    rescale_betas_zero_snr: bool = False
+    kept: dict = kept()
 
 
 def _linear(config):

@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers, ops
 
 from sd_tf import commandline
-from sd_tf.checkpoints.folder import load_alone, save_alone
+from sd_tf.checkpoints.networks import load_alone, save_alone
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.errors import InputError, shown

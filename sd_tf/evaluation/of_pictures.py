@@ -17,7 +17,7 @@ from sd_tf.evaluation.judging import rebuilt
 from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import scored, signal_to_noise
 from sd_tf.evaluation.statistics import mean_estimate, nearest, quantiles, share_estimate
-from sd_tf.pictures import sheet
+from sd_tf.images import sheet
 
 MOST = 5000  # training pictures that are looked at
 SIDE = 32  # pixels at which pictures are held against each other

@@ -10,7 +10,7 @@ from PIL import Image
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
 from sd_tf.errors import printable
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
-from sd_tf.pictures import drawn
+from sd_tf.images import drawn
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sd_tf.compiled import compiled
 from sd_tf.data.captions import CLASS_NAMES, PALETTE
 from sd_tf.evaluation.alignment import nearest_colour, prompt_for
 from sd_tf.evaluation.classifier import brightness, classify
@@ -26,6 +25,7 @@ from sd_tf.evaluation.statistics import (
     quantiles,
     share_estimate,
 )
+from sd_tf.graphs import compiled
 
 CLASS_PROMPTS = [prompt_for(label, None) for label in range(len(CLASS_NAMES))]
 PAIRS = np.array([(label, colour) for label in range(len(CLASS_NAMES)) for colour in range(len(PALETTE))])

@@ -1,6 +1,6 @@
 """What a drawing begins with, and where its steps are, as TensorFlow operations.
 
-They give the numbers of `sd_tf.data.noise` and `sd_tf.diffusion.schedules`, where numbers of steps and
+They give the numbers of `sd_tf.seeding` and `sd_tf.diffusion.schedules`, where numbers of steps and
 seeds are known to Python.
 """
 
@@ -8,11 +8,11 @@ import math
 
 import tensorflow as tf
 
-from sd_tf.data.noise import GOLDEN, MIXERS, state_of
+from sd_tf.seeding import GOLDEN, MIXERS, state_of
 
 
 def normals(key, indices, shape):
-    """As `sd_tf.data.noise.normals`, for integers `indices`, (n,): float32 (n, *shape)."""
+    """As `sd_tf.seeding.normals`, for integers `indices`, (n,): float32 (n, *shape)."""
     half = (math.prod(shape) + 1) // 2
     state, golden = (tf.constant(int(each), tf.uint64) for each in (state_of(key)[0], GOLDEN))
     rows = _mix(state + (tf.cast(indices, tf.uint64) + tf.constant(1, tf.uint64)) * golden)

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 from keras import ops
 
-from sd_tf.config import AutoencoderConfig
+from sd_tf.latent.config import AutoencoderConfig
 from sd_tf.nn.attention import PixelAttention
 from sd_tf.nn.blocks import Downsample, ResidualBlock, Upsample, conv
 from sd_tf.nn.norm import GroupNorm

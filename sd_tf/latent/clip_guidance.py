@@ -5,9 +5,9 @@ in Crowson's notebooks and diffusers' `clip_guided_stable_diffusion`: the gradie
 image tower, the decoder and the UNet.
 """
 
-from sd_tf.diffusion.denoiser import to_prediction
+from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.errors import naming
-from sd_tf.latent.drawing import check_number
+from sd_tf.generation.loop import check_number
 from sd_tf.text.prompts import parts_of
 
 
@@ -25,8 +25,8 @@ class CLIPGuidance:
 
     def __init__(self, clip="clip-mini", scale=1.0):
         check_number("scale of the CLIP guidance", scale, 0, 1000)
-        from sd_tf.checkpoints.folder import load_clip
-        from sd_tf.checkpoints.loading import load_tokenizer
+        from sd_tf.checkpoints.clip import load_clip
+        from sd_tf.checkpoints.tokenizers import load_tokenizer
 
         self.clip, self.scale = load_clip(clip), scale
         self.tokenizer = load_tokenizer(clip, self.clip.text_config.max_position_embeddings)

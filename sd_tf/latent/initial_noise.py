@@ -7,10 +7,10 @@ until it attends to each, and are held near those of a standard normal.
 
 import numpy as np
 
-from sd_tf.data.noise import normals
 from sd_tf.errors import InputError, shown
-from sd_tf.latent.drawing import check_number, check_whole
+from sd_tf.generation.loop import check_number, check_whole
 from sd_tf.nn.attention import recorded_attention
+from sd_tf.seeding import normals
 from sd_tf.text.prompts import MOST_PARTS, parts_of
 
 FINEST = 16  # positions along a side, or as many in all, of the attention maps that are read, as in the paper

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sd_tf.compiled import compiled
-from sd_tf.data.noise import normals
-from sd_tf.diffusion.denoiser import denoiser
 from sd_tf.diffusion.editing import between_noises, ddim_inversion, noised, part_of_the_way
 from sd_tf.diffusion.losses import diffusion_loss
+from sd_tf.diffusion.predictions import denoiser
 from sd_tf.errors import InputError
-from sd_tf.latent.drawing import (
+from sd_tf.generation.engines import Engines
+from sd_tf.generation.loop import (
     MOST_PICTURES,
     Settings,
     batches,
@@ -26,8 +25,9 @@ from sd_tf.latent.drawing import (
     free_latents,
     to_uint8,
 )
-from sd_tf.latent.engines import Engines
-from sd_tf.latent.lora import Adaptations
+from sd_tf.graphs import compiled
+from sd_tf.latent.adaptations import Adaptations
+from sd_tf.seeding import normals
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encoded
 
@@ -490,7 +490,7 @@ class LatentDiffusion:
             InputError: the file is damaged, no LoRA, or one for another architecture, or the name is that
                 of one before it. The model stays what it was.
         """
-        from sd_tf.checkpoints.lora import name_of, read_lora
+        from sd_tf.latent.lora_files import name_of, read_lora
 
         changes = read_lora(file, self.adaptations.modules)
         self.adaptations.add(name_of(file) if name is None else name, changes, weight, file)
@@ -507,7 +507,7 @@ class LatentDiffusion:
             InputError: the file is damaged, of another width, or the word is known already. The model
                 stays what it was.
         """
-        from sd_tf.checkpoints.textual_inversion import read_word
+        from sd_tf.latent.word_files import read_word
 
         if "adaptations" in self.__dict__ and self.adaptations.weights:
             raise InputError(
@@ -529,7 +529,7 @@ class LatentDiffusion:
             dtype: of the files' tensors, "float32", "float16" or "bfloat16".
             max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
         """
-        from sd_tf.checkpoints.folder import save  # against the stream: see ARCHITECTURE.md
+        from sd_tf.latent.folder import save  # against the stream: see ARCHITECTURE.md
 
         save(self, folder, dtype, max_shard_size)
 

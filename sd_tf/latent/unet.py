@@ -1,7 +1,7 @@
 """The cross-attention UNet that denoises latents (Rombach et al. 2022; `diffusers.UNet2DConditionModel`).
 
 It knows nothing of noise: it maps noisy latents, a timestep and a context to a tensor of the
-latents' shape. What that tensor means is said in `sd_tf.diffusion.denoiser`.
+latents' shape. What that tensor means is said in `sd_tf.diffusion.predictions`.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import dataclasses
 import keras
 from keras import ops
 
-from sd_tf.config import UNetConfig
 from sd_tf.errors import InputError, unknown
+from sd_tf.latent.config import UNetConfig
 from sd_tf.nn.attention import SpatialTransformer
 from sd_tf.nn.blocks import Downsample, ResidualBlock, Upsample, conv
 from sd_tf.nn.embeddings import TimestepEmbedding, sinusoidal_embedding

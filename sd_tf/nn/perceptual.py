@@ -10,7 +10,7 @@ class PerceptualNetwork(keras.Model):
     """Three levels of two convolutions with ReLU, of which the second halves the resolution.
 
     Trained as a classifier, used for what it sees on the way: `distance` is that of LPIPS' equation 1
-    without learned weights. `sd_tf.training.perceptual` trains it.
+    without learned weights. `sd_tf.latent.perceptual` trains it.
 
     Args:
         num_classes: of its head.

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from sd_tf.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.errors import InputError, unknown
 from sd_tf.nn.attention import scaled_dot_product_attention
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], over OpenAI's training pictures
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from sd_tf.errors import InputError
-from sd_tf.pictures import save_sheet
+from sd_tf.images import save_sheet
 from sd_tf.training.own_folder import append, keep_lines, name_of, remove, steps_in, written_once
 
 SECONDS_BETWEEN_LINES = 5.0

@@ -15,15 +15,15 @@ from types import SimpleNamespace
 import numpy as np
 import tensorflow as tf
 
-from sd_tf.checkpoints.folder import text_config
-from sd_tf.config import StageConfig
+from sd_tf.checkpoints.clip import text_config
 from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.finetuning import choose_what_learns
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.text.clip import CLIPTextModel
-from sd_tf.training.finetuning import choose_what_learns
 from sd_tf.training.optimizer import BUCKET
+from sd_tf.training.options import StageConfig
 
 STATE = 5  # numbers kept for each parameter: itself, two moments, its average, its gradient
 RUNNING = 350 * 2**20  # bytes that graphs, kernels and data on their way take, as measured of the presets

@@ -29,17 +29,11 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from sd_tf.checkpoints import folder as checkpoints
-from sd_tf.checkpoints.loading import configs_of, load
-from sd_tf.checkpoints.lora import FILE as LORA_FILE
-from sd_tf.checkpoints.lora import write_lora
+from sd_tf.checkpoints import clip as clip_folders
 from sd_tf.checkpoints.sources import resolve, weights_sha256
-from sd_tf.checkpoints.textual_inversion import FILE as WORD_FILE
-from sd_tf.checkpoints.textual_inversion import write_word
-from sd_tf.compiled import compiled
 from sd_tf.config import NOT_PART_OF_A_RUN, STAGES, RunConfig
 from sd_tf.data.by_name import find_dataset
-from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
+from sd_tf.data.cache import latent_cache
 from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.data.pipeline import pictures_at_once, to_unit
 from sd_tf.data.sources import folder_source
@@ -47,20 +41,28 @@ from sd_tf.data.with_prior import WithPrior
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.files import read_json, write_json
+from sd_tf.graphs import compiled
+from sd_tf.hashing import fingerprint, weights_fingerprint
+from sd_tf.latent import folder as checkpoints
 from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.finetuning import choose_what_learns, draw_prior, learned_changes
+from sd_tf.latent.loading import configs_of, load
+from sd_tf.latent.lora_files import FILE as LORA_FILE
+from sd_tf.latent.lora_files import write_lora
 from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.perceptual import load_perceptual
+from sd_tf.latent.presets import PRESETS, preset_of
+from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
+from sd_tf.latent.textual_inversion import TextualInversionStage, with_new_word
 from sd_tf.latent.unet import UNet
+from sd_tf.latent.word_files import FILE as WORD_FILE
+from sd_tf.latent.word_files import write_word
 from sd_tf.nn.perceptual import PerceptualNetwork
-from sd_tf.presets import PRESETS, preset_of
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log, Previews, ProgressBar, Snapshots, WeightsAndBiases
-from sd_tf.training.finetuning import choose_what_learns, draw_prior, learned_changes
 from sd_tf.training.own_folder import check_own
-from sd_tf.training.perceptual import load_perceptual
-from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
-from sd_tf.training.textual_inversion import TextualInversionStage, with_new_word
 from sd_tf.training.trainer import Budget, Trainer
 from sd_tf.training.workers import Workers, lost_worker_named
 
@@ -188,7 +190,7 @@ class Run:
             stage = self.clip_stage()
         self._fit(stage)
         if self.workers.is_chief:
-            checkpoints.save_clip(
+            clip_folders.save_clip(
                 stage.network, stage.tokenizer, self.folder / "clip", self.config.save_dtype
             )
 
@@ -239,7 +241,7 @@ class Run:
             return model
         clip_folder = self.clip_folder or self.folder / "clip"
         autoencoder = checkpoints.load_autoencoder(self.folder / "vae", precision)
-        text_encoder = checkpoints.load_text_encoder(clip_folder, precision)
+        text_encoder = clip_folders.load_text_encoder(clip_folder, precision)
         tokenizer = Tokenizer.load(clip_folder, max_length=text_encoder.config.max_position_embeddings)
         unet = self.unet(text_encoder.config.hidden_size)
         return LatentDiffusion(autoencoder, unet, text_encoder, tokenizer, self.schedule)

@@ -9,8 +9,8 @@ import time
 
 import tensorflow as tf
 
-from sd_tf.compiled import parts, parts_of
 from sd_tf.errors import InputError
+from sd_tf.graphs import parts, parts_of
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.training.checkpoints import Checkpoints
@@ -38,7 +38,7 @@ class Trainer:
     """Trains the network of one stage.
 
     Args:
-        stage: one of `sd_tf.training.stages`, made under the strategy's scope.
+        stage: one of `sd_tf.latent.stages`, made under the strategy's scope.
         strategy: a `tf.distribute.Strategy`.
         budget: a `Budget`, which the learning rate's decay follows.
         folder: where checkpoints go; a checkpoint found there is resumed.

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 import sd_tf
-from sd_tf.checkpoints import configs
-from sd_tf.checkpoints.bounds import BOUNDS, check_memory, check_schedule
-from sd_tf.checkpoints.loading import configs_of
+from sd_tf.checkpoints import config_files as files
+from sd_tf.checkpoints.bounds import BOUNDS, check_schedule
 from sd_tf.checkpoints.sources import bundled_names, resolve
-from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
-from sd_tf.presets import PRESETS
+from sd_tf.latent import config_files as latent_files
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+from sd_tf.latent.loading import configs_of
+from sd_tf.latent.memory import check_memory
+from sd_tf.latent.presets import PRESETS
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 
 CROSS = {
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
@@ -28,31 +31,40 @@ CROSS = {
 }
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 REAL = {  # what published files say
-    "UNet of 1.x": (configs.UNET, {"sample_size": 64, "attention_head_dim": 8, "norm_eps": 1e-5, **CROSS}),
+    "UNet of 1.x": (
+        latent_files.UNET,
+        {"sample_size": 64, "attention_head_dim": 8, "norm_eps": 1e-5, **CROSS},
+    ),
     "UNet of 2.x": (
-        configs.UNET,
+        latent_files.UNET,
         {"sample_size": 96, "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, **CROSS},
     ),
-    "UNet of 2.x for 512": (configs.UNET, {"sample_size": 64, "freq_shift": 0, **CROSS}),
-    "UNet for tall pictures": (configs.UNET, {"sample_size": [128, 96], **CROSS}),
-    "autoencoder of 1.x": (configs.AUTOENCODER, {"sample_size": 512, "scaling_factor": 0.18215}),
-    "autoencoder of 2.x": (configs.AUTOENCODER, {"sample_size": 768}),
-    "autoencoder of MSE": (configs.AUTOENCODER, {"sample_size": 256, "scaling_factor": 0.13025}),
-    "ViT-L/14": (configs.CLIP_TEXT, {"hidden_size": 768, "num_attention_heads": 12, "pad_token_id": 1}),
+    "UNet of 2.x for 512": (latent_files.UNET, {"sample_size": 64, "freq_shift": 0, **CROSS}),
+    "UNet for tall pictures": (latent_files.UNET, {"sample_size": [128, 96], **CROSS}),
+    "autoencoder of 1.x": (latent_files.AUTOENCODER, {"sample_size": 512, "scaling_factor": 0.18215}),
+    "autoencoder of 2.x": (latent_files.AUTOENCODER, {"sample_size": 768}),
+    "autoencoder of MSE": (latent_files.AUTOENCODER, {"sample_size": 256, "scaling_factor": 0.13025}),
+    "ViT-L/14": (files.CLIP_TEXT, {"hidden_size": 768, "num_attention_heads": 12, "pad_token_id": 1}),
     "ViT-H/14": (
-        configs.CLIP_TEXT,
+        files.CLIP_TEXT,
         {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 23, "projection_dim": 512},
     ),
-    "a tower of long prompts": (configs.CLIP_TEXT, {"max_position_embeddings": 248}),
-    "ViT-B/32": (configs.CLIP_VISION, {}),
-    "ViT-L/14 at 336": (configs.CLIP_VISION, {"image_size": 336, "patch_size": 14}),
-    "ViT-bigG/14": (configs.CLIP_VISION, {"hidden_size": 1664, "patch_size": 14, "projection_dim": 1280}),
-    "schedule of 1.x": (configs.SCHEDULE, {**BETAS, "steps_offset": 1}),
-    "schedule of 2.x": (configs.SCHEDULE, {**BETAS, "prediction_type": "v_prediction"}),
-    "schedule of DDPM": (configs.SCHEDULE, {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}),
-    "schedule of cosines": (configs.SCHEDULE, {"beta_schedule": "squaredcos_cap_v2"}),
+    "a tower of long prompts": (files.CLIP_TEXT, {"max_position_embeddings": 248}),
+    "ViT-B/32": (files.CLIP_VISION, {}),
+    "ViT-L/14 at 336": (files.CLIP_VISION, {"image_size": 336, "patch_size": 14}),
+    "ViT-bigG/14": (
+        files.CLIP_VISION,
+        {"hidden_size": 1664, "patch_size": 14, "projection_dim": 1280},
+    ),
+    "schedule of 1.x": (files.SCHEDULE, {**BETAS, "steps_offset": 1}),
+    "schedule of 2.x": (files.SCHEDULE, {**BETAS, "prediction_type": "v_prediction"}),
+    "schedule of DDPM": (
+        files.SCHEDULE,
+        {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
+    ),
+    "schedule of cosines": (files.SCHEDULE, {"beta_schedule": "squaredcos_cap_v2"}),
     "without signal at the end": (
-        configs.SCHEDULE,
+        files.SCHEDULE,
         {**BETAS, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     ),
 }
@@ -77,11 +89,11 @@ def test_what_is_bundled_is_read(name):
 def test_what_presets_train_can_be_read_back(name):
     preset = PRESETS[name]
     for kind, config in [
-        (configs.UNET, preset.unet),
-        (configs.AUTOENCODER, preset.autoencoder),
-        (configs.CLIP_TEXT, preset.text),
-        (configs.CLIP_VISION, preset.vision),
-        (configs.SCHEDULE, preset.schedule),
+        (latent_files.UNET, preset.unet),
+        (latent_files.AUTOENCODER, preset.autoencoder),
+        (files.CLIP_TEXT, preset.text),
+        (files.CLIP_VISION, preset.vision),
+        (files.SCHEDULE, preset.schedule),
     ]:
         assert kind.from_json(json.loads(json.dumps(kind.to_json(config))), "config.json") == config
     check_memory(preset.autoencoder, preset.unet, 0, "a run")
@@ -163,13 +175,13 @@ def test_numbers_out_of_bounds_are_refused_when_the_model_is_read(saved, tmp_pat
 
 def test_half_of_the_width_is_no_shift_of_frequencies():
     with pytest.raises(InputError, match="freq_shift is 1, as many as the 1 frequencies"):
-        configs.UNET.from_json({"freq_shift": 1, "block_out_channels": [2, 4, 4, 4]}, "config.json")
+        latent_files.UNET.from_json({"freq_shift": 1, "block_out_channels": [2, 4, 4, 4]}, "config.json")
 
 
 def test_patches_are_neither_none_nor_millions():
     for size, patch in ((224, 225), (4096, 1)):
         with pytest.raises(InputError, match="patches along a side, 1 to 64 are expected"):
-            configs.CLIP_VISION.from_json({"image_size": size, "patch_size": patch}, "config.json")
+            files.CLIP_VISION.from_json({"image_size": size, "patch_size": patch}, "config.json")
 
 
 def test_a_schedule_that_ends_without_signal_says_nothing_by_epsilon():

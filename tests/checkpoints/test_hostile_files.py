@@ -26,8 +26,8 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import numpy as np
 import pytest
 
-import sd_tf.latent.engines as engines
-from sd_tf.checkpoints import folder as folders
+import sd_tf.generation.engines as engines
+from sd_tf.checkpoints import clip as clip_folders
 from sd_tf.errors import LONGEST, InputError
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
@@ -119,7 +119,7 @@ def attempt(loaded, folder, expected):
         draw(loaded)
         return "drawn", ""
     if isinstance(loaded, CLIPTextModel) and expected == DRAWN:
-        clip = folders.load_clip(folder)
+        clip = clip_folders.load_clip(folder)
         size = clip.vision_config.image_size
         clip.image_features(np.zeros((1, size, size, clip.vision_config.num_channels), "float32"))
     if can_be_used(loaded):

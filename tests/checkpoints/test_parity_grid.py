@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from sd_tf.checkpoints import folder as folders
+from sd_tf.checkpoints import clip as clip_folders
+from sd_tf.latent import folder as folders
 from tests.parity import deviation, first_divergence, recording, recording_torch
 
 torch = pytest.importorskip("torch")
@@ -125,7 +126,7 @@ class TextCase(NamedTuple):
         fields = text_fields(self.activation, self.width, self.layers, self.heads, self.tokens)
         config = transformers.CLIPTextConfig(**fields | self.others, projection_dim=self.projection)
         theirs = saved(folder, kind, config)
-        ours, ids = folders.load_text_encoder(folder), token_ids(self.tokens)
+        ours, ids = clip_folders.load_text_encoder(folder), token_ids(self.tokens)
         with both(ours, theirs, "" if hasattr(theirs, "text_model") else "text_model.") as layers:
             ours(ids), theirs(torch.tensor(ids))
         return Comparison(text_results(ours, theirs, ids, self.layers), *layers)
@@ -146,7 +147,7 @@ class ImageCase(NamedTuple):
         kind = transformers.CLIPVisionModelWithProjection if self.projection else transformers.CLIPVisionModel
         fields = image_fields(self.activation, self.width, self.layers, self.heads, self.size, self.patch)
         theirs = saved(folder, kind, transformers.CLIPVisionConfig(**fields, projection_dim=self.projection))
-        ours, images = folders.load_image_encoder(folder), normal(2, self.size, self.size, 3)
+        ours, images = clip_folders.load_image_encoder(folder), normal(2, self.size, self.size, 3)
         with both(ours, theirs, "" if hasattr(theirs, "vision_model") else "vision_model.") as layers:
             results = image_results(ours(images), theirs(channels_first(images)))
         return Comparison(results, *layers)
@@ -170,7 +171,7 @@ class CLIPCase(NamedTuple):
             projection_dim=self.projection,
         )
         theirs = saved(folder, transformers.CLIPModel, config)
-        ours, alone = folders.load_clip(folder), folders.load_text_encoder(folder)
+        ours, alone = clip_folders.load_clip(folder), clip_folders.load_text_encoder(folder)
         ids, images = token_ids(self.tokens), normal(2, self.size, self.size, 3)
         with both(ours, theirs) as layers:
             logits = ours(ids, images)

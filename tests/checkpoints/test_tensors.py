@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sd_tf
-from sd_tf.checkpoints import folder as folders
 from sd_tf.checkpoints.tensors import find, read_file
 from sd_tf.errors import InputError
+from sd_tf.latent import folder as folders
 
 STEM = "diffusion_pytorch_model"
 

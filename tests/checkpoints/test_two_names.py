@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sd_tf.checkpoints import folder as folders
-from sd_tf.checkpoints.lora import FILE, read_lora
+from sd_tf.checkpoints import clip as clip_folders
 from sd_tf.checkpoints.sources import weights_sha256
 from sd_tf.errors import InputError
+from sd_tf.latent import folder as folders
+from sd_tf.latent.lora_files import FILE, read_lora
 from tests.checkpoints.undamaged import CHECKPOINTS, SINGLE, text_tower
 
 TO_OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
@@ -125,12 +126,12 @@ def test_attention_under_an_old_and_a_new_name_is_refused(tmp_path, last):
 
 
 def test_a_tower_with_and_without_its_name_before_a_key_is_refused(tmp_path):
-    folders.save_text_encoder(text_tower(), tmp_path)
+    clip_folders.save_text_encoder(text_tower(), tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     tensors = load_file(file)
     save_file(tensors | {"final_layer_norm.bias": tensors["text_model.final_layer_norm.bias"]}, file)
     with pytest.raises(InputError, match="has 1 tensor: final_layer_norm.bias that the model does not"):
-        folders.load_text_encoder(tmp_path)
+        clip_folders.load_text_encoder(tmp_path)
 
 
 # -- hashes of weights ------------------------------------------------------------------------------------

@@ -9,14 +9,16 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import sd_tf
-from sd_tf.checkpoints import folder as folders
-from sd_tf.checkpoints import loading
-from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.checkpoints import clip as clip_folders
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
+from sd_tf.latent import folder as folders
+from sd_tf.latent import loading
 from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
 from sd_tf.text.clip import CLIPModel, CLIPTextModel
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.text.tokenizer import Tokenizer
 
 POSITIONS = 8
@@ -95,7 +97,7 @@ def write_clip(folder):
         image_size=8,
         patch_size=4,
     )
-    folders.save_clip(built(CLIPModel(text_config(), vision)), tokenizer(), folder)
+    clip_folders.save_clip(built(CLIPModel(text_config(), vision)), tokenizer(), folder)
 
 
 def write_model(folder):
@@ -150,7 +152,7 @@ def write_single_file(folder, second):
     """One of Stable Diffusion 1.x or, `second`, 2.x, with a tokenizer beside it."""
     folders.save_unet(unet(64, 32, second), folder / "unet")
     folders.save_autoencoder(autoencoder(32, 32), folder / "vae")
-    folders.save_text_encoder(text_tower(128), folder / "text")
+    clip_folders.save_text_encoder(text_tower(128), folder / "text")
     tensors = {}
     for part in ("unet", "vae", "text"):
         (file,) = (folder / part).glob("*.safetensors")
@@ -222,7 +224,7 @@ def write_halves(folder):
 
 
 def write_text_tower(folder):
-    folders.save_text_encoder(text_tower(), folder)
+    clip_folders.save_text_encoder(text_tower(), folder)
 
 
 def load_tokenizer(folder):
@@ -233,8 +235,8 @@ CHECKPOINTS = {
     "UNet": Checkpoint(write_unet, folders.load_unet, 3),
     "shards": Checkpoint(write_shards, folders.load_unet, 3),
     "halves": Checkpoint(write_halves, folders.load_autoencoder, 3),
-    "text tower": Checkpoint(write_text_tower, folders.load_text_encoder, 4),
-    "CLIP": Checkpoint(write_clip, folders.load_text_encoder, 3),
+    "text tower": Checkpoint(write_text_tower, clip_folders.load_text_encoder, 4),
+    "CLIP": Checkpoint(write_clip, clip_folders.load_text_encoder, 3),
     "tokenizer": Checkpoint(lambda folder: tokenizer().save(folder), load_tokenizer, 3),
     "model": Checkpoint(write_model, sd_tf.load, 3),
     "file of 1.x": Checkpoint(lambda folder: write_single_file(folder, False), load_single_file, 1),

@@ -7,11 +7,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sd_tf.config import AutoencoderConfig
 from sd_tf.data import cache
-from sd_tf.data.cache import fingerprint, latent_cache, weights_fingerprint
+from sd_tf.data.cache import latent_cache
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError
+from sd_tf.hashing import fingerprint, weights_fingerprint
+from sd_tf.latent.config import AutoencoderConfig
 from tests.data import hostile_stores
 from tests.data.hostile import Case
 

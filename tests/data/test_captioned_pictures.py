@@ -15,7 +15,7 @@ from sd_tf.data import captioned_pictures
 from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.data.sources import find_source, folder_source
 from sd_tf.errors import InputError
-from sd_tf.pictures import save_png
+from sd_tf.images import save_png
 from tests.data import hostile_stores
 from tests.data.hostile import Case
 from tests.data.test_opening import damaged, in_all_formats

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.denoiser import to_prediction
 from sd_tf.diffusion.editing import between_noises, ddim_inversion, keeping, noised, part_of_the_way
+from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 
 SHAPE = (2, 4, 4, 3)
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.denoiser import Prediction, denoiser
 from sd_tf.diffusion.guidance import by_gradient, classifier_free, drop_captions, guided_part, turning
 from sd_tf.diffusion.levels import Level, visited
+from sd_tf.diffusion.predictions import Prediction, denoiser
 from sd_tf.diffusion.samplers import ddim
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 
 SCHEDULE = NoiseSchedule(ScheduleConfig())

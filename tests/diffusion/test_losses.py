@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.config import ScheduleConfig
 from sd_tf.diffusion.losses import diffusion_loss, min_snr_weights
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
 T = tf.constant([0, 350, 999])

@@ -18,10 +18,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.denoiser import to_prediction
+from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from tests.diffusion.test_samplers import ORDERS, errors_of
 
 SHAPE = (2, 4, 4, 3)

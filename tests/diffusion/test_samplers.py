@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.denoiser import Prediction, to_prediction
 from sd_tf.diffusion.levels import FREE_OF_NOISE, Level
+from sd_tf.diffusion.predictions import Prediction, to_prediction
 from sd_tf.diffusion.samplers import SAMPLERS, ddim, ddpm
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 
 SHAPE = (2, 4, 4, 3)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 
 

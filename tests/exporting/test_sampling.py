@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.data import noise
-from sd_tf.diffusion.denoiser import to_prediction
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf import seeding as noise
+from sd_tf.diffusion.predictions import to_prediction
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.exporting import draw
 from sd_tf.exporting.sampling import inference_timesteps, normals, rates

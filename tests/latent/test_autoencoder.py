@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from sd_tf.compiled import compiled
-from sd_tf.config import AutoencoderConfig
 from sd_tf.errors import InputError
+from sd_tf.graphs import compiled
 from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.config import AutoencoderConfig
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import sd_tf
 from sd_tf.data.pipeline import to_unit
-from sd_tf.diffusion.denoiser import to_prediction
+from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.errors import InputError
 from sd_tf.latent.clip_guidance import CLIPGuidance
 

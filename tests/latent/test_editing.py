@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import sd_tf
-from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 from tests.conftest import drawn_by_diffusers, make_tiny_model
 

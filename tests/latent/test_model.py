@@ -6,11 +6,10 @@ import warnings
 import numpy as np
 import pytest
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.data.noise import normals
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.latent.model import PICTURE_NOISE, LatentDiffusion
+from sd_tf.seeding import normals
 
 STEPS = 3
 

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from sd_tf.compiled import compiled
-from sd_tf.config import UNetConfig
 from sd_tf.errors import InputError
+from sd_tf.graphs import compiled
+from sd_tf.latent.config import UNetConfig
 from sd_tf.latent.unet import UNet
 
 torch = pytest.importorskip("torch")

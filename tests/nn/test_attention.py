@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from sd_tf.compiled import compiled
 from sd_tf.errors import InputError
+from sd_tf.graphs import compiled
 from sd_tf.nn.attention import (
     Attention,
     FeedForward,

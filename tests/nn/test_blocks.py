@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from sd_tf.compiled import compiled
+from sd_tf.graphs import compiled
 from sd_tf.nn.blocks import Downsample, ResidualBlock, Upsample
 
 torch = pytest.importorskip("torch")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sd_tf.compiled import compiled
+from sd_tf.graphs import compiled
 from sd_tf.nn.embeddings import TimestepEmbedding, sinusoidal_embedding
 
 torch = pytest.importorskip("torch")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from sd_tf.compiled import compiled
 from sd_tf.errors import InputError
+from sd_tf.graphs import compiled
 from sd_tf.nn.norm import GroupNorm
 
 torch = pytest.importorskip("torch")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from sd_tf.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.errors import InputError
 from sd_tf.text.clip import CLIPModel, CLIPTextModel, CLIPVisionModel, contrastive_loss
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -23,7 +23,7 @@ from sd_tf.latent.unet import UNet
 from sd_tf.training import strategy as strategies
 from sd_tf.training.trainer import Budget, Trainer
 from tests.conftest import make_tiny_model, shake_variables
-from tests.training.test_stages import diffusion_stage
+from tests.latent.test_stages import diffusion_stage
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 ALL = list(itertools.product(PRECISIONS, (1, 2), (1, 4), (False, True), (False, True)))

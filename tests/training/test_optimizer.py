@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.config import StageConfig
 from sd_tf.training import optimizer as optimizers
 from sd_tf.training.optimizer import Optimizer
+from sd_tf.training.options import StageConfig
 
 SHAPES = {"kernel": (3, 4), "bias": (4,), "table": (5, 2), "gamma": (2,)}
 

@@ -12,20 +12,16 @@ import pytest
 from PIL import Image
 
 import sd_tf
-from sd_tf import presets
-from sd_tf.checkpoints import folder as checkpoints
-from sd_tf.config import (
-    AutoencoderConfig,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    RunConfig,
-    ScheduleConfig,
-    StageConfig,
-    UNetConfig,
-)
+from sd_tf.config import RunConfig
 from sd_tf.data import garments
+from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError
+from sd_tf.latent import folder as checkpoints
+from sd_tf.latent import presets
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.training import callbacks
+from sd_tf.training.options import StageConfig
 from sd_tf.training.run import Run
 from sd_tf.training.trainer import Budget
 

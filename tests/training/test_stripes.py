@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import sd_tf
-from sd_tf.checkpoints.lora import FILE
 from sd_tf.checkpoints.sources import BUNDLED
 from sd_tf.config import RunConfig
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
-from sd_tf.pictures import save_png
+from sd_tf.images import save_png
+from sd_tf.latent.lora_files import FILE
 from sd_tf.training.run import Run
 from tests.conftest import drawn_by_diffusers
 

@@ -15,11 +15,11 @@ import pytest
 import tensorflow as tf
 
 import sd_tf
-from sd_tf.config import StageConfig
 from sd_tf.data.pipeline import stream
 from sd_tf.errors import InputError
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import Log
+from sd_tf.training.options import StageConfig
 from sd_tf.training.trainer import Budget, Trainer
 
 CONFIG = StageConfig(

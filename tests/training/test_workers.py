@@ -19,19 +19,19 @@ import numpy as np
 import pytest
 
 import sd_tf
-from sd_tf.compiled import one_core_for_each_operation
-from sd_tf.config import StageConfig
 from sd_tf.data.cache import latent_cache
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.data.garments import Garments
 from sd_tf.errors import InputError
+from sd_tf.graphs import one_core_for_each_operation
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.stages import AutoencoderStage, DiffusionStage
 from sd_tf.latent.unet import UNet
 from sd_tf.training import strategy as strategies
 from sd_tf.training.launch import end_with_launcher, launch
+from sd_tf.training.options import StageConfig
 from sd_tf.training.run import _compiled_encoder
-from sd_tf.training.stages import AutoencoderStage, DiffusionStage
 from sd_tf.training.trainer import Budget, Trainer
 from tests.training.test_run import TINY
 

@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 
-from sd_tf.config import (
-    AutoencoderConfig,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    ScheduleConfig,
-    StageConfig,
-    UNetConfig,
-)
+from sd_tf.diffusion.schedules import ScheduleConfig
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
+from sd_tf.training.options import StageConfig
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sd_tf.compiled import compiled, cores
 from sd_tf.errors import InputError, unknown
 from sd_tf.files import reason
-from sd_tf.latent import conversions
-from sd_tf.latent.conversions import Origin
+from sd_tf.generation import conversions
+from sd_tf.generation.conversions import Origin
+from sd_tf.graphs import compiled, cores
 
 ENGINES = ("auto", "tensorflow", "openvino")
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a TPU

@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sd_tf
-from sd_tf.checkpoints.lora import FILE, read_lora, write_lora
 from sd_tf.errors import InputError
-from sd_tf.latent.lora import LowRank
+from sd_tf.latent.adaptations import LowRank
+from sd_tf.latent.lora_files import FILE, read_lora, write_lora
 from tests.conftest import drawn_by_diffusers, make_tiny_model
 
 PROMPTS = ["a red dress", "a blue bag"]

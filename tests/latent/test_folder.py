@@ -12,12 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sd_tf
-from sd_tf.checkpoints import configs, sources, tensors
-from sd_tf.checkpoints import folder as folders
+from sd_tf.checkpoints import clip as clip_folders
+from sd_tf.checkpoints import config_files, sources, tensors
 from sd_tf.checkpoints.replacing import MARKER
-from sd_tf.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.errors import InputError
+from sd_tf.latent import folder as folders
 from sd_tf.text.clip import CLIPModel
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -33,7 +34,7 @@ FILES = {
 LOAD = {
     "autoencoder": folders.load_autoencoder,
     "unet": folders.load_unet,
-    "text_encoder": folders.load_text_encoder,
+    "text_encoder": clip_folders.load_text_encoder,
 }
 REFERENCES = {
     "autoencoder": diffusers.AutoencoderKL,
@@ -114,13 +115,13 @@ def test_a_text_tower_opens_with_and_without_its_name_before_the_keys(prefix, ti
     tensors = {prefix + key.removeprefix("text_model."): value for key, value in load_file(file).items()}
     tensors[prefix + "embeddings.position_ids"] = np.arange(10)[None]  # in files older than transformers 4.31
     save_file(tensors, file)
-    text_encoder = folders.load_text_encoder(copy / "text_encoder")
+    text_encoder = clip_folders.load_text_encoder(copy / "text_encoder")
     for ours, expected in zip(text_encoder.get_weights(), tiny_model.text_encoder.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, expected)
     tensors.pop(prefix + "final_layer_norm.bias")
     save_file(tensors, file)
     with pytest.raises(InputError, match="missing 1 tensor: text_model.final_layer_norm.bias"):
-        folders.load_text_encoder(copy / "text_encoder")
+        clip_folders.load_text_encoder(copy / "text_encoder")
 
 
 def test_transformers_reads_the_tokenizer(tiny_model, saved):
@@ -511,7 +512,7 @@ def assert_same_features(ours, theirs, distance, tolerance):
 def test_transformers_opens_the_clip_we_write_and_we_the_one_it_writes(tiny_model, tmp_path, distance):
     clip = CLIPModel(TEXT, VISION)
     clip.build()
-    folders.save_clip(clip, tiny_model.tokenizer, tmp_path / "ours")
+    clip_folders.save_clip(clip, tiny_model.tokenizer, tmp_path / "ours")
     reference, report = transformers.CLIPModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert_same_features(clip, reference.eval(), distance, 1e-4)
@@ -520,11 +521,11 @@ def test_transformers_opens_the_clip_we_write_and_we_the_one_it_writes(tiny_mode
         for parameter in reference.parameters():
             parameter.add_(0.05)
     reference.save_pretrained(tmp_path / "theirs")
-    loaded = folders.load_clip(tmp_path / "theirs")
+    loaded = clip_folders.load_clip(tmp_path / "theirs")
     assert (loaded.text_config, loaded.vision_config) == (TEXT, VISION)
     assert_same_features(loaded, reference, distance, 1e-4)
 
-    text_encoder = folders.load_text_encoder(tmp_path / "theirs")
+    text_encoder = clip_folders.load_text_encoder(tmp_path / "theirs")
     for ours, expected in zip(text_encoder.variables, loaded.text_model.variables, strict=True):
         np.testing.assert_array_equal(ours, expected)
 
@@ -535,12 +536,12 @@ def test_fields_that_a_clip_file_leaves_out_mean_what_they_mean_to_transformers(
         dataclasses.replace(VISION, hidden_size=768, num_attention_heads=12, patch_size=8),
     )
     clip.build()
-    folders.save_clip(clip, tiny_model.tokenizer, tmp_path)
+    clip_folders.save_clip(clip, tiny_model.tokenizer, tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     for name in ("hidden_size", "num_attention_heads"):
         del values["text_config"][name], values["vision_config"][name]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    loaded, reference = folders.load_clip(tmp_path), transformers.CLIPConfig.from_pretrained(tmp_path)
+    loaded, reference = clip_folders.load_clip(tmp_path), transformers.CLIPConfig.from_pretrained(tmp_path)
     for ours, theirs in (
         (loaded.text_config, reference.text_config),
         (loaded.vision_config, reference.vision_config),
@@ -553,7 +554,7 @@ def test_fields_that_a_clip_file_leaves_out_mean_what_they_mean_to_transformers(
 
 @pytest.mark.parametrize("config", [CLIPTextConfig, CLIPVisionConfig])
 def test_an_empty_configuration_means_the_defaults_of_transformers(config):
-    kind = {CLIPTextConfig: configs.CLIP_TEXT, CLIPVisionConfig: configs.CLIP_VISION}[config]
+    kind = {CLIPTextConfig: config_files.CLIP_TEXT, CLIPVisionConfig: config_files.CLIP_VISION}[config]
     reference = getattr(transformers, config.__name__)()
     ours = dataclasses.asdict(kind.from_json({}, "config.json"))
     assert not ours.pop("kept")
@@ -564,7 +565,7 @@ def test_the_bundled_clip_opens_in_transformers_with_the_same_features(distance)
     folder = sources.resolve("clip-mini")
     reference, report = transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert_same_features(folders.load_clip(folder), reference.float().eval(), distance, 1e-3)
+    assert_same_features(clip_folders.load_clip(folder), reference.float().eval(), distance, 1e-3)
 
 
 @pytest.mark.skipif(

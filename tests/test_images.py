@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd_tf.pictures import file_name, save_png, save_sheet, sheet
+from sd_tf.images import file_name, save_png, save_sheet, sheet
 
 
 def pictures(n, height=3, width=5):

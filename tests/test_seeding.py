@@ -1,6 +1,6 @@
 import numpy as np
 
-from sd_tf.data import noise
+from sd_tf import seeding as noise
 
 
 def test_mix_gives_the_published_numbers_of_splitmix64():

@@ -10,14 +10,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import sd_tf
-from sd_tf import presets
-from sd_tf.checkpoints.lora import FILE, read_lora
 from sd_tf.checkpoints.names import keyed_variables
-from sd_tf.checkpoints.textual_inversion import FILE as WORD_FILE
 from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.errors import InputError
 from sd_tf.generate import main as draw
-from sd_tf.pictures import save_png
+from sd_tf.images import save_png
+from sd_tf.latent import presets
+from sd_tf.latent.lora_files import FILE, read_lora
+from sd_tf.latent.word_files import FILE as WORD_FILE
 from sd_tf.text.new_words import embedding_of, token_embeddings
 from sd_tf.training.dry_run import describe
 from sd_tf.training.run import Run
@@ -254,7 +254,7 @@ def test_checkpoints_hold_what_learns_and_the_rest_is_the_model_that_the_run_beg
 
 def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, monkeypatch):
     """What draws the prior compiles the network as it was before it had a LoRA."""
-    from sd_tf.training.stages import DiffusionStage
+    from sd_tf.latent.stages import DiffusionStage
 
     seen, preview = {}, DiffusionStage.preview
 

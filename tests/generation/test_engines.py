@@ -10,8 +10,8 @@ import pytest
 
 import sd_tf
 from sd_tf.errors import InputError
-from sd_tf.latent.conversions import Origin
-from sd_tf.latent.engines import kept_conversion
+from sd_tf.generation.conversions import Origin
+from sd_tf.generation.engines import kept_conversion
 
 pytest.importorskip("openvino")
 STEPS = 3
@@ -76,7 +76,9 @@ def test_conversions_are_kept_in_the_users_cache_and_used_again(folder, cache, m
     parts = {f"{part}.{ending}" for part in ("encode", "denoise", "decode") for ending in ("xml", "bin")}
     assert {file.name for file in kept.iterdir()} == parts | {"conversion.json"}
     assert sorted(folder.iterdir()) == before  # nothing beside the model
-    monkeypatch.setattr("sd_tf.latent.engines.write_conversion", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(
+        "sd_tf.generation.engines.write_conversion", lambda *_: pytest.fail("converted again")
+    )
     again = sd_tf.load(folder)
     assert again.engines["auto"] is again.engines["openvino"]  # of a model that is loaded
     assert apart(draw(again, "openvino"), pictures) == 0
@@ -112,7 +114,7 @@ def test_where_a_conversion_cannot_be_written_tensorflow_draws(folder, cache, mo
     def full(*_):
         raise error
 
-    monkeypatch.setattr("sd_tf.latent.engines.write_conversion", full)
+    monkeypatch.setattr("sd_tf.generation.engines.write_conversion", full)
     model = sd_tf.load(folder)
     with pytest.raises(InputError, match="cannot write its conversion .*TMPDIR"):
         draw(model, "openvino")
@@ -158,7 +160,7 @@ class TestInANewProcess:
 
     BEGIN = """
 import sys, sd_tf
-from sd_tf.checkpoints.loading import needs_networks
+from sd_tf.latent.loading import needs_networks
 folder, engine = sys.argv[1:]
 print(needs_networks(folder))
 model = sd_tf.load(folder)
@@ -244,7 +246,7 @@ print(images.tobytes().hex())
 INTERRUPTED = """
 import gc, signal, sys
 import numpy as np
-from sd_tf.latent.engines import read_conversion
+from sd_tf.generation.engines import read_conversion
 
 def drawing():
     function = read_conversion(sys.argv[1])

@@ -11,17 +11,18 @@ import pytest
 import tensorflow as tf
 
 import sd_tf
-from sd_tf.config import CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, StageConfig
-from sd_tf.data.noise import normals
 from sd_tf.data.pipeline import Examples, to_unit
 from sd_tf.diffusion.losses import min_snr_weights
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.latent.unet import UNet
+from sd_tf.seeding import normals
 from sd_tf.text.clip import CLIPModel
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
-from sd_tf.training.stages import AutoencoderStage, ClipStage, DiffusionStage
+from sd_tf.training.options import StageConfig
 from sd_tf.training.trainer import Budget, Trainer
 
 CONFIG = StageConfig(batch_size=8, learning_rate=1e-2, share=1.0, max_steps=3, warmup_steps=1)

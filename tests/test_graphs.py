@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf import compiled as module
-from sd_tf.compiled import compiled, parts, parts_of
+from sd_tf import graphs as module
+from sd_tf.graphs import compiled, parts, parts_of
 
 
 @pytest.mark.parametrize(("size", "number", "sizes"), [(8, 2, [4, 4]), (7, 3, [2, 2, 3]), (2, 2, [1, 1])])
@@ -35,7 +35,7 @@ def test_operations_are_divided_unless_each_has_one_core():
     module.one_core_for_each_operation()  # too late: nothing is changed
     assert parts_of(8) == 1
     script = (
-        "from sd_tf.compiled import *; one_core_for_each_operation();"
+        "from sd_tf.graphs import *; one_core_for_each_operation();"
         "assert parts_of(1000) == cores() and parts_of(1) == 1 and parts_of(1000, replicas=1000) == 1"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sd_tf
-from sd_tf.checkpoints import original
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.errors import InputError
+from sd_tf.latent import original
 from sd_tf.text.tokenizer import Tokenizer
 from tests.checkpoints.undamaged import RESNET, open_clip
 

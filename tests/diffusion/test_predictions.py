@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.config import ScheduleConfig
-from sd_tf.diffusion.denoiser import denoiser, to_prediction, training_target
 from sd_tf.diffusion.levels import Level
-from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.diffusion.predictions import denoiser, to_prediction, training_target
+from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
 TIMESTEPS = np.array([0, 1, 300, 999])

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd_tf.checkpoints.tensors import Tensor, read_file
-from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
+from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+from sd_tf.text.config import CLIPTextConfig
 
 TOKENIZER = "openai/clip-vit-large-patch14"  # of both 1.x and 2.x, which single files leave out
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

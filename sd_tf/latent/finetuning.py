@@ -8,9 +8,9 @@ from sd_tf.checkpoints.names import key_of
 from sd_tf.config import RunConfig
 from sd_tf.data.pipeline import pictures_at_once
 from sd_tf.errors import unknown
-from sd_tf.latent.lora import LowRank
+from sd_tf.images import save_png
+from sd_tf.latent.adaptations import LowRank
 from sd_tf.latent.model import LatentDiffusion
-from sd_tf.pictures import save_png
 from sd_tf.training.own_folder import remove
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import sd_tf
-from sd_tf.latent import conversions
-from sd_tf.latent.conversions import MARK, Origin, discard, find, find_of, keep, key_of
-from sd_tf.latent.engines import kept_conversion
+from sd_tf.generation import conversions
+from sd_tf.generation.conversions import MARK, Origin, discard, find, find_of, keep, key_of
+from sd_tf.generation.engines import kept_conversion
 
 pytest.importorskip("openvino")
 PARTS = ("vae", "unet", "text_encoder")

@@ -1,4 +1,4 @@
-"""The `config.json` of each part, as diffusers and transformers write it, to and from our dataclasses.
+"""The `config.json` of a network, as diffusers and transformers write it, to and from our dataclasses.
 
 Each kind lists, besides the dataclass's own fields, the options of diffusers and transformers that
 our networks do not vary (`fixed`): they are written as they stand, and a file that says otherwise
@@ -9,10 +9,12 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 
-from sd_tf.checkpoints.bounds import check_number, check_together
-from sd_tf.config import AutoencoderConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig, UNetConfig
+from sd_tf.checkpoints.bounds import check_lengths, check_number
+from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError, shown
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 
 DIFFUSERS_VERSION = "0.30.0"  # the layout written; diffusers reads older layouts than its own
 
@@ -31,7 +33,8 @@ NOT_KEPT = {
 class Kind:
     """How one configuration stands in its file; `absent` is what missing fields mean, if not our default.
 
-    `siblings` are other classes whose files say the same in the same words.
+    `siblings` are other classes whose files say the same in the same words. `check(config, source)` refuses
+    numbers that are well each by itself and not together.
     """
 
     dataclass: type
@@ -39,6 +42,7 @@ class Kind:
     fixed: dict
     absent: dict = dataclasses.field(default_factory=dict)
     siblings: tuple[str, ...] = ()
+    check: Callable | None = None
 
     def to_json(self, config, extra=()) -> dict:
         fields = {
@@ -89,7 +93,9 @@ class Kind:
                 if type(number) in (int, float):
                     check_number(name, number, value, source)
         config = self.dataclass(**{**self.absent, **given}, kept=kept)
-        check_together(config, source)
+        check_lengths(config, source)
+        if self.check is not None:
+            self.check(config, source)
         return config
 
 
@@ -104,51 +110,9 @@ def _is_a(value, kind) -> bool:
     return type(value) is kind
 
 
-def _diffusers(name, **fields):
+def of_diffusers(name, **fields):
     return {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION, **fields}
 
-
-AUTOENCODER = Kind(
-    AutoencoderConfig,
-    _diffusers("AutoencoderKL"),
-    {
-        "act_fn": "silu",
-        "mid_block_add_attention": True,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "shift_factor": None,
-        "latents_mean": None,
-        "latents_std": None,
-    },
-)
-
-UNET = Kind(
-    UNetConfig,
-    _diffusers("UNet2DConditionModel"),
-    {
-        "act_fn": "silu",
-        "addition_embed_type": None,
-        "center_input_sample": False,
-        "class_embed_type": None,
-        "conv_in_kernel": 3,
-        "conv_out_kernel": 3,
-        "downsample_padding": 1,
-        "dual_cross_attention": False,
-        "encoder_hid_dim": None,
-        "encoder_hid_dim_type": None,
-        "mid_block_scale_factor": 1,
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
-        "num_attention_heads": None,
-        "only_cross_attention": False,
-        "resnet_out_scale_factor": 1.0,
-        "resnet_skip_time_act": False,
-        "resnet_time_scale_shift": "default",
-        "time_embedding_act_fn": None,
-        "time_embedding_type": "positional",
-        "timestep_post_act": None,
-        "transformer_layers_per_block": 1,
-    },
-)
 
 # transformers leaves out of a file what its classes have as defaults, those of OpenAI's ViT-B/32.
 CLIP_TEXT = Kind(
@@ -163,6 +127,19 @@ CLIP_TEXT = Kind(
         "pad_token_id": 1,
     },
 )
+
+MOST_PATCHES = 64  # along a side; CLIP's towers have up to 37
+
+
+def _check_patches(config, source):
+    patches = config.image_size // config.patch_size
+    if not 1 <= patches <= MOST_PATCHES:
+        raise InputError(
+            f"{source}: image_size is {config.image_size}, patch_size {config.patch_size}: that makes "
+            f"{patches} patches along a side, 1 to {MOST_PATCHES} are expected"
+        )
+
+
 CLIP_VISION = Kind(
     CLIPVisionConfig,
     {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"},
@@ -175,10 +152,13 @@ CLIP_VISION = Kind(
         "num_attention_heads": 12,
         "patch_size": 32,
     },
+    check=_check_patches,
 )
+
+
 SCHEDULE = Kind(
     ScheduleConfig,
-    _diffusers("DDIMScheduler"),
+    of_diffusers("DDIMScheduler"),
     {"trained_betas": None, "thresholding": False},
     siblings=(
         "DDPMScheduler",
@@ -190,53 +170,3 @@ SCHEDULE = Kind(
         "UniPCMultistepScheduler",
     ),
 )
-
-
-PARTS = {
-    "vae": ("AutoencoderKL",),
-    "unet": ("UNet2DConditionModel",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": ("DDIMScheduler", *SCHEDULE.siblings),
-}
-
-
-def check_model_index(values: dict, source: str):
-    """Raises `InputError` where a pipeline is not one of Stable Diffusion 1.x or 2.x."""
-    pipeline = values.get("_class_name")
-    if pipeline != "StableDiffusionPipeline":
-        raise InputError(
-            f"{source}: a {pipeline} is not supported, only StableDiffusionPipeline, which is Stable "
-            "Diffusion 1.x and 2.x and what is trained here"
-        )
-    for part, supported in PARTS.items():
-        found = values.get(part)
-        name = found[1] if isinstance(found, list) and len(found) == 2 else found
-        if name not in supported:
-            raise InputError(f"{source}: {part} is {shown(name)}, only {' or '.join(supported)} is supported")
-
-
-def autoencoder_json(config: AutoencoderConfig) -> dict:
-    """`vae/config.json`."""
-    levels = len(config.block_out_channels)
-    blocks = {
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-    return AUTOENCODER.to_json(config, blocks)
-
-
-def model_index(schedule: ScheduleConfig) -> dict:
-    """`model_index.json`: which class of which library opens each folder."""
-    return _diffusers(
-        "StableDiffusionPipeline",
-        feature_extractor=[None, None],
-        image_encoder=[None, None],
-        requires_safety_checker=False,
-        safety_checker=[None, None],
-        scheduler=["diffusers", schedule.kept.get("_class_name", "DDIMScheduler")],
-        text_encoder=["transformers", "CLIPTextModel"],
-        tokenizer=["transformers", "CLIPTokenizer"],
-        unet=["diffusers", "UNet2DConditionModel"],
-        vae=["diffusers", "AutoencoderKL"],
-    )

@@ -8,8 +8,8 @@ from keras import ops
 
 from sd_tf.errors import InputError
 from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.stages import DiffusionStage
 from sd_tf.text.new_words import embedding_of, token_embeddings, with_word
-from sd_tf.training.stages import DiffusionStage
 
 
 def with_new_word(model: LatentDiffusion, token: str, like: str) -> LatentDiffusion:

@@ -8,7 +8,7 @@ from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.data.garments import Garments
 from sd_tf.data.pipeline import to_unit
 from sd_tf.errors import InputError
-from sd_tf.training import perceptual as module
+from sd_tf.latent import perceptual as module
 
 
 def test_softer_pictures_are_further_away_and_the_bundled_network_is_frozen(data_dir):

@@ -11,19 +11,22 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from sd_tf.checkpoints import configs
-from sd_tf.checkpoints.bounds import check_memory, check_schedule
+from sd_tf.checkpoints.bounds import check_schedule
+from sd_tf.checkpoints.config_files import CLIP_TEXT, SCHEDULE
 from sd_tf.checkpoints.replacing import recover
 from sd_tf.checkpoints.sources import bundled_names, refuse_links_out, resolve
+from sd_tf.checkpoints.tokenizers import load_tokenizer
 from sd_tf.checkpoints.weight_files import STEMS, weight_files
-from sd_tf.config import AutoencoderConfig, CLIPTextConfig, ScheduleConfig, UNetConfig
-from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule
+from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, naming, unknown
 from sd_tf.files import is_regular, read_json
-from sd_tf.latent.conversions import Origin
-from sd_tf.latent.engines import kept_conversion
+from sd_tf.generation.conversions import Origin
+from sd_tf.generation.engines import kept_conversion
+from sd_tf.latent import config_files
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+from sd_tf.latent.memory import check_memory
 from sd_tf.latent.model import LatentDiffusion, Unread
-from sd_tf.text.tokenizer import Tokenizer
+from sd_tf.text.config import CLIPTextConfig
 
 PARTS = ("vae", "unet", "text_encoder")
 
@@ -65,7 +68,7 @@ def load(
     source = resolve(name_or_folder, revision, variant)
     origin = Origin(source, PARTS, variant)
     if source.is_file():
-        from sd_tf.checkpoints import folder, original
+        from sd_tf.latent import folder, original
 
         parts, schedule, pad_token = folder.load_original(source, dtype)
         if prediction_type is not None:
@@ -78,7 +81,7 @@ def load(
         _check_memory(parts, source, variant)
         kept = _kept(origin, dtype)
         if kept is None:
-            from sd_tf.checkpoints import folder
+            from sd_tf.latent import folder
 
             parts = folder.load_parts(source, dtype, variant)
         tokenizer = tokenizer or source
@@ -102,7 +105,7 @@ def configs_of(name_or_folder) -> ModelConfigs:
     """What `load` would read, without its weights."""
     source = resolve(name_or_folder)
     if source.is_file():
-        from sd_tf.checkpoints import original
+        from sd_tf.latent import original
 
         found = original.read(source)
         return ModelConfigs(found.autoencoder, found.unet, found.text, found.schedule)
@@ -131,7 +134,7 @@ def _kept(origin, dtype):
 def _schedule(source, prediction_type):
     index = source / "model_index.json"
     if not index.is_file():
-        from sd_tf.checkpoints.lora import FILE as LORA_FILE
+        from sd_tf.latent.lora_files import FILE as LORA_FILE
 
         run = read_json(source / "run.json", root=source) if (source / "run.json").is_file() else {}
         of_kohya = run.get("finetune") == "lora" and any(source.glob("*.safetensors"))
@@ -141,10 +144,10 @@ def _schedule(source, prediction_type):
             )
         way_out = "this run is not finished: start it again to resume" if run else "is it a model?"
         raise InputError(f"{source} has no model_index.json: {way_out}")
-    configs.check_model_index(read_json(index, root=source), str(index))
+    config_files.check_model_index(read_json(index, root=source), str(index))
     refuse_links_out(source / "scheduler")
     file = source / "scheduler" / "scheduler_config.json"
-    schedule = configs.SCHEDULE.from_json(read_json(file, root=source), str(file))
+    schedule = SCHEDULE.from_json(read_json(file, root=source), str(file))
     if prediction_type is not None:
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     with naming(file):
@@ -157,7 +160,7 @@ def _unread(source, dtype):
 
     def part(folder, config, name):
         def read():
-            from sd_tf.checkpoints import folder as folders
+            from sd_tf.latent import folder as folders
 
             return getattr(folders, f"load_{name}")(source / folder, dtype)
 
@@ -166,9 +169,9 @@ def _unread(source, dtype):
         return Unread(config.from_json(values.get("text_config", values), str(file)), read)  # of a whole CLIP
 
     return {
-        "autoencoder": part("vae", configs.AUTOENCODER, "autoencoder"),
-        "unet": part("unet", configs.UNET, "unet"),
-        "text_encoder": part("text_encoder", configs.CLIP_TEXT, "text_encoder"),
+        "autoencoder": part("vae", config_files.AUTOENCODER, "autoencoder"),
+        "unet": part("unet", config_files.UNET, "unet"),
+        "text_encoder": part("text_encoder", CLIP_TEXT, "text_encoder"),
     }
 
 
@@ -178,17 +181,3 @@ def _check_memory(unread, source, variant=None):
         file.stat().st_size for each in found if each is not None for file in each.files if is_regular(file)
     )
     check_memory(unread["autoencoder"].config, unread["unet"].config, size, str(source))
-
-
-def load_tokenizer(source, max_length, pad_token=None):
-    """The tokenizer of a folder, of a whole model's, or of a hub id."""
-    folder = resolve(source)
-    if (folder / "tokenizer").is_dir():  # of a whole model
-        folder = folder / "tokenizer"
-    refuse_links_out(folder)
-    tokenizer = Tokenizer.load(folder, max_length=max_length)
-    if pad_token is None:
-        return tokenizer
-    special_tokens = tokenizer.special_tokens | {"pad_token": pad_token}
-    with naming(folder):
-        return Tokenizer(tokenizer.vocab, tokenizer.merges, max_length, special_tokens)

@@ -1,6 +1,6 @@
 """Trains and reads the network whose activations say how different two pictures look.
 
-`python -m sd_tf.training.perceptual --output weights/perceptual-mini` trained the bundled one: to tell
+`python -m sd_tf.latent.perceptual --output weights/perceptual-mini` trained the bundled one: to tell
 garments and colours apart, on the training pictures.
 """
 
@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from sd_tf import commandline
-from sd_tf.checkpoints.folder import load_alone, save_alone
+from sd_tf.checkpoints.networks import load_alone, save_alone
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.data.pipeline import stream, to_unit
@@ -71,7 +71,7 @@ def load_perceptual(name="perceptual-mini") -> PerceptualNetwork:
 
 def main(arguments=None):
     """Trains a network, says how many test pictures it tells apart and writes it."""
-    parser = commandline.Parser("python -m sd_tf.training.perceptual", description=main.__doc__)
+    parser = commandline.Parser("python -m sd_tf.latent.perceptual", description=main.__doc__)
     parser.add_argument("--data-dir", help="folder of the Fashion-MNIST files (default: $SD_TF_DATA_DIR)")
     parser.add_argument("--output", required=True, help="folder for the weights")
     parser.add_argument("--steps", type=int, default=469, help="of 128 pictures (default: 469, an epoch)")
@@ -84,7 +84,7 @@ def main(arguments=None):
     examples = test.examples(np.arange(len(test)), 0)
     found = network.predict(to_unit(examples.images), batch_size=500, verbose=0).argmax(axis=1)
     accuracy = float(np.mean(found == examples.groups))
-    command = f"python -m sd_tf.training.perceptual --steps {flags.steps} --seed {flags.seed}"
+    command = f"python -m sd_tf.latent.perceptual --steps {flags.steps} --seed {flags.seed}"
     save_perceptual(network, flags.output, accuracy, command)
     print(f"{accuracy:.4f} of the test pictures have garment and colour recognised: {flags.output}")
 

@@ -13,10 +13,10 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from sd_tf.compiled import compiled
-from sd_tf.data.noise import normals, uniforms
 from sd_tf.data.pipeline import pictures_at_once, stream, to_uint8, to_unit
 from sd_tf.diffusion.guidance import drop_captions
+from sd_tf.graphs import compiled
+from sd_tf.seeding import normals, uniforms
 from sd_tf.text.clip import contrastive_loss
 
 # Names of the streams of random numbers; 1 is `generate`'s.

@@ -1,0 +1,117 @@
+"""The configuration files of a Stable Diffusion folder: `vae`, `unet` and `model_index.json`."""
+
+from sd_tf.checkpoints.config_files import SCHEDULE, Kind, of_diffusers
+from sd_tf.diffusion.schedules import ScheduleConfig
+from sd_tf.errors import InputError, shown
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+
+
+def _check_sample_size(config, source):
+    if isinstance(config.sample_size, tuple) and len(config.sample_size) != 2:
+        sides = len(config.sample_size)
+        raise InputError(f"{source}: sample_size has {sides} numbers: give a side, or height and width")
+
+
+def _check_unet(config, source):
+    half = config.block_out_channels[0] // 2 if config.block_out_channels else 0
+    if config.freq_shift and config.freq_shift >= half:
+        raise InputError(
+            f"{source}: freq_shift is {config.freq_shift}, as many as the {half} frequencies that "
+            f"block_out_channels {shown(config.block_out_channels)} make: give 0"
+        )
+    _check_sample_size(config, source)
+
+
+AUTOENCODER = Kind(
+    AutoencoderConfig,
+    of_diffusers("AutoencoderKL"),
+    {
+        "act_fn": "silu",
+        "mid_block_add_attention": True,
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
+    },
+    check=_check_sample_size,
+)
+
+UNET = Kind(
+    UNetConfig,
+    of_diffusers("UNet2DConditionModel"),
+    {
+        "act_fn": "silu",
+        "addition_embed_type": None,
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "conv_in_kernel": 3,
+        "conv_out_kernel": 3,
+        "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "encoder_hid_dim": None,
+        "encoder_hid_dim_type": None,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "num_attention_heads": None,
+        "only_cross_attention": False,
+        "resnet_out_scale_factor": 1.0,
+        "resnet_skip_time_act": False,
+        "resnet_time_scale_shift": "default",
+        "time_embedding_act_fn": None,
+        "time_embedding_type": "positional",
+        "timestep_post_act": None,
+        "transformer_layers_per_block": 1,
+    },
+    check=_check_unet,
+)
+
+
+PARTS = {
+    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": ("DDIMScheduler", *SCHEDULE.siblings),
+}
+
+
+def check_model_index(values: dict, source: str):
+    """Raises `InputError` where a pipeline is not one of Stable Diffusion 1.x or 2.x."""
+    pipeline = values.get("_class_name")
+    if pipeline != "StableDiffusionPipeline":
+        raise InputError(
+            f"{source}: a {pipeline} is not supported, only StableDiffusionPipeline, which is Stable "
+            "Diffusion 1.x and 2.x and what is trained here"
+        )
+    for part, supported in PARTS.items():
+        found = values.get(part)
+        name = found[1] if isinstance(found, list) and len(found) == 2 else found
+        if name not in supported:
+            raise InputError(f"{source}: {part} is {shown(name)}, only {' or '.join(supported)} is supported")
+
+
+def autoencoder_json(config: AutoencoderConfig) -> dict:
+    """`vae/config.json`."""
+    levels = len(config.block_out_channels)
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    return AUTOENCODER.to_json(config, blocks)
+
+
+def model_index(schedule: ScheduleConfig) -> dict:
+    """`model_index.json`: which class of which library opens each folder."""
+    return of_diffusers(
+        "StableDiffusionPipeline",
+        feature_extractor=[None, None],
+        image_encoder=[None, None],
+        requires_safety_checker=False,
+        safety_checker=[None, None],
+        scheduler=["diffusers", schedule.kept.get("_class_name", "DDIMScheduler")],
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
+    )

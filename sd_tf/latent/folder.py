@@ -1,0 +1,122 @@
+"""Networks in folders: what diffusers' `StableDiffusionPipeline` and transformers write and read.
+
+Every part of a model is a folder with a configuration and its weights in safetensors files.
+"""
+
+from pathlib import Path
+
+from sd_tf.checkpoints.clip import load_text_encoder, save_text_encoder
+from sd_tf.checkpoints.config_files import SCHEDULE
+from sd_tf.checkpoints.names import current_names
+from sd_tf.checkpoints.networks import SHARD, config_of, filled
+from sd_tf.checkpoints.replacing import replacing
+from sd_tf.checkpoints.tensors import find, has_variant, write
+from sd_tf.checkpoints.weight_files import DIFFUSERS, STEMS
+from sd_tf.errors import InputError
+from sd_tf.files import write_json
+from sd_tf.latent import config_files, original
+from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.unet import UNet
+from sd_tf.text.clip import (
+    CLIPTextModel,
+)
+
+# -- writing ----------------------------------------------------------------------------------------
+
+
+def save_autoencoder(autoencoder, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes what `diffusers.AutoencoderKL.from_pretrained` opens."""
+    with replacing(Path(folder)) as new:
+        write_json(new / "config.json", config_files.autoencoder_json(autoencoder.config))
+        write(new, DIFFUSERS, autoencoder, dtype, max_shard_size)
+
+
+def save_unet(unet, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes what `diffusers.UNet2DConditionModel.from_pretrained` opens."""
+    with replacing(Path(folder)) as new:
+        write_json(new / "config.json", config_files.UNET.to_json(unet.config))
+        write(new, DIFFUSERS, unet, dtype, max_shard_size)
+
+
+def save(model: LatentDiffusion, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes a whole model as what `diffusers.StableDiffusionPipeline.from_pretrained` opens.
+
+    A folder that holds a model keeps it, whole, until the new one takes its place in one rename. In a
+    folder that holds none yet, a run's, `model_index.json` comes last.
+
+    Args:
+        model: the model.
+        folder: made if it is not there; other things in it are left alone.
+        dtype: of the tensors in the files, "float32", "float16" or "bfloat16".
+        max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
+
+    Raises:
+        InputError: the folder cannot be written, or the dtype or the size makes no sense.
+    """
+    folder = Path(folder)
+    if (
+        folder.is_symlink() and folder.is_dir()
+    ):  # named by the user: it stays, and what it points to is written
+        folder = folder.resolve()
+    if (folder / "model_index.json").is_file():
+        with replacing(folder, keep_others=True) as new:
+            _save_parts(model, new, dtype, max_shard_size)
+    else:
+        _save_parts(model, folder, dtype, max_shard_size)
+
+
+def _save_parts(model, folder, dtype, max_shard_size):
+    save_autoencoder(model.autoencoder, folder / "vae", dtype, max_shard_size)
+    save_unet(model.unet, folder / "unet", dtype, max_shard_size)
+    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype, max_shard_size)
+    with replacing(folder / "tokenizer") as new:
+        model.tokenizer.save(new)
+    with replacing(folder / "scheduler") as new:
+        write_json(new / "scheduler_config.json", SCHEDULE.to_json(model.schedule.config))
+    write_json(folder / "model_index.json", config_files.model_index(model.schedule.config))
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def load_autoencoder(folder, dtype=None, variant=None) -> AutoencoderKL:
+    """Reads what `save_autoencoder` or diffusers wrote."""
+    values, source = config_of(folder)
+    config = config_files.AUTOENCODER.from_json(values, source)
+    tensors = current_names(find(Path(folder), DIFFUSERS, variant))
+    return filled(lambda: AutoencoderKL(config, dtype=dtype), config, tensors, Path(folder))
+
+
+def load_unet(folder, dtype=None, variant=None) -> UNet:
+    """Reads what `save_unet` or diffusers wrote."""
+    values, source = config_of(folder)
+    config = config_files.UNET.from_json(values, source)
+    tensors = find(Path(folder), DIFFUSERS, variant)
+    return filled(lambda: UNet(config, dtype=dtype), config, tensors, Path(folder))
+
+
+def load_parts(folder, dtype, variant):
+    """The networks of a whole model, by the names that `LatentDiffusion` gives them."""
+    if variant is not None and not any(has_variant(folder / part, STEMS[part], variant) for part in STEMS):
+        raise InputError(f"{folder}: no part has files of the variant {variant!r}: leave variant out")
+    return {
+        "text_encoder": load_text_encoder(folder / "text_encoder", dtype, variant),
+        "autoencoder": load_autoencoder(folder / "vae", dtype, variant),
+        "unet": load_unet(folder / "unet", dtype, variant),
+    }
+
+
+def load_original(file, dtype):
+    """The networks of a single file in CompVis' layout, their schedule and the tokenizer's padding token."""
+    found = original.read(file)
+    networks = {
+        "text_encoder": (found.text, lambda: CLIPTextModel(found.text, dtype=dtype)),
+        "autoencoder": (found.autoencoder, lambda: AutoencoderKL(found.autoencoder, dtype=dtype)),
+        "unet": (found.unet, lambda: UNet(found.unet, dtype=dtype)),
+    }
+    return (
+        {part: filled(make, config, found.tensors[part], file) for part, (config, make) in networks.items()},
+        found.schedule,
+        found.pad_token,
+    )
