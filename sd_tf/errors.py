@@ -2,8 +2,21 @@
 
 import contextlib
 import difflib
+import re
 
 LONGEST = 2000  # characters of a message; beyond that it quotes a file that says too much
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # around an argument's two names; Unicode keeps them from being characters
+_ARGUMENT = re.compile(f"{_OPEN}(\\w+) (--[a-z-]+){_CLOSE}")
+
+
+def argument(name: str, flag: str | None = None) -> str:
+    """An argument in the message of an `InputError`: its name in Python, the flag on a command line.
+
+    Args:
+        name: of the argument in Python.
+        flag: None for that name with dashes.
+    """
+    return f"{_OPEN}{name} {flag or '--' + name.replace('_', '-')}{_CLOSE}"
 
 
 class InputError(ValueError):
@@ -11,11 +24,18 @@ class InputError(ValueError):
 
     One line it stays whatever a stranger's file makes it quote: characters that do not print, line
     breaks and a terminal's commands among them, are escaped.
+
+    Attributes:
+        message: with the marks of `argument`; to be used where another message quotes this one.
     """
 
     def __init__(self, message: str):
-        message = message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
-        super().__init__(printable(message))
+        self.message = message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
+        super().__init__(printable(_ARGUMENT.sub(r"\1", self.message)))
+
+    def with_flags(self) -> "InputError":
+        """The same error as a command line says it."""
+        return InputError(_ARGUMENT.sub(r"\2", self.message))
 
 
 def printable(text: str) -> str:
@@ -46,4 +66,4 @@ def naming(source):
     try:
         yield
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error.message}") from None

@@ -1,0 +1,178 @@
+"""Options: frozen dataclasses whose fields say what they are for and which values they take.
+
+    @dataclass(frozen=True)
+    class LossOptions(Options):
+        caption_dropout: float = option(0.1, "share of captions replaced by the empty one", at_least=0, below=1)
+
+A value is checked against what its field says when an instance is made. The same fields become the flags of
+a command line (`sd_tf.commandline.add_flags`), so that neither checks nor help texts are written twice.
+"""
+
+import dataclasses
+import math
+import numbers
+import types
+import typing
+from dataclasses import dataclass
+
+from sd_tf.errors import InputError, argument, shown, unknown
+
+SWITCHED_OFF = (None, False, 0)  # values of an option that asks for nothing
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an option is for and which values it takes; see `option`."""
+
+    help: str
+    choices: tuple[str, ...] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    example: str | None = None
+    pattern: str | None = None
+    needs: tuple[str, str | None] | None = None
+    name: str | None = None
+    identifies: bool = True
+    of_new_models: bool = False
+    group: str | None = None
+
+
+def option(default, help: str, **meaning):
+    """A field of an `Options` dataclass.
+
+    Args:
+        default: of the field. None stands for a default that something else decides, a preset as a rule:
+            `help` says so.
+        help: what `--help` says of it, without the default.
+        choices: the values it takes; "hub:<id>" stands for all that begin with "hub:".
+        at_least, above, at_most, below: bounds of a number.
+        example: a value that errors suggest.
+        needs: (name of another option, its value), without which this one may not be given; the value None
+            stands for any.
+        name: of the argument in Python, where that differs from the field's.
+        identifies: whether two runs that differ in it are different runs.
+        of_new_models: whether it says how a new model is made, rather than how one is trained.
+        group: heading in `--help`.
+    """
+    return dataclasses.field(default=default, metadata={"option": Meaning(help, **meaning)})
+
+
+def meaning_of(field: dataclasses.Field) -> Meaning:
+    """What a field of an `Options` dataclass was declared with."""
+    return field.metadata["option"]
+
+
+def name_of(field: dataclasses.Field) -> str:
+    """A field as an error message names it: as an argument in Python, as a flag on the command line."""
+    return argument(meaning_of(field).name or field.name, f"--{field.name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checks each field by what it was declared with.
+
+    Raises:
+        InputError: a value is of the wrong type, out of its range or no choice, or an option was given without
+            the one that it needs.
+    """
+
+    def __post_init__(self):
+        kinds = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name), kinds[field.name])
+        for field in dataclasses.fields(self):
+            self._check_needs(field)
+
+    def _check_needs(self, field):
+        needs = meaning_of(field).needs
+        if needs is None or getattr(self, field.name) == field.default:
+            return
+        other, wanted = next(f for f in dataclasses.fields(self) if f.name == needs[0]), needs[1]
+        value = getattr(self, other.name)
+        if value in SWITCHED_OFF or (wanted is not None and value != wanted):
+            wanted = "" if wanted is None else f" {wanted}"
+            raise InputError(f"{name_of(field)} is of {name_of(other)}{wanted}: add it, or leave this out")
+
+    @classmethod
+    def named(cls, name: str) -> dataclasses.Field:
+        """The field of that name."""
+        return next(field for field in dataclasses.fields(cls) if field.name == name)
+
+    def named_value(self, name: str) -> str:
+        """A field as an error message quotes it, "seed is 3"."""
+        return f"{name_of(self.named(name))} is {shown(getattr(self, name))}"
+
+    @property
+    def given(self) -> dict:
+        """Name -> value of the fields that differ from their defaults."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+    @property
+    def identity(self) -> dict:
+        """Name -> value of the fields in which two different runs differ."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if meaning_of(field).identifies
+        }
+
+
+def _check(field, value, kind):
+    """Raises `InputError` where a value is none that the field takes."""
+    meaning, options = meaning_of(field), typing.get_args(kind) if _is_union(kind) else (kind,)
+    if value is None and type(None) in options:
+        return
+    kind = next(each for each in options if each is not type(None))
+    if not _is_a(value, kind):
+        raise InputError(f"{name_of(field)} is {shown(value)}: give {_NOUNS[kind]}")
+    if meaning.choices is not None and not is_choice(value, meaning.choices):
+        raise unknown(name_of(field), value, meaning.choices)
+    if kind in (int, float) and not _is_within(value, meaning):
+        raise InputError(f"{name_of(field)} is {shown(value)}: give {_range(meaning)}")
+
+
+_NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _is_union(kind):
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
+def _is_a(value, kind):
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, {int: numbers.Integral, float: numbers.Real, str: str}[kind])
+
+
+def _is_within(value, meaning):
+    low = -math.inf if meaning.at_least is None else meaning.at_least
+    high = math.inf if meaning.at_most is None else meaning.at_most
+    over = meaning.above is None or value > meaning.above
+    under = meaning.below is None or value < meaning.below
+    return math.isfinite(value) and low <= value <= high and over and under
+
+
+def _range(meaning):
+    """ "1 or more", "a number above 0 and below 1", with an example."""
+    low, high = meaning.at_least, meaning.at_most
+    if low is not None and high is not None:
+        text = f"{low} to {high}"
+    elif low is not None:
+        text = f"{low} or more" + ("" if meaning.below is None else f", below {meaning.below}")
+    else:
+        text = f"a number above {meaning.above}" + (
+            "" if meaning.below is None else f" and below {meaning.below}"
+        )
+    return text if meaning.example is None else f"{text}, such as {meaning.example}"
+
+
+def is_choice(value, choices) -> bool:
+    """Whether a value is one of the choices, of which "hub:<id>" is all that begins with "hub:"."""
+    begin = [choice.partition("<")[0] for choice in choices if "<" in choice]
+    return value in choices or any(value.startswith(each) and value != each for each in begin)
