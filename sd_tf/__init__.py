@@ -15,13 +15,16 @@ import os
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "LatentDiffusion", "load"]
-
 _HOMES = {
+    "CrossAttention": "sd_tf.latent.options",
     "InputError": "sd_tf.errors",
     "LatentDiffusion": "sd_tf.latent.model",
-    "load": "sd_tf.latent.loading",
+    "LoRA": "sd_tf.latent.options",
+    "TextualInversion": "sd_tf.latent.options",
+    "load": "sd_tf.families",
+    "open_data": "sd_tf.data.open",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name):

@@ -5,14 +5,17 @@ import contextlib
 import dataclasses
 import errno
 import os
+import signal
 import stat
 import sys
+import threading
 import typing
 import warnings
 from pathlib import Path
 
 from sd_tf.errors import InputError, printable
 from sd_tf.files import reason
+from sd_tf.options import meaning_of
 
 LONGEST_SHOWN = 300  # characters of a path in a message
 
@@ -24,26 +27,41 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.prog} --help lists the flags")
 
 
-def add_flags(parser: argparse.ArgumentParser, dataclass: type):
-    """One flag for each field of a configuration, named, typed, defaulted and explained by it.
+def add_flags(parser: argparse.ArgumentParser, options: type, defaults: dict | None = None):
+    """One flag for each field of an `Options` dataclass, named, typed, defaulted and explained by it.
 
     A boolean, which is False by default, takes no value: the flag alone makes it True.
+
+    Args:
+        parser: that gets the flags, in groups where fields have one.
+        options: the dataclass.
+        defaults: name of a field -> what `--help` gives as its default where the field's own is None, such
+            as a preset's.
     """
-    types = typing.get_type_hints(dataclass)
-    for field in dataclasses.fields(dataclass):
-        options = [t for t in typing.get_args(types[field.name]) if t is not type(None)]
-        kind = options[0] if options else types[field.name]
-        flag, choices = f"--{field.name.replace('_', '-')}", field.metadata["choices"]
+    types, groups = typing.get_type_hints(options), {None: parser}
+    for field in dataclasses.fields(options):
+        meaning = meaning_of(field)
+        if meaning.group not in groups:
+            groups[meaning.group] = parser.add_argument_group(meaning.group)
+        kinds = [kind for kind in typing.get_args(types[field.name]) if kind is not type(None)]
+        kind = kinds[0] if kinds else types[field.name]
+        flag, add = f"--{field.name.replace('_', '-')}", groups[meaning.group].add_argument
+        text = meaning.help.replace("%", "%%")
         if kind is bool:
-            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            add(flag, action="store_true", help=text)
             continue
-        parser.add_argument(
+        default = (defaults or {}).get(field.name) if field.default is None else field.default
+        add(
             flag,
             type=kind,
             default=field.default,
-            metavar="|".join(choices) if choices else kind.__name__.upper(),
-            help=field.metadata["help"] + ("" if field.default is None else f" (default: {field.default})"),
+            metavar="|".join(meaning.choices) if meaning.choices else kind.__name__.upper(),
+            help=text if default in (None, "") else f"{text} (default: {_shown(default)})",
         )
+
+
+def _shown(default):
+    return f"{default:g}" if isinstance(default, float) else str(default).replace("%", "%%")
 
 
 def add_guidance_interval(parser: argparse.ArgumentParser):
@@ -66,10 +84,18 @@ def add_levels(parser: argparse.ArgumentParser):
     )
 
 
-def from_flags(arguments: argparse.Namespace, dataclass: type):
-    """The configuration that the flags ask for."""
-    names = [field.name for field in dataclasses.fields(dataclass)]
-    return dataclass(**{name: getattr(arguments, name) for name in names})
+def from_flags(arguments: argparse.Namespace, options: type):
+    """The instance of an `Options` dataclass that the flags ask for."""
+    return options(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(options)})
+
+
+@contextlib.contextmanager
+def naming_flags():
+    """Inside, an `InputError` that names an argument of Python names its flag instead."""
+    try:
+        yield
+    except InputError as error:
+        raise error.with_flags() from None
 
 
 @contextlib.contextmanager
@@ -96,6 +122,19 @@ def load_tensorflow():
 
         tf.get_logger().setLevel("ERROR")
         tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def terminating_like_ctrl_c():
+    """SIGTERM, which schedulers send before they kill, stops a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_writable(folder: Path):
@@ -140,7 +179,7 @@ def run(main: typing.Callable[[], None]):
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.with_flags()}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted", file=sys.stderr)

@@ -131,8 +131,8 @@ def _parser():
 
 def _check(flags):
     """What the flags say together."""
-    from sd_tf.config import PRECISIONS
     from sd_tf.generation.loop import MOST_PICTURES, check_whole
+    from sd_tf.training.options import PRECISIONS
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
         raise unknown("--precision", flags.precision, PRECISIONS)

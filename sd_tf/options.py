@@ -2,7 +2,8 @@
 
     @dataclass(frozen=True)
     class LossOptions(Options):
-        caption_dropout: float = option(0.1, "share of captions replaced by the empty one", at_least=0, below=1)
+        caption_dropout: float = option(0.1, "share of captions replaced by the empty one", at_least=0,
+            below=1)
 
 A value is checked against what its field says when an instance is made. The same fields become the flags of
 a command line (`sd_tf.commandline.add_flags`), so that neither checks nor help texts are written twice.
@@ -74,8 +75,8 @@ class Options:
     """Checks each field by what it was declared with.
 
     Raises:
-        InputError: a value is of the wrong type, out of its range or no choice, or an option was given without
-            the one that it needs.
+        InputError: a value is of the wrong type, out of its range or no choice, or an option was given
+            without the one that it needs.
     """
 
     def __post_init__(self):
@@ -96,13 +97,31 @@ class Options:
             raise InputError(f"{name_of(field)} is of {name_of(other)}{wanted}: add it, or leave this out")
 
     @classmethod
+    def of(cls, **values) -> "Options":
+        """An instance of the fields that are given by name.
+
+        Raises:
+            InputError: there is no such field.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown("option", name, names)
+        return cls(**values)
+
+    @classmethod
     def named(cls, name: str) -> dataclasses.Field:
         """The field of that name."""
         return next(field for field in dataclasses.fields(cls) if field.name == name)
 
+    @classmethod
+    def said(cls, name: str) -> str:
+        """A field's name as an error message has it; see `name_of`."""
+        return name_of(cls.named(name))
+
     def named_value(self, name: str) -> str:
         """A field as an error message quotes it, "seed is 3"."""
-        return f"{name_of(self.named(name))} is {shown(getattr(self, name))}"
+        return f"{self.said(name)} is {shown(getattr(self, name))}"
 
     @property
     def given(self) -> dict:

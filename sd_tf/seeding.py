@@ -1,8 +1,29 @@
-"""Random numbers that belong to a picture, not to its place in a batch."""
+"""Random numbers that belong to a picture, not to its place in a batch; and networks' initial weights."""
 
+import contextlib
+import random
+import threading
 from collections.abc import Sequence
 
 import numpy as np
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """Networks that are built within the block have initial weights that follow from the seed alone.
+
+    Keras draws the seeds of its initializers from Python's `random`, whose state is as before afterwards.
+    Blocks in several threads wait for each other.
+    """
+    with _ONE_AT_A_TIME:
+        before = random.getstate()
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before)
 
 
 def uniforms(key: Sequence[int], indices: Sequence[int], count: int) -> np.ndarray:

@@ -3,37 +3,94 @@
 Started again with the same flags, it resumes from the last checkpoint.
 """
 
+import dataclasses
 import os
 import sys
+from pathlib import Path
 
 from sd_tf import commandline
-from sd_tf.config import RunConfig
+from sd_tf.data.options import DataOptions
+from sd_tf.families import FAMILIES, USUAL, training_of
 from sd_tf.training.launch import end_with_launcher, launch
+from sd_tf.training.options import OptimizerOptions, RunOptions
+
+KINDS = (DataOptions, RunOptions, OptimizerOptions)
 
 
 def main(arguments=None):
     """Parses flags and trains; `arguments` are the words after the command, None for this process's own."""
-    parser = commandline.Parser("python -m sd_tf.train", description=__doc__)
-    commandline.add_flags(parser, RunConfig)
-    config = commandline.from_flags(parser.parse_args(arguments), RunConfig)
-    if config.workers and not config.dry_run and "TF_CONFIG" not in os.environ:
-        again = ["-m", "sd_tf.train", *arguments] if arguments is not None else sys.orig_argv[1:]
-        status = launch([sys.executable, *again, "--strategy", "multiworker"], config.workers)
-        raise SystemExit(status)
-    end_with_launcher()
+    with commandline.naming_flags():
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        name, flags = (words[0], words[1:]) if words and words[0] in FAMILIES else (USUAL, words)
+        family = training_of(name)
+        found = _parse(name, family, flags)
+        options = found[RunOptions]
+        if options.workers and not options.dry_run and "TF_CONFIG" not in os.environ:
+            again = ["-m", "sd_tf.train", *words] if arguments is not None else sys.orig_argv[1:]
+            status = launch([sys.executable, *again, "--strategy", "multiworker"], options.workers)
+            if status:
+                raise SystemExit(status)
+            return
+        end_with_launcher()
+        _train(family, found)
+
+
+def _parse(name, family, flags):
+    """Kind of options -> its instance."""
+    kinds = (*KINDS, family.Options)
+    parser = _parser(name, family, {})
+    if {"-h", "--help"} & set(flags):  # with the defaults of what the other flags ask for
+        others = [flag for flag in flags if flag not in ("-h", "--help")]
+        given = parser.parse_args(others)
+        dataset = commandline.from_flags(given, DataOptions).dataset
+        parser = _parser(
+            name, family, family.defaults(dataset, commandline.from_flags(given, family.Options))
+        )
+    arguments = parser.parse_args(flags)
+    return {kind: commandline.from_flags(arguments, kind) for kind in kinds}
+
+
+def _parser(name, family, defaults):
+    program = f"python -m sd_tf.train{'' if name == USUAL else f' {name}'}"
+    parser = commandline.Parser(program, description=__doc__)
+    for kind in (DataOptions, RunOptions, family.Options, OptimizerOptions):
+        commandline.add_flags(parser, kind, defaults)
+    return parser
+
+
+def _train(family, found):
+    options, own = found[RunOptions], found[family.Options]
     commandline.load_tensorflow()
+    import tensorflow as tf
+
+    from sd_tf.data.open import open_data
     from sd_tf.graphs import one_core_for_each_operation
-    from sd_tf.training.run import Run
 
-    if not config.remat:  # parts of a batch that compute again go out of step, and each keeps its gradients
+    if not options.remat:  # parts of a batch that compute again go out of step, and each keeps its gradients
         one_core_for_each_operation()
-    run = Run(config)
-    if config.dry_run:
+    if options.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    data = open_data(found[DataOptions].dataset, **_others(found[DataOptions]))
+    model = family.model_for_training(own, data, options.precision, options.seed)
+    if options.dry_run:
         from sd_tf.training.dry_run import describe
+        from sd_tf.training.fit import run_folder
+        from sd_tf.training.run import Run
 
-        print("\n".join(describe(run)))
-    else:
-        run.train()
+        options = dataclasses.replace(options, output=str(run_folder(options.output, data)))
+        recipe = family.recipe(model, own, Path(options.output))
+        print("\n".join(describe(Run(recipe, data, options, found[OptimizerOptions]))))
+        return
+    here = dataclasses.replace(
+        options, workers=None, output=RunOptions().output
+    )  # this process is one of them
+    with commandline.terminating_like_ctrl_c():
+        model.fit(data, folder=options.output, options=[here, own, found[OptimizerOptions]])
+    print(f"finished: {options.output.replace('{dataset}', data.name)}")
+
+
+def _others(options):
+    return {name: value for name, value in options.given.items() if name != "dataset"}
 
 
 if __name__ == "__main__":

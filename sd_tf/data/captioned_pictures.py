@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from sd_tf.config import FITS
 from sd_tf.data.opening import WHITE
+from sd_tf.data.options import FITS
 from sd_tf.data.pipeline import Examples
 from sd_tf.errors import InputError, printable, shown, unknown
 from sd_tf.files import open_array, remove_folder

@@ -9,34 +9,25 @@ from sd_tf.data.opening import open_picture
 from sd_tf.errors import InputError, shown
 from sd_tf.generation.loop import Settings, check_number, check_whole
 from sd_tf.latent.model import LARGEST_SEED
+from sd_tf.options import Options, option
 
 LONGEST_PROMPT = 2000  # characters
 MOST_LAYERS = 4  # of strokes on a picture
 BLACK = (0, 0, 0)
 
 
-def _flag(default, text):
-    return dataclasses.field(default=default, metadata={"help": text, "choices": None})
-
-
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(Options):
     """Of one request, but for the queue; each is a flag of the command.
 
     Raises:
         InputError: one allows nothing.
     """
 
-    max_steps: int = _flag(100, "most sampling steps of a request")
-    max_images: int = _flag(16, "most pictures of a request")
-    max_seconds: float = _flag(120.0, "longest that drawing one request may take")
-    max_queue: int = _flag(20, "most requests that wait for their turn")
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not value > 0:
-                raise InputError(f"--{field.name.replace('_', '-')} is {value}: give more than 0")
+    max_steps: int = option(100, "most sampling steps of a request", at_least=1)
+    max_images: int = option(16, "most pictures of a request", at_least=1)
+    max_seconds: float = option(120.0, "longest that drawing one request may take", above=0)
+    max_queue: int = option(20, "most requests that wait for their turn", at_least=1)
 
 
 def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength, **settings) -> dict:

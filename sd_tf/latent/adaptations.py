@@ -6,6 +6,7 @@ An adapted kernel holds the sum, so that drawing takes no longer than without, o
 were is kept beside: with weights of 0 the model is what it was, to the bit.
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -122,6 +123,18 @@ class Adaptations:
             raise unknown("adaptation", name, self._changes)
         del self._changes[name], self._weights[name]
         self._apply(set(self._before))
+
+    @contextlib.contextmanager
+    def switched_off(self):
+        """Within the block, the model is what it was without adaptations."""
+        before = self._weights
+        self._weights = dict.fromkeys(before, 0.0)
+        self._apply(set(self._before))
+        try:
+            yield
+        finally:
+            self._weights = before
+            self._apply(set(self._before))
 
     def fuse(self):
         """Makes the model's own what its adaptations change now, and forgets them."""

@@ -5,26 +5,28 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf.checkpoints.names import key_of
-from sd_tf.config import RunConfig
 from sd_tf.data.pipeline import pictures_at_once
 from sd_tf.errors import unknown
 from sd_tf.images import save_png
 from sd_tf.latent.adaptations import LowRank
 from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.options import LatentOptions
 from sd_tf.training.own_folder import remove
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
 RANK = 8  # where none is given
 
 
-def choose_what_learns(unet, config: RunConfig):
-    """Freezes what `--finetune` leaves as it is, and adds what `lora` learns."""
-    if config.finetune == "cross_attention":
+def choose_what_learns(unet, options: LatentOptions):
+    """Freezes what `finetune` leaves as it is, and adds what `lora` learns."""
+    for variable in unet.variables:
+        variable.trainable = True
+    if options.finetune == "cross_attention":
         learn_cross_attention(unet)
-    if config.finetune == "lora":
-        rank = config.lora_rank or RANK
-        targets = config.lora_targets.split(",") if config.lora_targets else TARGETS
-        learn_lora(unet, rank, config.lora_alpha or rank, targets)
+    if options.finetune == "lora":
+        rank = options.lora_rank or RANK
+        targets = options.lora_targets.split(",") if options.lora_targets else TARGETS
+        learn_lora(unet, rank, options.lora_alpha or rank, targets)
 
 
 def learn_cross_attention(unet):
@@ -55,6 +57,18 @@ def learn_lora(unet, rank: int, alpha: float, targets=TARGETS):
         for layer in chosen:
             if not layer.lora_enabled:  # named twice
                 layer.enable_lora(rank, alpha)
+
+
+def without_lora(unet):
+    """The UNet as it was before `learn_lora`: itself if it never was, else a new one with its kernels."""
+    if not any(layer.lora_enabled for layer in _layers(unet).values()):
+        return unet
+    plain = type(unet)(unet.config, dtype=unet.dtype_policy)
+    plain.build()
+    values = {key_of(variable): variable for variable in unet.variables if "lora_kernel" not in variable.path}
+    for variable in plain.variables:
+        variable.assign(values[key_of(variable)].value)
+    return plain
 
 
 def learned_changes(unet) -> dict[str, LowRank]:

@@ -5,18 +5,17 @@ Every part of a model is a folder with a configuration and its weights in safete
 
 from pathlib import Path
 
-from sd_tf.checkpoints.clip import load_text_encoder, save_text_encoder
+from sd_tf.checkpoints.clip import save_text_encoder
 from sd_tf.checkpoints.config_files import SCHEDULE
 from sd_tf.checkpoints.names import current_names
 from sd_tf.checkpoints.networks import SHARD, config_of, filled
 from sd_tf.checkpoints.replacing import replacing
-from sd_tf.checkpoints.tensors import find, has_variant, write
-from sd_tf.checkpoints.weight_files import DIFFUSERS, STEMS
-from sd_tf.errors import InputError
+from sd_tf.checkpoints.tensors import find, write
+from sd_tf.checkpoints.weight_files import DIFFUSERS
 from sd_tf.files import write_json
 from sd_tf.latent import config_files, original
 from sd_tf.latent.autoencoder import AutoencoderKL
-from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.latent.unet import UNet
 from sd_tf.text.clip import (
     CLIPTextModel,
@@ -96,27 +95,18 @@ def load_unet(folder, dtype=None, variant=None) -> UNet:
     return filled(lambda: UNet(config, dtype=dtype), config, tensors, Path(folder))
 
 
-def load_parts(folder, dtype, variant):
-    """The networks of a whole model, by the names that `LatentDiffusion` gives them."""
-    if variant is not None and not any(has_variant(folder / part, STEMS[part], variant) for part in STEMS):
-        raise InputError(f"{folder}: no part has files of the variant {variant!r}: leave variant out")
-    return {
-        "text_encoder": load_text_encoder(folder / "text_encoder", dtype, variant),
-        "autoencoder": load_autoencoder(folder / "vae", dtype, variant),
-        "unet": load_unet(folder / "unet", dtype, variant),
-    }
-
-
-def load_original(file, dtype):
+def unread_original(file, dtype):
     """The networks of a single file in CompVis' layout, their schedule and the tokenizer's padding token."""
     found = original.read(file)
+
+    def part(name, kind, config):
+        return Unread(
+            config, lambda: filled(lambda: kind(config, dtype=dtype), config, found.tensors[name], file)
+        )
+
     networks = {
-        "text_encoder": (found.text, lambda: CLIPTextModel(found.text, dtype=dtype)),
-        "autoencoder": (found.autoencoder, lambda: AutoencoderKL(found.autoencoder, dtype=dtype)),
-        "unet": (found.unet, lambda: UNet(found.unet, dtype=dtype)),
+        "text_encoder": part("text_encoder", CLIPTextModel, found.text),
+        "autoencoder": part("autoencoder", AutoencoderKL, found.autoencoder),
+        "unet": part("unet", UNet, found.unet),
     }
-    return (
-        {part: filled(make, config, found.tensors[part], file) for part, (config, make) in networks.items()},
-        found.schedule,
-        found.pad_token,
-    )
+    return networks, found.schedule, found.pad_token

@@ -9,7 +9,6 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from sd_tf.checkpoints.bounds import check_schedule
 from sd_tf.checkpoints.config_files import CLIP_TEXT, SCHEDULE
@@ -23,10 +22,8 @@ from sd_tf.files import is_regular, read_json
 from sd_tf.generation.conversions import Origin
 from sd_tf.generation.engines import kept_conversion
 from sd_tf.latent import config_files
-from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.model import LatentDiffusion, Unread
-from sd_tf.text.config import CLIPTextConfig
 
 PARTS = ("vae", "unet", "text_encoder")
 
@@ -59,6 +56,54 @@ def load(
     Warns:
         UserWarning: tensors hold NaN or infinite values.
     """
+    found = _find(name_or_folder, dtype, revision, variant, prediction_type)
+    kept = None if found.source.is_file() else _kept(found.origin, dtype)
+    parts = found.parts if kept is not None else {name: part.read() for name, part in found.parts.items()}
+    model = found.model(parts, tokenizer)
+    model.engines.came_from(found.origin, kept)
+    return model
+
+
+def load_lazily(name_or_folder, dtype=None, prediction_type=None) -> LatentDiffusion:
+    """As `load`, with networks that are read when they are first asked for: under a strategy, or never."""
+    found = _find(name_or_folder, dtype, prediction_type=prediction_type)
+    return found.model(found.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A model before its networks are read.
+
+    Attributes:
+        source: its folder or file.
+        origin: the files of its networks as they are now.
+        parts: "autoencoder", "unet" and "text_encoder" -> `Unread`.
+        schedule: a `ScheduleConfig`.
+        tokenizer: a folder or hub id.
+        pad_token: in place of the tokenizer's, or None.
+        dtype: of the networks.
+    """
+
+    source: Path
+    origin: Origin
+    parts: dict
+    schedule: ScheduleConfig
+    tokenizer: str | Path
+    pad_token: str | None
+    dtype: str | None
+
+    def model(self, parts, tokenizer=None) -> LatentDiffusion:
+        """The model with these networks."""
+        length = parts["text_encoder"].config.max_position_embeddings
+        tokenizer = load_tokenizer(tokenizer or self.tokenizer, length, self.pad_token)
+        with naming(self.source):
+            model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(self.schedule))
+        model.dtype, model.origin = self.dtype, self.origin
+        return model
+
+
+def _find(name_or_folder, dtype, revision=None, variant=None, prediction_type=None) -> _Found:
+    """Checks all that can be wrong with a model but for its weights."""
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise unknown("prediction_type", prediction_type, PREDICTION_TYPES)
     path = Path(os.path.expanduser(str(name_or_folder)))
@@ -70,50 +115,16 @@ def load(
     if source.is_file():
         from sd_tf.latent import folder, original
 
-        parts, schedule, pad_token = folder.load_original(source, dtype)
+        parts, schedule, pad_token = folder.unread_original(source, dtype)
         if prediction_type is not None:
             schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
-        kept, tokenizer = None, tokenizer or original.TOKENIZER
-    else:
-        refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
-        schedule, pad_token = _schedule(source, prediction_type), None
-        parts = _unread(source, dtype)
-        _check_memory(parts, source, variant)
-        kept = _kept(origin, dtype)
-        if kept is None:
-            from sd_tf.latent import folder
-
-            parts = folder.load_parts(source, dtype, variant)
-        tokenizer = tokenizer or source
-    tokenizer = load_tokenizer(tokenizer, parts["text_encoder"].config.max_position_embeddings, pad_token)
-    with naming(source):
-        model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(schedule))
-    model.engines.came_from(origin, kept)
-    return model
-
-
-class ModelConfigs(NamedTuple):
-    """What a model is, but for its weights and words."""
-
-    autoencoder: AutoencoderConfig
-    unet: UNetConfig
-    text: CLIPTextConfig
-    schedule: ScheduleConfig
-
-
-def configs_of(name_or_folder) -> ModelConfigs:
-    """What `load` would read, without its weights."""
-    source = resolve(name_or_folder)
-    if source.is_file():
-        from sd_tf.latent import original
-
-        found = original.read(source)
-        return ModelConfigs(found.autoencoder, found.unet, found.text, found.schedule)
-    schedule = _schedule(source, None)
-    unread = _unread(source, None)
-    _check_memory(unread, source)
-    parts = (unread[name].config for name in ("autoencoder", "unet", "text_encoder"))
-    return ModelConfigs(*parts, schedule)
+        return _Found(source, origin, parts, schedule, original.TOKENIZER, pad_token, dtype)
+    refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
+    schedule = _schedule(source, prediction_type)
+    parts = {name: unread(source, name, dtype, variant) for name in ("text_encoder", "autoencoder", "unet")}
+    _check_memory(parts, source, variant)
+    _check_variant(source, variant)
+    return _Found(source, origin, parts, schedule, source, None, dtype)
 
 
 def needs_networks(name_or_folder, dtype=None) -> bool:
@@ -155,24 +166,37 @@ def _schedule(source, prediction_type):
     return schedule
 
 
-def _unread(source, dtype):
-    """The parts of a model that has been read before, and not changed since."""
+def _check_variant(source, variant):
+    from sd_tf.checkpoints.tensors import has_variant
 
-    def part(folder, config, name):
-        def read():
-            from sd_tf.latent import folder as folders
+    if variant is not None and not any(has_variant(source / part, STEMS[part], variant) for part in STEMS):
+        raise InputError(f"{source}: no part has files of the variant {variant!r}: leave variant out")
 
-            return getattr(folders, f"load_{name}")(source / folder, dtype)
 
-        file = source / folder / "config.json"
-        values = read_json(file, root=source)
-        return Unread(config.from_json(values.get("text_config", values), str(file)), read)  # of a whole CLIP
+def unread(source: Path, name: str, dtype=None, variant=None) -> Unread:
+    """A network of a model's folder, of which its configuration is read so far.
 
-    return {
-        "autoencoder": part("vae", config_files.AUTOENCODER, "autoencoder"),
-        "unet": part("unet", config_files.UNET, "unet"),
-        "text_encoder": part("text_encoder", CLIP_TEXT, "text_encoder"),
-    }
+    Args:
+        source: the model's folder.
+        name: "autoencoder", "unet" or "text_encoder".
+        dtype, variant: see `load`.
+    """
+    folder, kind = {
+        "autoencoder": ("vae", config_files.AUTOENCODER),
+        "unet": ("unet", config_files.UNET),
+        "text_encoder": ("text_encoder", CLIP_TEXT),
+    }[name]
+
+    def read():
+        from sd_tf.checkpoints.clip import load_text_encoder
+        from sd_tf.latent.folder import load_autoencoder, load_unet
+
+        load = {"autoencoder": load_autoencoder, "unet": load_unet, "text_encoder": load_text_encoder}[name]
+        return load(source / folder, dtype, variant)
+
+    file = source / folder / "config.json"
+    values = read_json(file, root=source)
+    return Unread(kind.from_json(values.get("text_config", values), str(file)), read)  # of a whole CLIP
 
 
 def _check_memory(unread, source, variant=None):

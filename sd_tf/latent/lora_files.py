@@ -16,10 +16,10 @@ import numpy as np
 
 from sd_tf.checkpoints.header import read_header
 from sd_tf.checkpoints.tensors import DTYPES, read_file, save_tensors
-from sd_tf.config import LORA_LAYOUTS
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.files import parse_json
 from sd_tf.latent.adaptations import LowRank
+from sd_tf.latent.options import LORA_LAYOUTS
 
 FILE = "pytorch_lora_weights.safetensors"
 MOST_SCALE = 10_000  # of alpha / rank; it is 1 or 2 as a rule, and far more makes pictures NaN

@@ -1,5 +1,6 @@
 """Text to picture: the text tower, the UNet, the autoencoder and the noise schedule as one model."""
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from sd_tf.generation.loop import (
 )
 from sd_tf.graphs import compiled
 from sd_tf.latent.adaptations import Adaptations
+from sd_tf.latent.options import LatentOptions
 from sd_tf.seeding import normals
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encoded
@@ -55,6 +57,14 @@ class LatentDiffusion:
 
     Each network may be `Unread`: then it is read when it is first asked for.
 
+    Attributes:
+        dtype: the Keras precision policy that networks are made with, None for Keras' own.
+        origin: the files that its weights are of, an `Origin`; None where they have changed since.
+        beginning: what a new model began as, a `latent.new_model.Beginning`; None for one that was loaded.
+        is_trained: whether all its networks have learned.
+        bases: run folder -> hash of the weights that the model had when it was first trained there.
+        taught_words: words that a training has added.
+
     Example:
         >>> model = sd_tf.load("fashion-mnist")
         >>> images = model.generate("a red dress", num_images=4, seed=0)  # uint8 (4, 32, 32, 3)
@@ -63,6 +73,8 @@ class LatentDiffusion:
     Raises:
         InputError: the parts do not fit together.
     """
+
+    Options = LatentOptions
 
     def __init__(self, autoencoder, unet, text_encoder, tokenizer, schedule):
         if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
@@ -91,6 +103,8 @@ class LatentDiffusion:
         self.tokenizer, self.schedule = tokenizer, schedule
         self._unet_config = unet.config
         self.engines = Engines(self._functions)
+        self.dtype = self.origin = self.beginning = None
+        self.is_trained, self.bases, self.taught_words = True, {}, set()
 
     autoencoder = property(lambda self: self._network("autoencoder"))
     unet = property(lambda self: self._network("unet"))
@@ -101,6 +115,66 @@ class LatentDiffusion:
             self._parts[name] = self._parts[name].read()
             self.engines.forget_kept()  # whoever asks for a network may change it
         return self._parts[name]
+
+    def put(self, **networks):
+        """Puts networks, or `Unread` ones, in the place of those of these names."""
+        if all(self._parts[name] is network for name, network in networks.items()):
+            return
+        self._parts |= networks
+        self.origin, self.engines = None, Engines(self._functions)
+        for name in ("adaptations", "_encode_images"):
+            self.__dict__.pop(name, None)
+
+    def read_networks(self):
+        """Reads those that are still `Unread`: their files may go afterwards."""
+        for name in self._parts:
+            self._network(name)
+
+    def config_of(self, name):
+        """The configuration of "autoencoder", "unet" or "text_encoder", whether it is read or not."""
+        return self._parts[name].config
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that it draws unless it is asked for others."""
+        factor = self._parts["autoencoder"].config.downsampling
+        return tuple(factor * side for side in self._unet_config.latent_size)
+
+    @property
+    def precision(self) -> str:
+        """The Keras precision policy of its networks."""
+        import keras
+
+        unet = self._parts["unet"]
+        policy = unet.dtype_policy if not isinstance(unet, Unread) else self.dtype
+        return keras.dtype_policies.get(policy or keras.config.dtype_policy()).name
+
+    @property
+    def has_adaptations(self) -> bool:
+        """Whether LoRAs are loaded."""
+        return "adaptations" in self.__dict__ and bool(self.adaptations.weights)
+
+    def weights_sha256(self) -> str:
+        """A hash of all weights, LoRAs left out; by the files that they were read from where they are still
+        those."""
+        from sd_tf.checkpoints.sources import weights_sha256
+        from sd_tf.hashing import fingerprint, weights_fingerprint
+
+        if self.origin is not None and self.origin.is_unchanged:
+            return weights_sha256(self.origin.source)
+        off = self.adaptations.switched_off() if self.has_adaptations else contextlib.nullcontext()
+        with off:
+            return fingerprint(*(weights_fingerprint(self._network(name)) for name in sorted(self._parts)))
+
+    def read_from(self, folder):
+        """Takes over the networks and the tokenizer of a model's folder of the same configuration."""
+        from sd_tf.checkpoints.tokenizers import load_tokenizer
+        from sd_tf.generation.conversions import Origin
+        from sd_tf.latent.loading import PARTS, unread
+
+        self.put(**{name: unread(folder, name, self.dtype) for name in self._parts})
+        length = self._parts["text_encoder"].config.max_position_embeddings
+        self.tokenizer, self.origin = load_tokenizer(folder, length), Origin(folder, PARTS)
 
     def _functions(self):
         """What the engines run: see `Engines`."""
@@ -509,15 +583,78 @@ class LatentDiffusion:
         """
         from sd_tf.latent.word_files import read_word
 
-        if "adaptations" in self.__dict__ and self.adaptations.weights:
+        self.add_word(*read_word(file, token))
+
+    def add_word(self, word, embedding):
+        """Teaches the text tower a word.
+
+        Args:
+            word: in prompts.
+            embedding: float (width,), of its token.
+        """
+        if self.has_adaptations:
             raise InputError(
                 "the model has LoRAs, which know its text tower as it is: load words before them"
             )
-        word, embedding = read_word(file, token)
         text_encoder, self.tokenizer = with_word(self.text_encoder, self.tokenizer, word, embedding)
-        self._parts["text_encoder"] = text_encoder
-        self.engines = Engines(self._functions)
-        self.__dict__.pop("adaptations", None)
+        self.put(text_encoder=text_encoder)
+
+    @classmethod
+    def from_preset(cls, name, data, dtype=None, seed=0, **options):
+        """A model with random weights, to be trained by `fit`.
+
+        Args:
+            name: of the preset, a key of `sd_tf.latent.presets.PRESETS` such as "fashion-mnist" or
+            "pictures".
+            data: of `sd_tf.open_data`, or what that opens. Its captions make the vocabulary where the preset
+                has no pretrained text encoder.
+            dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' own.
+            seed: of the weights.
+            options: fields of `sd_tf.latent.options.LatentOptions`, such as `image_size` and
+                `prediction_type`.
+
+        Raises:
+            InputError: there is no such preset or option, or they do not go together.
+        """
+        from sd_tf.latent.new_model import new_model
+
+        return new_model(LatentOptions.of(preset=name, **options), data, dtype, seed)
+
+    def fit(self, data, tune=None, options=None, **settings):
+        """Trains every stage that is left, or trains a finished model further.
+
+            model = sd_tf.LatentDiffusion.from_preset("fashion-mnist", data)
+            history = model.fit(data, minutes=20, folder="runs/mine")
+            model.fit(stripes, minutes=5, tune=sd_tf.LoRA(rank=8), learning_rate=3e-3)
+
+        Args:
+            data: of `sd_tf.open_data`, or what that opens.
+            tune: what of a finished model learns: `sd_tf.LoRA(...)`, `sd_tf.CrossAttention()`,
+                `sd_tf.TextualInversion(...)`; None for the whole UNet.
+            options: a dictionary of further options, or instances of `RunOptions`, `OptimizerOptions` and
+                `LatentOptions`.
+            settings: `minutes`, `steps`, `folder`, `batch_size`, `learning_rate`, `optimizer`, `callbacks`,
+                `seed`, `verbose`: see `sd_tf.training.fit.fit`.
+
+        Returns:
+            A `History`: `.history`, `.epoch`, `.plot("loss")`.
+
+        Raises:
+            InputError: an argument is of the wrong type, does not go with the others or with what the folder
+                holds. Nothing is written then.
+            KeyboardInterrupt: Ctrl-C, or a notebook's stop button. In a folder, what was learned is saved,
+                and the same call resumes.
+        """
+        from sd_tf.latent.recipe import recipe_for
+        from sd_tf.training.fit import fit
+
+        return fit(self, recipe_for(tune), data, options=options, **settings)
+
+    def summary(self):
+        """Prints what the model is made of: its networks with their numbers of weights, and their sizes."""
+        from sd_tf.latent.summary import summary_of
+
+        print(summary_of(self))
 
     def save(self, folder, dtype="float32", max_shard_size="10GB"):
         """Writes the folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
@@ -529,7 +666,7 @@ class LatentDiffusion:
             dtype: of the files' tensors, "float32", "float16" or "bfloat16".
             max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
         """
-        from sd_tf.latent.folder import save  # against the stream: see ARCHITECTURE.md
+        from sd_tf.latent.folder import save
 
         save(self, folder, dtype, max_shard_size)
 

@@ -66,9 +66,9 @@ FASHION_MNIST = Preset(
         patch_size=8,
     ),
     vocab_size=1024,
-    clip_stage=StageConfig(batch_size=128, learning_rate=1e-3, share=0.15, max_steps=1000),
-    autoencoder_stage=StageConfig(32, learning_rate=3e-3, share=0.4, max_steps=5000, optimizer="muon"),
-    diffusion_stage=StageConfig(64, learning_rate=5e-3, share=0.6, max_steps=5000, optimizer="muon"),
+    clip_stage=StageConfig(batch_size=128, learning_rate=1e-3, share=0.15),
+    autoencoder_stage=StageConfig(batch_size=32, learning_rate=3e-3, share=0.4, optimizer="muon"),
+    diffusion_stage=StageConfig(batch_size=64, learning_rate=5e-3, share=0.6, optimizer="muon"),
     max_minutes=55,
     text_encoder="clip-mini",
     command="python -m sd_tf.train --dataset fashion_mnist --max-minutes 83 --save-dtype float16",
@@ -158,7 +158,7 @@ EMOJI = replace(
 
 FINE_TUNING = replace(  # of a model whose networks take the place of these
     PICTURES,
-    diffusion_stage=StageConfig(16, learning_rate=1e-5, share=1.0, max_steps=1000, lr_schedule="constant"),
+    diffusion_stage=StageConfig(batch_size=16, learning_rate=1e-5, lr_schedule="constant"),
     learning_rates={  # those of diffusers' examples, for Stable Diffusion
         "unet": 1e-5,
         "dreambooth": 5e-6,  # the same with --prior-prompt
@@ -180,7 +180,7 @@ PRESETS = {
     "emoji-64": EMOJI,
     "fine-tuning": FINE_TUNING,
 }
-OF_DATASET = {
+PRESET_OF_DATASET = {
     "fashion_mnist": "fashion-mnist",
     "garments": "garments",
     "pokemon": "pokemon-64",
@@ -190,4 +190,4 @@ OF_DATASET = {
 
 def preset_of(dataset: str) -> str:
     """The name of the preset that a data set is learned with where none is named."""
-    return OF_DATASET.get(dataset, "pictures")
+    return PRESET_OF_DATASET.get(dataset, "pictures")

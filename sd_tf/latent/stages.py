@@ -1,11 +1,4 @@
-"""What each stage of training learns: its network, its batches, its loss and the pictures that show it.
-
-A stage is (name, divisible, config, network, batches, loss, preview); the `Trainer` knows no more of
-it. `divisible` says that the losses of parts of a batch are those of the whole. The loss is a
-dictionary of values for each example, of which "loss" is learned from and all are logged as means.
-Everything random in a batch (captions, noise, timesteps) is drawn with the batch, each example's by
-its own index, so the loss is a pure function of the batch however it is divided.
-"""
+"""The stages of a latent diffusion model: CLIP, the autoencoder, the UNet on cached latents."""
 
 import dataclasses
 import itertools
@@ -16,25 +9,35 @@ import tensorflow as tf
 from sd_tf.data.pipeline import pictures_at_once, stream, to_uint8, to_unit
 from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.graphs import compiled
+from sd_tf.latent.folder import save_unet
 from sd_tf.seeding import normals, uniforms
 from sd_tf.text.clip import contrastive_loss
+from sd_tf.training.stage import SinglePlayerStage, gathered_rows, mean_of_some, own_rows
 
 # Names of the streams of random numbers; 1 is `generate`'s.
 LATENT_NOISE, DIFFUSION_NOISE, DRAWS, OFFSET_NOISE, TIMESTEPS = 2, 3, 4, 5, 6
 BINS = 10  # of timesteps, whose losses are logged apart
 
 
-class ClipStage:
-    """Both CLIP towers, contrastively (Radford et al. 2021)."""
+class ClipStage(SinglePlayerStage):
+    """Both CLIP towers, contrastively (Radford et al. 2021).
+
+    Args:
+        config: a `StageConfig`.
+        clip: a `CLIPModel`.
+        tokenizer: its `Tokenizer`.
+        dataset: `CaptionedImages`.
+        seed: of the order.
+    """
 
     name = "clip"
     divisible = False  # an example's loss needs all others
 
     def __init__(self, config, clip, tokenizer, dataset, seed):
-        self.config, self.network, self.tokenizer = config, clip, tokenizer
-        self.dataset, self.seed = dataset, seed
+        super().__init__(config, clip)
+        self.tokenizer, self.dataset, self.seed = tokenizer, dataset, seed
 
-    def batches(self, first_step, part=(0, 1)):
+    def batches(self, first, part=(0, 1)):
         def fetch(indices, epoch):
             examples = self.dataset.examples(indices, epoch)
             return {
@@ -43,24 +46,25 @@ class ClipStage:
                 "groups": examples.groups,
             }
 
-        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step, part)
+        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first, part)
 
     def loss(self, batch):
         clip = self.network
         text = clip.text_features(batch["token_ids"])
         image = clip.image_features(clip.preprocess(batch["images"]))
         # Every replica's examples are negatives for the others, so the global batch counts.
-        text_all, image_all, groups = _gathered(text), _gathered(image), _gathered(batch["groups"])
+        text_all, image_all, groups = (
+            gathered_rows(text),
+            gathered_rows(image),
+            gathered_rows(batch["groups"]),
+        )
         losses = contrastive_loss(text_all, image_all, clip.logit_scale, groups)
         best = tf.argmax(tf.matmul(image_all, text_all, transpose_b=True), axis=1)
         matched = tf.cast(tf.equal(tf.gather(groups, best), groups), tf.float32)
-        return {"loss": _own_part(losses), "matched": _own_part(matched)}
-
-    def preview(self):
-        return None
+        return {"loss": own_rows(losses), "matched": own_rows(matched)}
 
 
-class AutoencoderStage:
+class AutoencoderStage(SinglePlayerStage):
     """The KL autoencoder: mean absolute error, and a weak pull of the latents towards a standard normal.
 
     Args:
@@ -77,10 +81,11 @@ class AutoencoderStage:
     KL_WEIGHT = 1e-4  # beside errors of about 0.03: latents stay bounded, pictures stay sharp
 
     def __init__(self, config, autoencoder, dataset, seed, perceptual=None, perceptual_weight=1.0):
-        self.config, self.network, self.dataset, self.seed = config, autoencoder, dataset, seed
+        super().__init__(config, autoencoder)
+        self.dataset, self.seed = dataset, seed
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
 
-    def batches(self, first_step, part=(0, 1)):
+    def batches(self, first, part=(0, 1)):
         side = self.dataset.image_size // self.network.config.downsampling
         shape = (side, side, self.network.config.latent_channels)
 
@@ -90,7 +95,7 @@ class AutoencoderStage:
                 "noise": normals((LATENT_NOISE, self.seed, epoch), indices, shape),
             }
 
-        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first_step, part)
+        return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first, part)
 
     def loss(self, batch):
         autoencoder, images = self.network, batch["images"]
@@ -121,7 +126,7 @@ class AutoencoderStage:
         return np.concatenate([images, rebuilt]), len(images)
 
 
-class DiffusionStage:
+class DiffusionStage(SinglePlayerStage):
     """The UNet, on cached latents and captions, of which some are dropped (Ho & Salimans 2022).
 
     Args:
@@ -156,7 +161,8 @@ class DiffusionStage:
         offset_noise=0.0,
         preview_prompts=(),
     ):
-        self.config, self.network, self.model = config, model.unet, model
+        super().__init__(config, model.unet)
+        self.model, self.seconds_spent = model, cache.seconds
         self.cache, self.caption_dropout, self.seed = cache, caption_dropout, seed
         self.min_snr_gamma, self.offset_noise = min_snr_gamma, offset_noise
         self.timestep_sampling, self.logit_mean = timestep_sampling, logit_mean
@@ -166,7 +172,7 @@ class DiffusionStage:
         edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
         self.bins = list(itertools.pairwise(edges))  # first timestep and the one after the last
 
-    def batches(self, first_step, part=(0, 1)):
+    def batches(self, first, part=(0, 1)):
         cache, num_timesteps = self.cache, self.model.schedule.config.num_train_timesteps
         latent_shape = cache.mean.shape[1:]
 
@@ -189,7 +195,7 @@ class DiffusionStage:
                 "dropped": dropping < self.caption_dropout,
             }
 
-        return stream(fetch, len(cache), self.config.batch_size, self.seed, first_step, part)
+        return stream(fetch, len(cache), self.config.batch_size, self.seed, first, part)
 
     def captions(self, indices):
         """What batches hold of the examples' captions: their states, (n, tokens, width)."""
@@ -219,39 +225,5 @@ class DiffusionStage:
         images = self.model.generate(prompts, num_images=2, batch_size=batch_size, **settings)
         return images, len(prompts)
 
-
-def mean_of_some(name, values, chosen):
-    """The entries of a stage's loss from which `callbacks.Log` makes the mean of the chosen examples.
-
-    Args:
-        name: of the mean.
-        values: float32, (examples,).
-        chosen: bool, (examples,); those that do not count may be anything, NaN too.
-
-    Returns:
-        Name -> float32 (examples,), of two names: "/sum" with the chosen values, "/count" with ones for
-        them, and both with zeros for the others.
-    """
-    return {f"{name}/sum": tf.where(chosen, values, 0.0), f"{name}/count": tf.cast(chosen, tf.float32)}
-
-
-def _gathered(x):
-    """The global batch's rows, from every replica of every worker.
-
-    Each adds its rows to zeros: TensorFlow's own `all_gather` fails in workers that have one device.
-    """
-    context = tf.distribute.get_replica_context()
-    number = context.num_replicas_in_sync
-    if number == 1:
-        return x
-    own = tf.one_hot(context.replica_id_in_sync_group, number, dtype=x.dtype)
-    places = tf.reshape(own, [number] + [1] * len(x.shape)) * x[tf.newaxis]
-    rows = tf.reshape(places, [-1, *x.shape[1:]])
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, rows)
-
-
-def _own_part(x):
-    """This replica's rows of a global batch."""
-    context = tf.distribute.get_replica_context()
-    rows = tf.shape(x)[0] // context.num_replicas_in_sync
-    return x[context.replica_id_in_sync_group * rows :][:rows]
+    def save_snapshot(self, folder, dtype):
+        save_unet(self.network, folder, dtype)

@@ -6,17 +6,20 @@ import keras
 import numpy as np
 from keras import ops
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.stages import DiffusionStage
-from sd_tf.text.new_words import embedding_of, token_embeddings, with_word
+from sd_tf.text.new_words import embedding_of, token_embeddings
 
 
-def with_new_word(model: LatentDiffusion, token: str, like: str) -> LatentDiffusion:
-    """A model that knows a new word, which means what another one does until it has learned."""
-    embedding = embedding_of(model.text_encoder, model.tokenizer, like)
-    text_encoder, tokenizer = with_word(model.text_encoder, model.tokenizer, token, embedding)
-    return LatentDiffusion(model.autoencoder, model.unet, text_encoder, tokenizer, model.schedule)
+def teach_word(model: LatentDiffusion, token: str, like: str):
+    """Gives a model a new word, which means what another one does until it has learned.
+
+    A model that has been taught the word before, by a training that was stopped, stays what it is.
+    """
+    if token not in model.taught_words:
+        model.add_word(token, embedding_of(model.text_encoder, model.tokenizer, like))
+        model.taught_words.add(token)
 
 
 class Word(keras.Model):
@@ -37,7 +40,7 @@ class TextualInversionStage(DiffusionStage):
 
     Args:
         config: a `StageConfig`, whose weight decay is not taken: an embedding has no reason to be small.
-        model: of `with_new_word`.
+        model: that `teach_word` has given the word.
         cache: latents and the token ids of captions, of `data.cache`.
         token: the new word.
         others: of `DiffusionStage`.
@@ -49,8 +52,8 @@ class TextualInversionStage(DiffusionStage):
         self.row, self.table = model.tokenizer.token_id(token), token_embeddings(model.text_encoder)
         if not (np.asarray(cache.contexts) == self.row).any():
             raise InputError(
-                f"no caption has the new word {token!r} in what the text tower reads of it: take --caption "
-                f"'a photo of {token}', or another word"
+                f"no caption has the new word {token!r} in what the text tower reads of it: take "
+                f"{argument('caption')} 'a photo of {token}', or another word"
             )
         self.empty_context = model.encode_prompts([""])
         self.network = Word(np.asarray(self.table.value, "float32")[self.row])

@@ -1,200 +1,146 @@
-"""What a run shows while it trains: a progress bar, a log, TensorBoard and sheets of pictures.
+"""Keras' callbacks in a run: what `fit` is given as `callbacks`."""
 
-Each is an observer of the `Trainer`, called after every step as `observer(trainer, step, elapsed, means)`.
-"""
+import contextlib
+import math
+import types
 
-import json
-import secrets
-import time
-from pathlib import Path
+import keras
 
-import tensorflow as tf
-from tqdm import tqdm
+from sd_tf.errors import InputError, shown
+from sd_tf.training.options import FOLDER
 
-from sd_tf.errors import InputError
-from sd_tf.images import save_sheet
-from sd_tf.training.own_folder import append, keep_lines, name_of, remove, steps_in, written_once
-
-SECONDS_BETWEEN_LINES = 5.0
-
-
-class ProgressBar:
-    """One line: how far, the loss, pictures per second, the time left."""
-
-    def __init__(self, stage, budget, progress):
-        self.batch_size = stage.config.batch_size
-        self.bar = tqdm(
-            total=100.0,
-            initial=round(100.0 * progress, 1),
-            desc=f"{stage.name:<11}",
-            bar_format="{desc} |{bar:24}| {percentage:3.0f}%{postfix}",
-            mininterval=0.0,
-        )
-        self.budget, self.shown, self.first = budget, 0.0, None
-
-    def __call__(self, trainer, step, elapsed, means):
-        if self.first is None:
-            self.first = (step, elapsed)
-        progress = self.budget.progress(step, elapsed)
-        if time.monotonic() - self.shown < 1.0 and progress < 1.0:
-            return
-        self.shown = time.monotonic()
-        rate = _rate(self.first, (step, elapsed))
-        self.bar.n = round(100.0 * progress, 1)
-        skipped = f" ({trainer.skipped_steps} skipped)" if trainer.skipped_steps else ""
-        self.bar.set_postfix_str(
-            f"step {step}{skipped}  loss {float(means['loss']):.4f}  "
-            f"{rate * self.batch_size:.0f} images/s  "
-            f"{_clock(_seconds_left(self.budget, step, elapsed, rate))} left"
-        )
-
-    def close(self):
-        """Leaves the bar as it is and goes on to the next line."""
-        self.bar.close()
+REFUSED = {  # what a run does by itself, or would undo at its next step
+    "BackupAndRestore": f"a run saves and resumes by itself: give {FOLDER}, and call fit again to resume",
+    "ModelCheckpoint": f"a run keeps checkpoints by itself: give {FOLDER}; the option snapshots keeps copies "
+    "of the network on the way",
+    "LearningRateScheduler": "every step sets the learning rate by lr_schedule: give that option",
+    "ReduceLROnPlateau": "every step sets the learning rate by lr_schedule: give that option",
+    "SwapEMAWeights": "a run draws with and saves the moving average by itself: ema_decay sets its decay",
+}
 
 
-class Log:
-    """Means over the last seconds, as lines of JSON and in TensorBoard.
+class KerasCallbacks:
+    """Calls Keras' callbacks as `keras.Model.fit` would.
 
-    A pair of metrics "name/sum" and "name/count" is shown as their quotient, "name": the mean of the
-    examples that were counted in these seconds. Where there were none, nothing is shown.
+    An epoch is as many examples as the data set has. Epochs are counted through all stages of a run, each of
+    which ends its last one early. What a callback sees as `self.model` is the network that learns, or the
+    first of them.
+
+    Args:
+        callbacks: `keras.callbacks.Callback`s.
+
+    Raises:
+        InputError: one is no callback, or does what a run does by itself.
     """
 
-    def __init__(self, stage, folder: Path, first_step, also=None):
-        """`also` is called with the name of the stage and the entries of each line."""
-        self.also, self.first_step = also, first_step
-        self.stage, self.file = stage, folder / "log.jsonl"
-        _forget_after(self.file, stage.name, first_step)
-        self.writer = tf.summary.create_file_writer(str(folder / "tensorboard" / stage.name))
-        self.sums, self.count, self.written = {}, 0, None
+    def __init__(self, callbacks):
+        try:
+            self.callbacks = list(callbacks)
+        except TypeError:
+            raise InputError(f"callbacks is {shown(callbacks)}: give a list of keras.callbacks") from None
+        for callback in self.callbacks:
+            if not isinstance(callback, keras.callbacks.Callback):
+                raise InputError(
+                    f"callbacks has {shown(callback)}: give instances of keras.callbacks.Callback"
+                )
+            for kind in type(callback).__mro__:
+                if kind.__name__ in REFUSED and kind.__module__.startswith("keras."):
+                    raise InputError(f"the callback {kind.__name__} is not needed: {REFUSED[kind.__name__]}")
+        self.epoch, self._began = 0, False
+
+    @contextlib.contextmanager
+    def training(self):
+        """The whole run; callbacks hear of its end however it ends."""
+        try:
+            yield
+        finally:
+            if self._began:
+                self._began = False
+                self._call("on_train_end")
+
+    def observer(self, stage, examples: int):
+        """An observer of the `Trainer` for one stage.
+
+        Args:
+            stage: a `Stage`.
+            examples: in an epoch.
+        """
+        return _Epochs(self, stage, max(1, math.ceil(examples / stage.batch_size)))
+
+    def begin(self, stage, steps: int):
+        """Tells callbacks of a stage's network, before its first step."""
+        network = next(iter(stage.players.values())).network
+        for callback in self.callbacks:
+            callback.set_params({"epochs": None, "steps": steps, "verbose": 0})
+            callback.set_model(_Model(network))
+            # The best value so far that it compares with was of another stage's loss.
+            if not self._began or isinstance(callback, keras.callbacks.EarlyStopping):
+                callback.on_train_begin()
+        self._began = True
+
+    def _call(self, method, *arguments):
+        for callback in self.callbacks:
+            getattr(callback, method)(*arguments)
+
+    def is_to_stop(self) -> bool:
+        """Whether a callback has set `model.stop_training`."""
+        return any(callback.model.stop_training for callback in self.callbacks)
+
+    def hears_steps(self) -> bool:
+        """Whether a callback wants to know of each step."""
+        names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+        plain = keras.callbacks.Callback
+        return any(
+            isinstance(getattr(callback, name), types.FunctionType)  # of a LambdaCallback
+            or getattr(type(callback), name) is not getattr(plain, name)
+            for callback in self.callbacks
+            for name in names
+        )
+
+
+class _Epochs:
+    """Calls callbacks after the steps and epochs of one stage."""
+
+    def __init__(self, owner, stage, steps):
+        self.owner, self.stage, self.steps = owner, stage, steps
+        self.sums, self.count, self.begun, self.hears_steps = {}, 0, False, owner.hears_steps()
 
     def __call__(self, trainer, step, elapsed, means):
+        owner = self.owner
+        if not owner.callbacks:
+            return
+        if not self.begun:
+            owner.begin(self.stage, self.steps)
+            owner._call("on_epoch_begin", owner.epoch)
+            self.begun = True
         for name, value in means.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
-        ended = trainer.budget.progress(step, elapsed) >= 1.0
-        if self.written is None:
-            self.written = (step, elapsed)
-        if elapsed - self.written[1] < SECONDS_BETWEEN_LINES and not ended:
-            return
-        values = _quotients({name: float(total) / self.count for name, total in self.sums.items()})
-        values["images_per_second"] = self.stage.config.batch_size * _rate(self.written, (step, elapsed))
-        optimizer = trainer.optimizer
-        values["learning_rate"] = float(optimizer.learning_rate.numpy())
-        values["skipped_steps"] = trainer.skipped_steps
-        if optimizer.loss_scale is not None:
-            values["loss_scale"] = float(optimizer.loss_scale.numpy())
-        line = {"step": step, "elapsed": round(elapsed, 2), **values}
-        append(self.file, json.dumps({"stage": self.stage.name} | line) + "\n")
-        if self.also is not None:
-            self.also(self.stage.name, line)
-        with self.writer.as_default(step=step):
-            for name, value in values.items():
-                tf.summary.scalar(f"{self.stage.name}/{name}", value)
-        self.writer.flush()
-        self.sums, self.count, self.written = {}, 0, (step, elapsed)
+        if self.hears_steps:
+            owner._call("on_train_batch_begin", step - 1)
+            owner._call("on_train_batch_end", step - 1, quotients({n: float(v) for n, v in means.items()}))
+        ends = trainer.budget.progress(step, elapsed) >= 1.0 or owner.is_to_stop()
+        if step % self.steps == 0 or ends:
+            averages = {name: float(total) / self.count for name, total in self.sums.items()}
+            owner._call("on_epoch_end", owner.epoch, quotients(averages))
+            owner.epoch += 1
+            self.sums, self.count = {}, 0
+            if not ends:
+                owner._call("on_epoch_begin", owner.epoch)
+        trainer.is_to_stop = owner.is_to_stop()
 
 
-class WeightsAndBiases:
-    """The lines of the log as a run of Weights & Biases; $WANDB_MODE=offline keeps them in the run's folder.
+class _Model:
+    """A network as callbacks see it: with `stop_training`, whether it is compiled or not."""
 
-    Args:
-        folder: of the run; started again, it goes on with the same run there.
-        config: what to show as the run's configuration.
-        stages: names of the stages, each of which counts its own steps.
+    def __init__(self, network):
+        self._network, self.stop_training, self.optimizer = network, False, None
 
-    Raises:
-        InputError: wandb is not installed, or nobody is logged in.
-    """
-
-    def __init__(self, folder: Path, config, stages):
-        try:
-            import wandb
-        except ImportError:
-            raise InputError("--wandb needs its package: pip install 'sd_tf[wandb]'") from None
-        run_id = written_once(folder / "wandb-id.txt", r"[\w-]{1,64}", lambda: secrets.token_hex(4))
-        settings = wandb.Settings(silent=True, console="off")
-        try:
-            self.run = wandb.init(
-                project="sd_tf",
-                name=folder.name,
-                id=run_id,
-                resume="allow",
-                dir=folder,
-                config=config,
-                settings=settings,
-            )
-        except wandb.errors.Error as error:
-            raise InputError(
-                f"--wandb: {str(error).splitlines()[0]} Without an account, set WANDB_MODE=offline"
-            ) from None
-        for stage in stages:
-            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-
-    def __call__(self, stage, line):
-        self.run.log({f"{stage}/{name}": value for name, value in line.items()})
-
-    def close(self):
-        """Waits until everything is written, or sent."""
-        self.run.finish()
+    def __getattr__(self, name):
+        return getattr(self._network, name)
 
 
-class Previews:
-    """Sheets of pictures drawn with the averaged weights, some times in a stage."""
-
-    def __init__(self, stage, folder: Path, number, budget, progress):
-        self.stage, self.folder = stage, folder
-        self.times = _Times(number, budget, progress)
-
-    def __call__(self, trainer, step, elapsed, means):
-        if not self.times.now(step, elapsed):
-            return
-        with trainer.optimizer.averages_in_place():
-            preview = self.stage.preview()
-        if preview is not None:
-            file = self.folder / f"{self.stage.name}-{step:07d}.png"
-            self.folder.mkdir(exist_ok=True)
-            remove(file)  # of a killed run, or a stranger's link
-            save_sheet(file, *preview)
-
-
-class Snapshots:
-    """Copies of a network with the averaged weights, as many in a stage as are asked for.
-
-    Args:
-        write: writes the network into the folder that it is given.
-        folder: for the copies, "step-0000100" and so on.
-        number: of copies, the last at the end.
-        budget, progress: of the trainer.
-        first_step: that a checkpoint was resumed at: later copies, of a killed run, are made again.
-    """
-
-    def __init__(self, write, folder: Path, number, budget, progress, first_step=0):
-        self.write, self.folder = write, folder
-        for step, later in steps_in(folder).items():
-            if step > first_step:
-                remove(later)
-        self.times = _Times(number, budget, progress)
-
-    def __call__(self, trainer, step, elapsed, means):
-        if self.times.now(step, elapsed):
-            with trainer.optimizer.averages_in_place():
-                self.write(self.folder / name_of(step))
-
-
-class _Times:
-    """So many times in a stage, at equal distances, of which the last is its end."""
-
-    def __init__(self, number, budget, progress):
-        self.number, self.budget, self.passed = number, budget, int(progress * number)
-
-    def now(self, step, elapsed):
-        """Whether one of them has come since the last call."""
-        before, self.passed = self.passed, int(self.budget.progress(step, elapsed) * self.number)
-        return self.passed > before
-
-
-def _quotients(means):
+def quotients(means):
     """Those with a "name/sum" and its "name/count" in the place of the two, if any were counted."""
     values = {}
     for name, mean in means.items():
@@ -204,32 +150,3 @@ def _quotients(means):
         elif kind == "sum" and means[f"{of}/count"] > 0:
             values[of] = mean / means[f"{of}/count"]
     return values
-
-
-def _rate(before, now):
-    """Steps a second between two pairs (step, seconds); 0 where no time has passed."""
-    steps, seconds = now[0] - before[0], now[1] - before[1]
-    return steps / seconds if seconds > 0 else 0.0
-
-
-def _seconds_left(budget, step, elapsed, rate):
-    if budget.seconds is not None:
-        return max(0.0, budget.seconds - elapsed)
-    return (budget.steps - step) / rate if rate else None
-
-
-def _clock(seconds):
-    if seconds is None:  # not known after a single step
-        return "-:--"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"
-
-
-def _forget_after(file: Path, stage, step):
-    """Drops the lines of steps that a killed run took after its last checkpoint: they are taken again."""
-
-    def is_kept(entry):
-        known = isinstance(entry.get("stage"), str) and type(entry.get("step")) is int
-        return known and (entry["stage"] != stage or entry["step"] <= step)
-
-    keep_lines(file, is_kept)

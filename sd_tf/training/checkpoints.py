@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from sd_tf.errors import InputError, shown
 from sd_tf.files import is_inside, open_file, read_json, reason
+from sd_tf.training.options import FOLDER
 from sd_tf.training.own_folder import name_of, remove, steps_in
 
 SUMS = "sums.json"
@@ -104,7 +105,7 @@ class Checkpoints:
         if unlike is not None:  # of which some values may have been read
             raise InputError(
                 f"no checkpoint in {self.folder} can be read into this network: delete that folder to begin "
-                "the stage again, or name another --output"
+                f"the stage again, or name another {FOLDER}"
             )
         return None
 
@@ -113,7 +114,7 @@ class Checkpoints:
             if folder.is_symlink() and not is_inside(self.folder.parent.parent, folder):
                 raise InputError(
                     f"{folder} is a link out of the run's folder: copy what it points to, or name "
-                    "another --output"
+                    f"another {FOLDER}"
                 )
 
     def _read(self, step):

@@ -6,40 +6,54 @@ import numpy as np
 import tensorflow as tf
 
 
-def first_not_finite(stage, batch, scaled) -> str:
+def first_not_finite(step, number: int) -> str:
     """The first thing in a step that is not finite: of the batch, the weights, the layers, the gradients.
 
-    The step is done again, layer by layer.
+    The step is done again, move by move and layer by layer.
 
     Args:
-        stage: what is trained.
-        batch: name -> values, of one step.
-        scaled: the loss that the step differentiates, as a function of the loss.
+        step: a `Step`.
+        number: of the step, from 0.
 
     Returns:
         What it is, as part of a sentence.
     """
-    for name, values in batch.items():
+    moves = step.stage.moves
+    batches = step.stage.batches(number * len(moves)).take(len(moves)).as_numpy_iterator()
+    for name, batch in zip(moves, batches, strict=True):
+        found = _in_move(step, name, batch)
+        if found is not None:
+            return found
+    return "nothing, as the last step is done again, but before that something"
+
+
+def _in_move(step, name, batch):
+    """What is not finite in a player's move, None where all is."""
+    for key, values in batch.items():
         if not _finite(values):
             example = next(i for i, value in enumerate(values) if not _finite(value))
-            return f"{name} of example {example} in the batch"
-    variables = stage.network.trainable_variables
-    for variable in variables:
-        if not _finite(variable.value):
-            return f"the weights {variable.path}"
-    seen = []
-    with _watched(stage.network, seen), tf.GradientTape() as tape:
-        loss = stage.loss({name: tf.convert_to_tensor(values) for name, values in batch.items()})["loss"]
-        objective = scaled(tf.reduce_mean(loss))
+            return f"{key} of example {example} in the batch"
+    learner, seen = step.learners[name], []
+    for each in step.learners.values():
+        for variable in each.variables:
+            if not _finite(variable.value):
+                return f"the weights {variable.path}"
+    with contextlib.ExitStack() as stack:
+        for each in step.learners.values():
+            stack.enter_context(_watched(each.network, seen))
+        tape = stack.enter_context(tf.GradientTape())
+        tensors = {key: tf.convert_to_tensor(values) for key, values in batch.items()}
+        loss = step.stage.losses(tensors, name, step.averages)["loss"]
+        objective = learner.optimizer.scaled(tf.reduce_mean(loss))
     if seen:
         return f"the output of layer {seen[0]}"
     if not _finite(objective):
         return "the loss, after layers whose outputs all are,"
-    variables = variables[::-1]  # a gradient comes from behind
+    variables = learner.variables[::-1]  # a gradient comes from behind
     for variable, gradient in zip(variables, tape.gradient(objective, variables), strict=True):
         if gradient is not None and not _finite(tf.convert_to_tensor(gradient)):
             return f"the gradient of {variable.path}"
-    return "nothing, as the last step is done again, but before that something"
+    return None
 
 
 def _finite(values):

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.files import reason
 
 LAUNCHER = "SD_TF_LAUNCHER"  # the number of the process that started a worker and watches it
@@ -133,4 +133,6 @@ def _free_ports(number):
                 each.bind(("127.0.0.1", 0))
             return [each.getsockname()[1] for each in sockets]
     except OSError as error:
-        raise InputError(f"--workers is {number}: so many cannot be started ({reason(error)})") from None
+        raise InputError(
+            f"{argument('workers')} is {number}: so many cannot be started ({reason(error)})"
+        ) from None

@@ -4,6 +4,7 @@ A link to somewhere else in place of the log would have us write into another fi
 checkpoints delete another folder's: a run is not begun in such a folder.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -11,11 +12,17 @@ import shutil
 import stat
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows, where two processes are not kept apart
+    fcntl = None
+
 from sd_tf.errors import InputError
 from sd_tf.files import is_inside, is_regular, parse_json, read_lines, read_text, reason, replacing_file
+from sd_tf.training.options import FOLDER
 
 MOST_ENTRIES = 200_000  # files and folders; a run of weeks has some thousands
-_WAY_OUT = "Or name another --output"
+_WAY_OUT = f"Or name another {FOLDER}"
 STEP = re.compile(r"step-([0-9]{7,12})")
 
 
@@ -80,6 +87,40 @@ def remove(path: Path):
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+@contextlib.contextmanager
+def locked(file: Path, name: str):
+    """Within the block, nobody else has this lock: a file that goes at the end, and which a killed process
+    lets go.
+
+    Args:
+        file: in a folder that is there.
+        name: what is being kept, in the error message.
+
+    Raises:
+        InputError: somebody else has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise InputError(f"{name} is being trained by another process: wait for it, or stop it") from None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
+                break
+        os.close(descriptor)  # of a process that has just ended and removed it
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        os.close(descriptor)
 
 
 def append(file: Path, text: str):

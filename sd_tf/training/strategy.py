@@ -4,7 +4,7 @@ import os
 
 import tensorflow as tf
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.training.launch import LAUNCHER
 
 
@@ -12,8 +12,8 @@ def check_batch_size(batch_size: int, replicas: int, accumulate: int = 1):
     """Raises `InputError` where a batch has no equal parts for the replicas, one after another in each."""
     if batch_size % (replicas * accumulate):
         raise InputError(
-            f"--batch-size {batch_size} does not divide among {replicas} replicas"
-            + (f", each --accumulate {accumulate} times" if accumulate > 1 else "")
+            f"{argument('batch_size')} {batch_size} does not divide among {replicas} replicas"
+            + (f", each {argument('accumulate')} {accumulate} times" if accumulate > 1 else "")
             + f": give a multiple of {replicas * accumulate}"
         )
 
@@ -32,7 +32,10 @@ def make(name: str, replicas: int | None) -> tf.distribute.Strategy:
             worker its place.
     """
     if name != "mirrored" and replicas not in (None, 1):
-        raise InputError(f"--replicas is {replicas} with --strategy {name}: it is of --strategy mirrored")
+        raise InputError(
+            f"{argument('replicas')} is {replicas} with {argument('strategy')} {name}: it is of "
+            f"{argument('strategy')} mirrored"
+        )
     makers = {"none": tf.distribute.get_strategy, "multiworker": _multiworker, "tpu": _tpu}
     return _mirrored(replicas) if name == "mirrored" else makers[name]()
 
@@ -41,7 +44,7 @@ def _mirrored(replicas):
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         if replicas is not None and replicas > len(gpus):
-            raise InputError(f"--replicas is {replicas}, but there are {len(gpus)} GPUs")
+            raise InputError(f"{argument('replicas')} is {replicas}, but there are {len(gpus)} GPUs")
         return tf.distribute.MirroredStrategy([device.name for device in gpus[:replicas]])
     replicas = replicas or 2
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -51,7 +54,8 @@ def _mirrored(replicas):
         found = len(tf.config.list_logical_devices("CPU"))
         if found < replicas:
             raise InputError(
-                f"--replicas is {replicas}, but TensorFlow already runs with {found} virtual CPUs: start anew"
+                f"{argument('replicas')} is {replicas}, but TensorFlow already runs with {found} virtual "
+                "CPUs: start anew"
             ) from None
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
@@ -74,7 +78,8 @@ def _multiworker():
             resolver.cluster_spec()  # without it, a task does not know its place
         else:
             raise InputError(
-                "--strategy multiworker needs to know its workers: give --workers N for N processes on this "
+                f"{argument('strategy')} multiworker needs to know its workers: give "
+                f"{argument('workers')} N for N processes on this "
                 "machine, set TF_CONFIG for each worker, or start them by srun"
             )
         _take_share_of_gpus(resolver)
@@ -84,7 +89,7 @@ def _multiworker():
             raise
         source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM's environment"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--strategy multiworker cannot use {source}: {reason}") from None
+        raise InputError(f"{argument('strategy')} multiworker cannot use {source}: {reason}") from None
 
 
 def _take_share_of_gpus(resolver):
@@ -110,4 +115,6 @@ def _tpu():
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--strategy tpu finds no TPU ({reason}): use another --strategy") from None
+        raise InputError(
+            f"{argument('strategy')} tpu finds no TPU ({reason}): use another {argument('strategy')}"
+        ) from None

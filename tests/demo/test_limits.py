@@ -78,7 +78,7 @@ def test_what_is_over_the_limits_or_of_another_type_is_refused_by_its_name(name,
 
 @pytest.mark.parametrize("name", ["max_steps", "max_images", "max_seconds", "max_queue"])
 def test_limits_that_allow_nothing_are_refused(name):
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is 0: give more than 0"):
+    with pytest.raises(InputError, match=f"{name} is 0: give "):
         Limits(**{name: 0})
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from sd_tf.training.trainer import Budget, Trainer
 
 import sd_tf
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
 from sd_tf.training import strategy as strategies
-from sd_tf.training.trainer import Budget, Trainer
 from tests.conftest import make_tiny_model, shake_variables
 from tests.latent.test_stages import diffusion_stage
 

@@ -1,6 +1,5 @@
 """Whole runs at sizes that train in seconds: `--dataset garments`, through a preset of their own."""
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -12,55 +11,13 @@ import pytest
 from PIL import Image
 
 import sd_tf
-from sd_tf.config import RunConfig
-from sd_tf.data import garments
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.latent import folder as checkpoints
 from sd_tf.latent import presets
-from sd_tf.latent.config import AutoencoderConfig, UNetConfig
-from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
-from sd_tf.training import callbacks
-from sd_tf.training.options import StageConfig
-from sd_tf.training.run import Run
-from sd_tf.training.trainer import Budget
-
-STAGES = ("clip", "autoencoder", "diffusion")
-STEPS = 3
-TOWER = {"hidden_size": 8, "intermediate_size": 16, "projection_dim": 8, "num_hidden_layers": 1}
-STAGE = StageConfig(batch_size=4, learning_rate=1e-3, share=0.5, max_steps=STEPS, warmup_steps=1)
-TINY = dataclasses.replace(
-    presets.GARMENTS,
-    autoencoder=AutoencoderConfig(
-        block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=4, sample_size=32
-    ),
-    unet=UNetConfig(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=8,
-        norm_num_groups=4,
-    ),
-    text=CLIPTextConfig(**TOWER, num_attention_heads=2, max_position_embeddings=24),
-    vision=CLIPVisionConfig(**TOWER, num_attention_heads=2, image_size=32, patch_size=16),
-    vocab_size=1024,
-    clip_stage=STAGE,
-    autoencoder_stage=dataclasses.replace(STAGE, optimizer="muon"),
-    diffusion_stage=dataclasses.replace(STAGE, optimizer="muon"),
-    cached_epochs=1,
-)
-
-
-@contextlib.contextmanager
-def with_tiny_preset():
-    """Within the block there is a preset that trains in seconds."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
-        monkeypatch.setattr(garments, "EPOCH", 40)
-        yield
+from sd_tf.training import observers
+from sd_tf.training.loop import Budget
+from tests.training.tiny import STAGE, STAGES, STEPS, TINY, made, train_tiny, with_tiny_preset
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,17 +26,11 @@ def tiny():
         yield
 
 
-def config(folder, **changes):
-    settings = {"dataset": "garments", "preset": "tiny", "max_steps": STEPS, "output": str(folder)}
-    settings["previews"] = 1
-    return RunConfig(**settings | changes)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    Run(config(folder)).train()
+    train_tiny(folder)
     return folder
 
 
@@ -125,10 +76,10 @@ def test_the_log_shows_losses_of_timesteps_of_the_last_stage_alone(finished):
 def test_zero_terminal_snr_makes_drawing_begin_at_the_last_timestep(tmp_path, monkeypatch):
     leading = dataclasses.replace(TINY, schedule=ScheduleConfig(prediction_type="v_prediction"))
     monkeypatch.setitem(presets.PRESETS, "tiny", leading)
-    assert Run(config(tmp_path / "with", zero_terminal_snr=True)).schedule.config == ScheduleConfig(
+    assert made(tmp_path / "with", zero_terminal_snr=True).schedule.config == ScheduleConfig(
         prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
     )
-    assert Run(config(tmp_path / "without")).schedule.config == leading.schedule
+    assert made(tmp_path / "without").schedule.config == leading.schedule
 
 
 def test_zero_terminal_snr_of_a_preset_that_predicts_epsilon_is_refused_and_nothing_written(
@@ -136,19 +87,19 @@ def test_zero_terminal_snr_of_a_preset_that_predicts_epsilon_is_refused_and_noth
 ):
     monkeypatch.setitem(presets.PRESETS, "tiny", dataclasses.replace(TINY, schedule=ScheduleConfig()))
     with pytest.raises(InputError, match="prediction_type is 'epsilon'.*take 'v_prediction'"):
-        Run(config(tmp_path / "run", zero_terminal_snr=True))
+        made(tmp_path / "run", zero_terminal_snr=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_from_before_a_flag_was_there_resumes_with_its_default(tmp_path):
-    Run(config(tmp_path))
+    made(tmp_path)
     file = tmp_path / "run.json"
     before = json.loads(file.read_text())
     del before["offset_noise"], before["zero_terminal_snr"]
     file.write_text(json.dumps(before))
     with pytest.raises(InputError, match="--offset-noise 0.0 -> 0.1"):
-        Run(config(tmp_path, offset_noise=0.1))
-    Run(config(tmp_path))
+        made(tmp_path, offset_noise=0.1)
+    made(tmp_path)
 
 
 def test_the_cache_holds_no_more_pictures_than_the_steps_look_at(finished):
@@ -162,7 +113,7 @@ def test_pictures_that_caching_had_no_time_for_are_said(finished, tmp_path, monk
     said = []
     for share in (0.0, 10.0):
         monkeypatch.setattr("sd_tf.training.run.CACHE_SHARE", share)
-        run = Run(config(tmp_path / str(share), max_steps=None, max_minutes=1))
+        run = made(tmp_path / str(share), max_steps=None, max_minutes=1)
         cache = run._cache(model, budget, 4)
         said.append((len(cache), capsys.readouterr().out))
     (some, line), (everything, nothing) = said
@@ -179,7 +130,7 @@ def test_latents_of_the_finished_autoencoder_have_the_deviation_that_diffusion_e
 
 def test_the_same_command_again_does_nothing_more(finished, capsys):
     before = contents(finished)
-    Run(config(finished)).train()
+    train_tiny(finished)
     assert contents(finished) == before
     assert capsys.readouterr().out == f"finished: {finished}\n"
 
@@ -198,7 +149,7 @@ def test_the_same_command_again_does_nothing_more(finished, capsys):
 def test_a_changed_configuration_names_the_flag_and_both_values(finished, changes, words):
     before = contents(finished)
     with pytest.raises(InputError) as error:
-        Run(config(finished, **changes))
+        made(finished, **changes)
     assert all(word in str(error.value) for word in [*words, str(finished), "another --output"])
     assert contents(finished) == before
 
@@ -206,12 +157,12 @@ def test_a_changed_configuration_names_the_flag_and_both_values(finished, change
 def test_a_damaged_run_file_names_the_way_out(tmp_path):
     (tmp_path / "run.json").write_text('{"seed": ')
     with pytest.raises(InputError, match="run.json cannot be read .*another --output"):
-        Run(config(tmp_path))
+        made(tmp_path)
 
 
 def interrupt(run, monkeypatch, stage, step):
     """Trains, and presses Ctrl-C in that step."""
-    log = callbacks.Log.__call__
+    log = observers.Log.__call__
 
     def press(self, trainer, now, elapsed, means):
         log(self, trainer, now, elapsed, means)
@@ -219,7 +170,7 @@ def interrupt(run, monkeypatch, stage, step):
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Log, "__call__", press)
+        patch.setattr(observers.Log, "__call__", press)
         with pytest.raises(KeyboardInterrupt, match=f"{stage}: the same command resumes from step {step}"):
             run.train()
 
@@ -228,9 +179,9 @@ def test_a_run_interrupted_in_each_stage_ends_bit_for_bit_where_an_undisturbed_o
     finished, tmp_path, monkeypatch
 ):
     folder = tmp_path / "run"
-    alone = Run(config(folder, stage="clip"))  # one stage alone is part of the same run
+    alone = made(folder, stage="clip")  # one stage alone is part of the same run
     interrupt(alone, monkeypatch, "clip", 2)
-    interrupt(Run(config(folder)), monkeypatch, "autoencoder", 1)
+    interrupt(made(folder), monkeypatch, "autoencoder", 1)
     with monkeypatch.context() as patch:  # killed when a stage has ended, before its result is written
 
         def killed(*_):
@@ -238,11 +189,11 @@ def test_a_run_interrupted_in_each_stage_ends_bit_for_bit_where_an_undisturbed_o
 
         patch.setattr(checkpoints, "save_autoencoder", killed)
         with pytest.raises(SystemExit):
-            Run(config(folder)).train()
+            train_tiny(folder)
     assert not (folder / "vae").exists()
-    interrupt(Run(config(folder)), monkeypatch, "diffusion", 2)
+    interrupt(made(folder), monkeypatch, "diffusion", 2)
     assert not (folder / "model_index.json").exists()
-    Run(config(folder)).train()
+    train_tiny(folder)
 
     ours, theirs = contents(folder), contents(finished)
     weights = [name for name in theirs if name.endswith(".safetensors")]
@@ -262,32 +213,32 @@ def test_a_full_disk_is_named_wherever_it_is_noticed_and_the_run_resumes(tmp_pat
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(f"sd_tf.training.callbacks.{'_forget_after' if what == 'log' else 'save_sheet'}", full)
+        patch.setattr(f"sd_tf.training.observers.{'_forget_after' if what == 'log' else 'save_sheet'}", full)
         with pytest.raises(InputError, match=f"no space left for --output {folder}: make room, then start"):
-            Run(config(folder)).train()
-    Run(config(folder)).train()
+            train_tiny(folder)
+    train_tiny(folder)
     assert (folder / "model_index.json").exists()
 
 
 def test_a_later_stage_alone_names_the_earlier_one_and_writes_nothing(tmp_path):
     with pytest.raises(InputError, match="clip is missing: run --stage clip first"):
-        Run(config(tmp_path / "run", stage="diffusion"))
+        made(tmp_path / "run", stage="diffusion")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_cannot_be_made_are_named_by_their_flags(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="--output .*file is a file"):
-        Run(config(tmp_path / "file"))
+        made(tmp_path / "file")
     with pytest.raises(InputError, match="--output .*file/run cannot be written"):
-        Run(config(tmp_path / "file" / "run"))
+        made(tmp_path / "file" / "run")
     with pytest.raises(InputError, match="--cache-dir .*file/cache cannot be written"):
-        Run(config(tmp_path / "run", cache_dir=str(tmp_path / "file" / "cache")))
+        made(tmp_path / "run", cache_dir=str(tmp_path / "file" / "cache"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_braces_in_the_name_of_the_folder_are_its_own(tmp_path):
-    run = Run(config(tmp_path / "{mine} {dataset}"))
+    run = made(tmp_path / "{mine} {dataset}")
     assert run.folder == tmp_path / "{mine} garments" and run.folder.is_dir()
 
 
@@ -298,7 +249,7 @@ def minutes(run):
 
 def test_the_stages_share_the_minutes_of_the_run(tmp_path):
     shares = {"clip_stage": 0.15, "autoencoder_stage": 0.3, "diffusion_stage": 0.7}
-    run = Run(config(tmp_path, max_steps=None, max_minutes=10))
+    run = made(tmp_path, max_steps=None, max_minutes=10)
     run.preset = dataclasses.replace(
         TINY, **{name: dataclasses.replace(STAGE, share=share) for name, share in shares.items()}
     )
@@ -310,7 +261,7 @@ def test_the_stages_share_the_minutes_of_the_run(tmp_path):
 
 
 def test_overfitting_learns_one_batch(tmp_path, capsys):
-    Run(config(tmp_path / "run", overfit=4, max_steps=40, learning_rate=5e-3)).train()
+    train_tiny(tmp_path / "run", overfit=4, max_steps=40, learning_rate=5e-3)
     said = [line for line in capsys.readouterr().out.splitlines() if "->" in line]
     assert [line.split(":")[0] for line in said] == list(STAGES)
     for line in said:
@@ -320,4 +271,4 @@ def test_overfitting_learns_one_batch(tmp_path, capsys):
 
 def test_determinism_without_steps_is_refused(tmp_path):
     with pytest.raises(InputError, match="--deterministic needs --max-steps"):
-        config(tmp_path / "run", deterministic=True, max_steps=None)
+        made(tmp_path / "run", deterministic=True, max_steps=None)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from sd_tf.training.trainer import Budget
 
 import sd_tf
 from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
-from sd_tf.training.trainer import Budget
 
 
 def stage(name="diffusion", batch_size=10):

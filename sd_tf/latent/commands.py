@@ -1,0 +1,76 @@
+"""What the command line needs to train this family."""
+
+import dataclasses
+
+from sd_tf.errors import unknown
+from sd_tf.latent.options import LatentOptions
+from sd_tf.latent.presets import FINE_TUNING, PRESETS, preset_of
+
+Options = LatentOptions
+
+
+def model_for_training(options: LatentOptions, data, dtype: str, seed: int):
+    """A new model, or the one that `--init-from` names; its networks are made or read when they are needed.
+
+    Raises:
+        InputError: options that do not go together, or with the model.
+    """
+    if options.init_from is None:
+        options.check_of_a_new_model()
+        from sd_tf.latent.new_model import new_model
+
+        return new_model(options, data, dtype, seed)
+    options.check_of_a_trained_model()
+    from sd_tf.latent.loading import load_lazily
+
+    return load_lazily(options.init_from, dtype, options.prediction_type)
+
+
+def recipe(model, options: LatentOptions, folder):
+    """The `Recipe` of a model of `model_for_training`, for a run in that folder."""
+    from sd_tf.latent.recipe import recipe_for
+
+    return recipe_for(None)(model, options, folder)
+
+
+def defaults(dataset: str, options: LatentOptions) -> dict:
+    """Name of an option -> what stands for it where it is not given, in words.
+
+    Args:
+        dataset: that is learned.
+        options: the others that are given.
+    """
+    name = "fine-tuning" if options.init_from else options.preset or preset_of(dataset)
+    if name not in PRESETS:
+        raise unknown(LatentOptions.said("preset"), name, PRESETS)
+    preset = FINE_TUNING if options.init_from else PRESETS[name]
+    stages = {"diffusion": preset.diffusion_stage}
+    if not options.init_from:
+        stages = {"autoencoder": preset.autoencoder_stage, "diffusion": preset.diffusion_stage}
+        if (options.text_encoder or preset.text_encoder or "none") == "none":
+            stages = {"clip": preset.clip_stage} | stages
+    found = {"preset": name, "max_minutes": f"{preset.max_minutes:g}"}
+    for field in dataclasses.fields(preset.diffusion_stage):
+        if field.name != "share":
+            found[field.name] = _of_stages({n: getattr(stage, field.name) for n, stage in stages.items()})
+    if options.init_from:
+        rates = preset.learning_rates
+        found["learning_rate"] = f"{rates[options.finetune or 'unet']:g}"
+        return found | {"prediction_type": "the model's", "image_size": "the model's"}
+    return found | {
+        "image_size": preset.autoencoder.sample_size,
+        "text_encoder": preset.text_encoder or "none",
+        "prediction_type": preset.schedule.prediction_type,
+        "beta_schedule": preset.schedule.beta_schedule,
+        "perceptual_weight": f"{preset.perceptual_weight:g}",
+        "timestep_sampling": preset.timestep_sampling,
+        "logit_mean": f"{preset.logit_mean:g}",
+    }
+
+
+def _of_stages(values):
+    """One value for all stages, or each with its stage."""
+    plain = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in values.items()}
+    if len(set(plain.values())) == 1:
+        return next(iter(plain.values()))
+    return ", ".join(f"{name} {value}" for name, value in plain.items())

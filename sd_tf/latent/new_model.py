@@ -1,0 +1,139 @@
+"""Models before they are trained: a preset, a data set's words, and networks with random weights."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from sd_tf.checkpoints.clip import load_text_encoder, text_config
+from sd_tf.checkpoints.sources import resolve
+from sd_tf.data.open import open_data
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.errors import InputError, argument, shown, unknown
+from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.latent.options import LatentOptions
+from sd_tf.latent.presets import PRESETS, Preset, preset_of
+from sd_tf.latent.unet import UNet
+from sd_tf.seeding import seeded
+from sd_tf.text.clip import CLIPTextModel
+from sd_tf.text.tokenizer import Tokenizer
+
+
+class Beginning(NamedTuple):
+    """What a new model began as, for the run that trains it.
+
+    Attributes:
+        preset: with the sizes that the options asked for.
+        options: `LatentOptions`.
+        trains_clip: whether its text encoder is to be trained as well.
+    """
+
+    preset: Preset
+    options: LatentOptions
+    trains_clip: bool
+
+
+def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusion:
+    """A model with random weights; its networks are made when they are first asked for.
+
+    Args:
+        options: its preset, image size, text encoder and noise schedule.
+        data: of `sd_tf.open_data`, whose captions a tokenizer learns where there is no pretrained text
+        encoder.
+        dtype: a Keras precision policy; None for Keras' own.
+        seed: of the weights and, where captions are drawn at random, of these.
+
+    Raises:
+        InputError: there is no such preset or text encoder, or they do not go together.
+    """
+    data = open_data(data)
+    name = options.preset or preset_of(data.name)
+    if name not in PRESETS:
+        raise unknown(LatentOptions.said("preset"), name, PRESETS)
+    preset = _resized(PRESETS[name], options.image_size)
+    preset = dataclasses.replace(preset, schedule=_schedule(preset.schedule, options))
+    folder = options.text_encoder or preset.text_encoder or "none"
+    if folder == "none":
+        tokenizer, text = _learned_tokenizer(preset, data, seed)
+        preset = dataclasses.replace(preset, text=text)
+        text_encoder = random_network(CLIPTextModel, text, dtype, seed)
+    else:
+        folder = resolve(folder)
+        text = text_config(folder)
+        tokenizer = Tokenizer.load(folder, max_length=text.max_position_embeddings)
+        text_encoder = Unread(text, lambda: load_text_encoder(folder, dtype))
+    unet = dataclasses.replace(preset.unet, cross_attention_dim=text.hidden_size)
+    preset = dataclasses.replace(preset, unet=unet)
+    model = LatentDiffusion(
+        random_network(AutoencoderKL, preset.autoencoder, dtype, seed),
+        random_network(UNet, unet, dtype, seed),
+        text_encoder,
+        tokenizer,
+        NoiseSchedule(preset.schedule),
+    )
+    options = dataclasses.replace(options, preset=name)
+    model.dtype, model.is_trained = dtype, False
+    model.beginning = Beginning(preset, options, trains_clip=folder == "none")
+    return model
+
+
+def random_network(kind: type, config: Any, dtype, seed: int) -> Unread:
+    """A network to be made when it is first asked for."""
+
+    def make():
+        with seeded(seed):
+            network = kind(config, dtype=dtype)
+            network.build()
+        return network
+
+    return Unread(config, make)
+
+
+def sketched(model: LatentDiffusion) -> LatentDiffusion:
+    """A model of the same configurations with random networks, made where they are first asked for."""
+    kinds = {"autoencoder": AutoencoderKL, "unet": UNet, "text_encoder": CLIPTextModel}
+    parts = {
+        name: random_network(kind, model.config_of(name), model.dtype, seed=0) for name, kind in kinds.items()
+    }
+    return LatentDiffusion(**parts, tokenizer=model.tokenizer, schedule=model.schedule)
+
+
+def _learned_tokenizer(preset, data, seed):
+    """A vocabulary of the data's captions, and the text tower's configuration for it."""
+    corpus = data.at(preset.autoencoder.sample_size, None, seed).corpus()
+    tokenizer = Tokenizer.learn(corpus, preset.vocab_size, preset.text.max_position_embeddings)
+    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    return tokenizer, dataclasses.replace(preset.text, **{name: getattr(tokenizer, name) for name in names})
+
+
+def _schedule(schedule, options):
+    """The preset's noise schedule, with what the options say in its place."""
+    given = {
+        name: getattr(options, name)
+        for name in ("prediction_type", "beta_schedule")
+        if getattr(options, name) is not None
+    }
+    if options.zero_terminal_snr:
+        # Trailing spacing begins drawing at the timestep without signal (Lin et al. 2023, section 3.3).
+        given |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return dataclasses.replace(schedule, **given)
+
+
+def _resized(preset, image_size):
+    """The preset for pictures of another size: latents grow with them."""
+    before = preset.autoencoder.sample_size
+    if image_size in (None, before):
+        return preset
+    autoencoder = dataclasses.replace(preset.autoencoder, sample_size=image_size)
+    multiple = autoencoder.downsampling * 2 ** (len(preset.unet.block_out_channels) - 1)
+    patch_size = preset.vision.patch_size * image_size // before
+    if image_size % multiple or image_size % max(1, patch_size):
+        raise InputError(
+            f"{argument('image_size')} is {shown(image_size)}: the preset's networks need a multiple of "
+            f"{multiple}"
+        )
+    return dataclasses.replace(
+        preset,
+        autoencoder=autoencoder,
+        unet=dataclasses.replace(preset.unet, sample_size=image_size // autoencoder.downsampling),
+        vision=dataclasses.replace(preset.vision, image_size=image_size, patch_size=patch_size),
+    )

@@ -1,0 +1,264 @@
+"""Options of a latent diffusion model and its training: the flags of `python -m sd_tf.train latent`."""
+
+from dataclasses import dataclass
+
+from sd_tf.errors import InputError, argument
+from sd_tf.options import Options, option
+
+STAGES = ("clip", "autoencoder", "diffusion")
+FINETUNINGS = ("unet", "cross_attention", "lora", "textual_inversion")
+LORA_LAYOUTS = ("diffusers", "kohya")
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
+MODEL, LOSS, FINE_TUNING = "a new model", "loss of the denoiser", "fine-tuning of a model"
+
+
+@dataclass(frozen=True)
+class LatentOptions(Options):
+    """Of a `LatentDiffusion` and of its training.
+
+    Raises:
+        InputError: options that do not go together.
+    """
+
+    preset: str | None = option(None, "sizes and budgets, by name", group=MODEL, of_new_models=True)
+    image_size: int | None = option(
+        None, "pixels along a side of what is drawn", at_least=8, group=MODEL, identifies=False
+    )
+    text_encoder: str | None = option(
+        None,
+        "frozen CLIP: a bundled name, a folder or a hub id; 'none' trains one",
+        group=MODEL,
+        of_new_models=True,
+    )
+    prediction_type: str | None = option(
+        None, "what the UNet predicts", choices=("epsilon", "v_prediction"), group=MODEL
+    )
+    beta_schedule: str | None = option(
+        None,
+        "noise schedule",
+        choices=("scaled_linear", "squaredcos_cap_v2"),
+        group=MODEL,
+        of_new_models=True,
+    )
+    zero_terminal_snr: bool = option(
+        False, "a noise schedule whose last timestep has no signal left", group=MODEL, of_new_models=True
+    )
+    perceptual_weight: float | None = option(
+        None,
+        "weight of the perceptual loss of the autoencoder; 0 for none",
+        at_least=0,
+        group=MODEL,
+        of_new_models=True,
+    )
+    stage: str | None = option(
+        None, "train this stage alone (default: all that are left)", choices=STAGES, identifies=False
+    )
+    caption_dropout: float = option(
+        0.1,
+        "share of captions replaced by the empty one, for classifier-free guidance",
+        at_least=0,
+        below=1,
+        group=LOSS,
+    )
+    min_snr_gamma: float | None = option(
+        None,
+        "largest weight of a signal-to-noise ratio, 5 in the paper (default: no weights)",
+        above=0,
+        example="5",
+        group=LOSS,
+    )
+    timestep_sampling: str | None = option(
+        None, "which timesteps are learned most often", choices=TIMESTEP_SAMPLINGS, group=LOSS
+    )
+    logit_mean: float | None = option(
+        None,
+        "of --timestep-sampling logit_normal, below 0 for less noise",
+        at_least=-5,
+        at_most=5,
+        example="-0.5",
+        group=LOSS,
+    )
+    offset_noise: float = option(
+        0.0,
+        "deviation of noise that is the same all over a channel; 0.1 is usual",
+        at_least=0,
+        group=LOSS,
+    )
+    init_from: str | None = option(
+        None,
+        "model to fine-tune: a bundled name, a folder, a file or a hub id",
+        group=FINE_TUNING,
+        identifies=False,
+    )
+    finetune: str | None = option(
+        None,
+        "which weights learn (default: unet, all of it)",
+        choices=FINETUNINGS,
+        name="tune",
+        group=FINE_TUNING,
+    )
+    lora_rank: int | None = option(
+        None, "rank (default: 8)", at_least=1, needs=("finetune", "lora"), group=FINE_TUNING
+    )
+    lora_alpha: float | None = option(
+        None,
+        "changes are multiplied by alpha / rank (default: the rank)",
+        at_least=1e-12,
+        needs=("finetune", "lora"),
+        group=FINE_TUNING,
+    )
+    lora_targets: str | None = option(
+        None,
+        "layers, by the last part of their names (default: to_q,to_k,to_v,to_out)",
+        needs=("finetune", "lora"),
+        group=FINE_TUNING,
+    )
+    lora_layout: str | None = option(
+        None,
+        "of the file that is written; kohya's has the run folder's name (default: diffusers)",
+        choices=LORA_LAYOUTS,
+        identifies=False,
+        needs=("finetune", "lora"),
+        group=FINE_TUNING,
+    )
+    new_word: str | None = option(
+        None,
+        "word that captions have for what is learned, such as <mine>",
+        needs=("finetune", "textual_inversion"),
+        group=FINE_TUNING,
+    )
+    like_word: str | None = option(
+        None,
+        "existing word whose embedding initialises --new-word, such as toy",
+        needs=("finetune", "textual_inversion"),
+        group=FINE_TUNING,
+    )
+    prior_prompt: str | None = option(
+        None,
+        "keep what the model draws for it: 'a toy' beside --caption 'a xyz toy' (DreamBooth)",
+        group=FINE_TUNING,
+    )
+    prior_pictures: int | None = option(
+        None,
+        "how many are drawn for it before training (default: 100)",
+        at_least=2,
+        needs=("prior_prompt", None),
+        group=FINE_TUNING,
+    )
+    prior_share: float | None = option(
+        None,
+        "share of examples that are such pictures (default: 0.5)",
+        above=0,
+        below=1,
+        needs=("prior_prompt", None),
+        group=FINE_TUNING,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            prediction = self.said("prediction_type")
+            raise InputError(
+                f"{self.said('zero_terminal_snr')} leaves no signal at the last timestep, where {prediction} "
+                f"epsilon says nothing of the picture: take {prediction} v_prediction"
+            )
+        word = self.finetune == "textual_inversion"
+        for name in ("new_word", "like_word"):
+            if word and getattr(self, name) is None:
+                raise InputError(f"{self.said('finetune')} textual_inversion needs {self.said(name)}: add it")
+        if self.prior_prompt is not None and not self.prior_prompt.strip():
+            raise InputError(f"{self.said('prior_prompt')} is empty: say what the pictures show")
+
+    def check_of_a_new_model(self):
+        """Raises `InputError` for what is of a model that there is already."""
+        for name in ("prior_prompt", "finetune"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{self.named_value(name)}, which needs {self.said('init_from')}: name the model to "
+                    "begin with"
+                )
+
+    def check_of_a_trained_model(self):
+        """Raises `InputError` for what is of a new model."""
+        for name in ("text_encoder", "beta_schedule", "zero_terminal_snr", "perceptual_weight"):
+            if getattr(self, name) not in (None, False):
+                raise InputError(
+                    f"{self.said(name)} is of a new model: leave it out, a trained one brings its own"
+                )
+        if self.stage not in (None, "diffusion"):
+            raise InputError(f"{self.named_value('stage')}, which is of a new model: leave it out")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Fine-tuning by low-rank changes of some layers (Hu et al. 2021): `model.fit(data,
+    tune=sd_tf.LoRA(rank=8))`.
+
+    Args:
+        rank: of the changes.
+        alpha: they are multiplied by alpha / rank; None for the rank.
+        targets: last parts of layers' names, as diffusers has them.
+        layout: of the file in the run's folder, "diffusers" or "kohya".
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out")
+    layout: str = "diffusers"
+
+    def as_options(self) -> dict:
+        """Fields of `LatentOptions`."""
+        targets = self.targets
+        if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
+            raise InputError(f"targets is {targets!r}: give a list of texts, such as ['to_q', 'to_v']")
+        return {
+            "finetune": "lora",
+            "lora_rank": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_targets": ",".join(targets),
+            "lora_layout": self.layout,
+        }
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Fine-tuning of the layers that read captions alone (Kumari et al. 2023, "Custom Diffusion")."""
+
+    def as_options(self) -> dict:
+        """Fields of `LatentOptions`."""
+        return {"finetune": "cross_attention"}
+
+
+@dataclass(frozen=True)
+class TextualInversion:
+    """Learning a new word, and nothing else (Gal et al. 2023).
+
+    Args:
+        new_word: that captions have for what is learned, such as "<mine>".
+        like_word: an existing word whose embedding it begins with, such as "toy".
+    """
+
+    new_word: str
+    like_word: str
+
+    def as_options(self) -> dict:
+        """Fields of `LatentOptions`."""
+        return {"finetune": "textual_inversion", "new_word": self.new_word, "like_word": self.like_word}
+
+
+def options_of_tuning(tune) -> dict:
+    """Fields of `LatentOptions` that `fit(tune=...)` stands for.
+
+    Raises:
+        InputError: it is no way to fine-tune.
+    """
+    if tune is None:
+        return {}
+    if isinstance(tune, (LoRA, CrossAttention, TextualInversion)):
+        return tune.as_options()
+    if tune in FINETUNINGS:
+        return {"finetune": tune}
+    raise InputError(
+        f"{argument('tune', '--finetune')} is {tune!r}: give sd_tf.LoRA(rank=8), sd_tf.CrossAttention(), "
+        "sd_tf.TextualInversion('<mine>', 'toy') or None for the whole UNet"
+    )

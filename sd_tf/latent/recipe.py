@@ -1,0 +1,404 @@
+"""How a latent diffusion model is trained: CLIP where there is none, the autoencoder, then the UNet on
+latents.
+
+clip/                   the CLIP that the first stage trained
+vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
+prior/                  pictures that --prior-prompt keeps
+learned_embeds.safetensors          what --finetune textual_inversion learned, which is in the model as well
+pytorch_lora_weights.safetensors    or what --finetune lora learned, to be loaded beside its model
+<the folder's name>.safetensors     the same with --lora-layout kohya
+"""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sd_tf.checkpoints.clip import load_text_encoder, save_clip, text_config
+from sd_tf.data.captioned_pictures import CaptionedPictures
+from sd_tf.data.sources import folder_source
+from sd_tf.data.with_prior import WithPrior
+from sd_tf.errors import InputError
+from sd_tf.latent import folder as folders
+from sd_tf.latent.caching import cached_latents
+from sd_tf.latent.finetuning import (
+    choose_what_learns,
+    draw_prior,
+    learned_changes,
+    without_lora,
+)
+from sd_tf.latent.loading import unread
+from sd_tf.latent.lora_files import FILE as LORA_FILE
+from sd_tf.latent.lora_files import write_lora
+from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.latent.new_model import sketched
+from sd_tf.latent.options import STAGES, LatentOptions, options_of_tuning
+from sd_tf.latent.perceptual import load_perceptual
+from sd_tf.latent.presets import FINE_TUNING
+from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
+from sd_tf.latent.textual_inversion import TextualInversionStage, teach_word
+from sd_tf.latent.word_files import FILE as WORD_FILE
+from sd_tf.latent.word_files import write_word
+from sd_tf.nn.perceptual import PerceptualNetwork
+from sd_tf.options import meaning_of
+from sd_tf.seeding import seeded
+from sd_tf.text.clip import CLIPModel
+from sd_tf.text.tokenizer import Tokenizer
+from sd_tf.training.options import FOLDER
+from sd_tf.training.recipe import PlannedStage, Recipe
+
+LONGEST_NAME = 200  # bytes of the folder's that a file is named by; file systems have 255, ending included
+PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
+MODEL = "model_index.json"
+RANDOM = "random weights"  # what a new model began with
+
+
+class LatentRecipe(Recipe):
+    """Trains a new model, or fine-tunes one.
+
+    Args:
+        model: a `LatentDiffusion`.
+        options: `LatentOptions`.
+        folder: of the run.
+        is_new: whether all its stages are trained, from random weights.
+
+    Raises:
+        InputError: options that do not go with the model.
+    """
+
+    family = "latent"
+    stage_names = STAGES
+    results = (MODEL, LORA_FILE)
+    files = (MODEL, LORA_FILE, WORD_FILE)
+    folders = ("clip", "prior", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
+
+    def __init__(self, model: LatentDiffusion, options: LatentOptions, folder: Path, is_new: bool):
+        self.model, self.own, self.is_new = model, options, is_new
+        self._place = folder.resolve()
+        if is_new:
+            options.check_of_a_new_model()
+            self.preset = model.beginning.preset
+            self.image_size = self.preset.autoencoder.sample_size
+        else:
+            options.check_of_a_trained_model()
+            self.preset = _fine_tuning_preset(options)
+            self.image_size = _side_of(model, options)
+        self.minutes, self.options = self.preset.max_minutes, (options,)
+
+    @property
+    def identity(self):
+        found = super().identity
+        return found if self.is_new else found | {"init_from_sha256": self._base}
+
+    @functools.cached_property
+    def _base(self):
+        # What is frozen of it is in no checkpoint; what is not has changed where it has been trained here
+        # before.
+        return self.model.bases.setdefault(self._place, self.model.weights_sha256())
+
+    def check_same_base(self, before, folder):
+        began = before.get("init_from_sha256")
+        if began is None and not self.is_new:
+            raise InputError(f"{folder} holds a run that began from random weights: name another {FOLDER}")
+        if self.is_new and began is not None:
+            raise InputError(f"{folder} holds a fine-tuning of another model: name another {FOLDER}")
+        if began is not None and began != self._base:
+            raise InputError(
+                f"{folder} began from other weights than {self.own.init_from or 'the model'} has now: "
+                f"put those back to resume it, or name another {FOLDER}"
+            )
+
+    def described(self):
+        model, schedule = self.model, self.model.schedule.config
+        if not self.is_new:
+            text_encoder = "the model's"
+        else:
+            trains_clip = model.beginning.trains_clip
+            text_encoder = "one that this run trains" if trains_clip else self.own.text_encoder
+        return {
+            "text_encoder": text_encoder or self.preset.text_encoder,
+            "prediction_type": schedule.prediction_type,
+            "beta_schedule": schedule.beta_schedule,
+        }
+
+    def result(self, folder: Path) -> str:
+        if self.own.finetune != "lora":
+            return MODEL
+        if self.own.lora_layout == "kohya":
+            name = os.fsencode(folder.resolve().name)[:LONGEST_NAME]
+            return f"{name.decode(errors='ignore')}.safetensors"
+        return LORA_FILE
+
+    def finished(self, run):
+        self.model.read_networks()  # their files may go
+        self.model.is_trained = all((run.folder / each.result).exists() for each in self._all_stages(run))
+        if self.is_new:
+            self.model.bases[self._place] = RANDOM
+
+    def check(self, run):
+        own, options = self.own, run.options
+        if options.snapshots and own.finetune in ("lora", "textual_inversion"):
+            raise InputError(
+                f"{options.said('snapshots')} keeps whole UNets: leave it out with {own.said('finetune')} "
+                f"{own.finetune}"
+            )
+        if options.dry_run and own.finetune == "textual_inversion":
+            raise InputError(
+                f"{options.said('dry_run')} cannot lay out {own.said('finetune')} {own.finetune}, which "
+                "takes "
+                f"less than {own.said('finetune')} unet"
+            )
+        known = {run.folder.name} if self._place in self.model.bases else set()  # learned here before
+        if not self.is_new and self.model.has_adaptations and set(self.model.adaptations.weights) - known:
+            raise InputError(
+                "the model has LoRAs: make them part of it by model.adaptations.fuse(), or remove them, "
+                "before it learns more"
+            )
+        if own.stage == "diffusion" and self.is_new and not options.dry_run:
+            for planned in self._all_stages(run)[:-1]:
+                if not (run.folder / planned.result).is_dir():
+                    raise InputError(
+                        f"{run.folder / planned.result} is missing: run {own.said('stage')} {planned.name} "
+                        f"first, or leave {own.said('stage')} out"
+                    )
+
+    def stages(self, run):
+        stages = self._all_stages(run)
+        return [each for each in stages if self.own.stage in (None, each.name)]
+
+    def _all_stages(self, run):
+        if not self.is_new:
+            return [Diffusion(self, run)]
+        clip = [Clip(self, run)] if self.model.beginning.trains_clip else []
+        return [*clip, Autoencoder(self, run), Diffusion(self, run)]
+
+
+def recipe_for(tune):
+    """`fit`'s way to a recipe: `recipe_of(model, options, folder)`.
+
+    Args:
+        tune: of `LatentDiffusion.fit`.
+    """
+    tuning = options_of_tuning(tune)
+
+    def recipe_of(model, options, folder):
+        is_new = model.beginning is not None and (
+            not model.is_trained or model.bases.get(folder.resolve()) == RANDOM
+        )
+        if is_new:
+            options = _with_beginning(model.beginning.options, options)
+        return LatentRecipe(model, dataclasses.replace(options, **tuning), folder, is_new)
+
+    return recipe_of
+
+
+def _with_beginning(beginning, options):
+    """The options that a new model was made with, and those that its training was given besides."""
+    for field in dataclasses.fields(options):
+        value = options.given.get(field.name, field.default)
+        if meaning_of(field).of_new_models and value not in (field.default, getattr(beginning, field.name)):
+            raise InputError(
+                f"{options.named_value(field.name)}, but the model is made already: give it to from_preset"
+            )
+    return dataclasses.replace(beginning, **options.given)
+
+
+class _Planned(PlannedStage):
+    """Of a `LatentRecipe`."""
+
+    def __init__(self, recipe, run):
+        self.recipe, self.model = recipe, recipe.model
+        config = getattr(recipe.preset, f"{self.name}_stage")
+        self.config, self.share = run.stage_config(config), config.share
+        self.batch_size = self.config.batch_size
+
+
+class Clip(_Planned):
+    """Both towers of the preset's CLIP; the text tower is then the model's."""
+
+    name, result = "clip", "clip"
+
+    def make(self, run, budget=None):
+        with seeded(run.options.seed):
+            clip = CLIPModel(self.recipe.preset.text, self.recipe.preset.vision, dtype=self.model.dtype)
+            clip.build()
+        return ClipStage(self.config, clip, self.model.tokenizer, run.dataset, run.options.seed)
+
+    def finish(self, run, stage):
+        save_clip(stage.network, stage.tokenizer, run.folder / self.result, run.options.save_dtype)
+
+    def restore(self, run):
+        folder = run.folder / self.result
+        config = text_config(folder)
+        self.model.tokenizer = Tokenizer.load(folder, max_length=config.max_position_embeddings)
+        self.model.put(text_encoder=Unread(config, lambda: load_text_encoder(folder, self.model.dtype)))
+
+    def outline(self, run):
+        return self.make(run), 0
+
+
+class Autoencoder(_Planned):
+    """The preset's autoencoder."""
+
+    name, result = "autoencoder", "vae"
+
+    def make(self, run, budget=None):
+        weight = self._perceptual_weight
+        perceptual = load_perceptual() if weight else None
+        return self._stage(run, self.model.autoencoder, perceptual, weight)
+
+    @property
+    def _perceptual_weight(self):
+        weight = self.recipe.own.perceptual_weight
+        return self.recipe.preset.perceptual_weight if weight is None else weight
+
+    def _stage(self, run, network, perceptual, weight):
+        return AutoencoderStage(self.config, network, run.dataset, run.options.seed, perceptual, weight)
+
+    def finish(self, run, stage):
+        stage.calibrate()
+        folders.save_autoencoder(stage.network, run.folder / self.result, run.options.save_dtype)
+
+    def restore(self, run):
+        self.model.put(autoencoder=unread(run.folder, "autoencoder", self.model.dtype))
+
+    def outline(self, run):
+        perceptual, weight = None, self._perceptual_weight
+        if weight:
+            perceptual = PerceptualNetwork(num_classes=1)
+            perceptual.build()
+        return self._stage(run, sketched(self.model).autoencoder, perceptual, weight), 0
+
+
+class Diffusion(_Planned):
+    """The UNet, or its new word, on cached latents and captions."""
+
+    name = "diffusion"
+
+    def __init__(self, recipe, run):
+        super().__init__(recipe, run)
+        self.own, self.result = recipe.own, run.result
+
+    def make(self, run, budget):
+        model, own = self.model, self.own
+        if own.finetune == "textual_inversion":
+            teach_word(model, own.new_word, own.like_word)
+        if own.prior_prompt is not None:
+            self._mix_in_prior(run)
+        model.put(unet=without_lora(model.unet))  # of a try that was stopped
+        with seeded(run.options.seed):
+            choose_what_learns(model.unet, own)
+        cache = cached_latents(
+            run,
+            model,
+            budget,
+            epochs=self.recipe.preset.cached_epochs,
+            batch_size=self.batch_size,
+            token_ids=own.new_word,
+            each_once=not self.recipe.is_new,  # such pictures are few, and none is to be left out
+        )
+        return self._stage(run, model, cache)
+
+    def _stage(self, run, model, cache):
+        preset, own = self.recipe.preset, self.own
+        kind = DiffusionStage
+        if own.finetune == "textual_inversion":
+            kind = functools.partial(TextualInversionStage, token=own.new_word)
+        return kind(
+            self.config,
+            model,
+            cache,
+            own.caption_dropout,
+            run.options.seed,
+            min_snr_gamma=own.min_snr_gamma,
+            timestep_sampling=own.timestep_sampling or preset.timestep_sampling,
+            logit_mean=preset.logit_mean if own.logit_mean is None else own.logit_mean,
+            offset_noise=own.offset_noise,
+            preview_prompts=run.dataset.preview_prompts,
+        )
+
+    def _mix_in_prior(self, run):
+        """Has the chief draw what the model makes of the prior prompt now, and all learn from it too."""
+        folder, own, seed = run.folder / "prior", self.own, run.options.seed
+        if run.workers.is_chief:
+            number = own.prior_pictures or PRIOR_PICTURES
+            draw_prior(self.model, own.prior_prompt, number, seed, folder, self.recipe.image_size)
+        run.workers.wait()
+        source = folder_source(folder, caption=own.prior_prompt)
+        prior = CaptionedPictures(source, self.recipe.image_size, run.cache_folder, seed=seed)
+        run.decode(prior)
+        run.dataset = WithPrior(run.dataset, prior, own.prior_share or PRIOR_SHARE)
+
+    def finish(self, run, stage):
+        own, save_dtype = self.own, run.options.save_dtype
+        if own.finetune == "textual_inversion":
+            write_word(run.folder / WORD_FILE, own.new_word, stage.write_word())
+        if own.finetune == "lora":
+            changes = learned_changes(self.model.unet)
+            write_lora(run.folder / self.result, changes, own.lora_layout or "diffusers", save_dtype)
+        else:
+            self.model.save(run.folder, save_dtype)
+
+    def restore(self, run):
+        model = self.model
+        if self.own.finetune == "lora":
+            origin = model.origin
+            model.put(unet=without_lora(model.unet))
+            model.origin = origin
+            if run.folder.name not in model.adaptations.weights:
+                model.load_lora(run.folder / self.result, name=run.folder.name)
+        else:
+            model.read_from(run.folder)
+
+    def outline(self, run):
+        model = sketched(self.model)
+        choose_what_learns(model.unet, self.own)
+        frozen = [
+            *model.autoencoder.variables,
+            *model.text_encoder.variables,
+            *model.unet.non_trainable_variables,
+        ]
+        stage = self._stage(run, model, _Example(model))
+        return stage, sum(variable.shape.num_elements() for variable in frozen)
+
+
+class _Example:
+    """A `LatentCache` of one picture, for its shapes."""
+
+    def __init__(self, model):
+        height, width = model.unet.config.latent_size
+        tower = model.text_encoder.config
+        self.mean = self.std = np.zeros((1, height, width, model.unet.config.in_channels), np.float16)
+        self.contexts = np.zeros((2, tower.max_position_embeddings, tower.hidden_size), np.float16)
+        self.caption = np.zeros(1, np.int32)
+        self.seconds = 0.0
+
+    def __len__(self):
+        return 1
+
+
+def _fine_tuning_preset(options):
+    """The preset for fine-tuning, with the learning rate of what learns."""
+    kind = options.finetune or "unet"
+    if kind == "unet" and options.prior_prompt is not None:
+        kind = "dreambooth"
+    stage = dataclasses.replace(FINE_TUNING.diffusion_stage, learning_rate=FINE_TUNING.learning_rates[kind])
+    return dataclasses.replace(FINE_TUNING, diffusion_stage=stage)
+
+
+def _side_of(model, options):
+    """Of the pictures that a model draws and learns from."""
+    height, width = model.image_size
+    name = options.init_from or "the model"
+    if height != width:
+        raise InputError(
+            f"{name} draws pictures of {width} x {height}: only models of squares are fine-tuned"
+        )
+    if options.image_size not in (None, width):
+        raise InputError(
+            f"{options.named_value('image_size')}: {name} learns from pictures of its own size, "
+            f"{width} x {height}, leave it out"
+        )
+    return width

@@ -1,0 +1,188 @@
+"""`fit`: training from Python. The command line calls it as well."""
+
+import contextlib
+import dataclasses
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sd_tf.data.open import open_data
+from sd_tf.errors import InputError, argument, shown, unknown
+from sd_tf.options import Options
+from sd_tf.training.history import History
+from sd_tf.training.options import FOLDER, OptimizerOptions, RunOptions
+from sd_tf.training.run import Run
+
+
+def fit(
+    model,
+    recipe_of: Callable,
+    data,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    folder: str | Path | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: str | None = None,
+    callbacks=(),
+    seed: int | None = None,
+    options=None,
+    verbose="auto",
+) -> History:
+    """Trains the stages of a model that are left.
+
+    Args:
+        model: of any family.
+        recipe_of: `recipe_of(model, options, folder)` -> the family's `Recipe`.
+        data: of `sd_tf.open_data`, or what that opens.
+        minutes: that all stages together may train; None for the preset's.
+        steps: of each stage, instead of minutes.
+        folder: of the run: checkpoints, logs, sheets of pictures and the finished model. The same call
+            resumes what was stopped there. None for a temporary one, which goes at the end.
+        batch_size: pictures in a step; None for the preset's.
+        learning_rate: its highest value; None for the preset's.
+        optimizer: "muon" or "adamw"; None for the preset's.
+        callbacks: `keras.callbacks.Callback`s, see `sd_tf.training.callbacks`.
+        seed: of everything random; None for 0.
+        options: a dictionary of further options, or one or several instances of `RunOptions`,
+            `OptimizerOptions` and the family's own.
+        verbose: "auto" or 1 to show progress, 0 to be silent.
+
+    Returns:
+        The `History` of the run, of what was trained in the folder before as well.
+
+    Raises:
+        InputError: an argument is of the wrong type, does not go with the others or with what the folder
+            holds. Nothing is written then.
+        KeyboardInterrupt: Ctrl-C. In a folder, what was learned is saved, and the same call resumes.
+    """
+    data, shows = open_data(data), _shows_progress(verbose)
+    given = {
+        "max_minutes": minutes,
+        "max_steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "optimizer": _name_of_optimizer(optimizer),
+        "seed": seed,
+    }
+    kinds = (RunOptions, OptimizerOptions, model.Options)
+    found = merged_options(
+        kinds, options, {name: value for name, value in given.items() if value is not None}
+    )
+    run_options, optimizing, own = (found[kind] for kind in kinds)
+    _check_runs_here(run_options)
+    run_options = dataclasses.replace(run_options, precision=_precision(model, run_options))
+    with _run_folder(folder, data) as place:
+        run_options = dataclasses.replace(run_options, output=str(place))
+        run = Run(recipe_of(model, own, place), data, run_options, optimizing, callbacks, shows)
+        return run.train()
+
+
+def merged_options(kinds: tuple[type, ...], options, given: dict) -> dict[type, Options]:
+    """An instance of each kind of options.
+
+    Args:
+        kinds: dataclasses without a field in common.
+        options: a mapping of fields, an instance, several instances, or None.
+        given: fields that arguments have set.
+
+    Raises:
+        InputError: there is no such option, or it is given twice.
+    """
+    values = dict(given)
+    for name, value in _as_fields(kinds, options):
+        if name == "output":
+            raise InputError(f"{FOLDER} is given in {argument('options')}: give it as an argument")
+        if name in given:
+            raise InputError(f"{name} is given twice: as an argument, and in {argument('options')}")
+        values[name] = value
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in names:
+            raise unknown("option", name, names)
+    return {
+        kind: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
+        for kind in kinds
+    }
+
+
+def _as_fields(kinds, options):
+    """(name, value) of what `options` has."""
+    if options is None:
+        return []
+    if isinstance(options, Mapping):
+        return list(options.items())
+    several = options if isinstance(options, (list, tuple)) else [options]
+    found = []
+    for each in several:
+        if not isinstance(each, kinds):
+            raise InputError(
+                f"{argument('options')} is {shown(each)}: give a dictionary, or instances of "
+                + ", ".join(kind.__name__ for kind in kinds)
+            )
+        found += each.given.items()
+    return found
+
+
+def _name_of_optimizer(optimizer):
+    """Raises `InputError` for Keras' optimizers, whose updates the training step does not make."""
+    if optimizer is None or isinstance(optimizer, str):
+        return optimizer
+    raise InputError(
+        f"{argument('optimizer')} is {type(optimizer).__name__}: give 'adamw' or 'muon', with "
+        "learning_rate, and "
+        "weight_decay, warmup_steps, gradient_clip and ema_decay among options"
+    )
+
+
+def _check_runs_here(options):
+    """Raises `InputError` for what needs other processes, or would change all of TensorFlow."""
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    for name in ("workers", "dry_run"):
+        if getattr(options, name):
+            raise InputError(
+                f"{options.said(name)} is of the command line, python -m sd_tf.train: leave it out"
+            )
+    if options.deterministic and not is_op_determinism_enabled():
+        raise InputError(
+            f"{options.said('deterministic')} needs tf.config.experimental.enable_op_determinism(), which "
+            "is for "
+            "the whole process: call it before"
+        )
+
+
+def _shows_progress(verbose):
+    if verbose not in ("auto", 0, 1, 2):
+        raise InputError(f"{argument('verbose')} is {shown(verbose)}: give 'auto', 0 or 1")
+    return verbose != 0
+
+
+def _precision(model, options):
+    """The model's, which its networks have been made with."""
+    if "precision" in options.given and options.precision != model.precision:
+        raise InputError(
+            f"{options.named_value('precision')}, but the model computes in {model.precision}: give dtype "
+            "where "
+            "it is made, to from_preset or load"
+        )
+    return model.precision
+
+
+@contextlib.contextmanager
+def _run_folder(folder, data):
+    """The folder of a run, which is removed at the end where nobody named one."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="sd_tf-run-") as temporary:
+            yield Path(temporary) / "run"
+        return
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise InputError(f"{FOLDER} is {shown(folder)}: give a path")
+    yield run_folder(folder, data)
+
+
+def run_folder(folder: str | Path, data) -> Path:
+    """The folder of a run, in whose name "{dataset}" stands for the data set's."""
+    return Path(str(folder).replace("{dataset}", re.sub("[:/]", "-", data.name))).expanduser()

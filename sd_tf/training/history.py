@@ -1,0 +1,86 @@
+"""What a training has shown on its way, as numbers: what `fit` returns."""
+
+from pathlib import Path
+
+from sd_tf.errors import InputError, unknown
+from sd_tf.files import parse_json, read_lines
+
+OF_LINES = ("stage", "step", "elapsed", "epoch")  # entries of a line that are no metrics
+
+
+class History:
+    """The metrics of a training, as Keras' `History` has them.
+
+    They are means over about five seconds each, from the run's `log.jsonl`. So what was trained before a
+    stop, or another day in the same folder, is in it as well.
+
+    Attributes:
+        history: metric -> a list with one float for each entry, such as "loss", "learning_rate" and
+            "images_per_second"; NaN where a stage has no such metric.
+        epoch: of each entry, float: how often its stage had seen as many examples as there are. Each stage
+            begins at 0.
+        stage: name of the stage of each entry.
+        step: of each entry, an int, counted in its stage.
+        elapsed: of each entry, seconds that its stage had trained.
+    """
+
+    def __init__(self, lines):
+        """`lines`: dictionaries as of `log.jsonl`."""
+        names = dict.fromkeys(name for line in lines for name in line if name not in OF_LINES)
+        self.history = {name: [line.get(name, float("nan")) for line in lines] for name in names}
+        self.stage = [line["stage"] for line in lines]
+        self.step = [line["step"] for line in lines]
+        self.elapsed = [line["elapsed"] for line in lines]
+        self.epoch = [line.get("epoch", float("nan")) for line in lines]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "History":
+        """That of a run's folder; empty where it has logged nothing."""
+        file, lines = Path(folder) / "log.jsonl", []
+        if file.exists():
+            for text in read_lines(file, root=file.parent):
+                try:
+                    line = parse_json(text, file)
+                except InputError:  # torn by a kill
+                    continue
+                if isinstance(line, dict) and {"stage", "step", "elapsed"} <= line.keys():
+                    lines.append(line)
+        return cls(lines)
+
+    def plot(self, metric: str = "loss"):
+        """Draws a metric over the minutes, one curve for each stage.
+
+        Args:
+            metric: a key of `history`.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            InputError: there is no such metric.
+        """
+        if metric not in self.history:
+            raise unknown("metric", metric, self.history)
+        import matplotlib.pyplot as plt
+
+        stages = list(dict.fromkeys(self.stage))
+        figure, axes = plt.subplots(1, len(stages), figsize=(4.5 * len(stages), 3.2), squeeze=False)
+        for stage, ax in zip(stages, axes[0], strict=True):
+            chosen = [i for i, name in enumerate(self.stage) if name == stage]
+            ax.plot([self.elapsed[i] / 60 for i in chosen], [self.history[metric][i] for i in chosen])
+            ax.set(title=stage, xlabel="minutes", ylabel=metric)
+            ax.grid(alpha=0.3)
+        figure.tight_layout()
+        plt.close(figure)  # a notebook shows what the cell returns; without this, it would show it twice
+        return figure
+
+    def __repr__(self):
+        last = {
+            name: next(self.history["loss"][i] for i in reversed(range(len(self))) if self.stage[i] == name)
+            for name in dict.fromkeys(self.stage)
+        }
+        said = ", ".join(f"{name} loss {loss:.4f}" for name, loss in last.items() if loss == loss)
+        return f"<History of {len(self)} entries{': ' if said else ''}{said}>"
+
+    def __len__(self):
+        return len(self.stage)

@@ -1,0 +1,247 @@
+"""What a run shows while it trains: a progress bar, a log, TensorBoard and sheets of pictures.
+
+Each is an observer of the `Trainer`, called after every step as `observer(trainer, step, elapsed, means)`.
+"""
+
+import json
+import secrets
+import time
+from pathlib import Path
+
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from sd_tf.errors import InputError, argument
+from sd_tf.images import save_sheet
+from sd_tf.training.callbacks import quotients
+from sd_tf.training.own_folder import append, keep_lines, name_of, remove, steps_in, written_once
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressBar:
+    """One line: how far, the loss, pictures per second, the time left."""
+
+    def __init__(self, stage, budget, progress, disable=False):
+        self.batch_size = stage.batch_size
+        self.bar = tqdm(
+            total=100.0,
+            initial=round(100.0 * progress, 1),
+            desc=f"{stage.name:<11}",
+            bar_format="{desc} |{bar:24}| {percentage:3.0f}%{postfix}",
+            mininterval=0.0,
+            disable=disable,
+        )
+        self.budget, self.shown, self.first = budget, 0.0, None
+
+    def __call__(self, trainer, step, elapsed, means):
+        if self.first is None:
+            self.first = (step, elapsed)
+        progress = self.budget.progress(step, elapsed)
+        if time.monotonic() - self.shown < 1.0 and progress < 1.0:
+            return
+        self.shown = time.monotonic()
+        rate = _rate(self.first, (step, elapsed))
+        self.bar.n = round(100.0 * progress, 1)
+        skipped = trainer.step.skipped_moves
+        self.bar.set_postfix_str(
+            f"step {step}{f' ({skipped} skipped)' if skipped else ''}  {_losses(means)}  "
+            f"{rate * self.batch_size:.0f} images/s  "
+            f"{_clock(_seconds_left(self.budget, step, elapsed, rate))} left"
+        )
+
+    def close(self):
+        """Leaves the bar as it is and goes on to the next line."""
+        self.bar.close()
+
+
+def _losses(means):
+    """ "loss 0.1234", or with several players "generator 0.1234 critic 0.5678"."""
+    found = {name: float(value) for name, value in means.items() if name.split("/")[-1] == "loss"}
+    return " ".join(f"{name.removesuffix('/loss')} {value:.4f}" for name, value in found.items())
+
+
+class Log:
+    """Means over the last seconds, as lines of JSON and in TensorBoard.
+
+    A pair of metrics "name/sum" and "name/count" is shown as their quotient, "name": the mean of the
+    examples that were counted in these seconds. Where there were none, nothing is shown.
+
+    Args:
+        stage: a `Stage`.
+        folder: of the run.
+        first_step: that the stage goes on from; lines of later steps, of a killed run, are dropped.
+        examples: in an epoch.
+        also: called with the name of the stage and the entries of each line; None for nobody.
+    """
+
+    def __init__(self, stage, folder: Path, first_step, examples=None, also=None):
+        self.also, self.first_step, self.examples = also, first_step, examples
+        self.stage, self.file = stage, folder / "log.jsonl"
+        _forget_after(self.file, stage.name, first_step)
+        self.writer = tf.summary.create_file_writer(str(folder / "tensorboard" / stage.name))
+        self.sums, self.count, self.written = {}, 0, None
+
+    def __call__(self, trainer, step, elapsed, means):
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        ended = trainer.budget.progress(step, elapsed) >= 1.0
+        if self.written is None:
+            self.written = (step, elapsed)
+        if elapsed - self.written[1] < SECONDS_BETWEEN_LINES and not ended:
+            return
+        values = quotients({name: float(total) / self.count for name, total in self.sums.items()})
+        values["images_per_second"] = self.stage.batch_size * _rate(self.written, (step, elapsed))
+        values |= _of_optimizers(trainer.step)
+        line = {"step": step, "elapsed": round(elapsed, 2), **values}
+        if self.examples:
+            line["epoch"] = round(step * self.stage.batch_size / self.examples, 3)
+        append(self.file, json.dumps({"stage": self.stage.name} | line) + "\n")
+        if self.also is not None:
+            self.also(self.stage.name, line)
+        with self.writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(f"{self.stage.name}/{name}", value)
+        self.writer.flush()
+        self.sums, self.count, self.written = {}, 0, (step, elapsed)
+
+
+def _of_optimizers(step):
+    """What the log says of them, of each player's by its name where there are several."""
+    values = {}
+    for name, learner in step.learners.items():
+        own = "" if len(step.learners) == 1 else f"{name}/"
+        values[f"{own}learning_rate"] = float(learner.optimizer.learning_rate.numpy())
+        if learner.optimizer.loss_scale is not None:
+            values[f"{own}loss_scale"] = float(learner.optimizer.loss_scale.numpy())
+    return values | {"skipped_steps": step.skipped_moves}
+
+
+class WeightsAndBiases:
+    """The lines of the log as a run of Weights & Biases; $WANDB_MODE=offline keeps them in the run's folder.
+
+    Args:
+        folder: of the run; started again, it goes on with the same run there.
+        config: what to show as the run's configuration.
+        stages: names of the stages, each of which counts its own steps.
+
+    Raises:
+        InputError: wandb is not installed, or nobody is logged in.
+    """
+
+    def __init__(self, folder: Path, config, stages):
+        try:
+            import wandb
+        except ImportError:
+            raise InputError(f"{argument('wandb')} needs its package: pip install 'sd_tf[wandb]'") from None
+        run_id = written_once(folder / "wandb-id.txt", r"[\w-]{1,64}", lambda: secrets.token_hex(4))
+        settings = wandb.Settings(silent=True, console="off")
+        try:
+            self.run = wandb.init(
+                project="sd_tf",
+                name=folder.name,
+                id=run_id,
+                resume="allow",
+                dir=folder,
+                config=config,
+                settings=settings,
+            )
+        except wandb.errors.Error as error:
+            raise InputError(
+                f"{argument('wandb')}: {str(error).splitlines()[0]} Without an account, set "
+                "WANDB_MODE=offline"
+            ) from None
+        for stage in stages:
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+
+    def __call__(self, stage, line):
+        self.run.log({f"{stage}/{name}": value for name, value in line.items()})
+
+    def close(self):
+        """Waits until everything is written, or sent."""
+        self.run.finish()
+
+
+class Previews:
+    """Sheets of pictures drawn with the averaged weights, some times in a stage."""
+
+    def __init__(self, stage, folder: Path, number, budget, progress):
+        self.stage, self.folder = stage, folder
+        self.times = _Times(number, budget, progress)
+
+    def __call__(self, trainer, step, elapsed, means):
+        if not self.times.now(step, elapsed):
+            return
+        with trainer.step.averages_in_place():
+            preview = self.stage.preview()
+        if preview is not None:
+            file = self.folder / f"{self.stage.name}-{step:07d}.png"
+            self.folder.mkdir(exist_ok=True)
+            remove(file)  # of a killed run, or a stranger's link
+            save_sheet(file, *preview)
+
+
+class Snapshots:
+    """Copies of a network with the averaged weights, as many in a stage as are asked for.
+
+    Args:
+        write: `write(folder)` writes the network.
+        folder: for the copies, "step-0000100" and so on.
+        number: of copies, the last at the end.
+        budget, progress: of the trainer.
+        first_step: that a checkpoint was resumed at: later copies, of a killed run, are made again.
+    """
+
+    def __init__(self, write, folder: Path, number, budget, progress, first_step=0):
+        self.write, self.folder = write, folder
+        for step, later in steps_in(folder).items():
+            if step > first_step:
+                remove(later)
+        self.times = _Times(number, budget, progress)
+
+    def __call__(self, trainer, step, elapsed, means):
+        if self.times.now(step, elapsed):
+            with trainer.step.averages_in_place():
+                self.write(self.folder / name_of(step))
+
+
+class _Times:
+    """So many times in a stage, at equal distances, of which the last is its end."""
+
+    def __init__(self, number, budget, progress):
+        self.number, self.budget, self.passed = number, budget, int(progress * number)
+
+    def now(self, step, elapsed):
+        """Whether one of them has come since the last call."""
+        before, self.passed = self.passed, int(self.budget.progress(step, elapsed) * self.number)
+        return self.passed > before
+
+
+def _rate(before, now):
+    """Steps a second between two pairs (step, seconds); 0 where no time has passed."""
+    steps, seconds = now[0] - before[0], now[1] - before[1]
+    return steps / seconds if seconds > 0 else 0.0
+
+
+def _seconds_left(budget, step, elapsed, rate):
+    if budget.seconds is not None:
+        return max(0.0, budget.seconds - elapsed)
+    return (budget.steps - step) / rate if rate else None
+
+
+def _clock(seconds):
+    if seconds is None:  # not known after a single step
+        return "-:--"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+def _forget_after(file: Path, stage, step):
+    """Drops the lines of steps that a killed run took after its last checkpoint: they are taken again."""
+
+    def is_kept(entry):
+        known = isinstance(entry.get("stage"), str) and type(entry.get("step")) is int
+        return known and (entry["stage"] != stage or entry["step"] <= step)
+
+    keep_lines(file, is_kept)

@@ -1,0 +1,210 @@
+"""The compiled training step: every player's moves, on every replica, in one graph."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from sd_tf.errors import InputError, argument
+from sd_tf.graphs import parts, parts_of
+from sd_tf.nn.fused import fusing
+from sd_tf.nn.remat import rematerialising
+from sd_tf.training.optimizer import Optimizer
+from sd_tf.training.strategy import check_batch_size
+from sd_tf.training.workers import Workers
+
+
+class Learner:
+    """A player at work: its trainable variables and the state of its optimizer.
+
+    Args:
+        player: a `Player` of a stage.
+        loss_scaling: see `Optimizer`.
+    """
+
+    def __init__(self, player, loss_scaling: bool):
+        self.network, self.config = player
+        self.variables = self.network.trainable_variables
+        self.optimizer = Optimizer(self.variables, self.config, loss_scaling)
+
+    @property
+    def state(self) -> tf.train.Checkpoint:
+        """All that a checkpoint needs of it."""
+        return tf.train.Checkpoint(
+            # Named one by one: TensorFlow does not find those of layers that a Keras layer keeps in a list.
+            # What is frozen of a network is in the model that the run began from.
+            weights=[variable.value for variable in self.variables],
+            optimizer=tf.train.Checkpoint(**self.optimizer.state),
+        )
+
+    def call_average(self, *arguments, **options):
+        """The network's output with the moving average of its weights, by which there is no gradient."""
+        averages = zip(self.variables, self.optimizer.averages, strict=True)
+        with keras.StatelessScope(state_mapping=averages):
+            return self.network(*arguments, **options)
+
+
+class Averages:
+    """`averages[name](*arguments)`: a player's network with the moving average of its weights."""
+
+    def __init__(self, learners: dict[str, Learner]):
+        self._learners = learners
+
+    def __getitem__(self, name):
+        return self._learners[name].call_average
+
+
+class Step:
+    """One step of training, on batches for each of its moves.
+
+    Args:
+        stage: a `Stage`, made under the strategy's scope.
+        strategy: a `tf.distribute.Strategy`.
+        precision: a Keras policy; "mixed_float16" adds dynamic loss scaling.
+        accumulate: parts of a batch that follow each other in a move, for less memory; of a stage that is
+            divisible.
+        remat: whether functions that are `rematerialised` (`sd_tf.nn.remat`) are computed again in the
+            backward pass, for less memory.
+        xla: whether XLA compiles the gradients' computation.
+
+    Attributes:
+        learners: player's name -> `Learner`.
+        number: of the steps taken so far, an int64 variable.
+
+    Raises:
+        InputError: the batch cannot be divided so, or XLA cannot compile the stage.
+    """
+
+    def __init__(self, stage, strategy, precision, accumulate=1, remat=False, xla=False):
+        self.stage, self.strategy, self.remat, self.xla = stage, strategy, remat, xla
+        self.accumulate = accumulate if stage.divisible else 1
+        replicas = strategy.num_replicas_in_sync
+        if xla and not stage.divisible and replicas > 1:
+            raise InputError(
+                f"{argument('xla')} cannot compile stage {stage.name} on {replicas} replicas, where "
+                f"an example's loss needs the others': leave {argument('xla')} out, or train this stage "
+                "on one"
+            )
+        check_batch_size(stage.batch_size, replicas, self.accumulate)
+        self._replicas_here = replicas // Workers(strategy).number  # which share this machine's cores
+        with strategy.scope():
+            scaling = precision == "mixed_float16"
+            self.learners = {name: Learner(player, scaling) for name, player in stage.players.items()}
+            self.number = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.averages = Averages(self.learners)
+        # Traced once for all parts of a batch.
+        self._compiled_gradients = {
+            name: tf.function(self._gradients_of(name), autograph=False, jit_compile=xla or None)
+            for name in self.learners
+        }
+
+    @property
+    def state(self) -> tf.train.Checkpoint:
+        """All that a checkpoint needs."""
+        players = {name: learner.state for name, learner in self.learners.items()}
+        return tf.train.Checkpoint(players=tf.train.Checkpoint(**players), number=self.number)
+
+    @property
+    def variables(self):
+        """Trainable ones of all players."""
+        return [variable for learner in self.learners.values() for variable in learner.variables]
+
+    @property
+    def skipped(self) -> int:
+        """Most moves in a row, up to now, that a player skipped as its gradients were not finite."""
+        return max(int(learner.optimizer.skipped.numpy()) for learner in self.learners.values())
+
+    @property
+    def skipped_moves(self) -> int:
+        """All that were skipped since the start of the stage."""
+        step, skipped = int(self.number.numpy()), 0
+        for name, learner in self.learners.items():
+            skipped += step * self.stage.moves.count(name) - int(learner.optimizer.updates.numpy())
+        return skipped
+
+    @contextlib.contextmanager
+    def averages_in_place(self):
+        """Within the block, networks hold the averages of their weights; afterwards their own again."""
+        with contextlib.ExitStack() as stack:
+            for learner in self.learners.values():
+                stack.enter_context(learner.optimizer.averages_in_place())
+            yield
+
+    def copy_averages(self):
+        """The networks' weights become their averages, for good."""
+        for learner in self.learners.values():
+            learner.optimizer.copy_averages()
+
+    @tf.function(autograph=False)
+    def __call__(self, *batches):
+        """Takes one step; returns the means of the losses, name -> float32 scalar.
+
+        With several players, a name begins with the player's: "generator/loss". Where a player moves several
+        times, it is the mean of its moves.
+        """
+        self.number.assign_add(1)
+        found = {}
+        for name, batch in zip(self.stage.moves, batches, strict=True):
+            for key, value in self._move(name, batch).items():
+                found.setdefault(key if len(self.learners) == 1 else f"{name}/{key}", []).append(value)
+        return {name: tf.add_n(values) / len(values) for name, values in found.items()}
+
+    def _move(self, name, batch):
+        """One update of one player; means over the global batch."""
+        names = []
+
+        def on_replica(batch):
+            means, gradients = self._accumulated_gradients(name, batch)
+            names[:] = means
+            return tf.stack(list(means.values())), gradients  # one: each sum of workers takes its time
+
+        means, gradients = self.strategy.run(on_replica, args=(batch,))
+        with self.strategy.scope():
+            self.learners[name].optimizer.apply(gradients)
+        means = self.strategy.reduce(tf.distribute.ReduceOp.SUM, means, axis=None)
+        return dict(zip(names, tf.unstack(means), strict=True))
+
+    def _accumulated_gradients(self, name, batch):
+        """Losses and gradients of a replica's part of the batch, one piece of it after another."""
+        if self.accumulate == 1:
+            return self._divided_gradients(name, batch)
+        total = None
+        for piece in parts(batch, self.accumulate):
+            before = [] if total is None else tf.nest.flatten(total)
+            with tf.control_dependencies(before):  # no two pieces in memory at once
+                piece = tf.nest.map_structure(tf.identity, piece)
+            result = self._divided_gradients(name, piece)
+            total = result if total is None else tf.nest.map_structure(tf.add, total, result)
+        return total
+
+    def _divided_gradients(self, name, batch):
+        """Losses and gradients of a batch that the cores divide."""
+        number = 1
+        if self.stage.divisible:
+            of_replica = self.stage.batch_size // self.strategy.num_replicas_in_sync // self.accumulate
+            number = parts_of(of_replica, self._replicas_here)
+        if number == self.accumulate == 1 and not self.xla:
+            return self._gradients_of(name)(batch)
+        results = [self._compiled_gradients[name](part) for part in parts(batch, number)]
+        return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
+
+    def _gradients_of(self, name):
+        """A player's forward and backward pass, as a function of a batch.
+
+        It returns sums over the batch, each divided by the size of the global batch.
+        """
+        learner, batch_size = self.learners[name], self.stage.batch_size
+
+        def gradients_of(batch):
+            with fusing(), rematerialising(learner.variables, self.remat):
+                with tf.GradientTape() as tape:
+                    losses = self.stage.losses(batch, name, self.averages)  # name -> (examples,)
+                    means = {key: tf.reduce_sum(value) / batch_size for key, value in losses.items()}
+                    objective = learner.optimizer.scaled(means["loss"])
+                gradients = tape.gradient(objective, learner.variables)
+            for variable, gradient in zip(learner.variables, gradients, strict=True):
+                if gradient is None:
+                    raise ValueError(f"the loss of {self.stage.name} does not depend on {variable.path}")
+            return means, learner.optimizer.flat(gradients)
+
+        return gradients_of

@@ -1,0 +1,85 @@
+"""Runs that train in seconds: a preset of the smallest sizes, and the command line's way to start them."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sd_tf import commandline, train
+from sd_tf.data import garments
+from sd_tf.data.open import open_data
+from sd_tf.data.options import DataOptions
+from sd_tf.families import training_of
+from sd_tf.latent import presets
+from sd_tf.latent.config import AutoencoderConfig, UNetConfig
+from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
+from sd_tf.training.fit import run_folder
+from sd_tf.training.options import OptimizerOptions, RunOptions, StageConfig
+from sd_tf.training.run import Run
+
+STAGES = ("clip", "autoencoder", "diffusion")
+STEPS = 3
+TOWER = {"hidden_size": 8, "intermediate_size": 16, "projection_dim": 8, "num_hidden_layers": 1}
+STAGE = StageConfig(batch_size=4, learning_rate=1e-3, share=0.5, warmup_steps=1)
+TINY = dataclasses.replace(
+    presets.GARMENTS,
+    autoencoder=AutoencoderConfig(
+        block_out_channels=(4, 4, 8), layers_per_block=1, norm_num_groups=4, sample_size=32
+    ),
+    unet=UNetConfig(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=8,
+        norm_num_groups=4,
+    ),
+    text=CLIPTextConfig(**TOWER, num_attention_heads=2, max_position_embeddings=24),
+    vision=CLIPVisionConfig(**TOWER, num_attention_heads=2, image_size=32, patch_size=16),
+    vocab_size=1024,
+    clip_stage=STAGE,
+    autoencoder_stage=dataclasses.replace(STAGE, optimizer="muon"),
+    diffusion_stage=dataclasses.replace(STAGE, optimizer="muon"),
+    cached_epochs=1,
+)
+
+
+@contextlib.contextmanager
+def with_tiny_preset():
+    """Within the block there is a preset that trains in seconds."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+        monkeypatch.setattr(garments, "EPOCH", 40)
+        yield
+
+
+def flags(folder, **changes):
+    """The words of a command that trains the tiny preset; None leaves a flag out."""
+    settings = {"dataset": "garments", "preset": "tiny", "max_steps": STEPS, "output": folder, "previews": 1}
+    words = []
+    for name, value in (settings | changes).items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def train_tiny(folder, **changes):
+    """Trains, as the command line does."""
+    train.main(flags(folder, **changes))
+
+
+def made(folder, **changes):
+    """The `Run` of a command, before it trains."""
+    with commandline.naming_flags():
+        family = training_of("latent")
+        found = train._parse("latent", family, flags(folder, **changes))
+        of_data, options, own = found[DataOptions], found[RunOptions], found[family.Options]
+        data = open_data(of_data.dataset, **{k: v for k, v in of_data.given.items() if k != "dataset"})
+        folder = run_folder(options.output, data)
+        model = family.model_for_training(own, data, options.precision, options.seed)
+        recipe = family.recipe(model, own, Path(folder))
+        options = dataclasses.replace(options, output=str(folder))
+        return Run(recipe, data, options, found[OptimizerOptions])
