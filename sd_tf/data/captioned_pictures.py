@@ -1,7 +1,6 @@
 """Your own captioned pictures as a data set: decoded once to squares on disk, then read from there."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -10,7 +9,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from sd_tf.config import FITS
 from sd_tf.data.opening import WHITE
+from sd_tf.data.options import FITS
 from sd_tf.data.pipeline import Examples
+from sd_tf.data.sources import Source
 from sd_tf.errors import InputError, printable, shown, unknown
 from sd_tf.files import open_array, remove_folder
 from sd_tf.seeding import uniforms
@@ -34,29 +34,6 @@ DRAWN = {"prompt", "seed"}  # what pictures of this library say of themselves
 CHUNK = 256  # pictures that are decoded before their squares are written
 _FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _NUMBERS = range(9)
 ENDS = re.compile(r",| (?:and|with|in|on|at|from|by|for|who|which|that) ")  # a caption may end before one
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where captioned pictures come from.
-
-    Attributes:
-        name: of the data set, in messages.
-        captions: one for each picture.
-        open: number of a picture, pixels that its shorter side needs, what is made of it -> that, of a PIL
-            picture of mode "RGB", see `open_picture`; called from several threads. It raises `InputError`
-            for a picture that cannot be read.
-        label: number of a picture -> what a message calls it.
-        fingerprint: of the pictures, as far as can be told without decoding them.
-        problems: a line for each picture that is known beforehand not to be usable.
-    """
-
-    name: str
-    captions: Sequence[str]
-    open: Callable[[int, int, Callable], np.ndarray]
-    label: Callable[[int], str]
-    fingerprint: str
-    problems: Sequence[str] = ()
 
 
 class CaptionedPictures:
