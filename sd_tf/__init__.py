@@ -2,7 +2,8 @@
 
     import sd_tf
     model = sd_tf.load("fashion-mnist")
-    images = model.generate("a red dress", num_images=4, seed=0)
+    sd_tf.show(model.generate("a red dress", num_images=4, seed=0))
+    data = sd_tf.open_data("folder:my-pictures")
 
 The names below are imported when they are first used, so that `import sd_tf` is instant, prints
 nothing and touches neither network nor disk.
@@ -15,12 +16,14 @@ import os
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "LatentDiffusion", "load"]
+__all__ = ["InputError", "LatentDiffusion", "load", "open_data", "show"]
 
 _HOMES = {
     "InputError": "sd_tf.errors",
     "LatentDiffusion": "sd_tf.latent.model",
     "load": "sd_tf.latent.loading",
+    "open_data": "sd_tf.data.open",
+    "show": "sd_tf.showing",
 }
 
 

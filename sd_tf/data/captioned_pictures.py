@@ -21,7 +21,7 @@ from sd_tf.data.options import FITS
 from sd_tf.data.pipeline import Examples
 from sd_tf.data.sources import Source
 from sd_tf.data.staging import finished_folder
-from sd_tf.errors import InputError, printable, shown, unknown
+from sd_tf.errors import InputError, argument, printable, shown, unknown
 from sd_tf.files import CannotWrite, open_array, reason, remove_folder
 from sd_tf.seeding import uniforms
 
@@ -46,7 +46,8 @@ class CaptionedPictures:
     Args:
         source: a `Source`.
         image_size: pixels along a side.
-        folder: for decoded pictures, one folder for each source and way of fitting.
+        folder: for decoded pictures, one folder for each source and way of fitting; None where none are to be
+            decoded.
         fit: "center": the square in the middle; "random": another square, of 8/9 of the shorter side, in each
             epoch; "pad": the whole picture, on `background`.
         background: (red, green, blue) behind "pad".
@@ -66,7 +67,7 @@ class CaptionedPictures:
         self,
         source: Source,
         image_size: int,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike | None,
         fit: str = "center",
         background=WHITE,
         flip: bool = False,
@@ -86,7 +87,8 @@ class CaptionedPictures:
         self._shorten = shorten
         self._side = round(MARGIN * image_size) if fit == "random" else image_size
         key = (STORE_VERSION, source.fingerprint, self._side, fit == "pad", tuple(background))
-        self._store = Path(folder) / f"pictures-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+        name = f"pictures-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+        self._store = None if folder is None else Path(folder) / name
         self._squares = None
         self._square = functools.partial(
             _padded if fit == "pad" else _cropped, side=self._side, background=tuple(background)
@@ -102,8 +104,10 @@ class CaptionedPictures:
 
         Raises:
             InputError: fewer than two pictures can be read, more than one in twenty cannot, or the folder
-                cannot be written or has too little room. Nothing is left there then.
+                cannot be written or has too little room; nothing is left there then. Or there is no folder.
         """
+        if self._store is None:
+            raise InputError(f"{self.name} has no {argument('folder')} for decoded pictures: name one")
         shape = (len(self._source.captions), self._side, self._side, 3)
         if os.path.lexists(self._store):
             try:
