@@ -2,7 +2,8 @@
 
     import sd_tf
     model = sd_tf.load("fashion-mnist")
-    images = model.generate("a red dress", num_images=4, seed=0)
+    sd_tf.show(model.generate("a red dress", num_images=4, seed=0))
+    data = sd_tf.open_data("folder:my-pictures")
 
 The names below are imported when they are first used, so that `import sd_tf` is instant, prints
 nothing and touches neither network nor disk.
@@ -23,6 +24,7 @@ _HOMES = {
     "TextualInversion": "sd_tf.latent.options",
     "load": "sd_tf.families",
     "open_data": "sd_tf.data.open",
+    "show": "sd_tf.showing",
 }
 __all__ = list(_HOMES)
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sd_tf.errors import InputError
 from sd_tf.files import replacing_file
 
 MOST_BYTES = 200  # of a name, of which file systems take 255
@@ -31,6 +32,33 @@ def png(image: np.ndarray, settings: dict | None = None) -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, "PNG", pnginfo=text)
     return encoded.getvalue()
+
+
+def as_uint8(pixels, name: str) -> np.ndarray:
+    """Pixels of any shape as uint8: uint8 as they are, floating-point numbers in [0, 1] times 255, rounded.
+
+    Args:
+        pixels: an array.
+        name: of the picture or pictures, which an error begins with.
+
+    Raises:
+        InputError: they are of another type, beyond 0...1, or not finite.
+    """
+    pixels = np.asarray(pixels)
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind != "f":
+        raise InputError(
+            f"{name} has pixels of {pixels.dtype}: give uint8, from 0 to 255, or floats from 0 to 1"
+        )
+    if not np.isfinite(pixels).all():
+        raise InputError(f"{name} has pixels that are NaN or infinite: give floats from 0 to 1, or uint8")
+    low, high = pixels.min(initial=0.0), pixels.max(initial=0.0)
+    if low < 0 or high > 1:
+        raise InputError(
+            f"{name} has floating-point pixels from {low:g} to {high:g}: give floats from 0 to 1, or uint8"
+        )
+    return np.rint(pixels * 255.0).astype(np.uint8)
 
 
 def sheet(images: np.ndarray, columns: int, gap: int = 2, scale: int = 2) -> np.ndarray:

@@ -16,7 +16,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path
 # A module may import from rooms before its own, and from its own. Files beside the rooms that hold what
 # everybody needs come first, command lines last.
 STREAM = [
-    {"errors", "files", "config", "graphs", "skeleton", "images", "seeding", "hashing", "commandline"},
+    {"errors", "options", "files", "config", "graphs", "skeleton", "images", "showing", "seeding", "hashing"}
+    | {"commandline"},
     {"nn", "data", "diffusion"},
     {"text"},
     {"checkpoints", "generation"},
@@ -116,7 +117,7 @@ def test_import_sd_tf_prints_nothing_makes_nothing_and_loads_no_backend(tmp_path
 
 
 def test_public_names_are_few_and_there():
-    assert set(sd_tf.__all__) == {"InputError", "LatentDiffusion", "load"}
+    assert set(sd_tf.__all__) == {"InputError", "LatentDiffusion", "load", "open_data", "show"}
     assert all(hasattr(sd_tf, name) for name in sd_tf.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         sd_tf.lode  # noqa: B018

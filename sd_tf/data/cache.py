@@ -1,23 +1,23 @@
-"""Latents and caption embeddings, computed once: both networks are frozen while the UNet trains.
+"""Latents and caption embeddings, computed once: both networks are frozen while the denoiser trains.
 
 A cache is a folder named by a hash of everything its contents depend on. It holds, for each cached
-picture, the mean and the standard deviation of its latents (so each epoch draws fresh ones) and the
-number of its caption, and the embedding of each different caption. All are written as they are encoded, and
-read by their rows, so that memory does not grow with the number of pictures.
+picture, the mean and the standard deviation of its latents (so that each epoch draws fresh ones) and the
+number of its caption, and the embedding of each different caption. They are written as they are encoded and
+read row by row, so that memory does not grow with the number of pictures.
 """
 
 import contextlib
 import json
 import os
-import shutil
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from sd_tf.errors import InputError, shown
-from sd_tf.files import open_array, read_json, remove_folder
+from sd_tf.data.staging import finished_folder
+from sd_tf.errors import InputError, argument, shown
+from sd_tf.files import CannotWrite, open_array, read_json, reason, remove_folder
 
 
 class LatentCache:
@@ -28,7 +28,7 @@ class LatentCache:
         caption: int32 (examples,), rows of `contexts`.
         contexts: float16 (captions, tokens, width), or what else captions were encoded as; the last row
             is the empty caption.
-        seconds: that it took to compute, which belong to the run's budget.
+        seconds: how long it took to compute, which counts towards the run's budget.
 
     Raises:
         InputError: it is damaged: it lies in a run's folder, which may be a stranger's.
@@ -107,62 +107,83 @@ def latent_cache(
         except InputError as error:
             warnings.warn(f"{error}; the cache is made again", stacklevel=2)
             remove_folder(final)
-    new = final.with_name(f".{key}.new-{os.getpid()}")
-
-    def write(**arrays):
-        with _writing(final):
-            for name, rows in arrays.items():
-                _append(new / f"{name}.npy", rows.astype(np.float16) if rows.dtype.kind == "f" else rows)
-
-    began, size, done = time.monotonic(), len(dataset), 0
-    numbers, waiting = {}, []  # of captions; those that are still to be encoded
-    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    began, done = time.monotonic(), 0
     try:
-        with _writing(final):
-            new.mkdir(parents=True)
-        while done < num_examples and (
-            max_seconds is None or done < at_least or time.monotonic() - began < max_seconds
-        ):
-            epoch, start = divmod(done, size)
-            if start == 0:
-                order = np.random.default_rng([epoch, size]).permutation(size)
-            chosen = order[start : start + min(batch_size, num_examples - done)]
-            examples = dataset.examples(chosen, epoch)
-            mean, std = encode_images(examples.images)
-            for caption in examples.captions:
-                if caption not in numbers:
-                    numbers[caption] = len(numbers)
-                    waiting.append(caption)
-            captions = np.array([numbers[caption] for caption in examples.captions], np.int32)
-            write(mean=np.asarray(mean, np.float16), std=np.asarray(std, np.float16), caption=captions)
-            while len(waiting) >= batch_size:
-                write(contexts=encode_captions(waiting[:batch_size]))
-                waiting = waiting[batch_size:]
-            done += len(chosen)
-            if progress is not None:
-                progress(done, num_examples)
-        write(contexts=encode_captions([*waiting, ""]))
-        with _writing(final):
-            (new / "cache.json").write_text(json.dumps({"seconds": time.monotonic() - began}))
-            try:
-                new.rename(final)
-            except OSError:
-                if not final.is_dir():  # else another run of the same made it meanwhile
-                    raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        with finished_folder(final) as new:
+            writer = _Writer(new, encode_images, encode_captions, batch_size)
+            for indices, epoch in _batches(len(dataset), num_examples, batch_size):
+                is_late = max_seconds is not None and time.monotonic() - began >= max_seconds
+                if is_late and done >= at_least:
+                    break
+                writer.add(dataset.examples(indices, epoch))
+                done += len(indices)
+                if progress is not None:
+                    progress(done, num_examples)
+            writer.finish(began)
+    except CannotWrite as error:
+        raise InputError(
+            f"cannot write the cache {final} ({error.why}): make room, or name another "
+            f"{argument('cache_dir')}"
+        ) from None
     return LatentCache(final)
 
 
-@contextlib.contextmanager
-def _writing(cache):
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write the cache {cache} ({error.strerror or error}): make room, or name another "
-            "--cache-dir"
-        ) from None
+def _batches(size, num_examples, batch_size):
+    """(indices, epoch) of the examples of one epoch after another, each in a shuffled order of its own."""
+    done = 0
+    while done < num_examples:
+        epoch, start = divmod(done, size)
+        if start == 0:
+            order = np.random.default_rng([epoch, size]).permutation(size)
+        indices = order[start : start + min(batch_size, num_examples - done)]
+        yield indices, epoch
+        done += len(indices)
+
+
+class _Writer:
+    """Encodes examples into the files of a cache; see `latent_cache` for the arguments.
+
+    Raises:
+        CannotWrite: a file cannot be written.
+    """
+
+    def __init__(self, folder, encode_images, encode_captions, batch_size):
+        self._folder, self._encode_images, self._encode_captions = folder, encode_images, encode_captions
+        self._batch_size = batch_size
+        self._rows, self._waiting = {}, []  # caption -> its row of contexts; captions still to be encoded
+
+    def add(self, examples):
+        """Appends the latents of some examples, and the contexts of captions once they fill a batch."""
+        mean, std = self._encode_images(examples.images)
+        for caption in examples.captions:
+            if caption not in self._rows:
+                self._rows[caption] = len(self._rows)
+                self._waiting.append(caption)
+        captions = np.array([self._rows[caption] for caption in examples.captions], np.int32)
+        self._write(mean=np.asarray(mean, np.float16), std=np.asarray(std, np.float16), caption=captions)
+        while len(self._waiting) >= self._batch_size:
+            self._write(contexts=self._encode_captions(self._waiting[: self._batch_size]))
+            self._waiting = self._waiting[self._batch_size :]
+
+    def finish(self, began):
+        """Appends the contexts of the other captions and of the empty one, and the seconds since `began`."""
+        self._write(contexts=self._encode_captions([*self._waiting, ""]))
+        with self._writing():
+            content = json.dumps({"seconds": time.monotonic() - began})
+            (self._folder / "cache.json").write_text(content)
+
+    def _write(self, **arrays):
+        with self._writing():
+            for name, rows in arrays.items():
+                rows = rows.astype(np.float16) if rows.dtype.kind == "f" else rows
+                _append(self._folder / f"{name}.npy", rows)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise CannotWrite(self._folder, reason(error)) from None
 
 
 def _append(file, rows):

@@ -21,13 +21,13 @@ from typing import NamedTuple
 
 from sd_tf.data.opening import SUFFIXES
 from sd_tf.data.tables import READERS
-from sd_tf.errors import InputError, printable, shown, unknown
+from sd_tf.errors import InputError, argument, printable, shown, unknown
 from sd_tf.files import is_inside, is_regular, read_beginning
 
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first of them that there is
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # likewise
-DRAWN = ("samples", "prior")  # folders of a run with pictures
-OF_A_RUN = ("samples", "checkpoints")  # beside run.json
+DRAWN_BY_A_RUN = ("samples", "prior")  # folders in a run's folder that hold pictures
+FOLDERS_OF_A_RUN = ("samples", "checkpoints")  # a folder with run.json and one of these is a run's
 HELD_OUT = ("validation", "valid", "val", "test")  # folders beside train/
 LONGEST_CAPTION = 10_000  # characters; a file of more is no caption
 LONGEST_NAME = 255  # characters of a file's name in a line about it
@@ -85,14 +85,17 @@ def list_folder(
     if caption_column is not None and not metadata:
         raise InputError(f"{folder} has no metadata.jsonl, .csv or .parquet with a column {caption_column!r}")
     if metadata:
-        listing, named = _of_metadata(folder, metadata, caption_column, outputs)
-        beside = _of_text_files(
-            _apart_from(metadata, [each for each in pictures if each not in named], folder), folder
+        listing, named = _listed_by_metadata(folder, metadata, caption_column, outputs)
+        beside = _listed_by_text_files(
+            _pictures_without_metadata(metadata, [each for each in pictures if each not in named], folder),
+            folder,
         )
         listing = Listing(sorted(listing.pictures + beside.pictures), listing.problems + beside.problems)
     else:
-        has_texts = any(map(_has_text, pictures))
-        listing = _of_text_files(pictures, folder) if has_texts else _of_class_folders(top, pictures)
+        if any(map(_has_text, pictures)):
+            listing = _listed_by_text_files(pictures, folder)
+        else:
+            listing = _listed_by_class_folders(top, pictures)
         listing = Listing(listing.pictures, problems + listing.problems)
     if not listing.pictures:
         reasons = listing.problems or [f"{file} has no row" for file in metadata]
@@ -134,10 +137,10 @@ def _outputs_below(folder, outputs):
     except (OSError, RuntimeError) as error:  # a link to itself
         raise InputError(f"{folder} cannot be compared with where the run writes: {error}") from None
     for output in outputs:
-        if output == top or any(top.is_relative_to(output / name) for name in DRAWN):
+        if output == top or any(top.is_relative_to(output / name) for name in DRAWN_BY_A_RUN):
             raise InputError(
-                f"{folder} is also where the run writes, who would learn from what it draws: name another "
-                "folder for one of them"
+                f"{folder} is also where the run writes, so that it would learn from its own pictures: name "
+                "another folder for one of them"
             )
     return [output for output in outputs if output.is_relative_to(top)]
 
@@ -159,7 +162,7 @@ def _files(top, folder, outputs):
         for file in (Path(place, name) for name in sorted(folders + files) if not name.startswith(".")):
             is_picture = file.suffix.lower() in SUFFIXES
             if is_picture and is_regular(file) and is_inside(folder, file):
-                if not _is_of(outputs, file):
+                if not _is_inside_any(outputs, file):
                     pictures.append(file)
             elif file.is_symlink() and (is_picture or os.path.isdir(file) and not is_inside(folder, file)):
                 problems.append(f"{file}: is a link that leads out of {folder}, or nowhere")
@@ -174,9 +177,7 @@ def _files(top, folder, outputs):
 
 def _is_of_a_run(folder, outputs):
     """Whether a run writes there, this one or another."""
-    if (folder / "run.json").is_file() and any(
-        (folder / name).is_dir() for name in ("samples", "checkpoints")
-    ):
+    if (folder / "run.json").is_file() and any((folder / name).is_dir() for name in FOLDERS_OF_A_RUN):
         return True
     # Links are followed only where a name is right: in deep folders that takes long.
     return any(folder.name == output.name and is_inside(output, folder) for output in outputs)
@@ -189,7 +190,7 @@ def _walked(top, onerror):
         raise InputError(f"{top} has folders in folders without end: name one of them") from None
 
 
-def _of_metadata(folder, files, caption_column, outputs):
+def _listed_by_metadata(folder, files, caption_column, outputs):
     """A listing, and all files that have a row."""
     captioned, problems, seen, places, texts = [], [], set(), {}, _Texts()
     columns = (caption_column,) if caption_column else CAPTION_COLUMNS
@@ -228,7 +229,7 @@ def _column_of(row, caption_column, place):
     if column is None:
         raise InputError(
             f"{place} has no column {' or '.join(CAPTION_COLUMNS)}, but "
-            f"{shown(sorted(map(str, row)))}: name one with --caption-column"
+            f"{shown(sorted(map(str, row)))}: name one with {argument('caption_column')}"
         )
     if column not in row:
         raise unknown(f"caption column in {place}:", column, row)
@@ -238,10 +239,10 @@ def _column_of(row, caption_column, place):
 def _why_no_picture(picture, outputs):
     if not is_regular(picture):  # nor is a name that no file can have
         return "is no regular file" if os.path.lexists(picture) else "is missing"
-    return "is of the run itself" if _is_of(outputs, picture) else None
+    return "is of the run itself" if _is_inside_any(outputs, picture) else None
 
 
-def _is_of(outputs, picture):
+def _is_inside_any(outputs, picture):
     return any(is_inside(output, picture) for output in outputs)
 
 
@@ -267,8 +268,8 @@ class _Texts:
         return self._kept[caption]
 
 
-def _apart_from(metadata, pictures, folder):
-    """Of pictures without a row, those of folders that no metadata describe, if any has a text file."""
+def _pictures_without_metadata(metadata, pictures, folder):
+    """Of pictures without a row, those in folders without metadata, if one of these has a text file."""
     described = {file.parent for file in metadata}
     apart = [picture for picture in pictures if described.isdisjoint(picture.parents)]
     if not any(map(_has_text, apart)):
@@ -283,7 +284,7 @@ def _has_text(picture):
     return is_regular(picture.with_suffix(".txt"))
 
 
-def _of_text_files(pictures, folder):
+def _listed_by_text_files(pictures, folder):
     captioned, problems, texts = [], [], _Texts()
     for picture in pictures:
         file = picture.with_suffix(".txt")
@@ -301,13 +302,16 @@ def _of_text_files(pictures, folder):
     return Listing(captioned, problems)
 
 
-def _of_class_folders(top, pictures):
-    below = [picture for picture in pictures if picture.parent != top]
-    problems = [f"{picture}: has no caption" for picture in pictures if picture.parent == top]
-    return Listing([Captioned(picture, _words(picture.parent.name)) for picture in below], problems)
+def _listed_by_class_folders(top, pictures):
+    captioned = [
+        Captioned(picture, _caption_of_class(picture.parent.name))
+        for picture in pictures
+        if picture.parent != top
+    ]
+    return Listing(captioned, [f"{each}: has no caption" for each in pictures if each.parent == top])
 
 
-def _words(name):
+def _caption_of_class(name):
     return tidy(name.replace("_", " ").replace("-", " "))
 
 

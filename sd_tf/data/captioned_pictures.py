@@ -1,16 +1,13 @@
 """Your own captioned pictures as a data set: decoded once to squares on disk, then read from there."""
 
-import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,41 +19,20 @@ from tqdm import tqdm
 from sd_tf.data.opening import WHITE
 from sd_tf.data.options import FITS
 from sd_tf.data.pipeline import Examples
-from sd_tf.errors import InputError, printable, shown, unknown
-from sd_tf.files import open_array, remove_folder
+from sd_tf.data.sources import Source
+from sd_tf.data.staging import finished_folder
+from sd_tf.errors import InputError, argument, printable, shown, unknown
+from sd_tf.files import CannotWrite, open_array, reason, remove_folder
 from sd_tf.seeding import uniforms
 
 MARGIN = 1.125  # how much larger than a window the square is that "random" takes it from
 MOST_UNREADABLE = 0.05  # of all pictures
 STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how squares are made
 PREVIEWS = 6  # prompts
-DRAWN = {"prompt", "seed"}  # what pictures of this library say of themselves
+OWN_SETTINGS = {"prompt", "seed"}  # text in the PNG files that this library writes
 CHUNK = 256  # pictures that are decoded before their squares are written
 _FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _NUMBERS = range(9)
 ENDS = re.compile(r",| (?:and|with|in|on|at|from|by|for|who|which|that) ")  # a caption may end before one
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where captioned pictures come from.
-
-    Attributes:
-        name: of the data set, in messages.
-        captions: one for each picture.
-        open: number of a picture, pixels that its shorter side needs, what is made of it -> that, of a PIL
-            picture of mode "RGB", see `open_picture`; called from several threads. It raises `InputError`
-            for a picture that cannot be read.
-        label: number of a picture -> what a message calls it.
-        fingerprint: of the pictures, as far as can be told without decoding them.
-        problems: a line for each picture that is known beforehand not to be usable.
-    """
-
-    name: str
-    captions: Sequence[str]
-    open: Callable[[int, int, Callable], np.ndarray]
-    label: Callable[[int], str]
-    fingerprint: str
-    problems: Sequence[str] = ()
 
 
 class CaptionedPictures:
@@ -70,7 +46,8 @@ class CaptionedPictures:
     Args:
         source: a `Source`.
         image_size: pixels along a side.
-        folder: for decoded pictures, one folder for each source and way of fitting.
+        folder: for decoded pictures, one folder for each source and way of fitting; None where none are to be
+            decoded.
         fit: "center": the square in the middle; "random": another square, of 8/9 of the shorter side, in each
             epoch; "pad": the whole picture, on `background`.
         background: (red, green, blue) behind "pad".
@@ -90,7 +67,7 @@ class CaptionedPictures:
         self,
         source: Source,
         image_size: int,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike | None,
         fit: str = "center",
         background=WHITE,
         flip: bool = False,
@@ -110,7 +87,8 @@ class CaptionedPictures:
         self._shorten = shorten
         self._side = round(MARGIN * image_size) if fit == "random" else image_size
         key = (STORE_VERSION, source.fingerprint, self._side, fit == "pad", tuple(background))
-        self._store = Path(folder) / f"pictures-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+        name = f"pictures-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+        self._store = None if folder is None else Path(folder) / name
         self._squares = None
         self._square = functools.partial(
             _padded if fit == "pad" else _cropped, side=self._side, background=tuple(background)
@@ -126,8 +104,10 @@ class CaptionedPictures:
 
         Raises:
             InputError: fewer than two pictures can be read, more than one in twenty cannot, or the folder
-                cannot be written or has too little room. Nothing is left there then.
+                cannot be written or has too little room; nothing is left there then. Or there is no folder.
         """
+        if self._store is None:
+            raise InputError(f"{self.name} has no {argument('folder')} for decoded pictures: name one")
         shape = (len(self._source.captions), self._side, self._side, 3)
         if os.path.lexists(self._store):
             try:
@@ -262,72 +242,95 @@ def _padded(picture, side, background):
 
 
 def _decode(source, store, square, side, progress):
-    """Writes `store`: squares of all pictures, which of them are there, and a list of the others."""
-    number, skipped, drawn = len(source.captions), list(source.problems), []
-    new = store.with_name(f".{store.name}.new-{os.getpid()}")
-    shape, kept = (number, side, side, 3), []
-    size, blank = math.prod(shape), np.zeros(shape[1:], np.uint8)
-
-    def decoded(i):
-        def made(picture):
-            if picture.info.keys() >= DRAWN:
-                drawn.append(i)
-            return np.asarray(square(picture))
-
-        try:
-            return source.open(i, side, made)
-        except InputError as error:
-            return f"{source.label(i)}: {error}"
-
+    """Writes `store`: the squares of all pictures, which of them could be read, and a list of the others."""
+    size = len(source.captions) * side * side * 3
+    squares = _Squares(source, square, side)
     try:
-        new.mkdir(parents=True)
-        free = shutil.disk_usage(new).free
-        if free < size:
-            raise OSError(f"{free:,} are free")
-        bar = _bar(number, progress)
-        # Written, not mapped: of a disk that others fill meanwhile, a write says so, and a page kills.
-        with open(new / "pictures.npy", "wb") as file, ThreadPoolExecutor(os.cpu_count()) as threads, bar:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+        with finished_folder(store) as new:
+            free = shutil.disk_usage(new).free
+            if free < size:
+                raise OSError(f"{free:,} are free")
+            squares.write(new / "pictures.npy", progress)
+            _check_readable(source, len(squares.kept), squares.skipped)
+            np.save(new / "kept.npy", np.array(squares.kept, np.int64))
+            lines = "".join(f"{printable(line)}\n" for line in squares.skipped)
+            (new / "skipped.txt").write_text(lines, encoding="utf-8")
+            about = {"source": source.name, "fingerprint": source.fingerprint}
+            (new / "store.json").write_text(json.dumps(about))
+    except (OSError, CannotWrite) as error:
+        why = error.why if isinstance(error, CannotWrite) else reason(error)
+        raise InputError(
+            f"cannot write decoded pictures to {store}, {size:,} bytes ({why}): make room there, or name "
+            "another folder"
+        ) from None
+    squares.report(store)
+
+
+class _Squares:
+    """The squares of a source's pictures as they are made.
+
+    Attributes:
+        kept: numbers of the pictures that could be read.
+        skipped: a line for each of the others.
+    """
+
+    def __init__(self, source, square, side):
+        self._source, self._square, self._side = source, square, side
+        self.kept, self.skipped, self._generated = [], list(source.problems), []
+
+    def write(self, file, progress):
+        """Writes them to an .npy file, uint8 (pictures, side, side, 3), black where there is none.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        number, blank = len(self._source.captions), np.zeros((self._side, self._side, 3), np.uint8)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (number, *blank.shape)}
+        bar = tqdm(total=number, desc="decoding", unit=" pictures", disable=not progress)
+        # Written rather than mapped: where others fill the disk meanwhile, a write fails with a message, but
+        # touching a mapped page kills the process.
+        with open(file, "wb") as opened, ThreadPoolExecutor(os.cpu_count()) as threads, bar:
+            np.lib.format.write_array_header_1_0(opened, header)
             for start in range(0, number, CHUNK):
                 chunk = range(start, min(start + CHUNK, number))
-                for i, found in zip(chunk, threads.map(decoded, chunk), strict=True):
+                for i, found in zip(chunk, threads.map(self._made, chunk), strict=True):
                     if isinstance(found, str):
-                        skipped.append(found)
+                        self.skipped.append(found)
                         found = blank
                     else:
-                        kept.append(i)
-                    file.write(found.tobytes())
+                        self.kept.append(i)
+                    opened.write(found.tobytes())
                     bar.update()
-            file.flush()
-            os.fsync(file.fileno())
-        _check_readable(source, len(kept), skipped)
-        np.save(new / "kept.npy", np.array(kept, np.int64))
-        (new / "skipped.txt").write_text(
-            "".join(f"{printable(line)}\n" for line in skipped), encoding="utf-8"
-        )
-        (new / "store.json").write_text(
-            json.dumps({"source": source.name, "fingerprint": source.fingerprint})
-        )
-        with contextlib.suppress(OSError):  # another run of the same made it meanwhile
-            new.rename(store)
-    except OSError as error:
-        raise InputError(
-            f"cannot write decoded pictures to {store}, {size:,} bytes ({error.strerror or error}): "
-            "make room there, or name another folder"
-        ) from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    if skipped:
-        said = f"{len(skipped)} of {len(kept) + len(skipped)} pictures skipped, see {store}/skipped.txt"
-        print(printable(f"{source.name}: {said}"))
-    if drawn:
-        said = (
-            f"{len(drawn)} of {len(kept)} pictures were drawn by a model, such as {source.label(min(drawn))}"
-        )
-        warnings.warn(
-            printable(f"{source.name}: {said}: learning from them repeats its faults"), stacklevel=3
-        )
+            opened.flush()
+            os.fsync(opened.fileno())
+
+    def _made(self, i):
+        """A picture's square, uint8, or a line that says why there is none."""
+
+        def made(picture):
+            if picture.info.keys() >= OWN_SETTINGS:
+                self._generated.append(i)
+            return np.asarray(self._square(picture))
+
+        try:
+            return self._source.open(i, self._side, made)
+        except InputError as error:
+            return f"{self._source.label(i)}: {error}"
+
+    def report(self, store):
+        """Says what was skipped, and warns of pictures that a model has made."""
+        name, kept = self._source.name, len(self.kept)
+        if self.skipped:
+            number = len(self.skipped)
+            said = f"{number} of {kept + number} pictures skipped, see {store}/skipped.txt"
+            print(printable(f"{name}: {said}"))
+        if self._generated:
+            example = self._source.label(min(self._generated))
+            said = (
+                f"{name}: {len(self._generated)} of {kept} pictures were drawn by a model, such as "
+                f"{example}: learning from them repeats its faults"
+            )
+            warnings.warn(printable(said), stacklevel=4)
 
 
 def _stored(store, shape):
@@ -364,7 +367,3 @@ def _check_readable(source, readable, skipped):
         )
     if readable < 2:
         raise InputError(f"{source.name} has {readable} picture: give two or more, and many to learn from")
-
-
-def _bar(total, shown):
-    return tqdm(total=total, desc="decoding", unit=" pictures", disable=not shown)

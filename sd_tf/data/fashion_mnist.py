@@ -12,7 +12,7 @@ import numpy as np
 
 from sd_tf.data import captions
 from sd_tf.data.pipeline import Examples
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, argument, unknown
 from sd_tf.files import is_regular, read_bytes
 from sd_tf.seeding import uniforms
 
@@ -113,7 +113,7 @@ def _folder(data_dir):
     lacking = [name for name in FILES if not any(is_regular(place / name) for place in places)]
     raise InputError(
         f"{data_dir} lacks the Fashion-MNIST files {', '.join(lacking or FILES)}: put the four official "
-        ".gz files there, or leave --data-dir out to look for them elsewhere and download them."
+        f".gz files there, or leave {argument('data_dir')} out to look for them elsewhere and download them."
     )
 
 
@@ -121,7 +121,7 @@ def _read_verified(path):
     """The bytes of an official file."""
     size, md5 = FILES[path.name]
     content = read_bytes(path, 2 * size)
-    way_out = "delete it and fetch it again, or point --data-dir at an intact copy."
+    way_out = f"delete it and fetch it again, or point {argument('data_dir')} at an intact copy."
     if len(content) < size:
         raise InputError(f"{path} is truncated, {len(content):,} of {size:,} bytes: {way_out}")
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -154,7 +154,8 @@ def _download(folder):
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
             f"Fashion-MNIST is not on this machine and its download failed ({reason}): put "
-            f"{', '.join(FILES)} in a folder and name it with --data-dir, or put them in "
-            "$SD_TF_DATA_DIR/fashion-mnist, or use --dataset garments, which needs no data."
+            f"{', '.join(FILES)} in a folder and name it with {argument('data_dir')}, or put them in "
+            "$SD_TF_DATA_DIR/fashion-mnist, or use "
+            f"{argument('source', '--dataset')} garments, which needs no data."
         ) from error
     return folder

@@ -98,6 +98,29 @@ def open_picture(
         raise InputError(f"cannot be read as a picture: {reason}") from None
 
 
+def to_rgb(picture: Image.Image, background=WHITE) -> Image.Image:
+    """A PIL picture as `open_picture` would have opened it: turned as its EXIF data say, mode "RGB".
+
+    Args:
+        picture: of any mode, decoded or not.
+        background: (red, green, blue), 0...255, behind what is transparent.
+
+    Raises:
+        InputError: it is damaged, has no pixels or more than `MOST_PIXELS`, or pixels that are floating-point
+            numbers.
+    """
+    width, height = picture.size
+    if not 0 < width * height <= MOST_PIXELS:
+        raise InputError(f"has {width} x {height} pixels, 1 to {MOST_PIXELS} are expected: scale it")
+    try:
+        return _rgb(_turned(picture), background)
+    except InputError:
+        raise
+    except Exception as error:  # of a picture that was not decoded before
+        why = (getattr(error, "strerror", None) or str(error)).partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot be read as a picture: {why}") from None
+
+
 def _opened(file, root):
     """As `open_file`, but for messages, which do not name the file."""
     try:

@@ -41,8 +41,24 @@ class CaptionedImages(Protocol):
 
 
 def pictures_at_once(most: int, image_size: int) -> int:
-    """How many pictures take the memory that so many of 32 x 32 take; one at least."""
+    """How many pictures take the memory that `most` pictures of 32 x 32 take; at least one."""
     return max(1, most * 32**2 // image_size**2)
+
+
+def fair_sample(dataset: CaptionedImages, number: int) -> np.ndarray:
+    """Indices of some pictures from all over a data set, whatever the order in which it has them.
+
+    A folder has all pictures of a class behind each other, and of drawn garments every tenth is of the same
+    class. So neither the first pictures nor every nth are like the whole.
+
+    Args:
+        dataset: any captioned pictures.
+        number: of pictures; all where there are no more.
+
+    Returns:
+        int64 (number,) or fewer, sorted and distinct; the same in every process.
+    """
+    return np.sort(_permutation(len(dataset), 0, 0)[:number])
 
 
 def stream(

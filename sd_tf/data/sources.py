@@ -1,11 +1,11 @@
-"""Where captioned pictures come from, by name: a folder, Hugging Face's hub, TensorFlow Datasets.
+"""Where captioned pictures come from: a folder, Hugging Face's hub or TensorFlow Datasets, by name.
 
-    folder           --data-dir, in a layout of `captioned_folder`
-    pokemon, emoji   the folder of that name in --data-dir or $SD_TF_DATA_DIR, or --data-dir itself
-    hub:<id>         a data set of Hugging Face with a column of pictures and one of captions
-    tfds:<name>      a data set of TensorFlow Datasets, likewise, or with labels that have names
+    folder           the folder `data_dir`, in a layout of `captioned_folder`
+    pokemon, emoji   the folder of that name in `data_dir` or $SD_TF_DATA_DIR, or `data_dir` itself
+    hub:<id>         a data set of Hugging Face with a column of pictures and a column of captions
+    tfds:<name>      a data set of TensorFlow Datasets: the same, or with labels that have names
 
-A column of captions holds text, several texts, of which the first is taken, or classes that have names.
+A column of captions holds texts, lists of texts, of which the first is taken, or classes that have names.
 
 The Pokemon captions of the hub, `lambdalabs/pokemon-blip-captions`, were withdrawn on the notice of the
 pictures' owner. No mirror of them is looked for: name one by `hub:<id>` if you may use it.
@@ -15,18 +15,41 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sd_tf.data.captioned_folder import CAPTION_COLUMNS, holds_pictures, list_folder, tidy
-from sd_tf.data.captioned_pictures import Source
 from sd_tf.data.opening import WHITE, as_it_is, open_picture
-from sd_tf.errors import InputError, shown, unknown
+from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.files import is_inside
 
-FOLDERS = ("pokemon", "emoji")  # in $SD_TF_DATA_DIR
+_DATASET = argument("source", "--dataset")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Captioned pictures of any sizes, wherever they are kept.
+
+    Attributes:
+        name: of the data set, as messages say it.
+        captions: one for each picture.
+        open: `open(number, side, use)` decodes a picture and returns `use(picture)`, of a PIL picture of mode
+            "RGB"; its shorter side has at least `side` pixels if the original's has, see `open_picture`. It
+            is called from several threads, and raises `InputError` for a picture that cannot be read.
+        label: number of a picture -> its name in messages.
+        fingerprint: changes with the pictures, as far as that can be told without decoding them.
+        problems: a line for each picture that is known not to be usable before it is opened.
+    """
+
+    name: str
+    captions: Sequence[str]
+    open: Callable[[int, int, Callable], object]
+    label: Callable[[int], str]
+    fingerprint: str
+    problems: Sequence[str] = ()
 
 
 def find_source(
@@ -53,13 +76,13 @@ def find_source(
     kind, _, name = dataset.partition(":")
     if caption is not None and name:
         raise InputError(
-            f"--caption is of folders, --dataset {dataset} has captions of its own: leave it out"
+            f"{argument('caption')} is of folders, {_DATASET} {dataset} has captions of its own: leave it out"
         )
     if kind == "hub":
-        return _of_hub(name, caption_column, background)
+        return _hub_source(name, caption_column, background)
     if kind == "tfds":
-        return _of_tfds(name, data_dir, caption_column, background)
-    return folder_source(_folder(dataset, data_dir), caption_column, background, caption, outputs)
+        return _tfds_source(name, data_dir, caption_column, background)
+    return folder_source(folder_of(dataset, data_dir), caption_column, background, caption, outputs)
 
 
 def folder_source(
@@ -90,10 +113,17 @@ def folder_source(
     )
 
 
-def _folder(dataset, data_dir):
+def folder_of(dataset: str, data_dir: str | None) -> Path:
+    """The folder of "folder", "pokemon" or "emoji".
+
+    Raises:
+        InputError: none is named, or the folder of a data set is not where it is looked for.
+    """
     if dataset == "folder":
         if data_dir is None:
-            raise InputError("--dataset folder needs --data-dir: name the folder of pictures and captions")
+            raise InputError(
+                f"{_DATASET} folder needs {argument('data_dir')}: name the folder of pictures and captions"
+            )
         return Path(data_dir)
     root = data_dir or os.environ.get("SD_TF_DATA_DIR")
     if root is not None and (Path(root) / dataset).is_dir():
@@ -103,12 +133,12 @@ def _folder(dataset, data_dir):
     lacking = f", and {Path(root) / dataset} is no folder" if root is not None else ""
     mirror = "; the hub's was withdrawn, hub:<id> takes a mirror" if dataset == "pokemon" else ""
     raise InputError(
-        f"--dataset {dataset} is not downloaded{lacking}: name a folder of captioned pictures with "
-        f"--data-dir, or set SD_TF_DATA_DIR to the folder that has {dataset}/ in it{mirror}"
+        f"{_DATASET} {dataset} is not downloaded{lacking}: name a folder of captioned pictures with "
+        f"{argument('data_dir')}, or set SD_TF_DATA_DIR to the folder that has {dataset}/ in it{mirror}"
     )
 
 
-def _of_hub(name, caption_column, background):
+def _hub_source(name, caption_column, background):
     datasets = _library("datasets", f"hub:{name}")
     with _on_one_line(f"hub:{name} cannot be loaded", "check the name and the network"):
         table = datasets.load_dataset(name, split="train")
@@ -121,7 +151,8 @@ def _of_hub(name, caption_column, background):
     places = _places_of_hub(datasets, name)
 
     def opened(row, side, use):
-        with _on_one_line("cannot be read", f"remove {datasets.config.HF_DATASETS_CACHE}, to have it anew"):
+        again = f"remove {datasets.config.HF_DATASETS_CACHE} to download it again"
+        with _on_one_line("cannot be read", again):
             cell = undecoded[row][pictures[0]] or {}
         if cell.get("bytes"):
             return open_picture(io.BytesIO(cell["bytes"]), background, side, use)
@@ -134,7 +165,7 @@ def _of_hub(name, caption_column, background):
     kind = table.features[captions]
     classes = kind if isinstance(kind, datasets.ClassLabel) else None
     texts = _texts(f"hub:{name}", captions, table[captions], classes)
-    return _of_rows(f"hub:{name}", texts, opened, (table._fingerprint, tuple(background)))
+    return _table_source(f"hub:{name}", texts, opened, (table._fingerprint, tuple(background)))
 
 
 def _places_of_hub(datasets, name):
@@ -147,7 +178,7 @@ def _places_of_hub(datasets, name):
     return [Path(place) for place in (*places, *([name] if os.path.isdir(name) else []))]
 
 
-def _of_tfds(name, data_dir, caption_column, background):
+def _tfds_source(name, data_dir, caption_column, background):
     tfds = _library("tensorflow_datasets", f"tfds:{name}")
     with _on_one_line(f"tfds:{name} cannot be had", "check the name and the network"):
         builder = tfds.builder(name, data_dir=data_dir)
@@ -167,7 +198,7 @@ def _of_tfds(name, data_dir, caption_column, background):
     column = labels[0] if labels and not caption_column and not named else None
     column = column or _caption_column(f"tfds:{name}", features, caption_column)
     undecoded = {picture: tfds.decode.SkipDecoding() for picture in pictures}
-    anew = f"name another --data-dir, or remove {builder.data_dir}, to have it prepared anew"
+    anew = f"name another {argument('data_dir')}, or remove {builder.data_dir} to have it prepared again"
     with _on_one_line(f"tfds:{name} cannot be read", anew):
         try:
             rows = builder.as_data_source("train", decoders=undecoded)
@@ -182,7 +213,7 @@ def _of_tfds(name, data_dir, caption_column, background):
     def opened(row, side, use):
         return open_picture(io.BytesIO(rows[row][pictures[0]]), background, side, use)
 
-    return _of_rows(f"tfds:{name}", texts, opened, (name, builder.info.full_name, tuple(background)))
+    return _table_source(f"tfds:{name}", texts, opened, (name, builder.info.full_name, tuple(background)))
 
 
 def _texts(name, column, cells, classes):
@@ -206,13 +237,13 @@ def _texts(name, column, cells, classes):
         if cell is not None and not isinstance(cell, str):
             raise InputError(
                 f"{name}, row {row}: {column} is {shown(cell)}, which is no text: name another with "
-                "--caption-column"
+                f"{argument('caption_column')}"
             )
         texts.append(cell or "")
     return texts
 
 
-def _of_rows(name, texts, opened, identity):
+def _table_source(name, texts, opened, identity):
     """The rows of a table that have a caption; `opened(row, side, use)` is a row's picture."""
     rows = [row for row, text in enumerate(texts) if text.strip()]
     if not rows:
@@ -236,7 +267,7 @@ def _caption_column(name, columns, given):
     if found is None:
         raise InputError(
             f"{name} has no column {' or '.join(CAPTION_COLUMNS)}, but {', '.join(columns)}: name one with "
-            "--caption-column"
+            f"{argument('caption_column')}"
         )
     return found
 
@@ -246,7 +277,7 @@ def _library(module, dataset):
         return __import__(module)
     except ImportError:
         raise InputError(
-            f"--dataset {dataset} needs {module}: pip install {module.replace('_', '-')}"
+            f"{_DATASET} {dataset} needs {module}: pip install {module.replace('_', '-')}"
         ) from None
 
 

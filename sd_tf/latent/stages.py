@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from sd_tf.data.pipeline import pictures_at_once, stream, to_uint8, to_unit
+from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream, to_uint8, to_unit
 from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.graphs import compiled
 from sd_tf.latent.folder import save_unet
@@ -111,12 +111,20 @@ class AutoencoderStage(SinglePlayerStage):
         return losses
 
     def calibrate(self, num_images=2048):
-        """Sets the scaling factor to 1 / (the latents' standard deviation) on training pictures."""
-        images = self.dataset.examples(np.arange(min(num_images, len(self.dataset))), 0).images
-        encode = compiled(self.network.moments)
-        moments = [encode(to_unit(images[i : i + 256])) for i in range(0, len(images), 256)]
-        mean, log_variance = (np.concatenate([np.asarray(m[i]) for m in moments]) for i in (0, 1))
-        deviation = float(np.sqrt(np.mean(np.exp(log_variance)) + np.var(mean)))
+        """Sets the scaling factor to 1 / (the latents' standard deviation), by a fair sample of the pictures.
+
+        Var[z] = E[exp(log variance)] + E[mean^2] - E[mean]^2, over all latents of all pictures together.
+        """
+        chosen, encode = fair_sample(self.dataset, num_images), compiled(self.network.moments)
+        at_once = pictures_at_once(256, self.dataset.image_size)
+        count, sums = 0, np.zeros(3)  # float64
+        for start in range(0, len(chosen), at_once):
+            images = self.dataset.examples(chosen[start : start + at_once], 0).images
+            mean, log_variance = (np.asarray(each, np.float64) for each in encode(to_unit(images)))
+            sums += np.exp(log_variance).sum(), np.square(mean).sum(), mean.sum()
+            count += mean.size
+        variance, square, mean = sums / count
+        deviation = float(np.sqrt(variance + square - mean**2))
         self.network.config = dataclasses.replace(self.network.config, scaling_factor=1.0 / deviation)
 
     def preview(self):

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.errors import InputError, argument, shown
 from sd_tf.files import read_json, write_json
 from sd_tf.hashing import fingerprint
@@ -116,7 +115,7 @@ class Run:
                 self._check_resumable()  # what another process may have begun meanwhile
             stack.enter_context(self._remove_run_file_if_startup_fails())
             self._check_shared()
-            if isinstance(self.dataset, CaptionedPictures):
+            if hasattr(self.dataset, "decode"):
                 self.decode(self.dataset)
             if self.options.wandb and self.workers.is_chief:
                 names = [planned.name for planned in self.stages]

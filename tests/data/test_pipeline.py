@@ -23,6 +23,21 @@ def batches(count, first_step=0, seed=0, num_examples=10, batch_size=4):
     return list(itertools.islice(dataset.as_numpy_iterator(), count))
 
 
+@pytest.mark.parametrize("period", [2, 10, 1000, 5000])
+def test_a_fair_sample_has_every_kind_as_often_as_the_data_set_has(period):
+    """Kinds that follow each other as in class folders, or alternate as in drawn garments."""
+    chosen = pipeline.fair_sample(range(10_000), 1000)
+    assert len(set(chosen)) == 1000 and (np.diff(chosen) > 0).all()
+    number = 10_000 // period
+    for kinds in (np.arange(10_000) // number, np.arange(10_000) % period):
+        share = (kinds[chosen] < period // 2).mean()
+        assert share == pytest.approx(0.5, abs=4 * 0.5 / 1000**0.5)  # four deviations of the binomial
+
+
+def test_a_fair_sample_of_few_is_all_of_them():
+    np.testing.assert_array_equal(pipeline.fair_sample(range(5), 2048), np.arange(5))
+
+
 def test_every_epoch_visits_each_example_once():
     rows = batches(20)  # 80 rows: 8 epochs of 10 in batches of 4, so that every other epoch is straddled
     index = np.concatenate([b["index"] for b in rows])

@@ -14,6 +14,7 @@ import sd_tf
 from sd_tf.data.pipeline import Examples, to_unit
 from sd_tf.diffusion.losses import min_snr_weights
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
+from sd_tf.latent.config import AutoencoderConfig
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.latent.unet import UNet
@@ -200,6 +201,51 @@ def test_calibration_gives_latents_of_unit_deviation(tiny_model, monkeypatch):
     draws = [mean + std * normals((9, i), np.arange(16), mean.shape[1:]) for i in range(100)]
     assert np.std(draws) == pytest.approx(1.0, rel=0.02)
     np.testing.assert_allclose(np.asarray(autoencoder(images)), before, atol=1e-4)
+
+
+class TwoHalves:
+    """Pictures in the order of class folders: a thousand black ones, then a thousand of noise."""
+
+    image_size = 16
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.images = np.zeros((2000, 16, 16, 3), np.uint8)
+        self.images[1000:] = rng.integers(0, 256, self.images[1000:].shape)
+        self.asked_for = []
+
+    def __len__(self):
+        return len(self.images)
+
+    def examples(self, indices, epoch):
+        self.asked_for.append(len(indices))
+        return Examples(self.images[indices], [""] * len(indices), np.zeros(len(indices), np.int32))
+
+
+def test_calibration_looks_at_pictures_of_all_kinds(tiny_model, monkeypatch):
+    autoencoder, dataset = tiny_model.autoencoder, TwoHalves()
+    monkeypatch.setattr(autoencoder, "config", autoencoder.config)  # put back afterwards
+    stage = AutoencoderStage(CONFIG, autoencoder, dataset, 0)
+    stage.calibrate(num_images=400)
+    mean, log_variance = (
+        np.asarray(each, np.float64) for each in autoencoder.moments(to_unit(dataset.images))
+    )
+    deviation = np.sqrt(np.mean(np.exp(log_variance)) + np.var(mean))
+    assert 1 / autoencoder.config.scaling_factor == pytest.approx(deviation, rel=0.02)
+    of_one_half = np.sqrt(np.mean(np.exp(log_variance[:1000])) + np.var(mean[:1000]))
+    assert abs(of_one_half / deviation - 1) > 0.05  # what the first pictures alone would say
+
+
+@pytest.mark.parametrize(("image_size", "at_once"), [(16, 1024), (128, 16), (1024, 1)])
+def test_calibration_encodes_as_many_pictures_at_once_as_their_size_allows(monkeypatch, image_size, at_once):
+    """Pictures take the memory of 256 of 32 x 32."""
+    dataset = TwoHalves()
+    dataset.image_size = image_size  # of which it says so
+    network = SimpleNamespace(config=AutoencoderConfig(), moments=lambda images: (images, images))
+    monkeypatch.setattr("sd_tf.latent.stages.compiled", lambda function: function)
+    stage = AutoencoderStage(CONFIG, network, dataset, 0)
+    stage.calibrate(num_images=2000)
+    assert max(dataset.asked_for) == at_once and sum(dataset.asked_for) == 2000
 
 
 # -- diffusion ----------------------------------------------------------------------------------

@@ -1,0 +1,233 @@
+"""`sd_tf.show`: pictures on one page, in a notebook or in a file."""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sd_tf.errors import InputError, argument, printable, shown
+from sd_tf.images import as_uint8, png, save_png, sheet
+
+SIDE = 128  # pixels that the longer side of an enlarged picture has at most
+WIDTH = 1100  # pixels of a page whose columns nobody has named
+MOST_COLUMNS = 8
+MOST_PIXELS = 64_000_000  # of a page
+GAP = 2  # pixels between pictures
+DARK, LIGHT = (40, 40, 40), (235, 235, 235)  # the page, as in `sheet`, and what is written on it
+FONT_SIZE = 13  # pixels
+MARGIN = 4  # pixels around a text
+NARROWEST = 96  # pixels for the caption below a picture
+MOST_LINES = 3  # of a caption
+LONGEST_LINE = 500  # characters
+
+
+def show(
+    images,
+    captions: str | Sequence[str] | None = None,
+    columns: int | None = None,
+    file=None,
+    scale: int | None = None,
+):
+    """Shows pictures on one page in a notebook, or saves the page.
+
+        sd_tf.show(model.generate("a red dress", num_images=8))
+        sd_tf.show(model.generate(prompts, num_images=4), prompts)       # a row for each prompt
+        sd_tf.show(images, captions, file="sheet.png")
+
+    Args:
+        images: uint8 (n, height, width, 3), what `generate` returns; one picture (height, width, 3); a list
+            of pictures of one size; grey pictures (n, height, width); or rows of pictures
+            (rows, columns, height, width, 3). Floating-point numbers from 0 to 1 are taken as well.
+        captions: one text is a title. As many texts as there are pictures are written below them. Fewer texts
+            are written above the rows, one each.
+        columns: pictures in a row. None for one row for each caption; without captions of rows, for as many
+            as fit into 1,100 pixels, 8 at the most.
+        file: a .png file to save the page to, instead of showing it.
+        scale: each pixel becomes a square of so many pixels a side. None for the largest scale at which the
+            pictures' longer side is no more than 128 pixels, and for 1 where it is more anyway.
+
+    Raises:
+        InputError: there is neither a notebook nor a `file`; the pictures have several sizes, or there are
+            none; the captions do not fit the number of pictures; or the file cannot be written.
+    """
+    page = page_of(images, captions, columns, scale)
+    if file is not None:
+        if not str(file).lower().endswith(".png"):
+            raise InputError(f"{argument('file')} is {shown(str(file))}: name a .png file")
+        save_png(file, page)
+        return
+    if not _is_in_notebook():
+        raise InputError(
+            "there is no notebook to show pictures in: save them, show(images, file='sheet.png')"
+        )
+    from IPython.display import Image, display
+
+    display(Image(data=png(page), format="png"))
+
+
+def page_of(images, captions=None, columns: int | None = None, scale: int | None = None) -> np.ndarray:
+    """The page that `show` shows, uint8 (height, width, 3); see there for the arguments."""
+    pictures, in_row = _pictures(images)
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{name} is {shown(value)}: give a whole number of 1 or more")
+    scale = scale or max(1, SIDE // max(pictures.shape[1:3]))
+    title, below, above = _places_of(captions, len(pictures), in_row or columns)
+    columns = columns or in_row or (len(pictures) // len(above) if above else None)
+    columns = columns or _usual_columns(len(pictures), scale * pictures.shape[2] + GAP)
+    if above and len(above) != -(-len(pictures) // columns):
+        raise InputError(
+            f"there are {len(above)} captions for {len(pictures)} pictures in rows of {columns}: give one "
+            "for each picture or row, or one text as a title"
+        )
+    _check_page(pictures, columns, scale)
+    if not (title or below or above):
+        return sheet(pictures, columns, GAP, scale)
+    return _captioned_page(pictures, columns, scale, title, below, above)
+
+
+def _pictures(images):
+    """uint8 (n, height, width, 3), and how many of them stand in a row where that is given by `images`."""
+    try:
+        images = np.asarray(images)
+    except ValueError:  # numpy's word for rows of different lengths
+        raise InputError(
+            "the pictures have several sizes: give those of one size, or show them apart"
+        ) from None
+    if images.dtype == object:
+        raise InputError("the pictures are no arrays of one size: give uint8 (n, height, width, 3)")
+    if images.size == 0:
+        raise InputError(f"there are no pictures in an array of the shape {images.shape}")
+    in_row = None
+    if images.ndim == 5:
+        in_row = images.shape[1]
+        images = images.reshape(-1, *images.shape[2:])
+    elif images.ndim == 2 or images.ndim == 3 and images.shape[-1] == 3:
+        images = images[np.newaxis]  # one picture
+    if images.ndim == 3:
+        images = images[..., np.newaxis]  # grey
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise InputError(f"the pictures have the shape {images.shape}: give (n, height, width, 3)")
+    images = as_uint8(images, "the array of pictures")
+    return np.repeat(images, 3 // images.shape[-1], axis=-1), in_row
+
+
+def _places_of(captions, number, columns):
+    """(title, texts below the pictures, texts above the rows), of which no more than one is not empty."""
+    if captions is None:
+        return "", [], []
+    if isinstance(captions, str):
+        return captions, [], []
+    texts = list(captions)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"captions[{i}] is {shown(text)}, which is no text")
+    if len(texts) == number:
+        return "", texts, []
+    if not texts or len(texts) > number or (columns is None and number % len(texts)):
+        raise InputError(
+            f"there are {len(texts)} captions for {number} pictures: give one for each picture or row, or "
+            "one text as a title"
+        )
+    return "", [], texts
+
+
+def _usual_columns(number, width):
+    return max(1, min(number, MOST_COLUMNS, (WIDTH - GAP) // width))
+
+
+def _check_page(pictures, columns, scale):
+    number, height, width, _ = pictures.shape
+    rows = -(-number // columns)
+    if rows * columns * (height * scale + GAP) * (width * scale + GAP) > MOST_PIXELS:
+        raise InputError(
+            f"{number:,} pictures of {width} x {height}, {scale} times enlarged, are too large for one page: "
+            "show fewer, such as images[:64], or give scale=1"
+        )
+
+
+def _captioned_page(pictures, columns, scale, title, below, above):
+    """Pictures in rows, with texts; see `page_of`."""
+    pictures = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+    cell = max(pictures.shape[2], NARROWEST if below else 0)  # pixels, from one gap to the next
+    width, font = columns * (cell + GAP) + GAP, _font()
+    strips = [_text_strip([title], width, width, font)] if title else []
+    for row, start in enumerate(range(0, len(pictures), columns)):
+        some = slice(start, start + columns)
+        if above:
+            strips.append(_text_strip([above[row]], width, width, font))
+        strips.append(_picture_strip(pictures[some], width, cell))
+        if below:
+            strips.append(_text_strip(below[some], width, cell, font))
+    strips.append(np.full((GAP, width, 3), DARK, np.uint8))
+    return np.concatenate(strips)
+
+
+def _picture_strip(pictures, width, cell):
+    """A row of pictures, with a gap above it."""
+    strip = np.full((pictures.shape[1] + GAP, width, 3), DARK, np.uint8)
+    for column, picture in enumerate(pictures):
+        left = GAP + column * (cell + GAP)
+        strip[GAP:, left : left + picture.shape[1]] = picture
+    return strip
+
+
+def _text_strip(texts, width, cell, font):
+    """Texts beside each other, each broken into lines that fit its cell, uint8 (height, width, 3)."""
+    from PIL import Image, ImageDraw
+
+    lines = [_lines(text, cell - 2 * MARGIN, font) for text in texts]
+    line_height = sum(font.getmetrics())
+    height = line_height * max(map(len, lines)) + 2 * MARGIN
+    strip = Image.new("RGB", (width, height), DARK)
+    draw = ImageDraw.Draw(strip)
+    for column, own in enumerate(lines):
+        for number, line in enumerate(own):
+            place = GAP + column * (cell + GAP) + MARGIN, MARGIN + number * line_height
+            draw.text(place, line, fill=LIGHT, font=font)
+    return np.asarray(strip)
+
+
+def _lines(text, width, font):
+    """A text in lines of at most so many pixels; what does not fit into `MOST_LINES` becomes an ellipsis."""
+    words, lines = printable(" ".join(text.split())).split(), [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], " ".join(lines[MOST_LINES - 1 :])]
+    return [_cut(line, width, font) for line in lines]
+
+
+def _cut(line, width, font):
+    line = line[:LONGEST_LINE]
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"
+
+
+def _font():
+    """DejaVu Sans, which comes with Matplotlib and has most alphabets, or else Pillow's own font."""
+    from PIL import ImageFont
+
+    found = importlib.util.find_spec("matplotlib")
+    if found is not None:
+        file = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(file, FONT_SIZE)
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def _is_in_notebook():
+    """Whether IPython runs in a kernel, whose front end shows pictures; a terminal shows none."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"
