@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -50,19 +49,27 @@ def _training(stage, batch, variant):
     """Steps of the `Trainer` on one batch, over and over."""
     import tensorflow as tf
 
-    from sd_tf.training.trainer import Budget, Trainer
+    from sd_tf.training.loop import Budget, Trainer
 
     trainer = Trainer(
         stage, tf.distribute.get_strategy(), Budget(None, 1), tempfile.mkdtemp(), _policy(variant), 1e9
     )
     batch = {name: tf.constant(value) for name, value in batch.items()}
-    return lambda: float(trainer.train_step(batch)["loss"])
+    return lambda: float(trainer.step(batch)["loss"])
 
 
 def _stage_config(sizes):
     from sd_tf.training.options import StageConfig
 
-    return StageConfig(batch_size=sizes["batch"], learning_rate=1e-4, share=1.0, max_steps=1)
+    return StageConfig(batch_size=sizes["batch"], learning_rate=1e-4)
+
+
+def _stage(sizes, network, loss):
+    from sd_tf.training.stage import SinglePlayerStage
+
+    stage = SinglePlayerStage(_stage_config(sizes), network)
+    stage.name, stage.loss = "benchmark", loss
+    return stage
 
 
 def make_unet(sizes, variant):
@@ -100,10 +107,7 @@ def _unet_training(sizes, variant):
         return {"loss": diffusion_loss(network, *parts, schedule)}
 
     batch = {"latents": latents, "noise": latents[::-1], "context": context, "timesteps": timesteps}
-    stage = SimpleNamespace(
-        name="benchmark", divisible=True, config=_stage_config(sizes), network=network, loss=loss
-    )
-    return _training(stage, batch, variant)
+    return _training(_stage(sizes, network, loss), batch, variant)
 
 
 def _autoencoder_training(sizes, variant):

@@ -112,6 +112,13 @@ def _silent_stderr():
         os.close(kept)
 
 
+def make_deterministic():
+    """From here on, all of TensorFlow in this process computes the same from the same, to the bit."""
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+
+
 def load_tensorflow():
     """Imports TensorFlow and Keras and starts the devices' runtime, without the chatter."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

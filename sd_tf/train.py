@@ -61,15 +61,13 @@ def _parser(name, family, defaults):
 def _train(family, found):
     options, own = found[RunOptions], found[family.Options]
     commandline.load_tensorflow()
-    import tensorflow as tf
-
     from sd_tf.data.open import open_data
     from sd_tf.graphs import one_core_for_each_operation
 
     if not options.remat:  # parts of a batch that compute again go out of step, and each keeps its gradients
         one_core_for_each_operation()
     if options.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        commandline.make_deterministic()
     data = open_data(found[DataOptions].dataset, **_others(found[DataOptions]))
     model = family.model_for_training(own, data, options.precision, options.seed)
     if options.dry_run:

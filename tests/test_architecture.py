@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sd_tf
+import sd_tf.families
 
 PACKAGE = Path(sd_tf.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path.parts)
@@ -16,17 +17,19 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path
 # A module may import from rooms before its own, and from its own. Files beside the rooms that hold what
 # everybody needs come first, command lines last.
 STREAM = [
-    {"errors", "options", "files", "config", "graphs", "skeleton", "images", "showing", "seeding", "hashing"}
-    | {"commandline"},
+    {"errors", "files", "config", "options", "graphs", "skeleton", "images", "seeding", "hashing"}
+    | {"commandline", "showing"},
     {"nn", "data", "diffusion"},
     {"text"},
     {"checkpoints", "generation"},
     {"training"},
     {"latent"},
+    {"families"},
     {"evaluation", "exporting"},
     {"__init__", "train", "generate", "evaluate", "sweep", "export", "demo"},
 ]
-STILL_OF_ONE_FAMILY = {"training/run.py", "training/dry_run.py"}  # to be severed from it
+FAMILIES = STREAM[5]
+KNOW_NO_FAMILY = ("diffusion", "checkpoints", "generation", "training")
 MAY_IMPORT_TENSORFLOW = {"data", "training", "exporting", "graphs", "skeleton", "commandline"}
 # And never as they are imported: for speed, for gradients, and the one network that is a graph.
 IN_FUNCTIONS = {
@@ -71,8 +74,6 @@ def test_imports_point_one_way(path):
         if not module.startswith("sd_tf."):
             continue
         own, other = room(path), module.split(".")[1]
-        if str(path.relative_to(PACKAGE)) in STILL_OF_ONE_FAMILY and other == "latent":
-            continue
         if level(own) == level(other) and own != other and level(own) > 0:
             raise AssertionError(f"{path} imports {module}, a sibling")
         assert level(other) <= level(own), f"{path} imports {module}, against the stream"
@@ -85,6 +86,15 @@ def test_tensorflow_is_imported_only_where_it_is_at_home(path):
     where = [inside for module, inside in imports(path) if module.split(".")[0] == "tensorflow"]
     assert all(where), f"{path} imports TensorFlow as it is imported"
     assert not where or str(path.relative_to(PACKAGE)) in IN_FUNCTIONS, f"{path} imports TensorFlow"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(path) in KNOW_NO_FAMILY], ids=lambda path: path.name
+)
+def test_rooms_that_families_share_name_none(path):
+    text = path.read_text(encoding="utf-8")
+    for family, home in sd_tf.families.FAMILIES.items():
+        assert f"sd_tf.{family}" not in text and home.name not in text, path
 
 
 def test_torch_and_its_libraries_are_imported_nowhere():
@@ -117,7 +127,10 @@ def test_import_sd_tf_prints_nothing_makes_nothing_and_loads_no_backend(tmp_path
 
 
 def test_public_names_are_few_and_there():
-    assert set(sd_tf.__all__) == {"InputError", "LatentDiffusion", "load", "open_data", "show"}
+    assert set(sd_tf.__all__) == {
+        *("InputError", "LatentDiffusion", "load", "open_data", "show"),
+        *("CrossAttention", "LoRA", "TextualInversion"),
+    }
     assert all(hasattr(sd_tf, name) for name in sd_tf.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         sd_tf.lode  # noqa: B018

@@ -13,10 +13,9 @@ import sd_tf
 from sd_tf import images, sweep
 from sd_tf.errors import InputError
 from sd_tf.latent.folder import load_unet
-from sd_tf.training.callbacks import Snapshots
-from sd_tf.training.run import Run
-from sd_tf.training.trainer import Budget
-from tests.training.test_run import config, with_tiny_preset
+from sd_tf.training.loop import Budget
+from sd_tf.training.observers import Snapshots
+from tests.training.tiny import config, train, with_tiny_preset
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def run(tmp_path_factory):
     """A run of eight steps, kept at four times."""
     folder = tmp_path_factory.mktemp("sweep") / "run"
     with with_tiny_preset():
-        Run(config(folder, max_steps=8, snapshots=4)).train()
+        train(config(folder, max_steps=8, snapshots=4))
     return folder
 
 

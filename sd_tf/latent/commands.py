@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from sd_tf.errors import unknown
 from sd_tf.latent.options import LatentOptions
-from sd_tf.latent.presets import FINE_TUNING, PRESETS, preset_of
+from sd_tf.latent.presets import preset_named, preset_of
 
 Options = LatentOptions
 
@@ -40,10 +39,8 @@ def defaults(dataset: str, options: LatentOptions) -> dict:
         dataset: that is learned.
         options: the others that are given.
     """
-    name = "fine-tuning" if options.init_from else options.preset or preset_of(dataset)
-    if name not in PRESETS:
-        raise unknown(LatentOptions.said("preset"), name, PRESETS)
-    preset = FINE_TUNING if options.init_from else PRESETS[name]
+    name = options.preset or ("fine-tuning" if options.init_from else preset_of(dataset))
+    preset = preset_named(name)
     stages = {"diffusion": preset.diffusion_stage}
     if not options.init_from:
         stages = {"autoencoder": preset.autoencoder_stage, "diffusion": preset.diffusion_stage}
@@ -54,8 +51,8 @@ def defaults(dataset: str, options: LatentOptions) -> dict:
         if field.name != "share":
             found[field.name] = _of_stages({n: getattr(stage, field.name) for n, stage in stages.items()})
     if options.init_from:
-        rates = preset.learning_rates
-        found["learning_rate"] = f"{rates[options.finetune or 'unet']:g}"
+        rate = preset.learning_rates.get(options.finetune or "unet", preset.diffusion_stage.learning_rate)
+        found["learning_rate"] = f"{rate:g}"
         return found | {"prediction_type": "the model's", "image_size": "the model's"}
     return found | {
         "image_size": preset.autoencoder.sample_size,

@@ -7,11 +7,11 @@ from sd_tf.checkpoints.clip import load_text_encoder, text_config
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.open import open_data
 from sd_tf.diffusion.schedules import NoiseSchedule
-from sd_tf.errors import InputError, argument, shown, unknown
+from sd_tf.errors import InputError, argument, shown
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.latent.options import LatentOptions
-from sd_tf.latent.presets import PRESETS, Preset, preset_of
+from sd_tf.latent.presets import Preset, preset_named, preset_of
 from sd_tf.latent.unet import UNet
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPTextModel
@@ -47,9 +47,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     """
     data = open_data(data)
     name = options.preset or preset_of(data.name)
-    if name not in PRESETS:
-        raise unknown(LatentOptions.said("preset"), name, PRESETS)
-    preset = _resized(PRESETS[name], options.image_size)
+    preset = _resized(preset_named(name), options.image_size)
     preset = dataclasses.replace(preset, schedule=_schedule(preset.schedule, options))
     folder = options.text_encoder or preset.text_encoder or "none"
     if folder == "none":

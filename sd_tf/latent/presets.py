@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from sd_tf.diffusion.schedules import ScheduleConfig
+from sd_tf.errors import argument, unknown
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.training.options import StageConfig
@@ -191,3 +192,14 @@ PRESET_OF_DATASET = {
 def preset_of(dataset: str) -> str:
     """The name of the preset that a data set is learned with where none is named."""
     return PRESET_OF_DATASET.get(dataset, "pictures")
+
+
+def preset_named(name: str) -> Preset:
+    """A preset.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise unknown(argument("preset"), name, PRESETS)
+    return PRESETS[name]

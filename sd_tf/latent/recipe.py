@@ -36,7 +36,7 @@ from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.latent.new_model import sketched
 from sd_tf.latent.options import STAGES, LatentOptions, options_of_tuning
 from sd_tf.latent.perceptual import load_perceptual
-from sd_tf.latent.presets import FINE_TUNING
+from sd_tf.latent.presets import preset_named
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.latent.textual_inversion import TextualInversionStage, teach_word
 from sd_tf.latent.word_files import FILE as WORD_FILE
@@ -384,8 +384,10 @@ def _fine_tuning_preset(options):
     kind = options.finetune or "unet"
     if kind == "unet" and options.prior_prompt is not None:
         kind = "dreambooth"
-    stage = dataclasses.replace(FINE_TUNING.diffusion_stage, learning_rate=FINE_TUNING.learning_rates[kind])
-    return dataclasses.replace(FINE_TUNING, diffusion_stage=stage)
+    preset = preset_named(options.preset or "fine-tuning")
+    stage = preset.diffusion_stage
+    stage = dataclasses.replace(stage, learning_rate=preset.learning_rates.get(kind, stage.learning_rate))
+    return dataclasses.replace(preset, diffusion_stage=stage)
 
 
 def _side_of(model, options):

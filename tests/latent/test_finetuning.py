@@ -15,14 +15,14 @@ from sd_tf.diffusion.guidance import drop_captions
 from sd_tf.errors import InputError
 from sd_tf.generate import main as draw
 from sd_tf.images import save_png
-from sd_tf.latent import presets
+from sd_tf.latent import presets, recipe
 from sd_tf.latent.lora_files import FILE, read_lora
 from sd_tf.latent.word_files import FILE as WORD_FILE
 from sd_tf.text.new_words import embedding_of, token_embeddings
 from sd_tf.training.dry_run import describe
 from sd_tf.training.run import Run
 from tests.conftest import shake_variables
-from tests.training.test_run import TINY, config, contents, interrupt, with_tiny_preset
+from tests.training.tiny import TINY, config, contents, interrupt, run_of, train, with_tiny_preset
 
 KINDS = ("unet", "cross_attention", "lora")
 
@@ -42,7 +42,7 @@ def tiny():
 def base(tmp_path_factory):
     """A model of sizes unlike those of any preset, with no layer that is still at zero."""
     folder = tmp_path_factory.mktemp("base")
-    Run(config(folder / "run")).train()
+    train(config(folder / "run"))
     model = sd_tf.load(folder / "run")
     shake_variables(model.unet)
     model.save(folder / "model")
@@ -59,7 +59,7 @@ def tuned(base, tmp_path_factory):
     folders = {}
     for kind in KINDS:
         folders[kind] = tmp_path_factory.mktemp("tuned") / kind
-        Run(of(base, folders[kind], finetune=kind)).train()
+        train(of(base, folders[kind], finetune=kind))
     return folders
 
 
@@ -93,7 +93,7 @@ def test_a_lora_is_a_small_file_of_the_attention_alone(base, tuned):
 
 @pytest.mark.parametrize(("name", "kept"), [("x" * 250, 200), ("é" * 125, 100), ("run", 3)])
 def test_in_kohyas_layout_a_run_of_a_long_name_has_a_file_that_can_be_written(base, tmp_path, name, kept):
-    run = Run(of(base, tmp_path / name, finetune="lora", lora_layout="kohya"))
+    run = run_of(of(base, tmp_path / name, finetune="lora", lora_layout="kohya"))
     (run.folder / run._result).touch()
     assert run._result == f"{name[:kept]}.safetensors"
 
@@ -102,7 +102,7 @@ def test_in_kohyas_layout_a_lora_is_named_as_its_run_and_is_the_same(base, tuned
     """A finished run that is started again with the other layout writes it as well."""
     run = tmp_path / "stripes"
     shutil.copytree(tuned["lora"], run)
-    Run(of(base, run, finetune="lora", lora_layout="kohya")).train()
+    train(of(base, run, finetune="lora", lora_layout="kohya"))
     (run / FILE).unlink()
     tensors, model = load_file(run / "stripes.safetensors"), sd_tf.load(base)
     parts = {key.partition(".")[2] for key in tensors}
@@ -139,7 +139,7 @@ def test_a_loaded_lora_is_the_network_that_was_trained(base, tmp_path, monkeypat
 
     monkeypatch.setattr(runs, "learned_changes", spy)
     flags = {"finetune": "lora", "lora_rank": 3, "lora_alpha": 6.0, "lora_targets": "to_q,proj_in,conv1"}
-    Run(of(base, tmp_path / "run", **flags)).train()
+    train(of(base, tmp_path / "run", **flags))
     model = sd_tf.load(base)
     before = np.asarray(model.unet(*seen["inputs"]))
     model.load_lora(tmp_path / "run", name="mine")
@@ -167,7 +167,7 @@ WORD = {"finetune": "textual_inversion", "new_word": "<mine>", "like_word": "dre
 
 
 def test_textual_inversion_learns_one_embedding_and_nothing_else(base, own, tmp_path):
-    Run(of_one_thing(base, own, tmp_path / "run", **WORD)).train()
+    train(of_one_thing(base, own, tmp_path / "run", **WORD))
     before, after = sd_tf.load(base), sd_tf.load(tmp_path / "run")
     for part in ("unet", "autoencoder"):
         ours, theirs = weights(tmp_path / "run", part), weights(base, part)
@@ -185,11 +185,10 @@ def test_textual_inversion_learns_one_embedding_and_nothing_else(base, own, tmp_
 
 def test_the_loss_of_a_word_reaches_its_embedding_alone(base, own, tmp_path):
     """The gradient is that of the tower's own table, at the word's row."""
-    run = Run(of_one_thing(base, own, tmp_path / "run", **WORD))
+    run = run_of(of_one_thing(base, own, tmp_path / "run", **WORD))
     run.dataset.decode(progress=False)
-    model = run._model()
-    budget = run.budget(run.stage_config(run.preset.diffusion_stage))
-    stage = run.diffusion_stage(model, run._cache(model, budget, 4))
+    (planned,), model = run.stages, run.recipe.model
+    stage = planned.make(run, run.budget(planned))
     batch = next(iter(stage.batches(0)))
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(stage.loss(batch)["loss"])
@@ -207,7 +206,7 @@ def test_the_loss_of_a_word_reaches_its_embedding_alone(base, own, tmp_path):
 
 def test_prior_pictures_are_drawn_once_by_the_model_as_it_was_and_learned_beside_the_own(base, own, tmp_path):
     flags = {"prior_prompt": "a dress", "prior_pictures": 4}
-    Run(of_one_thing(base, own, tmp_path / "run", **flags)).train()
+    train(of_one_thing(base, own, tmp_path / "run", **flags))
     files = sorted((tmp_path / "run" / "prior").iterdir())
     expected = sd_tf.load(base).generate("a dress", 4, seed=0, engine="tensorflow", progress=False)
     for file, image in zip(files, expected, strict=True):
@@ -228,9 +227,9 @@ def test_prior_pictures_are_drawn_once_by_the_model_as_it_was_and_learned_beside
 def test_an_interrupted_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     base, own, tmp_path, monkeypatch, flags, file
 ):
-    Run(of_one_thing(base, own, tmp_path / "whole", **flags)).train()
-    interrupt(Run(of_one_thing(base, own, tmp_path / "run", **flags)), monkeypatch, "diffusion", 2)
-    Run(of_one_thing(base, own, tmp_path / "run", **flags)).train()
+    train(of_one_thing(base, own, tmp_path / "whole", **flags))
+    interrupt(run_of(of_one_thing(base, own, tmp_path / "run", **flags)), monkeypatch, "diffusion", 2)
+    train(of_one_thing(base, own, tmp_path / "run", **flags))
     assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
@@ -240,7 +239,7 @@ def test_checkpoints_hold_what_learns_and_the_rest_is_the_model_that_the_run_beg
     sizes = {}
     for kind in ("unet", "lora"):
         shutil.copytree(base, tmp_path / "model", dirs_exist_ok=True)
-        run = Run(of_one_thing(tmp_path / "model", own, tmp_path / kind, finetune=kind))
+        run = run_of(of_one_thing(tmp_path / "model", own, tmp_path / kind, finetune=kind))
         interrupt(run, monkeypatch, "diffusion", 2)
         files = (tmp_path / kind / "checkpoints" / "diffusion").rglob("*.data-*")
         sizes[kind] = max(file.stat().st_size for file in files)
@@ -248,8 +247,8 @@ def test_checkpoints_hold_what_learns_and_the_rest_is_the_model_that_the_run_beg
     other = sd_tf.load(base)
     shake_variables(other.unet)
     other.save(tmp_path / "model")
-    with pytest.raises(InputError, match="began from other weights than --init-from .*model has now"):
-        Run(of_one_thing(tmp_path / "model", own, tmp_path / "lora", finetune="lora"))
+    with pytest.raises(InputError, match="began from other weights than .*model has now"):
+        run_of(of_one_thing(tmp_path / "model", own, tmp_path / "lora", finetune="lora"))
 
 
 def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, monkeypatch):
@@ -264,7 +263,7 @@ def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, mo
 
     monkeypatch.setattr(DiffusionStage, "preview", spy)
     flags = {"finetune": "lora", "learning_rate": 0.03, "prior_prompt": "a dress", "prior_pictures": 4}
-    Run(of_one_thing(base, own, tmp_path / "run", **flags)).train()
+    train(of_one_thing(base, own, tmp_path / "run", **flags))
     model = sd_tf.load(base)
     settings = {"num_images": 2, "steps": 20, "engine": "tensorflow", "progress": False}
     plain = model.generate(seen["prompts"], **settings).astype(int)
@@ -292,8 +291,8 @@ def test_each_kind_learns_at_the_rate_of_diffusers_example_unless_one_is_given(
     monkeypatch.setitem(presets.PRESETS, "fine-tuning", presets.FINE_TUNING)
 
     def rate_of(folder, **more):
-        run = Run(of_one_thing(base, own, folder, **changes, **more))
-        return run.stage_config(run.preset.diffusion_stage).learning_rate
+        run = run_of(of_one_thing(base, own, folder, **changes, **more))
+        return run.stages[0].config.learning_rate
 
     assert rate_of(tmp_path / "default") == rate
     assert rate_of(tmp_path / "given", learning_rate=3e-3) == 3e-3
@@ -304,25 +303,25 @@ def test_every_picture_is_learned_from_however_long_caching_takes_and_half_of_th
 ):
     preset = dataclasses.replace(presets.PRESETS["fine-tuning"], cached_epochs=2)
     monkeypatch.setitem(presets.PRESETS, "fine-tuning", preset)
-    monkeypatch.setattr("sd_tf.training.run.pictures_at_once", lambda *_: 16)
-    monkeypatch.setattr("sd_tf.training.run.CACHE_SHARE", 0.0)
-    seen, cached = {}, Run._cache
+    monkeypatch.setattr("sd_tf.latent.caching.pictures_at_once", lambda *_: 16)
+    monkeypatch.setattr("sd_tf.latent.caching.CACHE_SHARE", 0.0)
+    seen, cached = {}, recipe.cached_latents
 
-    def slow(run, *arguments):
-        seen["cache"] = cached(run, *arguments)
+    def slow(*arguments, **options):
+        seen["cache"] = cached(*arguments, **options)
         seen["cache"].seconds = 1e6
         return seen["cache"]
 
-    monkeypatch.setattr(Run, "_cache", slow)
+    monkeypatch.setattr(recipe, "cached_latents", slow)
     monkeypatch.setattr(Run, "_fit", lambda run, stage, budget: seen.update(seconds=budget.seconds))
-    Run(of(base, tmp_path / "run", max_steps=None, max_minutes=1)).train()
+    train(of(base, tmp_path / "run", max_steps=None, max_minutes=1))
     assert len(seen["cache"]) == 40 and seen["seconds"] == 30.0
     assert "learning from" not in capsys.readouterr().out
 
 
 def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
     with pytest.raises(InputError, match="holds a model of no run: name another folder"):
-        Run(of(base, base))
+        run_of(of(base, base))
     assert not (base / "run.json").exists()
 
 
@@ -334,13 +333,13 @@ def test_a_run_of_a_lora_is_no_model(base, tuned):
 @pytest.mark.parametrize("kind", ["unet", "lora"])
 def test_a_finished_run_started_again_does_nothing(base, tuned, kind):
     before = contents(tuned[kind])
-    Run(of(base, tuned[kind], finetune=kind)).train()
+    train(of(base, tuned[kind], finetune=kind))
     assert contents(tuned[kind]) == before
 
 
 def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
     def parameters(kind):
-        lines = describe(Run(of(base, tmp_path / "run", finetune=kind, dry_run=True)))
+        lines = describe(run_of(of(base, tmp_path / "run", finetune=kind, dry_run=True)))
         line = next(line for line in lines if "parameters, and" in line)
         return [int(word.replace(",", "")) for word in line.split() if word.replace(",", "").isdigit()]
 
@@ -352,22 +351,25 @@ def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_from": None, "finetune": "lora"}, "--finetune lora needs --init-from"),
+        ({"init_from": None, "finetune": "lora"}, "--finetune is 'lora', which needs --init-from"),
         ({"lora_rank": 4}, "--lora-rank is of --finetune lora"),
         ({"lora_layout": "kohya"}, "--lora-layout is of --finetune lora"),
         ({"finetune": "lora", "lora_layout": "webui"}, "--lora-layout .webui.: .*Valid: diffusers, kohya"),
         ({"finetune": "lora", "lora_rank": 0}, "--lora-rank is 0"),
         ({"finetune": "lora", "lora_targets": "to_q,to_z"}, "'to_z'.*'to_"),
         ({"finetune": "all"}, "--finetune.*'all'"),
-        ({"finetune": "textual_inversion"}, "--new-word and --finetune textual_inversion belong together"),
-        ({"like_word": "dress"}, "--like-word and --finetune textual_inversion belong together"),
-        ({"init_from": None, "prior_prompt": "a dress"}, "--prior-prompt needs --init-from"),
+        ({"finetune": "textual_inversion"}, "--finetune textual_inversion needs --new-word"),
+        ({"like_word": "dress"}, "--like-word is of --finetune textual_inversion"),
+        (
+            {"init_from": None, "prior_prompt": "a dress"},
+            "--prior-prompt is 'a dress', which needs --init-from",
+        ),
         ({"prior_prompt": "a dress", "prior_share": 1.0}, "--prior-share is 1.0"),
         (WORD | {"new_word": "my dress"}, "the new word is 'my dress': give one without spaces"),
         ({"beta_schedule": "scaled_linear"}, "--beta-schedule is of a new model"),
         ({"text_encoder": "clip-mini"}, "--text-encoder is of a new model"),
         ({"zero_terminal_snr": True}, "--zero-terminal-snr is of a new model"),
-        ({"stage": "autoencoder"}, "--stage autoencoder is of a new model"),
+        ({"stage": "autoencoder"}, "--stage is 'autoencoder', which is of a new model"),
         ({"image_size": 64}, "--image-size is 64: .* pictures of its own size, 32 x 32, leave it out"),
         ({"prior_pictures": 5}, "--prior-pictures is of --prior-prompt"),
         ({"prior_prompt": " "}, "--prior-prompt is empty"),
@@ -378,5 +380,5 @@ def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
 )
 def test_flags_that_make_no_sense_are_named_before_anything_is_learned(base, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        Run(dataclasses.replace(of(base, tmp_path / "run"), **changes)).train()
+        train(of(base, tmp_path / "run") | changes)
     assert not (tmp_path / "run" / "run.json").exists()

@@ -23,10 +23,10 @@ from sd_tf.text.clip import CLIPModel
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training import strategy as strategies
+from sd_tf.training.loop import Budget, Trainer
 from sd_tf.training.options import StageConfig
-from sd_tf.training.trainer import Budget, Trainer
 
-CONFIG = StageConfig(batch_size=8, learning_rate=1e-2, share=1.0, max_steps=3, warmup_steps=1)
+CONFIG = StageConfig(batch_size=8, learning_rate=1e-2, warmup_steps=1)
 CAPTIONS = ("a red dress", "a blue bag", "a dress", "a bag")
 
 
@@ -71,6 +71,7 @@ def diffusion_stage(tiny_model, caption_dropout=0.1, examples=16, **options):
         std=rng.uniform(0.5, 1.0, (examples, 8, 8, 4)).astype(np.float16),
         caption=np.arange(examples, dtype=np.int32) % 4,
         contexts=tiny_model.encode_prompts([*CAPTIONS, ""]).astype(np.float16),
+        seconds=0.0,
     )
 
     class Cache(SimpleNamespace):
@@ -331,7 +332,7 @@ def test_timesteps_by_logits_are_distributed_as_in_diffusers(tiny_model, logit_m
 def test_a_step_that_computes_activations_again_is_the_same(
     tiny_model, tmp_path, monkeypatch, precision, tolerance
 ):
-    monkeypatch.setattr("sd_tf.training.trainer.parts_of", lambda num_examples, replicas: 2)
+    monkeypatch.setattr("sd_tf.training.step.parts_of", lambda num_examples, replicas: 2)
     others = {
         name: getattr(tiny_model, name) for name in ("autoencoder", "text_encoder", "tokenizer", "schedule")
     }
@@ -344,11 +345,15 @@ def test_a_step_that_computes_activations_again_is_the_same(
         strategy, folder = strategies.make("none", None), tmp_path / str(remat)
         trainer = Trainer(stage, strategy, Budget(None, 1), folder, precision, 1e9, remat=remat)
         batch = next(iter(stage.batches(0)))
-        graph = trainer.train_step.get_concrete_function(batch).graph.as_graph_def()
+        graph = trainer.step.__call__.get_concrete_function(batch).graph.as_graph_def()
         nodes = [node for function in graph.library.function for node in function.node_def]
         convolutions = [node.op for node in (*graph.node, *nodes)].count("Conv2D")
-        loss = trainer.train_step(batch)["loss"].numpy()
-        return convolutions, [loss, *(bucket.first.numpy() for bucket in trainer.optimizer.buckets)]
+        loss = trainer.step(batch)["loss"].numpy()
+        buckets = trainer.step.learners["diffusion"].optimizer.buckets
+        return convolutions, [loss, *(bucket.first.numpy() for bucket in buckets)]
+            loss,
+            *(bucket.first.numpy() for bucket in trainer.step.learners["diffusion"].optimizer.buckets),
+        ]
 
     (of_again, again), (of_once, once) = step(True), step(False)
     assert of_again > 1.7 * of_once  # all but those at both ends, and of changes of resolution

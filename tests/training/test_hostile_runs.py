@@ -30,15 +30,14 @@ import tensorflow as tf
 
 import sd_tf
 from sd_tf.errors import InputError
-from sd_tf.training.callbacks import Log, Previews, Snapshots
 from sd_tf.training.checkpoints import Checkpoints
+from sd_tf.training.loop import Budget
+from sd_tf.training.observers import Log, Previews, Snapshots
 from sd_tf.training.own_folder import MOST_ENTRIES, check_own, written_once
-from sd_tf.training.run import Run
-from sd_tf.training.trainer import Budget
 from sd_tf.training.workers import Workers
 from tests.checkpoints.hostile import CANARY, SPECIAL
 from tests.fuzzing import forget_peak, limited, memory
-from tests.training.test_run import config, with_tiny_preset
+from tests.training.tiny import config, run_of, with_tiny_preset
 
 MEMORY = 2_000_000_000
 ALONE = Workers(tf.distribute.get_strategy())
@@ -321,7 +320,7 @@ def run_cases():
 def begun(run, secret, change):
     run.mkdir(parents=True)
     change(run, secret)
-    begun = Run(config(run))
+    begun = run_of(config(run))
     assert json.loads((run / "run.json").read_text())["seed"] == 0
     return f"begun in {begun.folder.name}"
 

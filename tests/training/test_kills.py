@@ -25,7 +25,7 @@ STEPS = 30
 PARTS = {"clip": ["clip"], "autoencoder": ["vae"], "diffusion": ["unet", "text_encoder"]}  # of each stage
 FLAGS = ["--dataset", "garments", "--preset", "tiny", "--text-encoder", "none", "--deterministic"]
 FLAGS += ["--max-steps", str(STEPS), "--checkpoint-every", "2", "--batch-size", "8"]
-RUN = "from tests.training.test_run import with_tiny_preset; from sd_tf import commandline, train\n"
+RUN = "from tests.training.tiny import with_tiny_preset; from sd_tf import commandline, train\n"
 RUN += "with with_tiny_preset(): commandline.run(train.main)"
 
 

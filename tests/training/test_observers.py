@@ -11,19 +11,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from sd_tf.training.trainer import Budget
 
 import sd_tf
-from sd_tf.training.callbacks import Log, Previews, ProgressBar, WeightsAndBiases
+from sd_tf.training.loop import Budget
+from sd_tf.training.observers import Log, Previews, ProgressBar, WeightsAndBiases
 
 
 def stage(name="diffusion", batch_size=10):
-    return SimpleNamespace(name=name, config=SimpleNamespace(batch_size=batch_size))
+    return SimpleNamespace(name=name, batch_size=batch_size)
 
 
 def trainer(budget, learning_rate=0.25, skipped_steps=0):
     optimizer = SimpleNamespace(learning_rate=tf.Variable(learning_rate), loss_scale=None)
-    return SimpleNamespace(budget=budget, optimizer=optimizer, skipped_steps=skipped_steps)
+    learners = {"unet": SimpleNamespace(optimizer=optimizer)}
+    return SimpleNamespace(
+        budget=budget, step=SimpleNamespace(learners=learners, skipped_moves=skipped_steps)
+    )
 
 
 def read(file):
@@ -125,7 +128,7 @@ def test_the_bar_shows_progress_loss_speed_and_time_left(capsys, budget, left):
 
 def test_skipped_steps_are_counted_in_the_bar_and_the_log(capsys, tmp_path):
     now = trainer(Budget(None, 1), skipped_steps=3)
-    now.optimizer.loss_scale = tf.Variable(4096.0)
+    now.step.learners["unet"].optimizer.loss_scale = tf.Variable(4096.0)
     with contextlib.closing(ProgressBar(stage(), now.budget, 0.0)) as bar:
         bar(now, 1, 0.0, {"loss": tf.constant(1.0)})
     Log(stage(), tmp_path, 0)(now, 1, 0.0, {"loss": tf.constant(1.0)})
@@ -170,7 +173,7 @@ def preview_steps(folder, first, steps, budget, number=8):
     pictured = stage()
     pictured.preview = preview
     previews = Previews(pictured, folder, number, budget, budget.progress(first, 0.0))
-    now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=in_place))
+    now = SimpleNamespace(step=SimpleNamespace(averages_in_place=in_place))
     for step in range(first + 1, steps + 1):
         previews(now, step, 0.0, {})
     return seen
@@ -200,7 +203,7 @@ def test_no_sheets_are_drawn_where_none_are_wanted(tmp_path):
 def test_a_stage_without_pictures_writes_none(tmp_path):
     silent = stage()
     silent.preview = lambda: None
-    now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=contextlib.nullcontext))
+    now = SimpleNamespace(step=SimpleNamespace(averages_in_place=contextlib.nullcontext))
     Previews(silent, tmp_path / "samples", 8, Budget(None, 1), 0.0)(now, 1, 0.0, {})
     assert not (tmp_path / "samples").exists()
 
@@ -245,7 +248,7 @@ def test_weights_and_biases_offline_has_the_lines_of_the_log_in_one_run(tmp_path
 
 def test_weights_and_biases_without_a_login_says_how(tmp_path):
     pytest.importorskip("wandb")
-    code = "from pathlib import Path; from sd_tf.training.callbacks import WeightsAndBiases\n"
+    code = "from pathlib import Path; from sd_tf.training.observers import WeightsAndBiases\n"
     code += f"WeightsAndBiases(Path({str(tmp_path)!r}), {{}}, [])"
     ours = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | ours

@@ -14,7 +14,7 @@ SHAPES = {"kernel": (3, 4), "bias": (4,), "table": (5, 2), "gamma": (2,)}
 
 def config(**changes):
     settings = {"weight_decay": 0.1, "gradient_clip": 0.5, "ema_decay": 0.6} | changes
-    return StageConfig(batch_size=1, learning_rate=1.0, share=1.0, max_steps=1, **settings)
+    return StageConfig(batch_size=1, learning_rate=1.0, **settings)
 
 
 def network(seed=0):

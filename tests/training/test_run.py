@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import signal
 
 import numpy as np
 import pytest
@@ -15,9 +14,20 @@ from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.latent import folder as checkpoints
 from sd_tf.latent import presets
-from sd_tf.training import observers
+from sd_tf.latent.caching import cached_latents
 from sd_tf.training.loop import Budget
-from tests.training.tiny import STAGE, STAGES, STEPS, TINY, made, train_tiny, with_tiny_preset
+from tests.training.tiny import (
+    STAGE,
+    STAGES,
+    STEPS,
+    TINY,
+    contents,
+    interrupt,
+    lines,
+    made,
+    train_tiny,
+    with_tiny_preset,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,14 +42,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train_tiny(folder)
     return folder
-
-
-def contents(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_run_ends_with_a_model_that_draws(finished):
@@ -76,10 +78,10 @@ def test_the_log_shows_losses_of_timesteps_of_the_last_stage_alone(finished):
 def test_zero_terminal_snr_makes_drawing_begin_at_the_last_timestep(tmp_path, monkeypatch):
     leading = dataclasses.replace(TINY, schedule=ScheduleConfig(prediction_type="v_prediction"))
     monkeypatch.setitem(presets.PRESETS, "tiny", leading)
-    assert made(tmp_path / "with", zero_terminal_snr=True).schedule.config == ScheduleConfig(
+    assert made(tmp_path / "with", zero_terminal_snr=True).recipe.model.schedule.config == ScheduleConfig(
         prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
     )
-    assert made(tmp_path / "without").schedule.config == leading.schedule
+    assert made(tmp_path / "without").recipe.model.schedule.config == leading.schedule
 
 
 def test_zero_terminal_snr_of_a_preset_that_predicts_epsilon_is_refused_and_nothing_written(
@@ -108,13 +110,14 @@ def test_the_cache_holds_no_more_pictures_than_the_steps_look_at(finished):
 
 
 def test_pictures_that_caching_had_no_time_for_are_said(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sd_tf.training.run.pictures_at_once", lambda *_: 16)
+    monkeypatch.setattr("sd_tf.latent.caching.pictures_at_once", lambda *_: 16)
     model, budget = sd_tf.load(finished), Budget(60.0, None)
     said = []
     for share in (0.0, 10.0):
-        monkeypatch.setattr("sd_tf.training.run.CACHE_SHARE", share)
+        monkeypatch.setattr("sd_tf.latent.caching.CACHE_SHARE", share)
         run = made(tmp_path / str(share), max_steps=None, max_minutes=1)
-        cache = run._cache(model, budget, 4)
+        settings = {"epochs": 1, "batch_size": 4, "token_ids": None, "each_once": False}
+        cache = cached_latents(run, model, budget, **settings)
         said.append((len(cache), capsys.readouterr().out))
     (some, line), (everything, nothing) = said
     assert some == 16 and line.startswith("learning from 16 of 40 pictures: caching them took the tenth ")
@@ -158,21 +161,6 @@ def test_a_damaged_run_file_names_the_way_out(tmp_path):
     (tmp_path / "run.json").write_text('{"seed": ')
     with pytest.raises(InputError, match="run.json cannot be read .*another --output"):
         made(tmp_path)
-
-
-def interrupt(run, monkeypatch, stage, step):
-    """Trains, and presses Ctrl-C in that step."""
-    log = observers.Log.__call__
-
-    def press(self, trainer, now, elapsed, means):
-        log(self, trainer, now, elapsed, means)
-        if (self.stage.name, now) == (stage, step):
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(observers.Log, "__call__", press)
-        with pytest.raises(KeyboardInterrupt, match=f"{stage}: the same command resumes from step {step}"):
-            run.train()
 
 
 def test_a_run_interrupted_in_each_stage_ends_bit_for_bit_where_an_undisturbed_one_does(
@@ -242,22 +230,22 @@ def test_braces_in_the_name_of_the_folder_are_its_own(tmp_path):
     assert run.folder == tmp_path / "{mine} garments" and run.folder.is_dir()
 
 
-def minutes(run):
-    """The minutes of each stage that this run trains."""
-    return [run.budget(getattr(run.preset, f"{stage}_stage")).seconds / 60 for stage in STAGES]
-
-
-def test_the_stages_share_the_minutes_of_the_run(tmp_path):
+def test_the_stages_share_the_minutes_of_the_run(tmp_path, monkeypatch):
     shares = {"clip_stage": 0.15, "autoencoder_stage": 0.3, "diffusion_stage": 0.7}
-    run = made(tmp_path, max_steps=None, max_minutes=10)
-    run.preset = dataclasses.replace(
+    preset = dataclasses.replace(
         TINY, **{name: dataclasses.replace(STAGE, share=share) for name, share in shares.items()}
     )
-    assert sum(minutes(run)) == pytest.approx(10)
-    run.clip_folder = tmp_path  # a CLIP that is given takes none
-    assert sum(minutes(run)[1:]) == pytest.approx(10)
-    run.config = dataclasses.replace(run.config, stage="autoencoder")
-    assert minutes(run)[1] == pytest.approx(10)
+    monkeypatch.setitem(presets.PRESETS, "tiny", preset)
+
+    def minutes(**changes):
+        run = made(tmp_path / "run", max_steps=None, max_minutes=10, dry_run=True, **changes)
+        return {stage.name: run.budget(stage).seconds / 60 for stage in run.stages}
+
+    assert sum(minutes().values()) == pytest.approx(10)
+    assert minutes()["clip"] == pytest.approx(10 * 0.15 / 1.15)
+    without = minutes(text_encoder="clip-mini")  # a CLIP that is given takes none
+    assert list(without) == ["autoencoder", "diffusion"] and sum(without.values()) == pytest.approx(10)
+    assert minutes(stage="autoencoder") == {"autoencoder": pytest.approx(10)}
 
 
 def test_overfitting_learns_one_batch(tmp_path, capsys):

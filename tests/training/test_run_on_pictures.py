@@ -10,8 +10,7 @@ from PIL import Image
 
 import sd_tf
 from sd_tf.errors import InputError
-from sd_tf.training.run import Run
-from tests.training.test_run import config, contents, interrupt, with_tiny_preset
+from tests.training.tiny import config, contents, interrupt, run_of, train, with_tiny_preset
 
 WORDS = ("scarlet", "azure", "emerald", "ochre")
 
@@ -39,7 +38,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    Run(of(pictures, folder)).train()
+    train(of(pictures, folder))
     return folder
 
 
@@ -67,7 +66,7 @@ def test_what_cannot_be_read_is_listed_and_left_out(finished):
 
 def test_a_resumed_run_reads_the_pictures_that_it_decoded_before(pictures, finished, capsys):
     before = contents(finished)
-    Run(of(pictures, finished)).train()
+    train(of(pictures, finished))
     assert "decoding" not in capsys.readouterr().err
     assert contents(finished) == before
 
@@ -78,7 +77,7 @@ def test_a_run_resumes_with_its_captions_wherever_they_lie_and_with_no_others(
     mine, run = shutil.copytree(pictures, tmp_path / "mine"), tmp_path / "run"
     captions = mine / "metadata.jsonl"
     before = captions.read_text()
-    interrupt(Run(of(mine, run)), monkeypatch, "clip", 2)
+    interrupt(run_of(of(mine, run)), monkeypatch, "clip", 2)
     another = json.dumps({"file_name": "one more.png", "text": "a scarlet thing"})
     shutil.copy(mine / "a picture 0.png", mine / "one more.png")
     for after in (before.replace("scarlet", "crimson", 1), before + another):
@@ -86,39 +85,39 @@ def test_a_run_resumes_with_its_captions_wherever_they_lie_and_with_no_others(
         kept = contents(run)
         refused = re.escape(f"{run} began with other captions than {mine} has now: put those back")
         with pytest.raises(InputError, match=refused):
-            Run(of(mine, run))
+            run_of(of(mine, run))
         assert contents(run) == kept
     captions.write_text(before)
     moved = shutil.copytree(mine, tmp_path / "moved", copy_function=shutil.copyfile)  # as written just now
     shutil.rmtree(mine)
-    Run(of(moved, run, stage="clip")).train()
+    train(of(moved, run, stage="clip"))
     assert (run / "clip").is_dir()
 
 
 def test_captions_may_change_until_something_is_learned_and_where_a_run_kept_none(pictures, tmp_path):
     mine, run = shutil.copytree(pictures, tmp_path / "mine"), tmp_path / "run"
-    Run(of(mine, run))
+    run_of(of(mine, run))
     (mine / "a picture 0.png").unlink()
-    Run(of(mine, run))
+    run_of(of(mine, run))
     (run / "checkpoints").mkdir()
     (mine / "a picture 1.png").unlink()
     with pytest.raises(InputError, match="began with other captions"):
-        Run(of(mine, run))
+        run_of(of(mine, run))
     kept = json.loads((run / "run.json").read_text())
     del kept["captions_fingerprint"]  # as an earlier version
     (run / "run.json").write_text(json.dumps(kept))
-    Run(of(mine, run))
+    run_of(of(mine, run))
 
 
 def test_one_caption_for_all_takes_the_place_of_their_own(pictures, tmp_path):
-    run = Run(of(pictures, tmp_path / "run", caption="a photo of <mine>", dry_run=True))
+    run = run_of(of(pictures, tmp_path / "run", caption="a photo of <mine>", dry_run=True))
     assert set(run.dataset.corpus()) == {"a photo of <mine>"} and len(run.dataset) == 40
 
 
 def test_a_dry_run_of_a_folder_writes_nothing(pictures, tmp_path):
     from sd_tf.training.dry_run import describe
 
-    lines = describe(Run(of(pictures, tmp_path / "run", dry_run=True)))
+    lines = describe(run_of(of(pictures, tmp_path / "run", dry_run=True)))
     assert "stage clip" in lines and "stage diffusion" in lines
     assert not list(tmp_path.iterdir())
 
@@ -143,7 +142,7 @@ def test_a_dry_run_of_a_folder_writes_nothing(pictures, tmp_path):
 )
 def test_flags_that_make_no_sense_are_named_and_nothing_is_written(pictures, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        Run(of(pictures, tmp_path / "run", **changes))
+        run_of(of(pictures, tmp_path / "run", **changes))
     assert not list(tmp_path.iterdir())
 
 
@@ -152,5 +151,5 @@ def test_the_run_folder_of_a_hub_name_is_one_folder(monkeypatch, pictures, tmp_p
     from sd_tf.data.sources import folder_source
 
     monkeypatch.setattr(by_name, "find_source", lambda *_: folder_source(pictures))
-    run = Run(of(pictures, tmp_path / "{dataset}", dataset="hub:owner/name", dry_run=True))
+    run = run_of(of(pictures, tmp_path / "{dataset}", dataset="hub:owner/name", dry_run=True))
     assert run.folder == tmp_path / "hub-owner-name"

@@ -7,12 +7,11 @@ import pytest
 
 import sd_tf
 from sd_tf.checkpoints.sources import BUNDLED
-from sd_tf.config import RunConfig
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
 from sd_tf.images import save_png
 from sd_tf.latent.lora_files import FILE
-from sd_tf.training.run import Run
 from tests.conftest import drawn_by_diffusers
+from tests.training.tiny import train
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +47,7 @@ def run(striped, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "stripes"
     settings = {"init_from": "fashion-mnist", "finetune": "lora", "learning_rate": 3e-3, "batch_size": 32}
     settings |= {"dataset": "folder", "data_dir": str(striped[0]), "max_steps": 300, "warmup_steps": 10}
-    Run(RunConfig(**settings, previews=0, output=str(folder))).train()
+    train({**settings, "previews": 0, "output": folder})
     return folder
 
 

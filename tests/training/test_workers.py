@@ -25,22 +25,22 @@ from sd_tf.data.garments import Garments
 from sd_tf.errors import InputError
 from sd_tf.graphs import one_core_for_each_operation
 from sd_tf.latent.autoencoder import AutoencoderKL
+from sd_tf.latent.caching import _compiled_encoder
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.stages import AutoencoderStage, DiffusionStage
 from sd_tf.latent.unet import UNet
 from sd_tf.training import strategy as strategies
 from sd_tf.training.launch import end_with_launcher, launch
+from sd_tf.training.loop import Budget, Trainer
 from sd_tf.training.options import StageConfig
-from sd_tf.training.run import _compiled_encoder
-from sd_tf.training.trainer import Budget, Trainer
-from tests.training.test_run import TINY
+from tests.training.tiny import TINY
 
 ROOT = str(Path(sd_tf.__file__).parent.parent)
 
 
 def garments_stage(folder):
     """A tiny autoencoder on drawn garments."""
-    config = StageConfig(batch_size=8, learning_rate=1e-3, share=1.0, max_steps=0, warmup_steps=1)
+    config = StageConfig(batch_size=8, learning_rate=1e-3, warmup_steps=1)
     autoencoder = AutoencoderKL(TINY.autoencoder)
     autoencoder.build()
     return AutoencoderStage(config, autoencoder, Garments(32, seed=0), seed=0)
@@ -48,7 +48,7 @@ def garments_stage(folder):
 
 def fashion_stage(folder):
     """A UNet as large as the bundled model's, on its latents of real pictures."""
-    config = StageConfig(batch_size=64, learning_rate=3e-4, share=1.0, max_steps=0, warmup_steps=20)
+    config = StageConfig(batch_size=64, learning_rate=3e-4, warmup_steps=20)
     model = sd_tf.load("fashion-mnist")
     unet = UNet(model.unet.config)
     unet.build()

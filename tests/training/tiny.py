@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
-from pathlib import Path
+import json
+import signal
 
 import pytest
 
-from sd_tf import commandline, train
+from sd_tf import commandline
+from sd_tf import train as command
 from sd_tf.data import garments
 from sd_tf.data.open import open_data
 from sd_tf.data.options import DataOptions
@@ -14,6 +16,7 @@ from sd_tf.families import training_of
 from sd_tf.latent import presets
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
+from sd_tf.training import observers
 from sd_tf.training.fit import run_folder
 from sd_tf.training.options import OptimizerOptions, RunOptions, StageConfig
 from sd_tf.training.run import Run
@@ -56,30 +59,68 @@ def with_tiny_preset():
         yield
 
 
-def flags(folder, **changes):
-    """The words of a command that trains the tiny preset; None leaves a flag out."""
+def config(folder, **changes):
+    """Flag -> value, of a command that trains the tiny preset."""
     settings = {"dataset": "garments", "preset": "tiny", "max_steps": STEPS, "output": folder, "previews": 1}
+    return settings | changes
+
+
+def words_of(settings):
+    """The words of a command; None and False leave a flag out."""
     words = []
-    for name, value in (settings | changes).items():
+    for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
         words += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]
     return words
 
 
-def train_tiny(folder, **changes):
+def train(settings):
     """Trains, as the command line does."""
-    train.main(flags(folder, **changes))
+    command.main(words_of(settings))
 
 
-def made(folder, **changes):
+def run_of(settings):
     """The `Run` of a command, before it trains."""
     with commandline.naming_flags():
         family = training_of("latent")
-        found = train._parse("latent", family, flags(folder, **changes))
+        found = command._parse("latent", family, words_of(settings))
         of_data, options, own = found[DataOptions], found[RunOptions], found[family.Options]
         data = open_data(of_data.dataset, **{k: v for k, v in of_data.given.items() if k != "dataset"})
         folder = run_folder(options.output, data)
         model = family.model_for_training(own, data, options.precision, options.seed)
-        recipe = family.recipe(model, own, Path(folder))
+        recipe = family.recipe(model, own, folder)
         options = dataclasses.replace(options, output=str(folder))
         return Run(recipe, data, options, found[OptimizerOptions])
+
+
+def train_tiny(folder, **changes):
+    """Trains the tiny preset."""
+    train(config(folder, **changes))
+
+
+def made(folder, **changes):
+    """The `Run` of the tiny preset, before it trains."""
+    return run_of(config(folder, **changes))
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def interrupt(run, monkeypatch, stage, step):
+    """Trains, and presses Ctrl-C in that step."""
+    log = observers.Log.__call__
+
+    def press(self, trainer, now, elapsed, means):
+        log(self, trainer, now, elapsed, means)
+        if (self.stage.name, now) == (stage, step):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(observers.Log, "__call__", press)
+        with pytest.raises(KeyboardInterrupt, match=f"{stage}: the same command resumes from step {step}"):
+            run.train()

@@ -18,21 +18,20 @@ import sd_tf
 from sd_tf.data.pipeline import stream
 from sd_tf.errors import InputError
 from sd_tf.training import strategy as strategies
-from sd_tf.training.callbacks import Log
+from sd_tf.training.loop import Budget, Trainer
+from sd_tf.training.observers import Log
 from sd_tf.training.options import StageConfig
-from sd_tf.training.trainer import Budget, Trainer
+from sd_tf.training.stage import SinglePlayerStage
 
 CONFIG = StageConfig(
     batch_size=8,
     learning_rate=0.02,
-    share=1.0,
-    max_steps=10,
     warmup_steps=4,
     weight_decay=0.1,
     gradient_clip=0.5,
     ema_decay=0.5,
 )
-EXAMPLES = 40
+EXAMPLES, STEPS = 40, 10
 
 
 class Network(keras.Model):
@@ -55,15 +54,12 @@ class Network(keras.Model):
         return keras.ops.cast(self.head(self.hidden(features))[:, 0], "float32")
 
 
-class Stage:
+class Stage(SinglePlayerStage):
     """Learns the sum of three numbers and a word."""
 
-    name, divisible = "sums", True
+    name = "sums"
 
-    def __init__(self, config, network):
-        self.config, self.network = config, network
-
-    def batches(self, first_step, part=(0, 1)):
+    def batches(self, first, part=(0, 1)):
         numbers = np.random.default_rng(0).normal(size=(EXAMPLES, 3)).astype(np.float32)
 
         def fetch(indices, epoch):
@@ -74,7 +70,7 @@ class Stage:
                 "sums": numbers[indices].sum(axis=1) + words.astype(np.float32),
             }
 
-        return stream(fetch, EXAMPLES, self.config.batch_size, 0, first_step, part)
+        return stream(fetch, EXAMPLES, self.config.batch_size, 0, first, part)
 
     def loss(self, batch):
         error = self.network(batch["numbers"], batch["words"]) - batch["sums"]
@@ -87,42 +83,48 @@ def trainer(folder, strategy="none", precision="float32", config=CONFIG, budget=
     with strategy.scope():
         network = Network(dtype=precision)
         network.build()
-    budget = budget or Budget(None, config.max_steps)
+    budget = budget or Budget(None, STEPS)
     options = {"checkpoint_seconds": 1e9} | options
     return Trainer(Stage(config, network), strategy, budget, folder, precision, **options)
 
 
 def without_overflow(trainer):
     """Replicas sum fewer examples, so they overflow at another scale; with none, they must agree."""
-    if trainer.optimizer.loss_scale is not None:
-        trainer.optimizer.loss_scale.assign(256.0)
+    if optimizer(trainer).loss_scale is not None:
+        optimizer(trainer).loss_scale.assign(256.0)
     return trainer
 
 
+def optimizer(trainer):
+    """That of the only player."""
+    (learner,) = trainer.step.learners.values()
+    return learner.optimizer
+
+
 def weights(trainer):
-    return [variable.numpy() for variable in trainer.variables]
+    return [variable.numpy() for variable in trainer.step.variables]
 
 
 def averages(trainer):
-    return [average.numpy() for average in trainer.optimizer.averages]
+    return [average.numpy() for average in optimizer(trainer).averages]
 
 
 def state(trainer):
     """Everything that training changes."""
-    optimizer = [variable.numpy() for variable in tf.nest.flatten(trainer.optimizer.state)]
-    return [*weights(trainer), *optimizer, trainer.step.numpy()]
+    moments = [variable.numpy() for variable in tf.nest.flatten(optimizer(trainer).state)]
+    return [*weights(trainer), *moments, trainer.steps_taken]
 
 
 def plain_loop(config, clip=True):
-    """Weights, their averages and the losses of `config.max_steps` steps, written down once more."""
+    """Weights, their averages and the losses of `STEPS` steps, written down once more."""
     keras.utils.set_random_seed(0)
     stage = Stage(config, Network())
     stage.network.build()
     variables = stage.network.trainable_variables
     ema, losses = [v.numpy() for v in variables], []
     first, second = ([np.zeros(v.shape) for v in variables] for _ in range(2))
-    for step, batch in enumerate(itertools.islice(stage.batches(0), config.max_steps)):
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / config.max_steps)
+    for step, batch in enumerate(itertools.islice(stage.batches(0), STEPS)):
+        cosine = 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
         rate = config.learning_rate * cosine * min(1.0, (step + 1) / config.warmup_steps)
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(stage.loss(batch)["loss"])
@@ -179,17 +181,17 @@ def test_two_replicas_learn_what_one_does(tmp_path, precision):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_learns(tmp_path, precision):
-    config = StageConfig(8, 0.05, 1.0, 60, warmup_steps=4, ema_decay=0.9)
+    config = StageConfig(batch_size=8, learning_rate=0.05, warmup_steps=4, ema_decay=0.9)
     losses = []
     ours = trainer(tmp_path, precision=precision, config=config)
     ours.fit([lambda trainer, step, elapsed, means: losses.append(float(means["loss"]))])
     assert np.mean(losses[-5:]) < 0.1 * np.mean(losses[:5])
     assert all(weight.dtype == np.float32 for weight in weights(ours))
-    assert ("loss_scale" in ours.optimizer.state) == (precision == "mixed_float16")
+    assert ("loss_scale" in optimizer(ours).state) == (precision == "mixed_float16")
 
 
 def test_parts_on_a_core_each_learn_what_the_whole_batch_does(tmp_path, monkeypatch):
-    monkeypatch.setattr("sd_tf.training.trainer.parts_of", lambda num_examples, replicas: 3)  # of 2, 3 and 3
+    monkeypatch.setattr("sd_tf.training.step.parts_of", lambda num_examples, replicas: 3)  # of 2, 3 and 3
     losses = []
     ours = trainer(tmp_path)
     ours.fit([lambda trainer, step, elapsed, means: losses.append(float(means["loss"]))])
@@ -200,9 +202,9 @@ def test_parts_on_a_core_each_learn_what_the_whole_batch_does(tmp_path, monkeypa
 
 def test_the_learning_rate_warms_up_then_falls_as_a_cosine(tmp_path):
     rates = []
-    config = StageConfig(8, 1e-3, 1.0, 8, warmup_steps=2)
+    config = StageConfig(batch_size=8, learning_rate=1e-3, warmup_steps=2)
     trainer(tmp_path, config=config).fit(
-        [lambda trainer, step, elapsed, means: rates.append(float(trainer.optimizer.learning_rate))]
+        [lambda trainer, step, elapsed, means: rates.append(float(optimizer(trainer).learning_rate))]
     )
     cosine = [1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]  # (1 + cos(pi k/8)) / 2
     np.testing.assert_allclose(rates, 1e-3 * np.array([0.5, *cosine[1:]]), rtol=1e-5)
@@ -213,7 +215,7 @@ def test_a_budget_in_seconds_is_kept_to_one_step(tmp_path):
 
     def observe(trainer, step, elapsed, means):
         times.append(elapsed)
-        rates.append(float(trainer.optimizer.learning_rate))
+        rates.append(float(optimizer(trainer).learning_rate))
 
     ours = trainer(tmp_path, budget=Budget(0.5, None))
     ours.fit([observe])
@@ -242,7 +244,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, numbe
     with pytest.raises(KeyboardInterrupt):
         first.fit([interrupt])
     second = trainer(tmp_path / "parts", precision=precision)
-    assert int(second.step.numpy()) == 4 and float(second.elapsed.numpy()) > 0
+    assert int(second.steps_taken) == 4 and float(second.elapsed.numpy()) > 0
     for ours, theirs in zip(state(second), state(first), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     steps = []
@@ -280,7 +282,7 @@ def test_a_stage_that_ended_is_neither_trained_nor_saved_again(tmp_path):
 def test_a_diverged_run_says_so_and_leaves_the_last_checkpoint(tmp_path):
     def explode(trainer, step, elapsed, means):
         if step == 2:
-            trainer.variables[0].assign(np.full(trainer.variables[0].shape, np.nan))
+            trainer.step.variables[0].assign(np.full(trainer.step.variables[0].shape, np.nan))
 
     ours = trainer(tmp_path, checkpoint_seconds=0)
     named = "sums stops at step 2.*: the weights .*embedding.* is not finite; .* step 1 is kept"
@@ -295,7 +297,7 @@ def test_gradients_that_stay_infinite_end_the_run_and_leave_the_last_checkpoint(
             return {name: value / 0.0 for name, value in super().loss(batch).items()}
 
     ours = trainer(tmp_path, budget=Budget(None, 25), checkpoint_seconds=0)
-    ours.stage = Poisoned(ours.stage.config, ours.stage.network)
+    ours.step.stage = Poisoned(ours.stage.config, ours.stage.network)
     before = weights(ours)
     with pytest.raises(InputError, match="step 25, 25 steps in a row .*: the loss.* step 24 is kept"):
         ours.fit()
@@ -327,12 +329,12 @@ def test_what_is_not_finite_first_is_named(tmp_path, poison, named):
     if poison == "batch":
         plain = stage.batches
 
-        def batches(first_step, part=(0, 1)):
+        def batches(first, part=(0, 1)):
             def spoil(batch):
                 numbers = tf.tensor_scatter_nd_update(batch["numbers"], [[3, 1]], [math.nan])
                 return batch | {"numbers": numbers}
 
-            return plain(first_step, part).map(spoil)
+            return plain(first, part).map(spoil)
 
         stage.batches = batches
     elif poison == "layer":
@@ -385,10 +387,10 @@ def test_xla_where_replicas_need_each_other_is_refused(tmp_path):
     ("schedule", "rates"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0, 1.0, 1.0, 1.0])]
 )
 def test_the_learning_rate_falls_as_the_schedule_says(tmp_path, schedule, rates):
-    config = StageConfig(8, 1e-3, 1.0, 4, lr_schedule=schedule, warmup_steps=1)
+    config = StageConfig(batch_size=8, learning_rate=1e-3, lr_schedule=schedule, warmup_steps=1)
     seen = []
     trainer(tmp_path, config=config).fit(
-        [lambda trainer, step, elapsed, means: seen.append(float(trainer.optimizer.learning_rate))]
+        [lambda trainer, step, elapsed, means: seen.append(float(optimizer(trainer).learning_rate))]
     )
     np.testing.assert_allclose(seen, 1e-3 * np.array(rates), rtol=1e-5)
 
@@ -409,10 +411,10 @@ if __name__ == "__main__":  # in a process of its own: virtual devices come befo
     mirrored = without_overflow(trainer(folder / "two", "mirrored", precision))
     assert mirrored.strategy.num_replicas_in_sync == 2
     mirrored.fit([Log(mirrored.stage, folder, 0)])  # whose learning rate is mirrored, too
-    with mirrored.optimizer.averages_in_place():
+    with mirrored.step.averages_in_place():
         for variable, average in zip(weights(mirrored), averages(mirrored), strict=True):
             np.testing.assert_array_equal(variable, average)
-    for bucket in mirrored.optimizer.buckets:
+    for bucket in optimizer(mirrored).buckets:
         first, second = (part.numpy() for part in bucket.average.values)
         np.testing.assert_array_equal(first, second)
     np.savez(folder / "mirrored.npz", *weights(mirrored), *averages(mirrored))
