@@ -1,24 +1,44 @@
 """The families of models, by name: the only list of them. Each is imported when it is first asked for."""
 
 import importlib
+import os
+from pathlib import Path
 from typing import NamedTuple
 
-from sd_tf.errors import unknown
+from sd_tf.checkpoints.sources import BUNDLED, bundled_names
+from sd_tf.errors import InputError, unknown
+from sd_tf.files import read_json
 
 
 class Home(NamedTuple):
-    """Where a family lives."""
+    """Where a family lives.
 
-    module: str  # that has its class
-    name: str  # of the class
-    loading: str  # module with `load`, which needs no Keras
-    training: str  # module with `Options`, `model_for_training` and `defaults`, for the command line
+    Attributes:
+        name: of its class, such as "LatentDiffusion".
+        module: that has this class.
+        loading: module with `load(name_or_folder, ...)`, which needs no Keras.
+        commands: module with what `python -m sd_tf.train` asks for: `Options`, `model_for_training`, `recipe`
+            and `defaults`.
+        pipelines: what `model_index.json` calls its models.
+    """
+
+    name: str
+    module: str
+    loading: str
+    commands: str
+    pipelines: tuple[str, ...]
 
 
 FAMILIES = {
-    "latent": Home("sd_tf.latent.model", "LatentDiffusion", "sd_tf.latent.loading", "sd_tf.latent.commands"),
+    "latent": Home(
+        "LatentDiffusion",
+        "sd_tf.latent.model",
+        "sd_tf.latent.loading",
+        "sd_tf.latent.commands",
+        ("StableDiffusionPipeline",),
+    ),
 }
-USUAL = "latent"  # where a command line names none
+USUAL = "latent"  # where nothing says which
 
 
 def family(name: str) -> type:
@@ -29,20 +49,33 @@ def family(name: str) -> type:
     """
     if name not in FAMILIES:
         raise unknown("family", name, FAMILIES)
-    home = FAMILIES[name]
-    return getattr(importlib.import_module(home.module), home.name)
+    return getattr(importlib.import_module(FAMILIES[name].module), FAMILIES[name].name)
 
 
 def load(name_or_folder, **options):
-    """Reads a whole model of any family: see the `load` of its room, such as `sd_tf.latent.loading.load`.
+    """Reads a whole model of any family.
 
     Args:
         name_or_folder: a bundled name, a folder, a file or a hub id.
-        options: of the family's `load`.
+        options: of the family's own `load`, such as `dtype`: see `sd_tf.latent.loading.load`.
+
+    Raises:
+        InputError: there is no such model, or it is none that can be read.
     """
-    return importlib.import_module(FAMILIES[USUAL].loading).load(name_or_folder, **options)
+    return importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).load(name_or_folder, **options)
 
 
-def training_of(name: str):
+def commands_of(name: str):
     """The module by which the command line trains a family."""
-    return importlib.import_module(FAMILIES[name].training)
+    return importlib.import_module(FAMILIES[name].commands)
+
+
+def _family_of(name_or_folder) -> str:
+    """The name of the family of a model on disk; the usual one where its folder does not say."""
+    name = str(name_or_folder)
+    folder = BUNDLED / name if name in bundled_names() else Path(os.path.expanduser(name))
+    try:
+        pipeline = read_json(folder / "model_index.json", root=folder).get("_class_name")
+    except (InputError, OSError, ValueError):  # the family's own `load` says what is wrong
+        return USUAL
+    return next((name for name, home in FAMILIES.items() if pipeline in home.pipelines), USUAL)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sd_tf import commandline
 from sd_tf.data.options import DataOptions
-from sd_tf.families import FAMILIES, USUAL, training_of
+from sd_tf.families import FAMILIES, USUAL, commands_of
 from sd_tf.training.launch import end_with_launcher, launch
 from sd_tf.training.options import OptimizerOptions, RunOptions
 
@@ -22,7 +22,7 @@ def main(arguments=None):
     with commandline.naming_flags():
         words = sys.argv[1:] if arguments is None else list(arguments)
         name, flags = (words[0], words[1:]) if words and words[0] in FAMILIES else (USUAL, words)
-        family = training_of(name)
+        family = commands_of(name)
         found = _parse(name, family, flags)
         options = found[RunOptions]
         if options.workers and not options.dry_run and "TF_CONFIG" not in os.environ:

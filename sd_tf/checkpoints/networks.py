@@ -24,8 +24,9 @@ def save_alone(network, folder, values):
 
 
 def load_alone(network, folder):
-    """Builds a network and fills it with what `save_alone` wrote."""
-    network.build()
+    """Fills a network, built or not, with what `save_alone` wrote."""
+    if not network.built:
+        network.build()
     tensors = find(Path(folder), TRANSFORMERS)
     check(shapes(network), tensors, folder)
     assign(network, tensors, folder)

@@ -12,7 +12,7 @@ from sd_tf import train as command
 from sd_tf.data import garments
 from sd_tf.data.open import open_data
 from sd_tf.data.options import DataOptions
-from sd_tf.families import training_of
+from sd_tf.families import commands_of
 from sd_tf.latent import presets
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
@@ -82,7 +82,7 @@ def train(settings):
 def run_of(settings):
     """The `Run` of a command, before it trains."""
     with commandline.naming_flags():
-        family = training_of("latent")
+        family = commands_of("latent")
         found = command._parse("latent", family, words_of(settings))
         of_data, options, own = found[DataOptions], found[RunOptions], found[family.Options]
         data = open_data(of_data.dataset, **{k: v for k, v in of_data.given.items() if k != "dataset"})
