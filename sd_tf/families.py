@@ -62,7 +62,9 @@ def load(name_or_folder, **options):
     Raises:
         InputError: there is no such model, or it is none that can be read.
     """
-    return importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).load(name_or_folder, **options)
+    return importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).load(
+        name_or_folder, **options
+    )
 
 
 def commands_of(name: str):

@@ -36,7 +36,6 @@ class Meaning:
     needs: tuple[str, str | None] | None = None
     name: str | None = None
     identifies: bool = True
-    of_new_models: bool = False
     group: str | None = None
 
 
@@ -54,7 +53,6 @@ def option(default, help: str, **meaning):
             stands for any.
         name: of the argument in Python, where that differs from the field's.
         identifies: whether two runs that differ in it are different runs.
-        of_new_models: whether it says how a new model is made, rather than how one is trained.
         group: heading in `--help`.
     """
     return dataclasses.field(default=default, metadata={"option": Meaning(help, **meaning)})

@@ -15,9 +15,9 @@ import pytest
 
 import sd_tf
 from sd_tf import commandline, train
-from sd_tf.config import RunConfig
 from sd_tf.data.fashion_mnist import FILES
 from sd_tf.errors import printable
+from sd_tf.latent.options import LatentOptions
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def test_a_value_out_of_range_is_named_with_the_range(refused, flags, message):
 
 def test_a_boolean_flag_takes_no_value():
     parser = commandline.Parser("train")
-    commandline.add_flags(parser, RunConfig)
+    commandline.add_flags(parser, LatentOptions)
     for words, expected in (([], False), (["--zero-terminal-snr"], True)):
-        config = commandline.from_flags(parser.parse_args(words), RunConfig)
-        assert config == RunConfig(zero_terminal_snr=expected)
+        config = commandline.from_flags(parser.parse_args(words), LatentOptions)
+        assert config == LatentOptions(zero_terminal_snr=expected)
 
 
 def test_missing_data_without_a_network_names_the_flag_the_files_and_the_set_that_needs_none(

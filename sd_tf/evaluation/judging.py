@@ -14,7 +14,7 @@ from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
 from sd_tf.graphs import compiled
 from sd_tf.images import sheet
-from sd_tf.latent.loading import configs_of
+from sd_tf.latent.loading import load_lazily
 from sd_tf.text.new_words import token_embeddings
 from sd_tf.text.tokenizer import Tokenizer
 
@@ -139,9 +139,8 @@ def common_size(names) -> int:
     """
     sides = {}
     for name in names:
-        model = configs_of(name)
-        for side in model.unet.latent_size:
-            sides.setdefault(side * model.autoencoder.downsampling, name)
+        for side in load_lazily(name).image_size:
+            sides.setdefault(side, name)
     if len(sides) > 1:
         described = ", ".join(f"{side} pixels by {name}" for side, name in sides.items())
         raise InputError(f"pictures of several sizes cannot be judged together: {described}")

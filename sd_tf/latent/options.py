@@ -20,7 +20,7 @@ class LatentOptions(Options):
         InputError: options that do not go together.
     """
 
-    preset: str | None = option(None, "sizes and budgets, by name", group=MODEL, of_new_models=True)
+    preset: str | None = option(None, "sizes and budgets, by name", group=MODEL)
     image_size: int | None = option(
         None, "pixels along a side of what is drawn", at_least=8, group=MODEL, identifies=False
     )
@@ -28,7 +28,6 @@ class LatentOptions(Options):
         None,
         "frozen CLIP: a bundled name, a folder or a hub id; 'none' trains one",
         group=MODEL,
-        of_new_models=True,
     )
     prediction_type: str | None = option(
         None, "what the UNet predicts", choices=("epsilon", "v_prediction"), group=MODEL
@@ -38,17 +37,15 @@ class LatentOptions(Options):
         "noise schedule",
         choices=("scaled_linear", "squaredcos_cap_v2"),
         group=MODEL,
-        of_new_models=True,
     )
     zero_terminal_snr: bool = option(
-        False, "a noise schedule whose last timestep has no signal left", group=MODEL, of_new_models=True
+        False, "a noise schedule whose last timestep has no signal left", group=MODEL
     )
     perceptual_weight: float | None = option(
         None,
         "weight of the perceptual loss of the autoencoder; 0 for none",
         at_least=0,
         group=MODEL,
-        of_new_models=True,
     )
     stage: str | None = option(
         None, "train this stage alone (default: all that are left)", choices=STAGES, identifies=False

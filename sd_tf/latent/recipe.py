@@ -34,7 +34,7 @@ from sd_tf.latent.lora_files import FILE as LORA_FILE
 from sd_tf.latent.lora_files import write_lora
 from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.latent.new_model import sketched
-from sd_tf.latent.options import STAGES, LatentOptions, options_of_tuning
+from sd_tf.latent.options import MODEL, STAGES, LatentOptions, options_of_tuning
 from sd_tf.latent.perceptual import load_perceptual
 from sd_tf.latent.presets import preset_named
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
@@ -51,7 +51,7 @@ from sd_tf.training.recipe import PlannedStage, Recipe
 
 LONGEST_NAME = 200  # bytes of the folder's that a file is named by; file systems have 255, ending included
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
-MODEL = "model_index.json"
+MODEL_INDEX = "model_index.json"
 RANDOM = "random weights"  # what a new model began with
 
 
@@ -70,8 +70,8 @@ class LatentRecipe(Recipe):
 
     family = "latent"
     stage_names = STAGES
-    results = (MODEL, LORA_FILE)
-    files = (MODEL, LORA_FILE, WORD_FILE)
+    results = (MODEL_INDEX, LORA_FILE)
+    files = (MODEL_INDEX, LORA_FILE, WORD_FILE)
     folders = ("clip", "prior", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
     def __init__(self, model: LatentDiffusion, options: LatentOptions, folder: Path, is_new: bool):
@@ -125,7 +125,7 @@ class LatentRecipe(Recipe):
 
     def result(self, folder: Path) -> str:
         if self.own.finetune != "lora":
-            return MODEL
+            return MODEL_INDEX
         if self.own.lora_layout == "kohya":
             name = os.fsencode(folder.resolve().name)[:LONGEST_NAME]
             return f"{name.decode(errors='ignore')}.safetensors"
@@ -198,7 +198,7 @@ def _with_beginning(beginning, options):
     """The options that a new model was made with, and those that its training was given besides."""
     for field in dataclasses.fields(options):
         value = options.given.get(field.name, field.default)
-        if meaning_of(field).of_new_models and value not in (field.default, getattr(beginning, field.name)):
+        if meaning_of(field).group == MODEL and value not in (field.default, getattr(beginning, field.name)):
             raise InputError(
                 f"{options.named_value(field.name)}, but the model is made already: give it to from_preset"
             )

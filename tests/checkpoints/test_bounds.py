@@ -19,7 +19,7 @@ from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.latent import config_files as latent_files
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
-from sd_tf.latent.loading import configs_of
+from sd_tf.latent.loading import load_lazily
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.presets import PRESETS
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
@@ -82,7 +82,7 @@ def test_what_real_files_say_is_read(kind, values):
 @pytest.mark.parametrize("name", [name for name in bundled_names() if "mini" not in name])
 def test_what_is_bundled_is_read(name):
     if (resolve(name) / "model_index.json").exists():
-        assert configs_of(name).unet.sample_size
+        assert load_lazily(name).image_size
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -167,7 +167,7 @@ def test_numbers_out_of_bounds_are_refused_when_the_model_is_read(saved, tmp_pat
     sd_tf.load(tmp_path)
     values = json.loads((tmp_path / file).read_text())
     (tmp_path / file).write_text(json.dumps(values | changes))
-    for read in (sd_tf.load, configs_of):
+    for read in (sd_tf.load, load_lazily):
         with pytest.raises(InputError, match=message) as refused:
             read(tmp_path)
         assert str(tmp_path) in str(refused.value)
@@ -212,6 +212,6 @@ def test_a_part_of_a_configuration_that_is_no_object_is_refused(saved, tmp_path,
     (tmp_path / "model" / "text_encoder" / "config.json").write_text(
         json.dumps({"text_config": text_config, "vision_config": {}})
     )
-    for read in (sd_tf.load, configs_of):
+    for read in (sd_tf.load, load_lazily):
         with pytest.raises(InputError, match="config.json"):
             read(tmp_path / "model")

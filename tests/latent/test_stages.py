@@ -351,9 +351,6 @@ def test_a_step_that_computes_activations_again_is_the_same(
         loss = trainer.step(batch)["loss"].numpy()
         buckets = trainer.step.learners["diffusion"].optimizer.buckets
         return convolutions, [loss, *(bucket.first.numpy() for bucket in buckets)]
-            loss,
-            *(bucket.first.numpy() for bucket in trainer.step.learners["diffusion"].optimizer.buckets),
-        ]
 
     (of_again, again), (of_once, once) = step(True), step(False)
     assert of_again > 1.7 * of_once  # all but those at both ends, and of changes of resolution
