@@ -207,7 +207,7 @@ def _named(source, options):
             raise InputError("'folder:' has no path behind it: give folder:my-pictures")
         options = options | {"data_dir": path}
     elif not is_choice(name, DATASETS) and os.path.isdir(name):
-        raise InputError(f"{shown(name)} is a folder: give {shown(f'folder:{name}')}, or a pathlib.Path")
+        raise InputError(f"{name} is a folder: write folder: before its path, or give a pathlib.Path")
     data = Data(DataOptions(dataset=name, **options))
     if name not in GARMENTS and ":" not in name:
         folder = folder_of(name, data.options.data_dir)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.files import read_bytes, reason
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
@@ -107,6 +107,6 @@ def _cached():
     except (OSError, tarfile.TarError) as error:
         raise InputError(
             f"the Inception network is not on this machine and cannot be downloaded ({error}): "
-            f"put {FILE} from {URL} somewhere and name it with --inception"
+            f"put {FILE} from {URL} somewhere and name it with {argument('inception')}"
         ) from None
-    raise InputError(f"{URL} has no {FILE}: name the file with --inception")
+    raise InputError(f"{URL} has no {FILE}: name the file with {argument('inception')}")

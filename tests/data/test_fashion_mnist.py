@@ -156,7 +156,7 @@ def test_a_named_folder_without_the_files_is_an_error_and_no_download(small, tmp
     (tmp_path / "fashion-mnist").symlink_to(small)
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(fashion_mnist, "_download", lambda folder: pytest.fail("downloaded"))
-    with pytest.raises(InputError, match=r"empty lacks .*t10k-labels-idx1-ubyte\.gz.*--data-dir"):
+    with pytest.raises(InputError, match=r"empty lacks .*t10k-labels-idx1-ubyte\.gz.*data_dir"):
         FashionMNIST("train", tmp_path / "empty")
 
 
@@ -194,7 +194,7 @@ def test_an_unknown_split_names_the_valid_ones(small):
 def assert_names_every_way_out(error):
     message = str(error.value)
     assert "\n" not in message
-    for way in ("--data-dir", "$SD_TF_DATA_DIR", "--dataset garments", *fashion_mnist.FILES):
+    for way in ("data_dir", "$SD_TF_DATA_DIR", "source garments", *fashion_mnist.FILES):
         assert way in message
 
 

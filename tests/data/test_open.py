@@ -279,7 +279,7 @@ def test_a_folder_has_three_names(folder):
         assert data.at(8).corpus() == tuple(CAPTIONS)
         assert data.fingerprint is None
         assert repr(data) == f"folder {folder}: 4 pictures, 'a red dress'"
-    with pytest.raises(InputError, match="is a folder: give 'folder:.*', or a pathlib.Path"):
+    with pytest.raises(InputError, match="my dresses is a folder: write folder: before its path, or"):
         sd_tf.open_data(str(folder))
 
 

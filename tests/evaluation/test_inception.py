@@ -80,5 +80,5 @@ def test_without_the_file_and_a_network_it_says_where_to_get_it(tmp_path, monkey
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(inception.urllib.request, "urlopen", offline)
-    with pytest.raises(InputError, match=r"no route to host.*--inception"):
+    with pytest.raises(InputError, match=r"no route to host.*name it with inception"):
         inception.Inception()
