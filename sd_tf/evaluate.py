@@ -25,7 +25,8 @@ from sd_tf.files import read_json, write_text
 from sd_tf.options import is_choice, meaning_of
 
 FASHION_MNIST = "fashion_mnist"  # whose garments have judges of their own
-JUDGED_DATASETS = [name for name in DATASETS if name != "garments"]  # of which no picture would be unseen
+# Drawn garments have no end, so that there are no pictures that a model has not seen.
+JUDGED_DATASETS = [name for name in DATASETS if name != "garments"]
 DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "background")  # of captioned pictures
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
 LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million

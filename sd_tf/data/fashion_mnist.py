@@ -28,7 +28,7 @@ _TINTS = np.array(((255, 255, 255),) + captions.PALETTE, np.uint16)  # row 0: th
 
 
 class FashionMNIST:
-    """The pictures padded to 32x32 RGB, garment bright on black, with captions drawn anew each epoch.
+    """The pictures padded to 32x32 RGB, bright garments on black, with other captions in each epoch.
 
     Half of the captions name a colour of the palette, and tint their picture: rgb = grey * colour /
     255. The others leave it grey. The group of an example is class * 9 + (0 for grey, else 1 +

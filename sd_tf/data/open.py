@@ -182,7 +182,7 @@ def open_data(source, captions=None, **options) -> Data:
                 f"captions are for pictures that are given: leave them out with {shown(str(source))}"
             )
         return _named(source, options)
-    if captions is None and "caption" not in options and _is_pictures_with_captions(source):
+    if captions is None and options.get("caption") is None and _is_pictures_with_captions(source):
         source, captions = source
     options = ArrayOptions(**options)
     return Data(options, arrays_source(source, captions, options))

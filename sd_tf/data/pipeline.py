@@ -15,7 +15,7 @@ class Examples(NamedTuple):
 
     images: np.ndarray  # uint8 (n, size, size, 3)
     captions: list[str]
-    groups: np.ndarray  # int32 (n,); examples of one group mean the same
+    groups: np.ndarray  # int32 (n,); equal for examples whose captions mean the same
 
 
 class CaptionedImages(Protocol):
@@ -24,15 +24,15 @@ class CaptionedImages(Protocol):
     name: str
     image_size: int  # pixels along a side
     fingerprint: str  # short hex digest of everything that pictures and captions depend on
-    preview_prompts: tuple[str, ...]  # that show what a model has learned of it
-    distinct_epochs: int | None  # after which examples come again as they were; None for never
+    preview_prompts: tuple[str, ...]  # prompts that show what a model has learned
+    distinct_epochs: int | None  # after so many epochs examples repeat exactly; None if they never do
 
     def __len__(self) -> int:
         """Pictures in one epoch."""
         ...
 
     def corpus(self) -> tuple[str, ...]:
-        """Captions, all that there can be, of which a tokenizer learns its words."""
+        """All captions that there can be; a tokenizer learns its vocabulary from them."""
         ...
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
