@@ -91,12 +91,9 @@ def stream(
     Raises:
         InputError: for a `num_examples` or `batch_size` below 1, a `seed` or `first_step` below 0.
     """
-    limits = {"num_examples": 1, "batch_size": 1, "seed": 0, "first_step": 0}
-    for (name, least), value in zip(
-        limits.items(), (num_examples, batch_size, seed, first_step), strict=True
-    ):
-        if value < least:
-            raise InputError(f"{name} is {value}: give an integer of {least} or more.")
+    _check_limits(
+        num_examples=(num_examples, 1), batch_size=(batch_size, 1), seed=(seed, 0), first_step=(first_step, 0)
+    )
 
     def batch(step):
         number, of = part
@@ -124,6 +121,12 @@ def stream(
     batches = steps.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_limits(**values_and_limits):
+    for name, (value, least) in values_and_limits.items():
+        if value < least:
+            raise InputError(f"{name} is {value}: give an integer of {least} or more.")
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sd_tf.data.staging import unfinished_folder
 from sd_tf.errors import InputError, argument
 from sd_tf.files import read_bytes, reason
 
@@ -100,10 +101,9 @@ def _cached():
         ):
             for member in archive:
                 if member.name.rpartition("/")[2] == FILE and member.isfile():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    part = file.with_name(f".{FILE}.{os.getpid()}")
-                    part.write_bytes(archive.extractfile(member).read(LARGEST))
-                    return part.replace(file)
+                    with unfinished_folder(file) as new:
+                        (new / FILE).write_bytes(archive.extractfile(member).read(LARGEST))
+                        return (new / FILE).replace(file)
     except (OSError, tarfile.TarError) as error:
         raise InputError(
             f"the Inception network is not on this machine and cannot be downloaded ({error}): "

@@ -250,6 +250,24 @@ def test_a_download_fills_the_keras_cache_with_the_official_files(served, tmp_pa
     assert len(FashionMNIST("test")) == 20
 
 
+def test_what_a_killed_download_leaves_is_removed_by_the_next(served, tmp_path, monkeypatch):
+    used, read_verified = [], fashion_mnist._read_verified
+
+    def recorded(path):
+        used.append(path.parent)
+        return read_verified(path)
+
+    monkeypatch.setattr(fashion_mnist, "_read_verified", recorded)
+    FashionMNIST("train")
+    cache = tmp_path / "keras" / "datasets" / "fashion-mnist"
+    left = next(folder for folder in used if folder != cache)
+    left.mkdir()  # as if its process had been killed
+    (left / "part").write_bytes(b"half")
+    (cache / min(fashion_mnist.FILES)).unlink()
+    FashionMNIST("train")
+    assert [path.name for path in cache.parent.iterdir()] == ["fashion-mnist"]
+
+
 def test_a_damaged_download_is_refused_and_leaves_no_file(served, tmp_path):
     (served / "t10k-images-idx3-ubyte.gz").write_bytes(b"half")
     with pytest.raises(InputError) as error:
