@@ -3,6 +3,8 @@
 Writes report.json, where every number stands with its protocol, and report.html, a page to look at.
 """
 
+import argparse
+import contextlib
 import itertools
 import json
 import re
@@ -13,87 +15,133 @@ from pathlib import Path
 
 from sd_tf import commandline
 from sd_tf.checkpoints.sources import resolve, weights_sha256
-from sd_tf.config import DATASETS, is_choice
+from sd_tf.data.open import open_data
+from sd_tf.data.options import DATASETS, DataOptions
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import check_comparable, check_report
 from sd_tf.files import read_json, write_text
+from sd_tf.options import is_choice, meaning_of
 
-GARMENTS = "fashion_mnist"
-USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of garments, of captioned pictures
-OF_PICTURES = ("caption", "caption_column", "caption_template", "fit", "background", "colour_prompt")
+FASHION_MNIST = "fashion_mnist"  # whose garments have judges of their own
+# Drawn garments have no end, so that there are no pictures that a model has not seen.
+JUDGED_DATASETS = [name for name in DATASETS if name != "garments"]
+DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "background")  # of captioned pictures
+USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
 LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
-VARIED = ("sampler", "steps", "guidance_scale")
+COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale")  # of which several may be given
 
 
 def main(arguments=None):
-    """Draws pictures of every garment and colour, has them judged and writes the report."""
+    """Parses flags, draws pictures, has them judged and writes the report."""
+    with _naming_flags():
+        flags = _parser().parse_args(arguments)
+        _complete(flags)
+        _check(flags)
+        _check_output(Path(flags.output))
+        words = sys.argv[1:] if arguments is None else arguments
+        command = shlex.join(["python", "-m", "sd_tf.evaluate", *words])
+        reports, pictures = _reports(flags, command)
+        commandline.load_tensorflow()
+        check_comparable(reports, _compared(flags))
+        _write(flags, command, reports, pictures)
+
+
+@contextlib.contextmanager
+def _naming_flags():
+    """Errors that name arguments in Python name flags instead."""
+    try:
+        yield
+    except InputError as error:
+        raise error.with_flags() from None
+
+
+def _parser():
     parser = commandline.Parser("python -m sd_tf.evaluate", description=__doc__)
     parser.add_argument("--model", help="a bundled name, a folder or a hub id (default: fashion-mnist)")
     parser.add_argument(
         "--compare", nargs="+", metavar="MODEL", help="models, or report.json files of earlier evaluations"
     )
+    _add_data_flags(parser)
+    _add_drawing_flags(parser)
+    _add_judge_flags(parser)
+    parser.add_argument("--output", default="evaluation", help="folder for the report (default: evaluation)")
+    return parser
+
+
+def _add_data_flags(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--dataset",
-        default="fashion_mnist",
-        help="fashion_mnist, whose garments are judged, or captioned pictures, as of sd_tf.train",
+        default=FASHION_MNIST,
+        help="fashion_mnist, whose garments are judged, or captioned pictures, as sd_tf.train takes them",
     )
-    parser.add_argument("--data-dir", help="folder of the data's files (default: $SD_TF_DATA_DIR)")
-    for name in OF_PICTURES[:-1]:
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, help="of captioned pictures, as of sd_tf.train")
+    parser.add_argument("--data-dir", help=meaning_of(DataOptions.named("data_dir")).help)
+    for name in DATA_FLAGS:
+        help = meaning_of(DataOptions.named(name)).help
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"of captioned pictures: {help}")
     parser.add_argument(
         "--colour-prompt",
-        help="of captioned pictures on white: {} is where colours go (default: of pokemon, theirs)",
+        help="of captioned pictures on white: a prompt with {} for a colour (default: pokemon has its own)",
+    )
+
+
+def _add_drawing_flags(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--samples",
+        type=int,
+        help="pictures of prompts without a colour, or of the data set's captions (default: 5000, or 400)",
     )
     parser.add_argument(
-        "--samples", type=int, help="grey garments, or pictures of captions (default: 5000, 400)"
-    )
-    parser.add_argument(
-        "--tinted-samples", type=int, help="garments in colours, or of --colour-prompt (default: 1600, 200)"
+        "--tinted-samples",
+        type=int,
+        help="pictures of prompts with a colour (default: 1600, or 200)",
     )
     for name, kind, default, text in (
         ("sampler", str, "ddim", "ddim, euler, dpmpp_2m, unipc, …; several are compared"),
         ("steps", int, 20, "sampling steps; several numbers are compared"),
-        ("guidance_scale", float, 3.0, "pull of the prompt; several are compared"),
+        ("guidance_scale", float, 3.0, "weight of the prompt in guidance; several are compared"),
     ):
-        flag = f"--{name.replace('_', '-')}"
         parser.add_argument(
-            flag, type=kind, nargs="+", default=[default], help=f"{text} (default: {default})"
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            nargs="+",
+            default=[default],
+            help=f"{text} (default: {default})",
         )
     commandline.add_guidance_interval(parser)
     commandline.add_levels(parser)
     parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture (default: 0)")
+
+
+def _add_judge_flags(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--classifier",
         default="fashion-mnist-classifier",
-        help="a bundled name or a folder (default: bundled)",
+        help="a bundled name or a folder (default: fashion-mnist-classifier)",
     )
     parser.add_argument(
-        "--clip", default="clip-mini", help="bundled, a folder or a hub id (default: clip-mini)"
+        "--clip", default="clip-mini", help="a bundled name, a folder or a hub id (default: clip-mini)"
     )
     parser.add_argument(
         "--inception",
         help="file of the Inception graph, or 'none' (default: in the user's cache, or downloaded)",
     )
-    parser.add_argument("--output", default="evaluation", help="folder for the report (default: evaluation)")
-    flags = parser.parse_args(arguments)
-    _complete(flags)
-    _check(flags)
-    output = Path(flags.output)
+
+
+def _check_output(output):
     commandline.check_writable(output)
     for name in ("report.json", "report.html"):
         commandline.check_no_folder(output / name)
 
-    words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "sd_tf.evaluate", *words])
-    reports, pictures = _reports(flags, command)
-    commandline.load_tensorflow()
+
+def _write(flags, command, reports, pictures):
+    """Writes and prints what was found."""
     from sd_tf.evaluation import report as reporting
 
-    check_comparable(reports, _varied(flags))
-    plot = reporting.pareto_plot(reports) if len(reports) > 1 and flags.dataset == GARMENTS else None
+    output = Path(flags.output)
+    is_plotted = len(reports) > 1 and flags.dataset == FASHION_MNIST
+    plot = reporting.pareto_plot(reports) if is_plotted else None
     output.mkdir(parents=True, exist_ok=True)
     whole = reports[0] if len(reports) == 1 else {"reports": reports}
     write_text(output / "report.json", _json(whole))
@@ -103,9 +151,9 @@ def main(arguments=None):
     print(f"written: {output / 'report.json'}, {output / 'report.html'}")
 
 
-def _varied(flags):
-    """Settings of which several are compared."""
-    return [name for name in VARIED if len(getattr(flags, name)) > 1]
+def _compared(flags):
+    """Names of the settings of which several were given."""
+    return [name for name in COMPARED_SETTINGS if len(getattr(flags, name)) > 1]
 
 
 def _json(value):
@@ -115,17 +163,16 @@ def _json(value):
 
 
 def _complete(flags):
-    """Defaults that depend on the data set."""
-    judged = [name for name in DATASETS if name != "garments"]  # which are endless: nothing is unseen
-    if not is_choice(flags.dataset, judged):
-        raise unknown("--dataset", flags.dataset, judged)
-    usual = USUAL_SAMPLES[flags.dataset == GARMENTS]
+    """Fills in defaults that depend on the data set, and refuses flags that it does not take."""
+    if not is_choice(flags.dataset, JUDGED_DATASETS):
+        raise unknown("--dataset", flags.dataset, JUDGED_DATASETS)
+    usual = USUAL_SAMPLES[flags.dataset == FASHION_MNIST]
     flags.samples = usual[0] if flags.samples is None else flags.samples
     flags.tinted_samples = usual[1] if flags.tinted_samples is None else flags.tinted_samples
-    for name in OF_PICTURES:
-        if flags.dataset == GARMENTS and getattr(flags, name) is not None:
+    for name in (*DATA_FLAGS, "colour_prompt"):
+        if flags.dataset == FASHION_MNIST and getattr(flags, name) is not None:
             flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} is for captioned pictures: leave it out with --dataset {GARMENTS}")
+            raise InputError(f"{flag} is for captioned pictures: leave it out with --dataset {FASHION_MNIST}")
     if flags.dataset == "pokemon" and flags.colour_prompt is None:
         flags.colour_prompt = "a drawing of a {} pokemon"
     if flags.colour_prompt is not None and flags.colour_prompt.count("{}") != 1:
@@ -135,7 +182,7 @@ def _complete(flags):
 def _check(flags):
     if flags.model is not None and flags.compare is not None:
         raise InputError("--model and --compare are both given: name all models behind --compare")
-    units = (10, 80) if flags.dataset == GARMENTS else (4, 10)
+    units = (10, 80) if flags.dataset == FASHION_MNIST else (4, 10)
     for name, unit in zip(("samples", "tinted_samples"), units, strict=True):
         value = getattr(flags, name)
         if value < 2 * unit or value % unit:
@@ -163,9 +210,9 @@ def _check(flags):
 def _reports(flags, command):
     """The reports of all models and settings, and the pictures of each model's first."""
     names = flags.compare or [flags.model or "fashion-mnist"]
-    # All that can be wrong is said before minutes of drawing.
-    earlier = {name: _read(Path(name)) for name in names if name.endswith(".json")}
-    check_comparable([report for found in earlier.values() for report in found], _varied(flags))
+    # Whatever can be wrong is found before minutes of drawing.
+    earlier = {name: _read_reports(Path(name)) for name in names if name.endswith(".json")}
+    check_comparable([report for found in earlier.values() for report in found], _compared(flags))
     for name in names:
         if name not in earlier:
             resolve(name)
@@ -185,7 +232,7 @@ def _reports(flags, command):
 
 def _judges(flags, names):
     commandline.load_tensorflow()
-    if flags.dataset != GARMENTS:
+    if flags.dataset != FASHION_MNIST:
         return _picture_judges(flags, names)
     from sd_tf.data.fashion_mnist import FashionMNIST
     from sd_tf.evaluation.judging import Judges, common_size
@@ -200,16 +247,13 @@ def _judges(flags, names):
 
 
 def _picture_judges(flags, names):
-    from sd_tf.config import RunConfig
-    from sd_tf.data.by_name import find_dataset
     from sd_tf.evaluation.judging import common_size
     from sd_tf.evaluation.of_pictures import PictureJudges
 
-    given = {name: getattr(flags, name) for name in OF_PICTURES[:-1]}
-    given = {name: value for name, value in given.items() if value is not None}
-    config = RunConfig(flags.dataset, data_dir=flags.data_dir, **given)
+    given = {name: getattr(flags, name) for name in DATA_FLAGS if getattr(flags, name) is not None}
+    data = open_data(flags.dataset, data_dir=flags.data_dir, **given)
     with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
-        dataset = find_dataset(config, common_size(names), folder)
+        dataset = data.at(common_size(names), folder)
         dataset.decode()
         return PictureJudges(dataset, flags.colour_prompt)
 
@@ -219,19 +263,19 @@ def _scored(name, flags, judges, command):
     import sd_tf
 
     model = sd_tf.load(name)
-    weights, coloured = weights_sha256(resolve(name)), flags.dataset == GARMENTS or flags.colour_prompt
+    weights, coloured = weights_sha256(resolve(name)), flags.dataset == FASHION_MNIST or flags.colour_prompt
     number = flags.samples + (flags.tinted_samples if coloured else 0)
     fixed = {"guidance_interval": flags.guidance_interval, "seed": flags.seed}
-    # Said only where they are not as ever, so that reports can be compared with older ones.
+    # Named only if they are not the usual ones, so that reports can be compared with older ones.
     fixed |= {"karras": True} if flags.karras else {}
     fixed |= {"timestep_spacing": flags.timestep_spacing} if flags.timestep_spacing else {}
-    for values in itertools.product(*(getattr(flags, each) for each in VARIED)):
-        settings = dict(zip(VARIED, values, strict=True)) | fixed
+    for values in itertools.product(*(getattr(flags, each) for each in COMPARED_SETTINGS)):
+        settings = dict(zip(COMPARED_SETTINGS, values, strict=True)) | fixed
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
         print(f"{name}: {number} pictures, {described}", file=sys.stderr)
         drawn = judges.draw(model, flags.samples, flags.tinted_samples, settings)
         found = judges.scores(drawn, settings, model.text_encoder)
-        varied = [f"{each.replace('_', ' ')} {settings[each]}" for each in _varied(flags)]
+        varied = [f"{each.replace('_', ' ')} {settings[each]}" for each in _compared(flags)]
         report = {
             "model": name,
             "label": ", ".join([name, *varied]),
@@ -244,7 +288,7 @@ def _scored(name, flags, judges, command):
         yield report, judges.sheets(drawn)
 
 
-def _read(file):
+def _read_reports(file):
     """The reports in an earlier report.json."""
     try:
         whole = read_json(file, most=LARGEST_REPORT)

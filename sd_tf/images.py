@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that say how they were made, and sheets of many."""
+"""PNG files that say how they were made, and sheets of many pictures."""
 
 import io
 import re
@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from sd_tf.errors import InputError
 from sd_tf.files import replacing_file
 
-MOST_BYTES = 200  # of a name, of which file systems take 255
+LONGEST_NAME = 200  # bytes of a file's name; file systems take 255
 
 
 def save_png(file, image: np.ndarray, settings: dict | None = None):
@@ -24,10 +24,10 @@ def save_png(file, image: np.ndarray, settings: dict | None = None):
 
 
 def png(image: np.ndarray, settings: dict | None = None) -> bytes:
-    """The content of such a file."""
+    """The bytes of a PNG file; see `save_png`."""
     text = PngInfo()
     for name, value in (settings or {}).items():
-        # Of a path whose bytes are no UTF-8, halves of characters stand for these bytes.
+        # A path whose bytes are no UTF-8 holds lone surrogates in their place.
         text.add_itxt(name, str(value).encode(errors="backslashreplace").decode())
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, "PNG", pnginfo=text)
@@ -74,7 +74,7 @@ def sheet(images: np.ndarray, columns: int, gap: int = 2, scale: int = 2) -> np.
 
 
 def save_sheet(file, images: np.ndarray, columns: int, settings: dict | None = None):
-    """Writes pictures on one page."""
+    """Writes pictures on one page, see `sheet`, as a PNG file, see `save_png`."""
     save_png(file, sheet(images, columns), settings)
 
 
@@ -98,7 +98,7 @@ def contact_sheet(images: np.ndarray, rows: list[str], columns: list[str], title
 
 
 def drawn(figure) -> np.ndarray:
-    """A figure of matplotlib's, of no window, as uint8 (height, width, 3)."""
+    """A figure of Matplotlib, drawn without a window, as uint8 (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -109,5 +109,5 @@ def drawn(figure) -> np.ndarray:
 def file_name(prompt: str, seed: int) -> str:
     """A file name from a prompt and a seed: "a red dress", 7 -> "a-red-dress-7.png"."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:60]
-    words = words.encode()[:MOST_BYTES].decode(errors="ignore") or "picture"
+    words = words.encode()[:LONGEST_NAME].decode(errors="ignore") or "picture"
     return f"{words}-{seed}.png"

@@ -7,10 +7,9 @@ import pytest
 
 import sd_tf
 from sd_tf.checkpoints.sources import BUNDLED
-from sd_tf.config import RunConfig
-from sd_tf.data.by_name import find_dataset
 from sd_tf.data.captions import PALETTE
 from sd_tf.data.fashion_mnist import FashionMNIST
+from sd_tf.data.open import open_data
 from sd_tf.evaluation import alignment, judging
 from sd_tf.evaluation.dominant_colour import COLOURS, dominant_colour
 from sd_tf.latent.presets import PRESETS
@@ -47,7 +46,7 @@ def garments(request):
 def real_pictures(name, data_dir, number):
     """Of the data set that a model has learned, as networks take them."""
     if name == "emoji":
-        dataset = find_dataset(RunConfig("emoji", data_dir=str(data_dir)), 64, "not written to")
+        dataset = open_data("emoji", data_dir=data_dir).at(64)
         indices = np.linspace(0, len(dataset) - 1, number).astype(int)
     else:
         dataset, indices = FashionMNIST("test", data_dir), np.arange(number)

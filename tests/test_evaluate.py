@@ -160,7 +160,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, how, read):
     file.parent.mkdir()
     SPECIAL[how](file, tmp_path)
     uses = {
-        "report": lambda: evaluate._read(file),
+        "report": lambda: evaluate._read_reports(file),
         "inception": lambda: Inception(file),
         "classifier": lambda: load_classifier(file.parent),
     }

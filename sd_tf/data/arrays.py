@@ -60,7 +60,7 @@ def arrays_source(given, captions=None, options: ArrayOptions | None = None) -> 
         digest.update(pixels)
     pictures.finish()
     if not texts:
-        used_up = ", which can be read only once: make it anew" if isinstance(given, Iterator) else ""
+        used_up = ", which can be read only once: make a new one" if isinstance(given, Iterator) else ""
         raise InputError(f"there are no pictures in the {type(given).__name__}{used_up}")
     return Source(
         ARRAYS, texts, pictures.open, lambda i: f"images[{i}]", digest.hexdigest()[:16], problems=()
@@ -131,8 +131,8 @@ def _paired(images, captions):
     for number, pair in enumerate(itertools.zip_longest(images, captions, fillvalue=nothing)):
         image, caption = pair
         if image is nothing or caption is nothing:
-            more = "captions than pictures" if image is nothing else "pictures than captions"
-            raise InputError(f"there are more {more}, of which there are {number}: give one for each picture")
+            more, fewer = ("captions", "pictures") if image is nothing else ("pictures", "captions")
+            raise InputError(f"there are more {more} than the {number} {fewer}: give one caption for each")
         yield pair
 
 

@@ -1,4 +1,4 @@
-"""Memory that several threads share: whoever needs some of it waits until there is so much."""
+"""A limit on the memory that several threads use together: a thread waits until what it needs is free."""
 
 import contextlib
 import threading
@@ -7,10 +7,10 @@ from sd_tf.errors import InputError
 
 
 class Budget:
-    """So many bytes for all threads together.
+    """Bytes that all threads share.
 
     Args:
-        most: bytes.
+        most: how many there are.
     """
 
     def __init__(self, most: int):
@@ -18,15 +18,17 @@ class Budget:
 
     @contextlib.contextmanager
     def taking(self, size: int):
-        """Waits until so many bytes are free, and has them inside. Not to be used within itself.
+        """Waits until `size` bytes are free, and takes them for the block.
+
+        Blocks must not be nested: two threads could wait for each other for ever.
 
         Raises:
-            InputError: there are never so many.
+            InputError: `size` is more than there are.
         """
         if size > self.most:
             raise InputError(
-                f"takes {size // 10**6:,} MB of memory to decode, of which {self.most // 10**6:,} are the "
-                "most: scale it down, or save it as a PNG"
+                f"takes {size // 10**6:,} MB of memory to decode, more than the {self.most // 10**6:,} MB "
+                "allowed: scale it down, or save it as a PNG"
             )
         with self._changed:
             self._changed.wait_for(lambda: self._free >= size)

@@ -31,7 +31,7 @@ class LatentCache:
         seconds: how long it took to compute, which counts towards the run's budget.
 
     Raises:
-        InputError: it is damaged: it lies in a run's folder, which may be a stranger's.
+        InputError: it is damaged. It lies in a run's folder, which may come from a stranger.
     """
 
     def __init__(self, folder: Path):
@@ -43,7 +43,7 @@ class LatentCache:
         self._check(folder)
 
     def _check(self, folder):
-        """That its parts go with each other."""
+        """Checks that its parts fit together."""
         if self.caption.dtype != np.int32 or self.caption.ndim != 1:
             raise InputError(f"{folder / 'caption.npy'} is {_described(self.caption)}, expected int32 (n,)")
         for name, rank in (("mean", (4,)), ("std", (4,)), ("contexts", (2, 3))):
@@ -187,7 +187,7 @@ class _Writer:
 
 
 def _append(file, rows):
-    """Adds rows to an .npy file, in whose header numpy leaves room for their number to grow."""
+    """Appends rows to an .npy file; numpy leaves room in the header for their number to grow."""
     begun = file.exists()
     with open(file, "r+b" if begun else "xb") as stream:
         number = 0

@@ -24,14 +24,14 @@ from sd_tf.data.tables import READERS
 from sd_tf.errors import InputError, argument, printable, shown, unknown
 from sd_tf.files import is_inside, is_regular, read_beginning
 
-CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first of them that there is
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # likewise
+CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first that a table has is used
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first that a folder has is used
 DRAWN_BY_A_RUN = ("samples", "prior")  # folders in a run's folder that hold pictures
 FOLDERS_OF_A_RUN = ("samples", "checkpoints")  # a folder with run.json and one of these is a run's
 HELD_OUT = ("validation", "valid", "val", "test")  # folders beside train/
 LONGEST_CAPTION = 10_000  # characters; a file of more is no caption
 LONGEST_NAME = 255  # characters of a file's name in a line about it
-MOST_TEXT = 200_000_000  # bytes in memory, of all different captions and names
+MOST_TEXT = 200_000_000  # bytes of memory for all different captions and names
 MOST_PROBLEMS = 100_000  # rows that cannot be used
 
 
@@ -120,7 +120,7 @@ def holds_pictures(folder: Path) -> bool:
 
 
 def _training_part(folder):
-    """`train/` where it stands beside what is held out, unless metadata above hold them together."""
+    """The folder; or its `train/`, if that lies beside `test/` or the like, without metadata above them."""
     train, held_out = folder / "train", [name for name in HELD_OUT if os.path.isdir(folder / name)]
     if not held_out or not os.path.isdir(train) or not is_inside(folder, train):
         return folder
@@ -131,7 +131,7 @@ def _training_part(folder):
 
 
 def _outputs_below(folder, outputs):
-    """Those of a run's folders that lie in the folder, links followed."""
+    """The folders that a run writes to and that lie inside `folder`, with links followed."""
     try:
         top, outputs = folder.resolve(), [Path(output).resolve() for output in outputs]
     except (OSError, RuntimeError) as error:  # a link to itself
@@ -146,7 +146,7 @@ def _outputs_below(folder, outputs):
 
 
 def _files(top, folder, outputs):
-    """Pictures and metadata below `top`, sorted, and a line for what is not followed."""
+    """Pictures and metadata below `top`, sorted, and a line for each picture or folder that is not read."""
     pictures, metadata, problems = [], [], []
 
     def not_listed(error):
@@ -176,10 +176,10 @@ def _files(top, folder, outputs):
 
 
 def _is_of_a_run(folder, outputs):
-    """Whether a run writes there, this one or another."""
+    """Whether it is the folder of a run, this one or another."""
     if (folder / "run.json").is_file() and any((folder / name).is_dir() for name in FOLDERS_OF_A_RUN):
         return True
-    # Links are followed only where a name is right: in deep folders that takes long.
+    # Links are followed only for the right names: in deep folders that takes long.
     return any(folder.name == output.name and is_inside(output, folder) for output in outputs)
 
 
@@ -187,7 +187,7 @@ def _walked(top, onerror):
     try:
         yield from os.walk(top, onerror=onerror)
     except RecursionError:
-        raise InputError(f"{top} has folders in folders without end: name one of them") from None
+        raise InputError(f"{top} has folders nested too deeply: name one of them") from None
 
 
 def _listed_by_metadata(folder, files, caption_column, outputs):
@@ -247,7 +247,7 @@ def _is_inside_any(outputs, picture):
 
 
 class _Texts:
-    """Texts of a folder, each kept once, so that one that comes in all rows takes the memory of one."""
+    """Texts of a folder, each kept once: a text that is in all rows takes the memory of one."""
 
     def __init__(self):
         self._kept, self._size = {}, 0
@@ -316,7 +316,7 @@ def _caption_of_class(name):
 
 
 def tidy(caption):
-    """On one line, without halves of characters, which JSON can escape and no tokenizer takes."""
+    """A caption on one line, without lone surrogates, which JSON can hold but no tokenizer takes."""
     return " ".join(caption[:LONGEST_CAPTION].encode(errors="replace").decode().split())
 
 

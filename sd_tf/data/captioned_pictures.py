@@ -25,38 +25,38 @@ from sd_tf.errors import InputError, argument, printable, shown, unknown
 from sd_tf.files import CannotWrite, open_array, reason, remove_folder
 from sd_tf.seeding import uniforms
 
-MARGIN = 1.125  # how much larger than a window the square is that "random" takes it from
+MARGIN = 1.125  # side of the square that "random" crops from, relative to the crop
 MOST_UNREADABLE = 0.05  # of all pictures
 STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how squares are made
 PREVIEWS = 6  # prompts
 OWN_SETTINGS = {"prompt", "seed"}  # text in the PNG files that this library writes
 CHUNK = 256  # pictures that are decoded before their squares are written
 _FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _NUMBERS = range(9)
-ENDS = re.compile(r",| (?:and|with|in|on|at|from|by|for|who|which|that) ")  # a caption may end before one
+ENDS = re.compile(r",| (?:and|with|in|on|at|from|by|for|who|which|that) ")  # a caption may be cut here
 
 
 class CaptionedPictures:
     """Pictures of any sizes with captions, as squares; a `CaptionedImages`.
 
-    `decode`, to be called before training, makes squares of all pictures in a file under `folder` that is
-    read piece by piece, so that memory does not grow with their number. What cannot be read is listed
-    beside it. Before that, pictures are opened as they are asked for; one that cannot be read is black then,
-    and warned of.
+    `decode`, to be called before training, writes squares of all pictures to a file under `folder`, which is
+    then read piece by piece, so that memory does not grow with their number. Pictures that cannot be read are
+    listed beside it. Until then, pictures are opened whenever they are asked for; one that cannot be read is
+    replaced by black, with a warning.
 
     Args:
         source: a `Source`.
         image_size: pixels along a side.
-        folder: for decoded pictures, one folder for each source and way of fitting; None where none are to be
-            decoded.
+        folder: for decoded pictures, in a folder of their own for each source and way of fitting; None if
+            `decode` will not be called.
         fit: "center": the square in the middle; "random": another square, of 8/9 of the shorter side, in each
             epoch; "pad": the whole picture, on `background`.
         background: (red, green, blue) behind "pad".
         flip: whether half of the pictures are mirrored, left to right, in each epoch.
-        jitter: how far brightness, contrast and saturation vary: 0.1 is up to a tenth. Hue, which captions
-            name, does not.
-        template: what becomes of a caption, "{}" itself, such as "a photo of {}".
-        shorten: the share of captions that end early, before a comma, "with", "and" or the like, anew in each
-            epoch: short prompts are then learned as well.
+        jitter: how far brightness, contrast and saturation vary: 0.1 is up to a tenth. Hue stays, since
+            captions name it.
+        template: text around each caption, such as "a photo of {}"; {} is the caption.
+        shorten: the share of captions that end early, before a comma, "with", "and" or the like, so that
+            short prompts are learned as well. Others end early in each epoch.
         seed: a non-negative integer, of all that is random.
 
     Raises:
@@ -97,14 +97,14 @@ class CaptionedPictures:
         self._keep(range(len(source.captions)))
 
     def decode(self, progress: bool = True):
-        """Makes the squares, where no earlier run did.
+        """Makes the squares, unless an earlier run has made them.
 
         Args:
             progress: whether to show how far it is.
 
         Raises:
             InputError: fewer than two pictures can be read, more than one in twenty cannot, or the folder
-                cannot be written or has too little room; nothing is left there then. Or there is no folder.
+                cannot be written or has too little room; nothing is left there then. Or no folder was named.
         """
         if self._store is None:
             raise InputError(f"{self.name} has no {argument('folder')} for decoded pictures: name one")
@@ -120,7 +120,7 @@ class CaptionedPictures:
         self._keep(kept)
 
     def _keep(self, numbers):
-        """The source's pictures of these numbers are those that there are."""
+        """Makes the source's pictures of these numbers the data set."""
         self._kept = np.asarray(numbers, np.int64)
         self._captions = [self._template.replace("{}", self._source.captions[i]) for i in numbers]
         found = {each for caption in set(self._captions) for each in self._ways_to_end(caption)}
@@ -130,7 +130,7 @@ class CaptionedPictures:
 
     @property
     def distinct_epochs(self) -> int | None:
-        """1, or None where pictures are flipped, jittered or cropped, or captions shortened, anew."""
+        """1; None if each epoch flips, jitters or crops pictures, or shortens captions, differently."""
         varied = self.flip or self.jitter or self._shorten or self._side > self.image_size
         return None if varied else 1
 
@@ -179,12 +179,12 @@ class CaptionedPictures:
         return Examples(images, captions, np.array([self._groups[caption] for caption in captions], np.int32))
 
     def _shortened(self, caption, chance, end):
-        """A caption, whole or not, by two numbers in [0, 1)."""
+        """A caption, cut short or not, as two numbers in [0, 1) decide."""
         short = self._ways_to_end(caption)[1:]
         return short[int(end * len(short))] if short and chance < self._shorten else caption
 
     def _ways_to_end(self, caption):
-        """The whole caption, and where there are shorter ones, those."""
+        """The whole caption, and all shorter ones that it can be cut to."""
         ends = [mark.start() for mark in ENDS.finditer(caption)] if self._shorten else []
         return [caption, *(caption[:end] for end in ends if caption[:end].strip())]
 
@@ -203,7 +203,7 @@ class CaptionedPictures:
 
 
 class _Jitter:
-    """Brightness, contrast and saturation by Keras' layers, each picture by numbers of its own."""
+    """Changes brightness, contrast and saturation by Keras' layers, each picture by numbers of its own."""
 
     def __init__(self, strength):
         self.strength = strength
@@ -224,7 +224,7 @@ class _Jitter:
 
 
 def _cropped(picture, side, background):
-    """The square in the middle, of `side` pixels."""
+    """The square in the middle of a picture, scaled to `side` pixels."""
     least = min(picture.size)
     left, top = (picture.width - least) / 2, (picture.height - least) / 2
     box = (left, top, left + least, top + least)
@@ -232,7 +232,7 @@ def _cropped(picture, side, background):
 
 
 def _padded(picture, side, background):
-    """All of it, on a square of `side` pixels."""
+    """The whole picture, scaled to fit a square of `side` pixels and padded."""
     scale = side / max(picture.size)
     size = [max(1, round(length * scale)) for length in picture.size]
     page = Image.new("RGB", (side, side), background)
@@ -334,9 +334,9 @@ class _Squares:
 
 
 def _stored(store, shape):
-    """The squares of a store, mapped, and the numbers of those that are there.
+    """The squares of a store, mapped into memory, and the numbers of the pictures that could be read.
 
-    A store lies in a run's folder, which may be a stranger's.
+    A store lies in a run's folder, which may come from a stranger, so everything is checked.
 
     Raises:
         InputError: it is damaged, or of other pictures.
@@ -352,7 +352,7 @@ def _stored(store, shape):
 
 
 def _discard(store, error):
-    """Removes a damaged store, to be made again."""
+    """Removes a damaged store, so that it can be made again."""
     warnings.warn(f"{error}; it is made again", stacklevel=3)
     remove_folder(store)
 

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-import tempfile
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from sd_tf.data import captions
 from sd_tf.data.pipeline import Examples
+from sd_tf.data.staging import unfinished_folder
 from sd_tf.errors import InputError, argument, unknown
 from sd_tf.files import is_regular, read_bytes
 from sd_tf.seeding import uniforms
@@ -28,7 +28,7 @@ _TINTS = np.array(((255, 255, 255),) + captions.PALETTE, np.uint16)  # row 0: th
 
 
 class FashionMNIST:
-    """The pictures padded to 32x32 RGB, garment bright on black, with captions drawn anew each epoch.
+    """The pictures padded to 32x32 RGB, bright garments on black, with other captions in each epoch.
 
     Half of the captions name a colour of the palette, and tint their picture: rgb = grey * colour /
     255. The others leave it grey. The group of an example is class * 9 + (0 for grey, else 1 +
@@ -133,7 +133,7 @@ def _read_verified(path):
 def _download(folder):
     """Fetches the official files through tensorflow-datasets, which checks its own SHA-256 sums.
 
-    Only complete, verified files reach `folder`: they arrive in a temporary folder beside it.
+    Only complete, verified files reach `folder`: they are downloaded to a hidden folder beside it.
     """
     try:
         import tensorflow_datasets as tfds
@@ -143,13 +143,13 @@ def _download(folder):
         request = urllib.request.Request(builder.URL + min(FILES), method="HEAD")
         urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as arrivals:
-            manager = tfds.download.DownloadManager(download_dir=arrivals, force_checksums_validation=True)
+        with unfinished_folder(folder) as new:
+            manager = tfds.download.DownloadManager(download_dir=new, force_checksums_validation=True)
             for name in FILES:  # one by one: after a failure, parallel downloads would go on writing
-                os.replace(manager.download(builder.URL + name), Path(arrivals) / name)
-                _read_verified(Path(arrivals) / name)
+                os.replace(manager.download(builder.URL + name), new / name)
+                _read_verified(new / name)
             for name in FILES:
-                os.replace(Path(arrivals) / name, folder / name)
+                os.replace(new / name, folder / name)
     except Exception as error:  # a network, a proxy, a disk, another library: any of them can fail
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(

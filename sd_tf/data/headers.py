@@ -1,7 +1,7 @@
-"""What a picture's file says before its pixels, looked through before a decoder believes it.
+"""Checks of what a picture's file says before its pixels, made before a decoder reads it.
 
-Pillow keeps all that stands there in memory, and reads some of it for purposes of its own: a few kilobytes
-of EXIF data can hold thousands of entries that share one long value, and each becomes a copy.
+Pillow keeps all of it in memory, and parses some of it: a few kilobytes of EXIF data can hold thousands of
+entries that share one long value, of which each entry makes a copy.
 """
 
 import io
@@ -28,10 +28,10 @@ ORIENTATION = 0x0112
 
 
 class Metered(io.RawIOBase):
-    """A binary file of which no more than `left` bytes are read, however often the same ones are asked for.
+    """A binary file from which at most `left` bytes are read in all, also if the same ones are read again.
 
-    It has no file descriptor, so that no decoder maps the file: of a mapped file that another process cuts
-    short, a page kills.
+    It has no file descriptor, so that no decoder maps the file into memory: if another process cut the file
+    short, touching a mapped page would kill this one.
     """
 
     def __init__(self, file, left: int):
@@ -47,7 +47,7 @@ class Metered(io.RawIOBase):
         number = self._file.readinto(buffer)
         self.left -= number
         if self.left < 0:
-            raise InputError("has more before and beside its pixels than a picture needs: save it anew")
+            raise InputError("has more data beside its pixels than a picture needs: save it again")
         return number
 
     def seek(self, offset, whence=os.SEEK_SET):
@@ -61,11 +61,11 @@ class Header(NamedTuple):
     """What is known of a file before Pillow opens it."""
 
     most: int  # bytes that opening it may read
-    is_buffered: bool = False  # a JPEG whose pixels come in several scans: none can be let go before the last
+    is_buffered: bool = False  # a JPEG of several scans, which the decoder keeps until the last is read
 
 
 def check_header(file, size: int) -> Header:
-    """Looks a file through as far as Pillow would when it opens it, and leaves it at its beginning.
+    """Reads as much of a file as Pillow would to open it, checks it, and goes back to the file's beginning.
 
     Args:
         file: a buffered binary file.
@@ -75,7 +75,7 @@ def check_header(file, size: int) -> Header:
         InputError: its header takes more memory or time than a picture's does.
     """
     if size > MOST_BYTES:
-        raise InputError(f"has {size:,} bytes, of which {MOST_BYTES:,} are the most: scale it down")
+        raise InputError(f"has {size:,} bytes, more than the {MOST_BYTES:,} allowed: scale it down")
     begin = file.read(12)
     header = Header(LARGEST_HEADER)
     if begin.startswith(b"\xff\xd8"):
@@ -91,7 +91,7 @@ def check_header(file, size: int) -> Header:
 
 
 def _check_jpeg(file):
-    """Its segments up to the pixels, found as Pillow finds them; whether these come in several scans."""
+    """Checks the segments before the pixels, found as Pillow finds them; whether there are several scans."""
     file.seek(2)
     exif, pixels, components, is_progressive, segments, skipped = b"", 0, 0, False, 0, 0
     while segments < MOST_SEGMENTS and skipped < MOST_SKIPPED:
@@ -122,21 +122,21 @@ def _check_jpeg(file):
             if is_buffered:
                 _check_scans(file, pixels)
             return is_buffered
-    raise InputError("has more before its pixels than a picture needs: save it anew")
+    raise InputError("has more data before its pixels than a picture needs: save it again")
 
 
 def _check_scans(file, pixels):
-    """Each scan takes as long as a whole picture, be it of a few bytes."""
+    """A scan of a few bytes takes as long to decode as a whole picture."""
     last, scans = b"", 1
     while block := file.read(2**20):
         scans += (last + block).count(b"\xff\xda")
         last = block[-1:]
     if scans > MOST_SCANS or scans * pixels > MOST_SCANNED:
-        raise InputError(f"has {scans} scans, more than there is time for: save it anew")
+        raise InputError(f"has {scans} scans, more than there is time for: save it again")
 
 
 def _check_png(file, size):
-    """Its chunks; what unpacks to much more than it is, Pillow itself bounds."""
+    """Checks the number of chunks; Pillow itself limits what compressed chunks unpack to."""
     file.seek(8)
     for _ in range(MOST_CHUNKS + size // 1000):
         head = file.read(8)
@@ -145,18 +145,18 @@ def _check_png(file, size):
         place = file.seek(struct.unpack(">I", head[:4])[0] + 4, os.SEEK_CUR)
         if place >= size:
             return
-    raise InputError("has more chunks than a picture needs: save it anew")
+    raise InputError("has more chunks than a picture needs: save it again")
 
 
 def check_exif(content: bytes):
     """Raises `InputError` where the values of EXIF data take more than `LARGEST_EXIF` together."""
     total = sum(_SIZES.get(kind, 1) * count for _, kind, count, _ in _entries(content))
     if total > max(LARGEST_EXIF, 2 * len(content)):
-        raise InputError("has EXIF data that say the same again and again: save it without them")
+        raise InputError("has EXIF data that repeat one value many times: save it without them")
 
 
 def orientation(content: bytes) -> int | None:
-    """How EXIF data say that a picture is to be turned, 1 to 8; None where they do not."""
+    """The orientation in EXIF data, 1 to 8; None if there is none."""
     for tag, kind, _, value in _entries(content):
         if tag == ORIENTATION and kind in (3, 4):
             return value

@@ -182,7 +182,7 @@ def open_data(source, captions=None, **options) -> Data:
                 f"captions are for pictures that are given: leave them out with {shown(str(source))}"
             )
         return _named(source, options)
-    if captions is None and "caption" not in options and _is_pictures_with_captions(source):
+    if captions is None and options.get("caption") is None and _is_pictures_with_captions(source):
         source, captions = source
     options = ArrayOptions(**options)
     return Data(options, arrays_source(source, captions, options))
@@ -207,7 +207,7 @@ def _named(source, options):
             raise InputError("'folder:' has no path behind it: give folder:my-pictures")
         options = options | {"data_dir": path}
     elif not is_choice(name, DATASETS) and os.path.isdir(name):
-        raise InputError(f"{shown(name)} is a folder: give {shown(f'folder:{name}')}, or a pathlib.Path")
+        raise InputError(f"{name} is a folder: write folder: before its path, or give a pathlib.Path")
     data = Data(DataOptions(dataset=name, **options))
     if name not in GARMENTS and ":" not in name:
         folder = folder_of(name, data.options.data_dir)

@@ -1,7 +1,7 @@
-"""Pictures of strangers, opened as 8-bit RGB: what a file holds is decoded within limits, or refused.
+"""Opens pictures that may come from strangers, as 8-bit RGB, within limits of size, memory and time.
 
-The memory that decoding takes is counted before it is taken, of all threads together: a few hundred
-kilobytes can hold the most pixels that there may be.
+The memory that decoding will take is reserved before, for all threads together: a file of a few hundred
+kilobytes can hold as many pixels as are allowed.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _TURNS = {
 
 
 def as_it_is(picture: Image.Image) -> Image.Image:
-    """A picture that nothing is made of."""
+    """The picture itself: the `use` of a caller who wants just that."""
     return picture
 
 
@@ -61,9 +61,9 @@ def open_picture(
     Args:
         file: a path, or a binary file.
         background: (red, green, blue), 0...255.
-        least_side: pixels that the shorter side needs at least; a JPEG of more than that is decoded at a
-            half, a quarter or an eighth of its size, which is faster.
-        use: what is made of the picture while its memory is counted; else that is over on return.
+        least_side: pixels that the shorter side needs at least; a larger JPEG is decoded at a half, a quarter
+            or an eighth of its size, which is faster.
+        use: called with the picture while its memory is still reserved; the reservation ends on return.
         root: a folder that a path must not lead out of by links, see `open_file`.
 
     Returns:
@@ -71,7 +71,7 @@ def open_picture(
 
     Raises:
         InputError: it is not a picture of one of `FORMATS`, is damaged, has more than `MOST_PIXELS`
-            pixels, or pixels that are floating-point numbers, or takes more memory or time than there is.
+            pixels or floating-point pixels, or takes more memory or time to decode than is allowed.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -122,7 +122,7 @@ def to_rgb(picture: Image.Image, background=WHITE) -> Image.Image:
 
 
 def _opened(file, root):
-    """As `open_file`, but for messages, which do not name the file."""
+    """As `open_file`, but messages do not name the file."""
     try:
         return open_file(file, root)
     except InputError as error:
@@ -133,20 +133,22 @@ def _opened(file, root):
 def _check_size(picture, file, size):
     width, height = picture.size
     if width * height > MOST_PIXELS:
-        raise InputError(f"has {width} x {height} pixels, of which {MOST_PIXELS} are the most: scale it down")
+        raise InputError(f"has {width} x {height} pixels, more than the {MOST_PIXELS} allowed: scale it down")
     if max(width, height) > LONGEST_SIDE:
-        raise InputError(f"has {width} x {height} pixels, of a side {LONGEST_SIDE} are the most: cut it")
+        raise InputError(
+            f"has {width} x {height} pixels, more than {LONGEST_SIDE} along a side: scale it down"
+        )
     if any(tile[0] in SLOW for tile in picture.tile):
         most = 1_000_000 + 16 * MOST_SLOW_PIXELS
         if width * height > MOST_SLOW_PIXELS or size > most or _comments(picture, file) > MOST_COMMENTS:
             raise InputError(
-                f"has {width} x {height} pixels in {size:,} bytes of a kind that is read slowly, of which "
-                f"{MOST_SLOW_PIXELS} in {most:,} are the most: save it as a PNG"
+                f"has {width} x {height} pixels in {size:,} bytes, more than the {MOST_SLOW_PIXELS} in "
+                f"{most:,} allowed in a format that is read slowly: save it as a PNG"
             )
 
 
 def _comments(picture, file):
-    """Signs that begin one in a PPM of text."""
+    """How many comments a PPM of text may have: its `#` signs."""
     if picture.tile[0][0] != "ppm_plain":
         return 0
     place = file.tell()
@@ -157,12 +159,12 @@ def _comments(picture, file):
 
 
 def _bytes_of_header(size):
-    """What Pillow makes of a header of so many bytes: at the worst, objects for each number."""
+    """Memory that Pillow may take for a header: at worst, a Python object for each number."""
     return 50 * size
 
 
 def _bytes_of_pixels(picture, size, is_buffered, least_side):
-    """What decoding takes at the most, in a JPEG that is drafted: measured of each format, and rounded up."""
+    """Memory that decoding takes at most, as measured for each format and rounded up; drafts a JPEG."""
     pixels, decoder = picture.width * picture.height, 0
     if picture.format in ("JPEG", "MPO"):
         decoder = 2 * pixels * picture.layers if is_buffered else 0
@@ -186,7 +188,7 @@ def _bytes_of_pixels(picture, size, is_buffered, least_side):
 
 
 def _bytes_of_strip(picture):
-    """A TIFF's part that is unpacked at once: a strip or a tile, which can be larger than the picture."""
+    """Bytes of a TIFF that are unpacked at once: a strip or a tile, which may be larger than the picture."""
     tags = picture.tag_v2
     width, height = tags.get(322, picture.width), tags.get(323, min(tags.get(278, 2**32), picture.height))
     bits = tags.get(258, (8,))
@@ -196,7 +198,7 @@ def _bytes_of_strip(picture):
 
 
 def _turned(picture):
-    """As its EXIF data or its XMP say. A TIFF has turned itself."""
+    """The picture turned as its EXIF or XMP data say; Pillow has already turned a TIFF."""
     if picture.format == "TIFF":
         return picture
     turn = None
@@ -219,9 +221,9 @@ def _is_rgb(picture):
 
 
 def _rgb(picture, background):
-    """A band after another, so that what is between takes little memory."""
+    """Converted to RGB in bands, so that what is made on the way takes little memory."""
     if picture.mode == "F":
-        raise InputError("has floating-point pixels, whose range nothing says: save it with 8 or 16 bits")
+        raise InputError("has floating-point pixels of an unknown range: save it with 8 or 16 bits")
     if _is_rgb(picture):
         return picture
     width, height = picture.size

@@ -1,8 +1,8 @@
-"""Two columns of text from a Parquet file of a stranger, within bounds.
+"""Two columns of text from a Parquet file that may come from a stranger, within limits.
 
-A Parquet file of a few hundred bytes can hold billions of values, or one long one a million times, and what
-its index says of sizes need not be true. So the pages of the columns are looked at before pyarrow unpacks
-them, and columns are read as they are mostly stored: each value once, and numbers of values.
+A Parquet file of a few hundred bytes can hold billions of values, or one long value a million times, and its
+index may lie about sizes. So the pages of the columns are checked before pyarrow unpacks them, and columns
+are read as dictionaries, in which each different value is stored once.
 
 The format: https://github.com/apache/parquet-format
 """
@@ -14,7 +14,7 @@ from sd_tf.errors import InputError, shown
 from sd_tf.files import read_bytes, reason
 
 MOST_BYTES = 200_000_000  # of a file
-LARGEST_INDEX = 5_000_000  # bytes at its end, of which fifty times as many are made
+LARGEST_INDEX = 5_000_000  # bytes at its end, which take fifty times as much memory when parsed
 LARGEST_PAGE = 64_000_000  # bytes, unpacked
 LARGEST_COLUMNS = 200_000_000  # of all pages that are read, unpacked
 MOST_VALUES = 1_000_000  # of a column
@@ -24,7 +24,10 @@ ENCODINGS = (0, 2, 3, 6, 8)  # not 7, in which a value can begin as the one befo
 
 
 def rows(file, root, columns: Sequence[str]) -> Iterator[dict]:
-    """Rows of those columns that there are; of all, None each, where it is not these that are missing.
+    """Rows with a picture's file name and caption.
+
+    If one of these columns is missing, there is one row with None for each column that there is, so that a
+    message can name them.
 
     Args:
         file: a path.
@@ -63,7 +66,7 @@ def rows(file, root, columns: Sequence[str]) -> Iterator[dict]:
 
 
 def _values(column):
-    """A column's values, of which those that are equal are one object."""
+    """A column's values; equal ones are the same object."""
     if not hasattr(column, "indices"):
         return column.to_pylist()
     indices = column.indices
@@ -73,24 +76,24 @@ def _values(column):
 
 
 def _check_index(content, file):
-    """The last bytes: the length of the index, and a mark."""
+    """Checks the last bytes of a file: the length of its index, and a mark."""
     length = int.from_bytes(content[-8:-4], "little")
     if len(content) < 12 or content[-4:] != b"PAR1" or length > len(content) - 12:
         raise InputError(f"{file} is damaged (it has no index): give a Parquet file")
     if length > LARGEST_INDEX:
-        raise InputError(f"{file} has an index of {length:,} bytes, of which {LARGEST_INDEX:,} are the most")
+        raise InputError(f"{file} has an index of {length:,} bytes, more than the {LARGEST_INDEX:,} allowed")
 
 
 def _check_columns(metadata, names, content, file):
-    """That columns hold text, and that their pages unpack to what memory takes.
+    """Checks that columns hold text, and that their pages unpack to no more than memory takes.
 
     Returns:
-        Those whose values are numbers of a dictionary's, in a page at least.
+        Names of the columns that are stored as dictionaries, at least in one page.
     """
     if metadata.num_rows > MOST_VALUES or metadata.num_row_groups > MOST_GROUPS:
         raise InputError(
-            f"{file} has {metadata.num_rows:,} rows in {metadata.num_row_groups:,} groups, of which "
-            f"{MOST_VALUES:,} in {MOST_GROUPS:,} are the most: divide it, and its pictures, into folders"
+            f"{file} has {metadata.num_rows:,} rows in {metadata.num_row_groups:,} groups, more than the "
+            f"{MOST_VALUES:,} in {MOST_GROUPS:,} allowed: divide it, and its pictures, into folders"
         )
     numbers = []
     for name in names:
@@ -109,14 +112,14 @@ def _check_columns(metadata, names, content, file):
                 coded |= {name} if is_coded else set()
                 if values > MOST_VALUES or size > LARGEST_COLUMNS:
                     raise InputError(
-                        f"{file} unpacks to {size:,} bytes and {values:,} values or more, of which "
-                        f"{LARGEST_COLUMNS:,} and {MOST_VALUES:,} are the most: divide it"
+                        f"{file} unpacks to {size:,} bytes and {values:,} values or more, where "
+                        f"{LARGEST_COLUMNS:,} and {MOST_VALUES:,} are allowed: divide it"
                     )
     return sorted(coded)
 
 
 def _pages(chunk, content):
-    """Of each page of a column's part: bytes when unpacked, values, whether these are numbers of others."""
+    """Of each page of a column's part: bytes when unpacked, values, whether they refer to a dictionary."""
     place = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < place:
         place = chunk.dictionary_page_offset
@@ -134,7 +137,7 @@ def _pages(chunk, content):
         if not isinstance(unpacked, int) or not isinstance(packed, int) or min(unpacked, packed) < 0:
             raise ValueError("a page has no size")
         if unpacked > LARGEST_PAGE:
-            raise ValueError(f"a page has {unpacked:,} bytes, of which {LARGEST_PAGE:,} are the most")
+            raise ValueError(f"a page has {unpacked:,} bytes, more than the {LARGEST_PAGE:,} allowed")
         if encoding not in ENCODINGS:
             raise ValueError(f"its text is stored in the way {encoding} of Parquet, which is not read")
         yield max(unpacked, packed), about.get(1, 0) if 7 not in header else 0, encoding in (2, 8)
@@ -147,7 +150,7 @@ _STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 0, 1, 2, 3
 
 
 def _struct(stream, depth=0) -> dict:
-    """Field number -> whole number, or a struct again; other values are passed over."""
+    """Field number -> whole number, or a struct in it; None for values of other types."""
     if depth > 8:
         raise ValueError("a page's header is nested too deeply")
     fields, number = {}, 0

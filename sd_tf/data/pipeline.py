@@ -15,7 +15,7 @@ class Examples(NamedTuple):
 
     images: np.ndarray  # uint8 (n, size, size, 3)
     captions: list[str]
-    groups: np.ndarray  # int32 (n,); examples of one group mean the same
+    groups: np.ndarray  # int32 (n,); equal for examples whose captions mean the same
 
 
 class CaptionedImages(Protocol):
@@ -24,15 +24,15 @@ class CaptionedImages(Protocol):
     name: str
     image_size: int  # pixels along a side
     fingerprint: str  # short hex digest of everything that pictures and captions depend on
-    preview_prompts: tuple[str, ...]  # that show what a model has learned of it
-    distinct_epochs: int | None  # after which examples come again as they were; None for never
+    preview_prompts: tuple[str, ...]  # prompts that show what a model has learned
+    distinct_epochs: int | None  # after so many epochs examples repeat exactly; None if they never do
 
     def __len__(self) -> int:
         """Pictures in one epoch."""
         ...
 
     def corpus(self) -> tuple[str, ...]:
-        """Captions, all that there can be, of which a tokenizer learns its words."""
+        """All captions that there can be; a tokenizer learns its vocabulary from them."""
         ...
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
@@ -91,12 +91,9 @@ def stream(
     Raises:
         InputError: for a `num_examples` or `batch_size` below 1, a `seed` or `first_step` below 0.
     """
-    limits = {"num_examples": 1, "batch_size": 1, "seed": 0, "first_step": 0}
-    for (name, least), value in zip(
-        limits.items(), (num_examples, batch_size, seed, first_step), strict=True
-    ):
-        if value < least:
-            raise InputError(f"{name} is {value}: give an integer of {least} or more.")
+    _check_limits(
+        num_examples=(num_examples, 1), batch_size=(batch_size, 1), seed=(seed, 0), first_step=(first_step, 0)
+    )
 
     def batch(step):
         number, of = part
@@ -124,6 +121,12 @@ def stream(
     batches = steps.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_limits(**values_and_limits):
+    for name, (value, least) in values_and_limits.items():
+        if value < least:
+            raise InputError(f"{name} is {value}: give an integer of {least} or more.")
 
 
 @functools.lru_cache(maxsize=4)

@@ -169,7 +169,7 @@ def _hub_source(name, caption_column, background):
 
 
 def _places_of_hub(datasets, name):
-    """Where pictures of a data set of the hub may lie: in what was downloaded, or its own local folder."""
+    """Folders in which a data set's pictures may lie: those of downloads, and its own if it is local."""
     places = [datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH]
     with contextlib.suppress(ImportError, AttributeError):
         import huggingface_hub
@@ -189,7 +189,7 @@ def _tfds_source(name, data_dir, caption_column, background):
     if not pictures:
         raise InputError(f"tfds:{name} has no pictures, but {', '.join(features)}")
     if features[pictures[0]].np_dtype == np.float32:
-        raise InputError(f"tfds:{name} has floating-point pixels, whose range nothing says: take another")
+        raise InputError(f"tfds:{name} has floating-point pixels of an unknown range: take another")
     if "train" not in builder.info.splits:
         raise InputError(
             f"tfds:{name} has no split train, but {', '.join(builder.info.splits)}: take another"
@@ -198,14 +198,14 @@ def _tfds_source(name, data_dir, caption_column, background):
     column = labels[0] if labels and not caption_column and not named else None
     column = column or _caption_column(f"tfds:{name}", features, caption_column)
     undecoded = {picture: tfds.decode.SkipDecoding() for picture in pictures}
-    anew = f"name another {argument('data_dir')}, or remove {builder.data_dir} to have it prepared again"
-    with _on_one_line(f"tfds:{name} cannot be read", anew):
+    again = f"name another {argument('data_dir')}, or remove {builder.data_dir} to have it prepared again"
+    with _on_one_line(f"tfds:{name} cannot be read", again):
         try:
             rows = builder.as_data_source("train", decoders=undecoded)
         except NotImplementedError:  # as this library prepares it by itself
             form = builder.info.file_format.value
             raise InputError(
-                f"tfds:{name} was prepared as {form}, which cannot be read by row: {anew}"
+                f"tfds:{name} was prepared as {form}, which cannot be read by row: {again}"
             ) from None
         cells = [row[column] for row in rows]
     texts = _texts(f"tfds:{name}", column, cells, features[column] if column in labels else None)
@@ -283,7 +283,7 @@ def _library(module, dataset):
 
 @contextlib.contextmanager
 def _on_one_line(failure, way_out):
-    """A network, a name, a format: the libraries have an exception for each."""
+    """Turns whatever a library raises into one line."""
     try:
         yield
     except InputError:

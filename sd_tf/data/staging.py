@@ -20,16 +20,16 @@ try:
 except ImportError:  # Windows, where nothing is removed
     fcntl = None
 
-# A cache's or a store's name, a hash, and what tells one writer from the others.
-UNFINISHED = re.compile(r"\.(pictures-)?[0-9a-f]{16}\.new-[0-9a-f]+")
+# A hidden folder: the name of what is written and a random number. Earlier versions put the number of a
+# process behind the names of caches and decoded pictures.
+UNFINISHED = re.compile(r"\..+\.new-[0-9a-f]{16}|\.(pictures-)?[0-9a-f]{16}\.new-[0-9]+")
 
 
 @contextlib.contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
     """A new, empty folder to write to, which gets the name `folder` if the block ends well.
 
-    If another process has finished the same folder by then, that one stays and this one is removed. First,
-    unfinished folders beside it are removed if the process that wrote them is gone.
+    If another process has finished the same folder by then, that one stays and this one is removed.
 
     Args:
         folder: where the finished folder is to be; the folders above are made.
@@ -37,12 +37,33 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     Raises:
         CannotWrite: an `InputError`: no folder can be made there, or none renamed.
     """
+    with unfinished_folder(folder) as new:
+        yield new
+        try:
+            new.rename(folder)
+        except OSError as error:
+            if not Path(folder).is_dir():
+                raise CannotWrite(folder, reason(error)) from None
+
+
+@contextlib.contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """A new, empty, hidden folder beside `folder`, which is removed at the end of the block.
+
+    First, those beside it are removed whose process is gone.
+
+    Args:
+        folder: what is going to be written, a folder or a file.
+
+    Raises:
+        CannotWrite: an `InputError`: no folder can be made there.
+    """
     folder = Path(folder)
     new = folder.with_name(f".{folder.name}.new-{secrets.token_hex(8)}")
     with contextlib.ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # Nobody looks for abandoned folders between the making of this one and its lock.
+            # While this lock is held, nobody looks for abandoned folders, so that there is time for the next.
             with _locked(folder.parent, wait=True) as may_remove:
                 if may_remove:
                     _remove_abandoned(folder.parent)
@@ -52,18 +73,13 @@ def finished_folder(folder: Path) -> Iterator[Path]:
         except OSError as error:
             raise CannotWrite(folder, reason(error)) from None
         yield new
-        try:
-            new.rename(folder)
-        except OSError as error:
-            if not folder.is_dir():
-                raise CannotWrite(folder, reason(error)) from None
 
 
 @contextlib.contextmanager
 def _locked(folder, wait):
-    """Holds the lock of a folder, if there is one to be had; whether it is held.
+    """Holds a folder's lock during the block if it can; yields whether it does.
 
-    Some network file systems and Windows have no locks on folders.
+    Windows and some network file systems have no locks on folders.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""The rows of metadata files, one by one: (number, row), numbers from 1.
+"""The rows of metadata files, one by one: (number, row), with numbers from 1.
 
-Whatever a stranger's file holds, a row takes little memory, and rows have an end.
+Files may come from strangers: the length of a row and the number of rows are limited.
 """
 
 import csv
@@ -42,7 +42,7 @@ def _csv_rows(file, root, columns) -> Iterator[tuple[int, dict]]:
 
 
 class _Lines:
-    """Lines for `csv`, however they end; a row may have several, in quotes, but not without end."""
+    """Lines for `csv`, whatever they end with. A quoted row may span several, within `LONGEST_ROW`."""
 
     def __init__(self, file, root):
         self._file, self.taken = file, 0

@@ -1,7 +1,7 @@
 """Pictures of one thing beside pictures of its kind, so that a model that learns the one keeps the other.
 
-The prior preservation of DreamBooth (Ruiz et al. 2023, equation 2). There the loss of each is weighed; here
-they come as often as they weigh, which has the same gradient in the mean.
+The prior preservation of DreamBooth (Ruiz et al. 2023, equation 2). There the losses of both are weighted;
+here their pictures come as often as their weights say, which has the same gradient in expectation.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ class WithPrior:
 
     Args:
         own: what is to be learned, all of it in each epoch.
-        prior: what is to be kept, of which each epoch has the next few.
-        share: of examples that are of `prior`, above 0 and below 1.
+        prior: what the model should keep; each epoch takes the next few pictures of it.
+        share: of `prior` in all examples, above 0 and below 1.
     """
 
     def __init__(self, own: CaptionedImages, prior: CaptionedImages, share: float):
@@ -36,7 +36,7 @@ class WithPrior:
         return self._own.corpus() + self._prior.corpus()
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
-        """Those of both, in the order of their indices: first the own ones, then the prior's."""
+        """Examples by index: the first `len(own)` indices are those of `own`, the others those of `prior`."""
         indices = np.asarray(indices, np.int64)
         is_own = indices < len(self._own)
         of_prior = (indices[~is_own] - len(self._own) + epoch * self._of_prior) % len(self._prior)

@@ -15,7 +15,7 @@ from sd_tf import commandline
 from sd_tf.checkpoints.networks import load_alone, save_alone
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.fashion_mnist import FashionMNIST
-from sd_tf.errors import InputError, shown
+from sd_tf.errors import InputError, argument, shown
 from sd_tf.files import open_file, read_json
 
 NUM_CLASSES = 10
@@ -169,7 +169,7 @@ def load_classifier(name="fashion-mnist-classifier") -> Classifier:
     folder = resolve(name)
     values = read_json(folder / "config.json", root=folder)
     if values.get("widths") != list(WIDTHS) or values.get("features") != FEATURES:
-        raise InputError(f"{folder} holds no classifier of this version: leave --classifier out")
+        raise InputError(f"{folder} holds no classifier of this version: leave {argument('classifier')} out")
     model = load_alone(Classifier(), folder)
     accuracy = values.get("test_accuracy")
     if accuracy is not None and not (type(accuracy) in (int, float) and 0 <= accuracy <= 1):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sd_tf.errors import InputError
+from sd_tf.data.staging import unfinished_folder
+from sd_tf.errors import InputError, argument
 from sd_tf.files import read_bytes, reason
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
@@ -100,13 +101,12 @@ def _cached():
         ):
             for member in archive:
                 if member.name.rpartition("/")[2] == FILE and member.isfile():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    part = file.with_name(f".{FILE}.{os.getpid()}")
-                    part.write_bytes(archive.extractfile(member).read(LARGEST))
-                    return part.replace(file)
+                    with unfinished_folder(file) as new:
+                        (new / FILE).write_bytes(archive.extractfile(member).read(LARGEST))
+                        return (new / FILE).replace(file)
     except (OSError, tarfile.TarError) as error:
         raise InputError(
             f"the Inception network is not on this machine and cannot be downloaded ({error}): "
-            f"put {FILE} from {URL} somewhere and name it with --inception"
+            f"put {FILE} from {URL} somewhere and name it with {argument('inception')}"
         ) from None
-    raise InputError(f"{URL} has no {FILE}: name the file with --inception")
+    raise InputError(f"{URL} has no {FILE}: name the file with {argument('inception')}")

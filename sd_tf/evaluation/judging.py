@@ -64,7 +64,7 @@ class Judges:
         except InputError as error:
             if inception not in (None, "none"):
                 raise
-            self.skipped["scores by Inception"] = str(error)
+            self.skipped["scores by Inception"] = str(error.with_flags())
 
     def scores(self, drawn, drawing, text_encoder=None) -> dict[str, Score]:
         """Every score of some pictures.

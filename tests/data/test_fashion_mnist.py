@@ -156,7 +156,7 @@ def test_a_named_folder_without_the_files_is_an_error_and_no_download(small, tmp
     (tmp_path / "fashion-mnist").symlink_to(small)
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(fashion_mnist, "_download", lambda folder: pytest.fail("downloaded"))
-    with pytest.raises(InputError, match=r"empty lacks .*t10k-labels-idx1-ubyte\.gz.*--data-dir"):
+    with pytest.raises(InputError, match=r"empty lacks .*t10k-labels-idx1-ubyte\.gz.*data_dir"):
         FashionMNIST("train", tmp_path / "empty")
 
 
@@ -194,7 +194,7 @@ def test_an_unknown_split_names_the_valid_ones(small):
 def assert_names_every_way_out(error):
     message = str(error.value)
     assert "\n" not in message
-    for way in ("--data-dir", "$SD_TF_DATA_DIR", "--dataset garments", *fashion_mnist.FILES):
+    for way in ("data_dir", "$SD_TF_DATA_DIR", "source garments", *fashion_mnist.FILES):
         assert way in message
 
 
@@ -248,6 +248,24 @@ def test_a_download_fills_the_keras_cache_with_the_official_files(served, tmp_pa
     assert [p.name for p in cache.parent.iterdir()] == ["fashion-mnist"]
     monkeypatch.setattr(fashion_mnist, "_download", lambda folder: pytest.fail("downloaded twice"))
     assert len(FashionMNIST("test")) == 20
+
+
+def test_what_a_killed_download_leaves_is_removed_by_the_next(served, tmp_path, monkeypatch):
+    used, read_verified = [], fashion_mnist._read_verified
+
+    def recorded(path):
+        used.append(path.parent)
+        return read_verified(path)
+
+    monkeypatch.setattr(fashion_mnist, "_read_verified", recorded)
+    FashionMNIST("train")
+    cache = tmp_path / "keras" / "datasets" / "fashion-mnist"
+    left = next(folder for folder in used if folder != cache)
+    left.mkdir()  # as if its process had been killed
+    (left / "part").write_bytes(b"half")
+    (cache / min(fashion_mnist.FILES)).unlink()
+    FashionMNIST("train")
+    assert [path.name for path in cache.parent.iterdir()] == ["fashion-mnist"]
 
 
 def test_a_damaged_download_is_refused_and_leaves_no_file(served, tmp_path):

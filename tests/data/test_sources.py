@@ -39,13 +39,13 @@ def test_a_folder(folder):
     assert source.captions == ["a red card", "a green card", "a blue card"]
     assert colours(source) == RED_GREEN_BLUE
     assert find_source("folder", str(folder), "other").captions == ["red", "green", "blue"]
-    with pytest.raises(InputError, match="--dataset folder needs --data-dir"):
+    with pytest.raises(InputError, match="source folder needs data_dir"):
         find_source("folder")
 
 
 def test_pokemon_are_taken_from_a_folder_and_from_no_mirror(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("SD_TF_DATA_DIR", raising=False)
-    with pytest.raises(InputError, match="--dataset pokemon is not downloaded: name a folder .* --data-dir"):
+    with pytest.raises(InputError, match="source pokemon is not downloaded: name a folder .* data_dir"):
         find_source("pokemon")
     folder.rename(tmp_path / "pokemon")
     monkeypatch.setenv("SD_TF_DATA_DIR", str(tmp_path))
@@ -110,7 +110,7 @@ def test_of_several_captions_the_first_is_taken(hub):
 
 def test_captions_that_are_no_text_are_refused_by_name(hub):
     name = hub(lambda datasets: datasets.Value("int64"), [7, 8])
-    with pytest.raises(InputError, match="row 0: text is 7, which is no text: .* --caption-column"):
+    with pytest.raises(InputError, match="row 0: text is 7, which is no text: .* caption_column"):
         find_source(name)
 
 
@@ -133,7 +133,7 @@ def test_a_data_set_that_is_not_there(tmp_path):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="--dataset hub:me/mine needs datasets: pip install datasets"):
+    with pytest.raises(InputError, match="source hub:me/mine needs datasets: pip install datasets"):
         find_source("hub:me/mine")
 
 
@@ -214,9 +214,7 @@ def test_what_cannot_be_read_of_tensorflow_is_said_on_one_line(tfds, tmp_path):
         find_source("tfds:tests_alone", str(tmp_path))
     records = builder(tfds, "records", labelled, [example | {"label": 0}])
     records(data_dir=tmp_path).download_and_prepare()  # as it does by itself
-    with pytest.raises(
-        InputError, match="was prepared as tfrecord, .*another --data-dir, or remove .*records"
-    ):
+    with pytest.raises(InputError, match="was prepared as tfrecord, .*another data_dir, or remove .*records"):
         find_source("tfds:records", str(tmp_path))
     assert find_source("tfds:records", str(tmp_path / "another")).captions == ["red"]
     builder(tfds, "counted", picture | {"text": np.int64}, [example | {"text": 7}])

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from sd_tf.config import RunConfig
-from sd_tf.data.by_name import find_dataset
+from sd_tf.data.open import open_data
 from sd_tf.evaluation.dominant_colour import COLOURS, cielab, dominant_colour, white_ground
 
 SRGB = {
@@ -57,7 +56,7 @@ def test_cielab_of_known_colours():
 
 
 def test_real_drawings_have_the_colour_of_their_captions_as_often_as_is_said(data_dir, tmp_path):
-    dataset = find_dataset(RunConfig("pokemon", data_dir=str(data_dir)), 64, tmp_path)
+    dataset = open_data("pokemon", data_dir=data_dir).at(64, tmp_path)
     dataset.decode(progress=False)
     examples = dataset.examples(range(len(dataset)), 0)
     named = [COLOURS.index(caption.split()[4]) for caption in examples.captions]

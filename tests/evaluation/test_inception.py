@@ -1,3 +1,6 @@
+import io
+import tarfile
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -74,11 +77,29 @@ def test_what_is_no_graph_is_named(tmp_path, content):
         inception.Inception(path)
 
 
+def test_a_download_is_kept_and_what_a_killed_one_left_is_removed(tmp_path, monkeypatch):
+    file = tmp_path / "models" / "inception-2015-12-05" / inception.FILE
+    archive = tmp_path / "archive.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("folder"))
+        info = tarfile.TarInfo(f"folder/{inception.FILE}")
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"graph"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        inception.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(archive.read_bytes())
+    )
+    left = file.parent / f".{inception.FILE}.new-0123456789abcdef"  # by a process that was killed
+    left.mkdir(parents=True)
+    assert inception._cached() == file and file.read_bytes() == b"graph"
+    assert list(file.parent.iterdir()) == [file]
+
+
 def test_without_the_file_and_a_network_it_says_where_to_get_it(tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise OSError("no route to host")
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(inception.urllib.request, "urlopen", offline)
-    with pytest.raises(InputError, match=r"no route to host.*--inception"):
+    with pytest.raises(InputError, match=r"no route to host.*name it with inception"):
         inception.Inception()

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from sd_tf import evaluate
-from sd_tf.config import RunConfig
-from sd_tf.data.by_name import find_dataset
+from sd_tf.data.open import open_data
 from sd_tf.errors import InputError
 from sd_tf.evaluation.dominant_colour import COLOURS
 from sd_tf.evaluation.of_pictures import Drawn, PictureJudges
@@ -43,8 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judges(folder, tmp_path_factory):
-    config = RunConfig("folder", data_dir=str(folder))
-    dataset = find_dataset(config, 32, tmp_path_factory.mktemp("store"))
+    dataset = open_data(folder).at(32, tmp_path_factory.mktemp("store"))
     dataset.decode(progress=False)
     return PictureJudges(dataset, PROMPT)
 
@@ -110,7 +108,7 @@ def test_pictures_that_are_there_twice_hide_no_copies(folder, tmp_path):
     for number in range(10, 30):
         for suffix in ("png", "txt"):
             shutil.copy(folder / f"{number:03}.{suffix}", tmp_path / "mine")
-    dataset = find_dataset(RunConfig("folder", data_dir=str(tmp_path / "mine")), 32, tmp_path / "store")
+    dataset = open_data(tmp_path / "mine").at(32, tmp_path / "store")
     dataset.decode(progress=False)
     judges = PictureJudges(dataset)
     drawn = Drawn(judges.images[10:], None, judges.images)
