@@ -162,7 +162,7 @@ def copied():
 
 @pytest.fixture(scope="session")
 def torch_call():
-    """`torch_call(module, *arrays)`: a torch module's result on numpy arrays, pictures and volumes channels last."""
+    """`torch_call(module, *arrays)`: a torch module's result on numpy arrays, all channels last."""
     torch = pytest.importorskip("torch", reason="the reference runs on torch")
 
     def call(module, *arrays, **options):

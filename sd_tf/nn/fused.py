@@ -81,7 +81,7 @@ def _compiled_by_xla(function):
 def custom_gradient(function):
     """`tf.custom_gradient`, imported when it is called.
 
-    Penalties such as R1 differentiate gradients again, so a gradient must consist of differentiable operations.
+    Penalties such as R1 differentiate a gradient again, so it must consist of differentiable operations.
 
     Args:
         function: `function(*tensors)` returns a result and `gradient(upstream)`.
