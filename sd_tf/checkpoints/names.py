@@ -74,7 +74,9 @@ def current_names(tensors: dict, tower: str = "") -> dict:
         if not has_tower and not new.startswith(PROJECTIONS):
             new = tower + new
         if new in current:
-            raise InputError(f"{tensor.file}: {current[new].key} and {key} are both {new}: another writer's file?")
+            raise InputError(
+                f"{tensor.file}: {current[new].key} and {key} are both {new}: another writer's file?"
+            )
         current[new] = tensor
     return current
 

@@ -40,8 +40,8 @@ def fused(function):
     """A decorator for functions that are compiled by XLA inside a `fusing()` block.
 
     Args:
-        function: takes float tensors by position and Python numbers by keyword. It should consist of
-            elementwise operations and reductions.
+        function: takes float tensors by position and Python numbers by keyword, and returns a tensor or a
+            tuple of them. It should consist of elementwise operations and reductions.
     """
 
     @functools.wraps(function)
@@ -61,17 +61,17 @@ def _compiled_by_xla(function):
     def forward(tensors, numbers):
         return function(*tensors, **numbers)
 
-    def backward(tensors, numbers, upstream):
+    def backward(tensors, numbers, upstream):  # a gradient for each of the results
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            result = function(*tensors, **numbers)
-        return tape.gradient(result, tensors, upstream)
+            results = tf.nest.flatten(function(*tensors, **numbers))
+        return tape.gradient(results, tensors, upstream)
 
     forward, backward = (tf.function(each, autograph=False, jit_compile=True) for each in (forward, backward))
 
     def call(numbers, *tensors):
         def with_gradient(*tensors):
-            return forward(tensors, numbers), lambda upstream: backward(tensors, numbers, upstream)
+            return forward(tensors, numbers), lambda *upstream: backward(tensors, numbers, upstream)
 
         return custom_gradient(with_gradient)(*tensors)
 
