@@ -165,7 +165,7 @@ def _doubled(x):
     """Every position of a picture or volume repeated along each spatial axis."""
     *depth, height, width, channels = x.shape[1:]
     doubled = [2 * length for length in x.shape[1:-1]]
-    # A volume's slices are doubled as pictures, then its depth: TensorFlow cannot broadcast eight axes at once.
+    # A volume's slices are doubled as pictures, then its depth: TensorFlow cannot broadcast eight axes.
     x = ops.reshape(x, (-1, height, 1, width, 1, channels))
     x = ops.broadcast_to(x, (ops.shape(x)[0], height, 2, width, 2, channels))
     if depth:
