@@ -10,7 +10,7 @@ import time
 import tensorflow as tf
 
 from sd_tf.errors import InputError
-from sd_tf.graphs import parts, parts_of
+from sd_tf.graphs import batch_slices, sliced
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.training.checkpoints import Checkpoints
@@ -139,7 +139,7 @@ class Trainer:
         if self.accumulate == 1:
             return self._divided_gradients(batch)
         total = None
-        for piece in parts(batch, self.accumulate):
+        for piece in sliced(batch, self.accumulate):
             before = [] if total is None else tf.nest.flatten(total)
             with tf.control_dependencies(before):  # no two pieces in memory at once
                 piece = tf.nest.map_structure(tf.identity, piece)
@@ -153,10 +153,10 @@ class Trainer:
         if self.stage.divisible:
             replicas = self.strategy.num_replicas_in_sync
             here = replicas // self.workers.number  # which share this machine's cores, or this worker's
-            number = parts_of(self.stage.config.batch_size // replicas // self.accumulate, here)
+            number = batch_slices(self.stage.config.batch_size // replicas // self.accumulate, here)
         if number == self.accumulate == 1 and not self.xla:
             return self._gradients(batch)
-        results = [self._compiled_gradients(part) for part in parts(batch, number)]
+        results = [self._compiled_gradients(part) for part in sliced(batch, number)]
         return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
 
     def _gradients(self, batch):
