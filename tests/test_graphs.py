@@ -44,6 +44,6 @@ def test_before_tensorflow_runs_each_operation_gets_one_core_and_batches_are_div
         "from sd_tf.graphs import *; assert one_core_for_each_operation() is True;"
         "assert batch_slices(1000) == cores() and batch_slices(1) == batch_slices(1000, replicas=1000) == 1;"
         "import tensorflow as tf; tf.zeros(1).numpy();"
-        "assert one_core_for_each_operation() is True and batch_slices(1000) == cores()"  # still as it was set
+        "assert one_core_for_each_operation() is True and batch_slices(1000) == cores()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
