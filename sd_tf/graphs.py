@@ -1,14 +1,21 @@
-"""Functions as graphs, whatever backend Keras runs on, and how a graph shares out the cores."""
+"""Functions compiled to graphs on any Keras backend, and how work is divided among CPU cores."""
 
 import os
 
 
 def compiled(function):
-    """`function` of tensors, compiled where the backend can do so without knowing the batch's size.
+    """`function` compiled to TensorFlow graphs, for any batch size.
 
-    TensorFlow graphs are several times as fast as eager layers on small models. There is one for all
-    batch sizes and each shape of an example, which networks need to know. On other backends the
-    function is returned as it is.
+    On small models graphs are several times as fast as eager layers. There is one graph for each shape of an
+    example, which networks need to know, and it serves all batch sizes. On other backends the function is
+    returned as it is.
+
+    Args:
+        function: takes arrays whose first axis is the batch, or None, and returns tensors with the same
+            first axis. Examples must not depend on each other.
+
+    Returns:
+        A function of the same arguments.
     """
     import keras
 
@@ -19,46 +26,69 @@ def compiled(function):
     graphs = {}
 
     def call(*arrays):
-        number = parts_of(len(arrays[0]))
+        number = batch_slices(len(arrays[0]))
         key = (number, *(None if array is None else tuple(array.shape[1:]) for array in arrays))
         if key not in graphs:
-            divided = function if number == 1 else _in_parts(function, number)
+            divided = function if number == 1 else _in_slices(function, number)
             graphs[key] = tf.function(divided, autograph=False, reduce_retracing=True)
         return graphs[key](*arrays)
 
     return call
 
 
-def one_core_for_each_operation():
-    """From here on, operations run on one core each, and `compiled` functions and training steps divide
-    their batches among the cores: for work whose batches have many examples each.
+def one_core_for_each_operation() -> bool:
+    """From now on each TensorFlow operation uses one core, and batches are divided among the cores instead.
 
-    Two halves of a batch on a core each are faster than two cores on each operation in turn: small
-    operations are not worth dividing, and half the numbers stay in the caches. It is for the whole
-    process, and too late once TensorFlow has started, or where it uses another device: then nothing
-    is changed.
+    `compiled` functions and training steps then run slices of a batch side by side. That is faster than
+    operations that use all cores one after the other: small operations are not worth dividing, and half
+    of the numbers stay in the caches. It suits work whose batches have many examples.
+
+    The setting is for the whole process. TensorFlow accepts it only before it first runs, and it is not made
+    where there is a GPU or TPU.
+
+    Returns:
+        Whether operations use one core each. If not, nothing has changed, and batches are not divided.
     """
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"):
-        return
+        return False
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(max(2, cores()))
-    except RuntimeError:  # started
-        return
+    except RuntimeError:  # TensorFlow has run already
+        pass
+    return _operations_use_one_core()
 
 
-def parts_of(num_examples, replicas=1):
-    """Into how many parts a batch is divided in each of `replicas` at work: 1 where operations are."""
+def _operations_use_one_core():
     import tensorflow as tf
 
-    alone = tf.config.threading.get_intra_op_parallelism_threads() == 1
-    return min(cores() // replicas or 1, num_examples) if alone else 1
+    return tf.config.threading.get_intra_op_parallelism_threads() == 1
 
 
-def parts(tensors, number):
-    """A structure of tensors -> that of each part, of as equal sizes as can be."""
+def batch_slices(num_examples, replicas=1) -> int:
+    """Slices of a replica's batch; 1 if TensorFlow parallelises inside operations.
+
+    Args:
+        num_examples: of the replica's batch, which has at most as many slices.
+        replicas: how many share this process's cores.
+    """
+    if not _operations_use_one_core():
+        return 1
+    return min(cores() // replicas or 1, num_examples)
+
+
+def sliced(tensors, number):
+    """Divides a batch into slices of sizes as equal as possible.
+
+    Args:
+        tensors: a structure of tensors, all with the batch as their first axis.
+        number: of slices.
+
+    Returns:
+        A list of structures like `tensors`, in order.
+    """
     import tensorflow as tf
 
     def part(tensor, i):
@@ -68,16 +98,17 @@ def parts(tensors, number):
     return [tf.nest.map_structure(lambda tensor, i=i: part(tensor, i), tensors) for i in range(number)]
 
 
-def _in_parts(function, number):
+def _in_slices(function, number):
+    """`function` applied to slices of its arguments, and the results concatenated."""
     import tensorflow as tf
 
     def call(*tensors):
-        results = [function(*part) for part in parts(tensors, number)]
+        results = [function(*each) for each in sliced(tensors, number)]
         return tf.nest.map_structure(lambda *values: tf.concat(values, axis=0), *results)
 
     return call
 
 
-def cores():
-    """How many this process may use."""
+def cores() -> int:
+    """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

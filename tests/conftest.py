@@ -148,7 +148,7 @@ def copied():
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
             for part in module.modules():
-                if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
+                if isinstance(part, (torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)):
                     for parameter in part.parameters():
                         parameter.mul_(scale)
         module.eval()
@@ -162,7 +162,7 @@ def copied():
 
 @pytest.fixture(scope="session")
 def torch_call():
-    """`torch_call(module, *arrays)`: a torch module's result on numpy arrays, pictures channels last."""
+    """`torch_call(module, *arrays)`: a torch module's result on numpy arrays, all channels last."""
     torch = pytest.importorskip("torch", reason="the reference runs on torch")
 
     def call(module, *arrays, **options):
@@ -170,13 +170,13 @@ def torch_call():
         with torch.no_grad():
             result = module(*tensors, **options)
         result = result if isinstance(result, torch.Tensor) else result[0]
-        return result.numpy() if result.ndim != 4 else result.numpy().transpose(0, 2, 3, 1)
+        return result.numpy() if result.ndim < 4 else np.moveaxis(result.numpy(), 1, -1)
 
     return call
 
 
 def _channels_first(array):
-    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+    return np.moveaxis(array, -1, 1) if array.ndim >= 4 else array
 
 
 @pytest.fixture(scope="session")

@@ -192,9 +192,9 @@ def steps_until(process, folder, stage, enough, seconds=600):
 def test_cores_share_a_batch_and_with_remat_every_operation_of_it(tmp_path, flags):
     """Two parts of a batch that compute again go out of step, and both keep their gradients."""
     script = (
-        "from sd_tf import train; from sd_tf.graphs import cores, parts_of;"
+        "from sd_tf import train; from sd_tf.graphs import cores, batch_slices;"
         f"train.main(['--dataset', 'garments', '--dry-run', '--stage', 'autoencoder', *{flags}]);"
-        f"assert parts_of(1000) == {1 if flags else 'cores()'}"
+        f"assert batch_slices(1000) == {1 if flags else 'cores()'}"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=tmp_path, timeout=300)

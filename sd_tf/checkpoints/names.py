@@ -1,9 +1,10 @@
-"""One rule between a Keras variable's path and the key of the same tensor in a PyTorch checkpoint.
+"""From a Keras variable's path to the key of the same tensor in a PyTorch checkpoint, and back.
 
 `unet/down_blocks.0/resnets.1/conv1/kernel`  <->  `down_blocks.0.resnets.1.conv1.weight`
 
-Sublayers carry the names of the PyTorch modules, so only the last word differs, and a kernel's
-axes: Keras has the output axis last, PyTorch first.
+Sublayers have the names of the PyTorch modules, so only the last word differs. A kernel's axes differ too:
+Keras puts the output channels last, PyTorch first (`Dense` IO <-> OI, `Conv2D` HWIO <-> OIHW,
+`Conv3D` DHWIO <-> OIDHW).
 """
 
 import warnings
@@ -13,8 +14,13 @@ import numpy as np
 from sd_tf.errors import InputError
 from sd_tf.skeleton import fill
 
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 0.18
-PROJECTIONS = ("text_projection.", "visual_projection.")  # stand beside their tower
+OLD_ATTENTION = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}  # before diffusers 0.18
+PROJECTIONS = ("text_projection.", "visual_projection.")  # not inside a tower
 LAST_WORDS = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "beta": "bias"}
 
 
@@ -25,37 +31,37 @@ def key_of(variable) -> str:
 
 
 def to_torch(variable) -> np.ndarray:
-    """The variable's value with PyTorch's order of axes."""
+    """The variable's value in PyTorch's order of axes."""
     return _output_axis_first(variable, np.asarray(variable.value))
 
 
 def torch_shape(variable) -> tuple[int, ...]:
-    """The shape that the variable's tensor has in a checkpoint."""
+    """The shape of the variable's tensor in a checkpoint."""
     return _output_axis_first(variable, np.broadcast_to(np.float32(0), variable.shape)).shape
 
 
 def from_torch(variable, tensor: np.ndarray) -> np.ndarray:
-    """`tensor`, in PyTorch's order of axes, with Keras' order of axes."""
+    """`tensor`, given in PyTorch's order of axes, in Keras' order of axes."""
     if variable.path.endswith("/kernel"):
-        return tensor.T if tensor.ndim == 2 else tensor.transpose(2, 3, 1, 0)  # OIHW -> HWIO
+        return tensor.transpose(*range(2, tensor.ndim), 1, 0)  # OIHW -> HWIO
     return tensor
 
 
 def _output_axis_first(variable, value):
     if variable.path.endswith("/kernel"):
-        return value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)  # HWIO -> OIHW
+        return value.transpose(-1, -2, *range(value.ndim - 2))  # HWIO -> OIHW
     return value
 
 
 def current_names(tensors: dict, tower: str = "") -> dict:
-    """Tensors by today's keys, whichever release of diffusers or transformers wrote them.
+    """Renames the keys of older and newer releases of diffusers and transformers to those used here.
 
     Args:
-        tensors: key -> tensor, as a file has them.
-        tower: what all keys of a tower begin with, or all leave out: transformers 5 leaves it out.
+        tensors: key -> tensor, as in a file.
+        tower: the prefix of a tower's keys, such as "text_model.". Files of transformers 5 leave it out.
 
     Raises:
-        InputError: an old and a new key name the same tensor.
+        InputError: two keys of the file are names of the same tensor.
     """
     has_tower = any(key.startswith(tower) for key in tensors)
     current = {}
@@ -84,12 +90,12 @@ def keyed_variables(model) -> dict:
 
 
 def check(expected: dict, tensors: dict, source: str):
-    """Every key there, none left over, every shape right.
+    """Checks that a file has exactly the expected keys, with the expected shapes.
 
     Args:
-        expected: key -> shape, as `shapes` gives it.
-        tensors: key -> something with a `shape` and the `file` that it stands in.
-        source: the file's or folder's name, for what is missing.
+        expected: key -> shape, as `shapes` returns it.
+        tensors: key -> an object with a `shape` and the `file` that contains it.
+        source: the file's or folder's name, for messages about missing keys.
 
     Raises:
         InputError: keys are missing or left over, or shapes differ.
@@ -107,16 +113,16 @@ def check(expected: dict, tensors: dict, source: str):
 
 
 def shapes(model) -> dict:
-    """Checkpoint key -> the shape that the tensor has there, for every variable of a built model."""
+    """Checkpoint key -> the tensor's shape in the checkpoint, for every variable of a built model."""
     return {key: torch_shape(variable) for key, variable in keyed_variables(model).items()}
 
 
 def assign(model, tensors: dict, source: str):
-    """Copies tensors that `check` has passed into a built model, one at a time.
+    """Copies tensors that passed `check` into a built model, one at a time.
 
     Args:
         model: a built Keras model, or the skeleton of one.
-        tensors: key -> something with a `read()` that returns the values.
+        tensors: key -> an object whose `read()` returns the values.
         source: the file's name, for warnings.
 
     Warns:

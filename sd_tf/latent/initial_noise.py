@@ -162,17 +162,17 @@ def _maps(recorded, readable, words):
     positions): means over the heads and layers of the finest resolution that is read."""
     import tensorflow as tf
 
-    numbers = {weights.shape[2] for weights in recorded.of_context}
+    numbers = {weights.shape[2] for weights in recorded.cross_attention}
     positions = max([number for number in numbers if number <= FINEST**2], default=min(numbers))
 
     def mean(all_weights):
         chosen = [weights for weights in all_weights if weights.shape[2] == positions]
         return tf.reduce_mean(tf.stack([tf.reduce_mean(weights, axis=1) for weights in chosen]), axis=0)
 
-    of_context = mean(recorded.of_context)  # (n, positions, tokens)
+    of_context = mean(recorded.cross_attention)  # (n, positions, tokens)
     of_context = tf.where(readable[:, tf.newaxis], SHARPNESS * of_context, -1e9)
     of_words = tf.einsum("npt,nwt->nwp", tf.nn.softmax(of_context), words)
-    return of_words, mean(recorded.of_itself)
+    return of_words, mean(recorded.self_attention)
 
 
 def _overlap(of_words, of_places, there):

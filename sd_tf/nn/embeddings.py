@@ -1,4 +1,4 @@
-"""The timestep, as a vector."""
+"""Sinusoidal embedding of timesteps, and the two dense layers after it."""
 
 import math
 
@@ -11,9 +11,9 @@ def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
 
     Args:
         t: (batch,), integer or float.
-        width: half of it cosines, half sines; the last column of an odd one is zero.
-        flip_sin_to_cos: cosines first, as Stable Diffusion has it.
-        freq_shift: subtracted from the number of frequencies in the exponent.
+        width: half of it cosines, half sines. If it is odd, the last column is zero.
+        flip_sin_to_cos: whether the cosines come first, as in Stable Diffusion.
+        freq_shift: subtracted from the number of frequencies in the exponent's denominator.
 
     Returns:
         float32 (batch, width).
@@ -31,7 +31,13 @@ def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
 
 @keras.saving.register_keras_serializable("sd_tf")
 class TimestepEmbedding(keras.layers.Layer):
-    """Two dense layers with SiLU between: (batch, features) -> (batch, width)."""
+    """Two dense layers with SiLU in between: (batch, features) -> (batch, width), in the compute dtype.
+
+    Args:
+        width: of both layers.
+
+    Reference: `diffusers.models.embeddings.TimestepEmbedding`.
+    """
 
     def __init__(self, width, **kwargs):
         super().__init__(**kwargs)

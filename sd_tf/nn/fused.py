@@ -1,76 +1,94 @@
-"""A layer's arithmetic in few passes over memory, for training on TensorFlow.
+"""Fewer passes over memory for a layer's elementwise arithmetic, for training on TensorFlow.
 
 Outside matrix products and convolutions a training step is bound by memory, and by the number of
-tensors that wait for the backward pass. A function that is `fused` is compiled by XLA, forward and
-backward, keeps nothing but its arguments, and computes the rest again when the gradient asks for it.
+tensors that are kept for the backward pass. A function that is `fused` is compiled by XLA, forward and
+backward. It keeps only its arguments and computes everything else again in the backward pass.
 
-Only where `fusing()` says so, that is in the training step, whose shapes never change: XLA compiles
-anew for each shape. Elsewhere, and on other backends, a fused function is the plain one.
+Functions are fused only inside a `fusing()` block, that is in the training step, whose shapes never
+change: XLA compiles again for each shape. Elsewhere, and on other backends, the plain function runs.
 """
 
 import contextlib
+import contextvars
 import functools
 
 import keras
 
-_fusing = False
+_fusing = contextvars.ContextVar("fusing", default=False)  # each thread has its own value
 
 
 @contextlib.contextmanager
-def fusing():
-    """Functions traced within the block are fused."""
-    global _fusing
-    before, _fusing = _fusing, keras.backend.backend() == "tensorflow"
+def fusing(enabled=True):
+    """Functions that this thread traces within the block are fused; on TensorFlow only.
+
+    Args:
+        enabled: False turns fusing off within the block.
+    """
+    token = _fusing.set(enabled and keras.backend.backend() == "tensorflow")
     try:
         yield
     finally:
-        _fusing = before
+        _fusing.reset(token)
 
 
-def fused_now():
-    """Whether functions traced here are fused."""
-    return _fusing
+def is_fusing():
+    """Whether functions that are traced here are fused."""
+    return _fusing.get()
 
 
 def fused(function):
-    """`function` of float tensors, and of numbers by keyword, elementwise but for reductions."""
+    """A decorator for functions that are compiled by XLA inside a `fusing()` block.
+
+    Args:
+        function: takes float tensors by position and Python numbers by keyword, and returns a tensor or a
+            tuple of them. It should consist of elementwise operations and reductions.
+    """
 
     @functools.wraps(function)
     def call(*tensors, **numbers):
-        if not _fusing:
+        if not is_fusing():
             return function(*tensors, **numbers)
-        return _islands(function)(numbers, *map(keras.ops.convert_to_tensor, tensors))
+        return _compiled_by_xla(function)(numbers, *map(keras.ops.convert_to_tensor, tensors))
 
     return call
 
 
 @functools.cache
-def _islands(function):
-    """`function` as two islands of XLA in a graph: `call(numbers, *tensors)`."""
+def _compiled_by_xla(function):
+    """`call(numbers, *tensors)`, whose forward and backward pass are each compiled by XLA."""
     import tensorflow as tf
 
     def forward(tensors, numbers):
         return function(*tensors, **numbers)
 
-    def backward(tensors, numbers, upstream):
+    def backward(tensors, numbers, upstream):  # a gradient for each of the results
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            result = function(*tensors, **numbers)
-        return tape.gradient(result, tensors, upstream)
+            results = tf.nest.flatten(function(*tensors, **numbers))
+        return tape.gradient(results, tensors, upstream)
 
     forward, backward = (tf.function(each, autograph=False, jit_compile=True) for each in (forward, backward))
 
     def call(numbers, *tensors):
         def with_gradient(*tensors):
-            return forward(tensors, numbers), lambda upstream: backward(tensors, numbers, upstream)
+            return forward(tensors, numbers), lambda *upstream: backward(tensors, numbers, upstream)
 
-        return differentiated(with_gradient)(*tensors)
+        return custom_gradient(with_gradient)(*tensors)
 
     return call
 
 
-def differentiated(function):
-    """`function(*tensors) -> (result, gradient)`, as a function that gives the result alone."""
+def custom_gradient(function):
+    """`tf.custom_gradient`, imported when it is called.
+
+    Penalties such as R1 differentiate a gradient again, so it must consist of differentiable operations.
+
+    Args:
+        function: `function(*tensors)` returns a result and `gradient(upstream)`.
+
+    Returns:
+        A function of the same tensors that returns the result alone.
+    """
     import tensorflow as tf
 
     return tf.custom_gradient(function)

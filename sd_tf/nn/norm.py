@@ -1,15 +1,30 @@
-"""Group and layer normalisation, each in two passes over memory."""
+"""Group normalisation and layer normalisation, which read their input twice and write once."""
+
+import math
 
 import keras
 from keras import ops
 
 from sd_tf.errors import InputError
-from sd_tf.nn.fused import differentiated, fused, fused_now
+from sd_tf.nn.fused import custom_gradient, fused, is_fusing
+from sd_tf.nn.precision import at_least_float32
+from sd_tf.nn.ranks import AXES
 
 
 def group_norm(x, gamma, beta, groups, epsilon, silu=False):
-    """Of x (batch, height, width, channels), with float32 gamma and beta (channels,); then SiLU, if asked."""
-    function = _with_gradient if fused_now() else _group_norm
+    """Group normalisation (Wu & He 2018), optionally followed by SiLU.
+
+    Args:
+        x: (batch, height, width, channels) or (batch, depth, height, width, channels), any float dtype.
+        gamma, beta: float32 (channels,).
+        groups: a divisor of the channels.
+        epsilon: added to the variance.
+        silu: whether SiLU follows.
+
+    Returns:
+        The shape and dtype of x. Mean and variance are computed in float32 or wider.
+    """
+    function = _group_norm_with_gradient if is_fusing() else _group_norm
     return function(x, gamma, beta, groups, epsilon, silu)
 
 
@@ -19,25 +34,28 @@ def _group_norm(x, gamma, beta, groups, epsilon, silu):
 
 
 def _scale_and_shift(x, gamma, beta, groups, epsilon):
-    """float32 (batch, 1, 1, channels) each, beside mean and inverse deviation, the same in a group."""
-    pixels = ops.cast(x, "float32")
-    mean = _of_groups(_of_channels(pixels), groups)
-    inverse = ops.rsqrt(_of_groups(_of_channels(ops.square(pixels - mean)), groups) + epsilon)
+    """Scale, shift, mean and inverse deviation, each (batch, 1, 1, channels), in float32 or wider."""
+    values = at_least_float32(x)
+    mean = _group_mean(_spatial_mean(values), groups)
+    inverse = ops.rsqrt(_group_mean(_spatial_mean(ops.square(values - mean)), groups) + epsilon)
     scale = inverse * gamma
     return scale, beta - mean * scale, mean, inverse
 
 
-def _of_channels(x):
-    """The mean over positions, (batch, 1, 1, channels)."""
-    # Rows, then columns: summed in one go, the pixels of a large picture lose four digits of seven.
-    return ops.mean(ops.mean(x, axis=2, keepdims=True), axis=1, keepdims=True)
+def _spatial_mean(x):
+    """The mean over all spatial axes, (batch, 1, 1, channels)."""
+    # One axis after another: one sum over all pixels of a large picture would lose four of seven digits.
+    for axis in reversed(range(1, len(x.shape) - 1)):
+        x = ops.mean(x, axis=axis, keepdims=True)
+    return x
 
 
-def _of_groups(means, groups):
-    """Channels' means -> those of their groups, the shape kept."""
-    channels = means.shape[-1]
-    of_groups = ops.mean(ops.reshape(means, (-1, groups, channels // groups)), axis=-1)
-    return ops.repeat(of_groups, channels // groups, axis=-1)[:, None, None, :]
+def _group_mean(means, groups):
+    """(batch, 1, 1, channels), each channel's mean -> the mean of the group that it belongs to."""
+    *ones, channels = means.shape[1:]
+    mean = ops.mean(ops.reshape(means, (-1, groups, channels // groups)), axis=-1)
+    mean = ops.repeat(mean, channels // groups, axis=-1)  # (batch, channels)
+    return mean[(slice(None), *[None] * len(ones))]
 
 
 @fused
@@ -46,64 +64,75 @@ def _affine(x, scale, shift, silu):
     return ops.silu(x) if silu else x
 
 
-def _with_gradient(x, gamma, beta, groups, epsilon, silu):
-    """`_group_norm` with a gradient that keeps the picture alone and reads it twice.
+def _group_norm_with_gradient(x, gamma, beta, groups, epsilon, silu):
+    """`_group_norm` with a gradient that keeps only x and reads it twice.
 
-    With n the normalised picture, y = f(gamma n + beta), and d the gradient of the loss before f, that
-    of beta is the sum of d, that of gamma the sum of d n, and that of the picture
-    (gamma d - mean(gamma d) - n mean(gamma d n)) / deviation, where means are a group's.
+    With n the normalised x, y = f(gamma n + beta), and d the gradient of the loss with respect to
+    gamma n + beta, the gradient of beta is the sum of d, that of gamma the sum of d n, and that of x
+    (gamma d - mean(gamma d) - n mean(gamma d n)) / deviation, with means over a group.
     """
 
     def call(x, gamma, beta):
         scale, shift, mean, inverse = _scale_and_shift(x, gamma, beta, groups, epsilon)
-        positions = x.shape[1] * x.shape[2]
+        positions, axes = math.prod(x.shape[1:-1]), tuple(range(len(x.shape) - 1))
 
         def gradient(upstream):
-            before, product = _before(x, scale, shift, mean, inverse, upstream, silu=silu)
-            sums, products = _of_channels(before), _of_channels(product)
-            constant = inverse * _of_groups(gamma * sums, groups)
-            slope = inverse * _of_groups(gamma * products, groups)
+            before_silu, product = _gradient_before_silu(x, scale, shift, mean, inverse, upstream, silu=silu)
+            sums, products = _spatial_mean(before_silu), _spatial_mean(product)
+            constant = inverse * _group_mean(gamma * sums, groups)
+            slope = inverse * _group_mean(gamma * products, groups)
             return (
-                _downstream(x, scale, shift, mean, inverse, upstream, constant, slope, silu=silu),
-                positions * ops.sum(products, axis=(0, 1, 2)),
-                positions * ops.sum(sums, axis=(0, 1, 2)),
+                _input_gradient(x, scale, shift, mean, inverse, upstream, constant, slope, silu=silu),
+                positions * ops.sum(products, axis=axes),
+                positions * ops.sum(sums, axis=axes),
             )
 
         return _affine(x, scale, shift, silu=silu), gradient
 
-    return differentiated(call)(x, gamma, beta)
+    return custom_gradient(call)(x, gamma, beta)
 
 
 def _through_silu(x, scale, shift, upstream, silu):
-    upstream = ops.cast(upstream, "float32")
+    """The gradient with respect to SiLU's input, given that with respect to its result."""
+    upstream = at_least_float32(upstream)
     if not silu:
         return upstream
-    z = ops.cast(x, "float32") * scale + shift
+    z = at_least_float32(x) * scale + shift
     s = ops.sigmoid(z)
     return upstream * s * (1.0 + z * (1.0 - s))
 
 
 @fused
-def _before(x, scale, shift, mean, inverse, upstream, silu):
-    before = _through_silu(x, scale, shift, upstream, silu)
-    return before, before * (ops.cast(x, "float32") - mean) * inverse
+def _gradient_before_silu(x, scale, shift, mean, inverse, upstream, silu):
+    before_silu = _through_silu(x, scale, shift, upstream, silu)
+    return before_silu, before_silu * (at_least_float32(x) - mean) * inverse
 
 
 @fused
-def _downstream(x, scale, shift, mean, inverse, upstream, constant, slope, silu):
-    before = _through_silu(x, scale, shift, upstream, silu)
-    normalised = (ops.cast(x, "float32") - mean) * inverse
-    return ops.cast(before * scale - constant - normalised * slope, x.dtype)
+def _input_gradient(x, scale, shift, mean, inverse, upstream, constant, slope, silu):
+    before_silu = _through_silu(x, scale, shift, upstream, silu)
+    normalised = (at_least_float32(x) - mean) * inverse
+    return ops.cast(before_silu * scale - constant - normalised * slope, x.dtype)
 
 
 @keras.saving.register_keras_serializable("sd_tf")
 class GroupNorm(keras.layers.Layer):
-    """Normalises groups of channels over all positions (Wu & He 2018), channels last; then SiLU, if asked.
+    """Group normalisation over all positions (Wu & He 2018), channels last, optionally followed by SiLU.
 
-    Takes and returns (batch, height, width, channels). The statistics are float32 whatever the
-    policy. `keras.layers.GroupNormalization` computes the same; this one reads the picture twice
-    and writes it once, by folding mean, variance, gamma and beta into one scale and one shift
-    per picture and channel.
+    The number of spatial axes is that of the input. The result is that of
+    `keras.layers.GroupNormalization`, in fewer passes over memory: mean, variance, gamma and beta become
+    one scale and one shift for each example and channel.
+
+    Args:
+        groups: a divisor of the channels.
+        epsilon: added to the variance.
+        silu: whether SiLU follows.
+
+    Called with (batch, height, width, channels) or (batch, depth, height, width, channels); returns the same
+    shape in the compute dtype. Mean and variance are float32 or wider, whatever the policy.
+
+    Raises:
+        InputError: the groups do not divide the channels, or the input is neither picture nor volume.
     """
 
     def __init__(self, groups=32, epsilon=1e-5, silu=False, **kwargs):
@@ -112,6 +141,10 @@ class GroupNorm(keras.layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1]
+        if len(input_shape) - 2 not in AXES:
+            raise InputError(
+                f"{self.name} has an input of shape {tuple(input_shape)}: pass {' or '.join(AXES.values())}"
+            )
         if channels % self.groups:
             raise InputError(
                 f"{channels} channels do not divide into {self.groups} groups: change one of them"
@@ -120,7 +153,7 @@ class GroupNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
 
     def call(self, x):
-        gamma, beta = (ops.cast(weight, "float32") for weight in (self.gamma, self.beta))
+        gamma, beta = at_least_float32(self.gamma), at_least_float32(self.beta)
         return group_norm(x, gamma, beta, self.groups, self.epsilon, self.silu)
 
     def get_config(self):
@@ -134,15 +167,21 @@ class GroupNorm(keras.layers.Layer):
 
 @fused
 def _layer_norm(x, gamma, beta, epsilon):
-    pixels = ops.cast(x, "float32")
-    centred = pixels - ops.mean(pixels, axis=-1, keepdims=True)
+    values = at_least_float32(x)
+    centred = values - ops.mean(values, axis=-1, keepdims=True)
     variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
     return ops.cast(centred * ops.rsqrt(variance + epsilon) * gamma + beta, x.dtype)
 
 
 @keras.saving.register_keras_serializable("sd_tf")
 class LayerNorm(keras.layers.Layer):
-    """Normalises the last axis (Ba et al. 2016), in float32 whatever the policy."""
+    """Layer normalisation of the last axis (Ba et al. 2016), in float32 or wider, whatever the policy.
+
+    Called with (..., channels); returns the same shape in the compute dtype.
+
+    Args:
+        epsilon: added to the variance.
+    """
 
     def __init__(self, epsilon=1e-5, **kwargs):
         super().__init__(**kwargs)
@@ -153,7 +192,7 @@ class LayerNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape=input_shape[-1:], initializer="zeros", name="beta")
 
     def call(self, x):
-        gamma, beta = (ops.cast(weight, "float32") for weight in (self.gamma, self.beta))
+        gamma, beta = at_least_float32(self.gamma), at_least_float32(self.beta)
         return _layer_norm(x, gamma, beta, epsilon=self.epsilon)
 
     def get_config(self):

@@ -1,19 +1,21 @@
-"""How different two pictures look: a distance of a small network's activations (Zhang et al. 2018, LPIPS)."""
+"""A perceptual distance of pictures: that of a small network's activations (LPIPS, Zhang et al. 2018)."""
 
 import keras
 from keras import layers, ops
+
+from sd_tf.nn.precision import at_least_float32
 
 WIDTHS = (24, 48, 96)
 
 
 class PerceptualNetwork(keras.Model):
-    """Three levels of two convolutions with ReLU, of which the second halves the resolution.
+    """Three levels of two convolutions with ReLU; the second of each level halves the resolution.
 
-    Trained as a classifier, used for what it sees on the way: `distance` is that of LPIPS' equation 1
-    without learned weights. `sd_tf.latent.perceptual` trains it.
+    It is trained as a classifier (by `sd_tf.latent.perceptual`) and used for its intermediate activations:
+    `distance` is equation 1 of LPIPS without learned weights.
 
     Args:
-        num_classes: of its head.
+        num_classes: of the classifier's head.
     """
 
     def __init__(self, num_classes, **kwargs):
@@ -38,7 +40,14 @@ class PerceptualNetwork(keras.Model):
         self.built = True
 
     def maps(self, images):
-        """Images (batch, height, width, 3) in [-1, 1] -> what each level sees, in half the size each."""
+        """The activations of each level, each half the size of the one before.
+
+        Args:
+            images: float (batch, height, width, 3) in [-1, 1].
+
+        Returns:
+            A list of (batch, height / 2^i, width / 2^i, width of level i), rounded up.
+        """
         x, found = images, []
         for convolutions in self.levels:
             for convolution in convolutions:
@@ -47,12 +56,20 @@ class PerceptualNetwork(keras.Model):
         return found
 
     def call(self, images):
-        """Logits, (batch, classes), of the means and maxima over the last level's places."""
+        """Logits (batch, classes), from the means and maxima of the last level over its positions."""
         last = self.maps(images)[-1]
         return self.head(ops.concatenate([ops.mean(last, axis=(1, 2)), ops.max(last, axis=(1, 2))], axis=-1))
 
     def distance(self, images, others):
-        """float32 (batch,): squared differences of activations of unit length, meaned over places, summed."""
+        """The perceptual distance of each pair of pictures (LPIPS, equation 1, all weights 1).
+
+        Args:
+            images, others: float (batch, height, width, 3) in [-1, 1].
+
+        Returns:
+            (batch,), float32 or wider: squared differences of activations that are normalised over the
+            channels, averaged over positions and summed over the levels.
+        """
         total = 0.0
         for a, b in zip(self.maps(images), self.maps(others), strict=True):
             total += ops.mean(ops.sum(ops.square(_unit(a) - _unit(b)), axis=-1), axis=(1, 2))
@@ -60,6 +77,6 @@ class PerceptualNetwork(keras.Model):
 
 
 def _unit(maps):
-    """Of length 1 over the channels, and of less where there is next to nothing."""
-    maps = ops.cast(maps, "float32")
+    """Normalised to length 1 over the channels; where activations vanish, shorter, with finite gradients."""
+    maps = at_least_float32(maps)
     return maps / (ops.sqrt(ops.sum(ops.square(maps), axis=-1, keepdims=True) + 1e-6) + 1e-2)

@@ -1,4 +1,4 @@
-"""Clipping, Muon or AdamW, loss scaling and the moving average of the weights, over flat memory."""
+"""AdamW or Muon with gradient clipping, loss scaling and a moving average of the weights, in flat vectors."""
 
 import contextlib
 import math
@@ -8,47 +8,51 @@ import tensorflow as tf
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 NOT_DECAYED = ("bias", "beta", "gamma", "logit_scale")
-BUCKET = 2**24  # numbers in one vector at most, unless a variable alone has more: it bounds extra memory
+BUCKET = 2**24  # numbers in one vector at most, unless one variable has more: it bounds temporary memory
 FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000
-MOMENTUM, NEWTON_SCHULZ = 0.95, (3.4445, -4.7750, 2.0315)
-ITERATIONS, AS_ADAMW = 5, 0.2
-NO_MATRICES = ("conv_in", "conv_out", "patch_embedding")  # a network's first and last layers
+MOMENTUM, NEWTON_SCHULZ_STEPS, NEWTON_SCHULZ = 0.95, 5, (3.4445, -4.7750, 2.0315)
+RMS_OF_ADAMW = 0.2  # of an update before the learning rate (Liu et al. 2025)
+FIRST_AND_LAST_LAYERS = ("conv_in", "conv_out", "patch_embedding")
 
 
 class Optimizer:
     """AdamW or Muon, with clipping by the global norm and a moving average of the weights.
 
     AdamW is that of Loshchilov & Hutter 2019. Muon (Jordan et al. 2024, "Muon: An optimizer for hidden
-    layers in neural networks") updates each kernel of a hidden layer by its momentum with all singular
-    values made about 1, by five steps of a Newton-Schulz iteration: directions that gradients seldom
-    take are learned as fast as the others. It is scaled to the size of AdamW's updates (Liu et al.
-    2025, "Muon is scalable for LLM training", equation 4), so that both take the same learning rates;
-    biases, norms, embeddings, first and last layers stay AdamW's. It costs about 20 x min(rows, columns)
-    operations for each weight and step: little beside the network's own for small and for large batches
-    of pictures, too much for one picture and layers of a thousand channels.
+    layers in neural networks") updates each kernel of a hidden layer by its momentum, whose singular values
+    five steps of a Newton-Schulz iteration bring close to 1. Directions that gradients rarely take are
+    then learned as fast as the others. Its updates are scaled to the size of AdamW's (Liu et al. 2025,
+    "Muon is scalable for LLM training", equation 4), so that both take the same learning rates. Biases,
+    norms, embeddings, first and last layers are updated by AdamW. Muon costs about
+    20 x min(rows, columns) operations for each weight and step. That is little for small networks or large
+    batches, and too much for one picture and layers of a thousand channels.
 
-    A network has hundreds of variables, and a dozen operations for each would take as long as the
-    network's own arithmetic, most of it before the first step. So moments and averages are a few
-    flat vectors ("buckets"), and one XLA-compiled function updates each in a single pass. Made, and
-    applied outside `strategy.run`, under the strategy's scope.
+    A network has hundreds of variables. A dozen operations for each would take as long as the network's own
+    arithmetic, most of it before the first step. So moments and averages are kept in a few flat vectors
+    ("buckets"), and one XLA-compiled function updates each bucket in a single pass.
 
-    The average's decay is min(`ema_decay`, (1 + step) / (10 + step)): that of TensorFlow 1's
+    The average's decay is min(`ema_decay`, (1 + step) / (10 + step)), that of TensorFlow 1's
     `ExponentialMovingAverage(num_updates=...)`, which forgets the random initial weights.
+
+    A variable's `constraint` (a `keras.constraints.Constraint`) is applied to its new value at every update,
+    before the moving average takes it in. XLA must be able to compile it.
 
     A step whose gradients are not all finite is skipped: it changes nothing but the loss scale.
 
+    Create it under the strategy's scope, and call `apply` there too, outside `strategy.run`.
+
     Args:
-        variables: the trainable variables of a network.
+        variables: the trainable float32 variables of a network.
         config: a `StageConfig`; its `optimizer` is "adamw" or "muon".
-        loss_scaling: multiplies the loss by a factor that halves when gradients overflow and doubles
-            after 2000 steps without one (Micikevicius et al. 2018): for float16.
+        loss_scaling: whether the loss is multiplied by a factor that halves when gradients overflow and
+            doubles after 2000 steps without an overflow (Micikevicius et al. 2018); for float16.
     """
 
     def __init__(self, variables, config, loss_scaling=False):
         self.variables, self.config = list(variables), config
         self.learning_rate = tf.Variable(0.0, trainable=False, name="learning_rate")
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
-        self.skipped = tf.Variable(0, trainable=False, name="skipped")  # steps in a row, up to now
+        self.skipped = tf.Variable(0, trainable=False, name="skipped")  # most recent steps in a row
         self.loss_scale = self.good_steps = None
         if loss_scaling:
             self.loss_scale = tf.Variable(FIRST_LOSS_SCALE, trainable=False, name="loss_scale")
@@ -57,13 +61,13 @@ class Optimizer:
         chosen = {id(variable) for variable in matrices}
         decayed = [v for v in variables if v.name not in NOT_DECAYED and id(v) not in chosen]
         others = [v for v in variables if v.name in NOT_DECAYED]
-        self.buckets = [_MuonBucket(part, config.weight_decay) for part in _parts(matrices)]
-        self.buckets += [_AdamWBucket(part, config.weight_decay) for part in _parts(decayed)]
-        self.buckets += [_AdamWBucket(part, 0.0) for part in _parts(others)]
+        self.buckets = [_MuonBucket(group, config.weight_decay) for group in _grouped(matrices)]
+        self.buckets += [_AdamWBucket(group, config.weight_decay) for group in _grouped(decayed)]
+        self.buckets += [_AdamWBucket(group, 0.0) for group in _grouped(others)]
 
     @property
     def state(self):
-        """Name -> variables: all that a checkpoint needs."""
+        """Name -> variables that a checkpoint must hold."""
         found = {"learning_rate": self.learning_rate, "updates": self.updates, "skipped": self.skipped}
         for name in ("first", "second", "average"):
             found[name] = [getattr(bucket, name) for bucket in self.buckets if hasattr(bucket, name)]
@@ -72,13 +76,13 @@ class Optimizer:
         return found
 
     def scaled(self, loss):
-        """The loss to differentiate."""
+        """The loss to differentiate, multiplied by the loss scale if there is one."""
         return loss if self.loss_scale is None else loss * self.loss_scale
 
     def flat(self, gradients):
-        """A replica's gradients, one for each of the variables -> one vector for each bucket."""
+        """One replica's gradients, one for each variable in their order -> one vector for each bucket."""
         of_variable = {
-            id(variable): tf.convert_to_tensor(gradient)  # an embedding's is sparse
+            id(variable): tf.convert_to_tensor(gradient)  # embeddings have sparse gradients
             for variable, gradient in zip(self.variables, gradients, strict=True)
         }
         return [
@@ -86,7 +90,11 @@ class Optimizer:
         ]
 
     def apply(self, gradients):
-        """One update, by the sums of all replicas' `flat` gradients; returns their global norm."""
+        """One update by the sum of all replicas' `flat` gradients.
+
+        Returns:
+            float32 (): the global norm of the summed gradients, without loss scale and before clipping.
+        """
         config, strategy = self.config, tf.distribute.get_strategy()
         gradients = strategy.extended.batch_reduce_to(
             tf.distribute.ReduceOp.SUM,
@@ -100,7 +108,7 @@ class Optimizer:
         finite = tf.math.is_finite(norm)
         self.updates.assign_add(tf.cast(finite, tf.int64))
         self.skipped.assign(tf.where(finite, 0, self.skipped + 1))
-        step = tf.cast(self.updates, tf.float64)  # 1 - 0.999 has but four digits in float32
+        step = tf.cast(self.updates, tf.float64)  # 1 - 0.999 has only four digits in float32
         decay = tf.minimum(tf.cast(config.ema_decay, tf.float64), (1.0 + step) / (10.0 + step))
         settings = {
             "finite": finite,
@@ -123,11 +131,11 @@ class Optimizer:
         self.loss_scale.assign(tf.where(finite, grown, tf.maximum(1.0, 0.5 * self.loss_scale)))
         self.good_steps.assign(tf.where(good >= STEPS_TO_DOUBLE, 0, good))
 
-    # -- the averages, which are what pictures are drawn with -------------------------------------------
+    # -- the moving averages, with which pictures are generated ------------------------------------------
 
     @property
     def averages(self):
-        """The moving average of each of the variables, in their order and shapes."""
+        """The moving average of each variable, in their order and shapes."""
         found = {}
         for bucket in self.buckets:
             parts = bucket.split(bucket.average)
@@ -136,7 +144,7 @@ class Optimizer:
 
     @contextlib.contextmanager
     def averages_in_place(self):
-        """Within the block the variables hold the averages; afterwards their own values again."""
+        """Within the block the variables hold the averages; afterwards they hold their own values again."""
         own = [keras.ops.convert_to_numpy(variable) for variable in self.variables]
         try:
             self.copy_averages()
@@ -146,16 +154,16 @@ class Optimizer:
                 variable.assign(value)
 
     def copy_averages(self):
-        """The variables become the averages, for good."""
+        """Overwrites the variables with the averages."""
         for variable, average in zip(self.variables, self.averages, strict=True):
             variable.assign(average)
 
 
 class _Bucket:
-    """Some variables, with their first moments and averages as vectors, one variable after another.
+    """Some of the variables, with their moments and averages in vectors, one variable after another.
 
-    A kind of bucket has `moments`, names of the vectors that an update reads and writes beside the
-    weights, and `step`, which makes the new ones.
+    A subclass names in `moments` the vectors that an update reads and writes beside the weights, and
+    computes the new ones in `step`.
     """
 
     moments = ("first", "average")
@@ -167,18 +175,25 @@ class _Bucket:
             average = name == "average"
             values = _joined([v.value for v in variables]) if average else tf.zeros(sum(self.sizes))
             setattr(self, name, tf.Variable(values, trainable=False, name=name))
+        constrained = any(variable.constraint is not None for variable in variables)
+        self.constrained = self._constrained if constrained else None
+
+    def _constrained(self, vector):
+        """A vector of weights after the variables' constraints."""
+        values = zip(self.variables, self.split(vector), strict=True)
+        return _joined([value if v.constraint is None else v.constraint(value) for v, value in values])
 
     def split(self, vector):
-        """A vector's parts, in the variables' shapes."""
+        """A vector's values of each variable, in the variables' shapes."""
         parts = tf.split(vector, self.sizes)
         return [tf.reshape(part, v.shape) for part, v in zip(parts, self.variables, strict=True)]
 
     def apply(self, gradient, settings):
-        """Moves everything by one step, on each device that holds it."""
+        """Updates weights and moments by one step, on each device that holds them."""
 
         def update(first, others, weights, gradient):
             vectors = [first, *others]
-            # Values: given variables, TensorFlow would go on with those of the trainer it traced this for.
+            # Values, not variables: TensorFlow would keep using those of the first trainer that traced this.
             values = [variable.read_value() for variable in vectors]
             state = self.step(_joined(weights), *values, gradient, settings)
             new, *moments = (tf.ensure_shape(vector, first.shape) for vector in state)
@@ -198,52 +213,56 @@ class _AdamWBucket(_Bucket):
     moments = ("first", "second", "average")
 
     def step(self, weights, first, second, average, gradient, settings):
-        """New weights and moments; the old ones where the gradients are not finite."""
-        return _adamw_step(weights, first, second, average, gradient, self.weight_decay, settings)
+        """New weights and moments, or the old ones if the gradients are not finite."""
+        return _adamw_step(
+            weights, first, second, average, gradient, self.weight_decay, settings, self.constrained
+        )
 
 
 class _MuonBucket(_Bucket):
     def step(self, weights, first, average, gradient, settings):
-        """As that of `_AdamWBucket`."""
+        """As in `_AdamWBucket`."""
         momentum, direction = _momentum(first, gradient, settings["gradient_scale"])
         direction = _joined(self._orthogonal(self.split(direction)))
-        return _muon_step(weights, first, average, momentum, direction, self.weight_decay, settings)
+        return _muon_step(
+            weights, first, average, momentum, direction, self.weight_decay, settings, self.constrained
+        )
 
     def _orthogonal(self, directions):
-        """Each with its singular values made about 1: those of one shape together."""
+        """Each direction made orthogonal and scaled; those of one shape together."""
         places, found = {}, [None] * len(directions)
         for i, direction in enumerate(directions):
             places.setdefault(tuple(direction.shape), []).append(i)
         for shape, indices in places.items():
             columns = shape[-1]
             matrices = tf.stack([tf.reshape(directions[i], (-1, columns)) for i in indices])
-            scale = AS_ADAMW * math.sqrt(max(matrices.shape[1:]))
+            scale = RMS_OF_ADAMW * math.sqrt(max(matrices.shape[1:]))
             for i, matrix in zip(indices, tf.unstack(scale * orthogonal(matrices)), strict=True):
                 found[i] = tf.reshape(matrix, shape)
         return found
 
 
 def orthogonal(matrices):
-    """The nearest orthogonal matrices, or about that: singular values come to 0.7 to 1.2.
+    """Approximately the nearest orthogonal matrices: singular values end between 0.7 and 1.2.
 
     Args:
         matrices: float32 (number, rows, columns).
 
     Returns:
-        The same shape.
+        float32 of the same shape.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = tf.linalg.matrix_transpose(matrices) if tall else matrices
     x /= tf.norm(x, axis=(1, 2), keepdims=True) + 1e-7
     a, b, c = NEWTON_SCHULZ
-    for _ in range(ITERATIONS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         square = tf.matmul(x, x, transpose_b=True)
         x = a * x + tf.matmul(b * square + c * tf.matmul(square, square), x)
     return tf.linalg.matrix_transpose(x) if tall else x
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _adamw_step(weights, first, second, average, gradient, weight_decay, settings):
+def _adamw_step(weights, first, second, average, gradient, weight_decay, settings, constrained):
     gradient = gradient * settings["gradient_scale"]
     new_first = BETA_1 * first + (1.0 - BETA_1) * gradient
     new_second = BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient)
@@ -251,6 +270,8 @@ def _adamw_step(weights, first, second, average, gradient, weight_decay, setting
         tf.sqrt(new_second / settings["second_correction"]) + EPSILON
     )
     new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
+    if constrained is not None:
+        new = constrained(new)
     new_average = average + settings["average_rate"] * (new - average)
     pairs = ((new, weights), (new_first, first), (new_second, second), (new_average, average))
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
@@ -258,37 +279,39 @@ def _adamw_step(weights, first, second, average, gradient, weight_decay, setting
 
 @tf.function(jit_compile=True, autograph=False)
 def _momentum(first, gradient, gradient_scale):
-    """New momentum, and where Nesterov's looks ahead of it."""
+    """The new momentum, and the direction of Nesterov's method, which looks one step ahead."""
     gradient = gradient * gradient_scale
     momentum = MOMENTUM * first + (1.0 - MOMENTUM) * gradient
     return momentum, MOMENTUM * momentum + (1.0 - MOMENTUM) * gradient
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _muon_step(weights, first, average, momentum, direction, weight_decay, settings):
+def _muon_step(weights, first, average, momentum, direction, weight_decay, settings, constrained):
     new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
+    if constrained is not None:
+        new = constrained(new)
     new_average = average + settings["average_rate"] * (new - average)
     pairs = ((new, weights), (momentum, first), (new_average, average))
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
 
 
 def _is_matrix(variable):
-    """Whether Muon may have it: the kernel of a layer that is neither the first nor the last."""
-    return variable.name == "kernel" and not any(part in variable.path for part in NO_MATRICES)
+    """Whether Muon may update it: a kernel of a layer that is neither the first nor the last."""
+    return variable.name == "kernel" and not any(name in variable.path for name in FIRST_AND_LAST_LAYERS)
 
 
 def _joined(tensors):
     return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
 
 
-def _parts(variables):
-    """The variables, in order, in groups of `BUCKET` numbers at most."""
-    parts, size = [], BUCKET + 1
+def _grouped(variables):
+    """The variables in order, in groups of at most `BUCKET` numbers."""
+    groups, size = [], BUCKET + 1
     for variable in variables:
         number = math.prod(variable.shape)
         if size + number > BUCKET:
-            parts.append([])
+            groups.append([])
             size = 0
-        parts[-1].append(variable)
+        groups[-1].append(variable)
         size += number
-    return parts
+    return groups

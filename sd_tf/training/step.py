@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from sd_tf.errors import InputError, argument
-from sd_tf.graphs import parts, parts_of
+from sd_tf.graphs import batch_slices, sliced
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.training.optimizer import Optimizer
@@ -169,7 +169,7 @@ class Step:
         if self.accumulate == 1:
             return self._divided_gradients(name, batch)
         total = None
-        for piece in parts(batch, self.accumulate):
+        for piece in sliced(batch, self.accumulate):
             before = [] if total is None else tf.nest.flatten(total)
             with tf.control_dependencies(before):  # no two pieces in memory at once
                 piece = tf.nest.map_structure(tf.identity, piece)
@@ -182,10 +182,10 @@ class Step:
         number = 1
         if self.stage.divisible:
             of_replica = self.stage.batch_size // self.strategy.num_replicas_in_sync // self.accumulate
-            number = parts_of(of_replica, self._replicas_here)
+            number = batch_slices(of_replica, self._replicas_here)
         if number == self.accumulate == 1 and not self.xla:
             return self._gradients_of(name)(batch)
-        results = [self._compiled_gradients[name](part) for part in parts(batch, number)]
+        results = [self._compiled_gradients[name](part) for part in sliced(batch, number)]
         return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
 
     def _gradients_of(self, name):

@@ -61,6 +61,7 @@ def test_keys_and_shapes_are_those_of_diffusers(tiny_model, part, name):
     ("path", "shape", "key", "stored"),
     [
         ("m/a.0/conv/kernel", (3, 5, 2, 7), "a.0.conv.weight", (7, 2, 3, 5)),
+        ("m/a.0/conv/kernel", (3, 5, 4, 2, 7), "a.0.conv.weight", (7, 2, 3, 5, 4)),
         ("m/a/to_out.0/kernel", (4, 6), "a.to_out.0.weight", (6, 4)),
         ("m/a/norm/gamma", (4,), "a.norm.weight", (4,)),
         ("m/a/norm/beta", (4,), "a.norm.bias", (4,)),
@@ -89,6 +90,22 @@ def test_a_dense_kernel_multiplies_as_torch_does():
     reference.load_state_dict(state)
     x = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
     np.testing.assert_allclose(layer(x), reference(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+
+
+def test_a_volume_kernel_convolves_as_torch_does():
+    torch = pytest.importorskip("torch")
+    layer = keras.layers.Conv3D(4, (3, 1, 2), padding="valid", name="conv")
+    layer.build((None, None, None, None, 2))
+    layer.bias.assign(np.arange(4.0))
+    reference = torch.nn.Conv3d(2, 4, (3, 1, 2))
+    assert shapes(layer) == {key: tuple(value.shape) for key, value in reference.state_dict().items()}
+    state = {key: torch.from_numpy(value.copy()) for key, value in tensors(layer).items()}
+    reference.load_state_dict(state)
+    x = np.random.default_rng(0).standard_normal((2, 5, 4, 3, 2)).astype("float32")
+    expected = reference(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).detach().numpy()
+    np.testing.assert_allclose(layer(x), np.moveaxis(expected, 1, -1), atol=1e-5)
+    assign(layer, in_memory(**{key: value.numpy() for key, value in state.items()}), "F")
+    np.testing.assert_allclose(layer(x), np.moveaxis(expected, 1, -1), atol=1e-5)
 
 
 def small_layer():

@@ -26,14 +26,14 @@ def test_attention_is_recorded_as_it_is(tiny_model):
     plain = tiny_model.unet(*inputs)
     with recorded_attention() as recorded:
         np.testing.assert_array_equal(tiny_model.unet(*inputs), plain)
-    assert len(recorded.of_context) == len(recorded.of_itself) > 0
-    for itself, of_context in zip(recorded.of_itself, recorded.of_context, strict=True):
+    assert len(recorded.cross_attention) == len(recorded.self_attention) > 0
+    for itself, of_context in zip(recorded.self_attention, recorded.cross_attention, strict=True):
         assert itself.shape[2] == itself.shape[3] == of_context.shape[2]
         assert of_context.shape[3] == context.shape[1]
         for weights in (itself, of_context):
             np.testing.assert_allclose(tf.reduce_sum(weights, axis=-1), 1, atol=1e-5)
     tiny_model.unet(*inputs)
-    assert len(recorded.of_context) == len(recorded.of_itself)  # nothing more outside the block
+    assert len(recorded.cross_attention) == len(recorded.self_attention)  # nothing more outside the block
 
 
 def test_words_are_found_among_the_tokens(tiny_model):

@@ -1,10 +1,15 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import sd_tf
 from sd_tf.training import optimizer as optimizers
 from sd_tf.training.optimizer import Optimizer
 from sd_tf.training.options import StageConfig
@@ -262,3 +267,105 @@ def test_no_gradient_is_no_direction_and_what_is_not_finite_is_skipped():
         values([*variables, *ours.averages, *(b.first for b in ours.buckets)]), before, strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+# -- constraints ------------------------------------------------------------------------------------
+
+
+class AtMost(keras.constraints.Constraint):
+    def __init__(self, limit):
+        self.limit = limit
+
+    def __call__(self, value):
+        return keras.ops.minimum(value, self.limit)
+
+
+def check_that_a_limit_holds(strategy, precision):
+    """Two steps of AdamW, each 0.02 upwards, from 0.5 to at most 0.51, beside a variable without a limit."""
+    with strategy.scope():
+        layer = keras.layers.Layer(dtype=precision)
+        for name, constraint in (("logit_scale", AtMost(0.51)), ("bias", None)):
+            layer.add_weight((), keras.initializers.Constant(0.5), constraint=constraint, name=name)
+        variables = layer.trainable_variables
+        ours = Optimizer(variables, config(gradient_clip=1e9), loss_scaling=precision == "mixed_float16")
+        ours.learning_rate.assign(0.02)
+
+    @tf.function
+    def step():
+        gradients = strategy.run(lambda: ours.flat([ours.scaled(tf.constant(-1.0))] * 2))
+        with strategy.scope():
+            ours.apply(gradients)
+
+    # The average moves by 1 - 2/11 of the way, then by 1 - 3/12.
+    expected = [(0.51, 0.52, 0.5 + 9 / 11 * 0.01), (0.51, 0.54, 0.51 - 0.01 * 2 / 11 * 1 / 4)]
+    for limited, free, average in expected:
+        step()
+        for variable, value in zip(variables, (limited, free), strict=True):
+            for copy in strategy.experimental_local_results(variable.value):
+                assert copy.numpy() == pytest.approx(value, rel=1e-5)
+        assert float(ours.averages[0]) == pytest.approx(average, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_constraint_holds_for_new_weights_and_for_the_average_of_them(precision):
+    check_that_a_limit_holds(tf.distribute.get_strategy(), precision)
+
+
+def test_constraints_hold_on_every_replica():
+    environment = os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
+    subprocess.run([sys.executable, __file__], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("constraint", "constrained"),
+    [
+        (keras.constraints.NonNeg(), lambda kernel: np.maximum(kernel, 0)),
+        (keras.constraints.UnitNorm(axis=0), lambda kernel: kernel / np.linalg.norm(kernel, axis=0)),
+    ],
+    ids=["not negative", "unit norm"],
+)
+def test_a_kernels_constraint_is_applied_after_its_update(optimizer, constraint, constrained):
+    def updated(constraint):
+        rng = np.random.default_rng(0)
+        layer = keras.layers.Dense(3, kernel_constraint=constraint)
+        layer.build((None, 4))
+        layer.kernel.assign(rng.normal(size=(4, 3)))
+        ours = Optimizer(layer.trainable_variables, config(optimizer=optimizer))
+        apply(ours, [rng.normal(size=(4, 3)).astype("float32"), np.ones(3, "float32")], 0.3)
+        return values(layer.trainable_variables)
+
+    kernel, bias = updated(constraint)
+    free_kernel, free_bias = updated(None)
+    assert np.abs(kernel - free_kernel).max() > 0.1
+    np.testing.assert_allclose(kernel, constrained(free_kernel), atol=1e-6)
+    np.testing.assert_array_equal(bias, free_bias)
+
+
+def test_a_step_that_is_not_finite_leaves_constrained_weights_as_they_are():
+    variable = keras.Variable(0.9, name="logit_scale")
+    variable.constraint = AtMost(0.5)
+    ours = Optimizer([variable], config())
+    apply(ours, [np.float32(np.nan)])
+    assert float(variable.value) == np.float32(0.9)
+    apply(ours, [np.float32(1)])
+    assert float(variable.value) == 0.5
+
+
+def test_the_temperature_of_clip_stays_below_100():
+    from sd_tf.text.clip import LogitScaleLimit
+
+    variable = keras.Variable(math.log(99.9), name="logit_scale")
+    variable.constraint = LogitScaleLimit()
+    ours = Optimizer([variable], config())
+    for _ in range(3):
+        apply(ours, [np.float32(-1)])
+        assert math.exp(float(variable.value)) <= 100.001
+    assert math.exp(float(variable.value)) == pytest.approx(100)
+
+
+if __name__ == "__main__":  # in a process of its own: virtual devices come before all else
+    cpus = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], cpus)
+    for each in ("float32", "mixed_bfloat16", "mixed_float16"):
+        check_that_a_limit_holds(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), each)
