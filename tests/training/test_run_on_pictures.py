@@ -147,9 +147,8 @@ def test_flags_that_make_no_sense_are_named_and_nothing_is_written(pictures, tmp
 
 
 def test_the_run_folder_of_a_hub_name_is_one_folder(monkeypatch, pictures, tmp_path):
-    from sd_tf.data import by_name
     from sd_tf.data.sources import folder_source
 
-    monkeypatch.setattr(by_name, "find_source", lambda *_: folder_source(pictures))
+    monkeypatch.setattr("sd_tf.data.open.find_source", lambda *_: folder_source(pictures))
     run = run_of(of(pictures, tmp_path / "{dataset}", dataset="hub:owner/name", dry_run=True))
     assert run.folder == tmp_path / "hub-owner-name"
