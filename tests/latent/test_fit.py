@@ -272,7 +272,7 @@ def test_callbacks_that_a_run_does_without_are_refused_with_the_reason(data, cal
         ({"seed": -1}, "seed is -1"),
         ({"verbose": "loud"}, "verbose is 'loud': give 'auto', 0 or 1"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_arguments_that_make_no_sense_are_named_in_one_line_and_nothing_is_written(
     data, tmp_path, monkeypatch, arguments, said
