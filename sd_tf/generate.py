@@ -1,6 +1,6 @@
-"""Draws pictures: `python -m sd_tf.generate "a red dress" --num-images 16 --output out/`.
+"""Draws pictures from text: `python -m sd_tf.generate "a red dress" --num-images 16 --output out/`.
 
-With `--frames 8` those on the way from one prompt, or seed, to the next.
+With `--frames 8` it interpolates from one prompt, or seed, to the next.
 """
 
 from pathlib import Path
@@ -12,162 +12,207 @@ from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.images import file_name, save_png, save_sheet
 
-BLACK = (0, 0, 0)  # behind what is transparent in a mask: nothing is drawn there
-OF_ALL = (  # ways to draw
+BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
+DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
     *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "timestep_spacing"),
     *("karras", "eta"),
 )
-SHEET, STRIP = "grid.png", "strip.png"
-NOT_OF_FRAMES = ("image", "clip_guidance", "initial_noise", "strip")
+GRID, STRIP = "grid.png", "strip.png"
+NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip")
 
 
 def main(arguments=None):
-    """Parses flags, draws and writes PNG files and, for several pictures, a sheet of all."""
+    """Parses flags, draws, and writes a PNG file for each picture and, for several, a grid of all."""
     flags = _parser().parse_args(arguments)
     output = Path(flags.output)
     commandline.check_writable(output)
     _check(flags)
     files = _files(output, flags)
-    for file in (*files, output / SHEET, output / STRIP):
+    for file in (*files, output / GRID, output / STRIP):
         commandline.check_no_folder(file)
-    begin = _begin(flags)
+    start = _start_picture(flags)
     model = _load(flags)
-    if flags.clip_guidance is not None:
-        from sd_tf.latent.clip_guidance import CLIPGuidance
-
-        scale = 1.0 if flags.clip_guidance_scale is None else flags.clip_guidance_scale
-        begin["clip_guidance"] = CLIPGuidance(flags.clip_guidance, scale)
-    if flags.initial_noise:
-        from sd_tf.latent.initial_noise import InitialNoise
-
-        begin["initial_noise"] = InitialNoise()
-
-    settings = {name: getattr(flags, name) for name in OF_ALL}
-    negative = flags.negative_prompt if len(flags.negative_prompt) > 1 else flags.negative_prompt[0]
-    of_all = settings | {"batch_size": flags.batch_size, "engine": flags.engine, "negative_prompt": negative}
-    said = _said(flags, settings | {"negative_prompt": negative})
+    settings = {name: getattr(flags, name) for name in DRAWING_FLAGS} | {"negative_prompt": _negative(flags)}
+    metadata = _metadata(flags, settings)
+    settings |= {"batch_size": flags.batch_size, "engine": flags.engine}
     if flags.frames is not None:
-        images = model.interpolate(flags.prompt, flags.frames, flags.seed, **of_all)
+        images = model.interpolate(flags.prompt, flags.frames, flags.seed, **settings)
         output.mkdir(parents=True, exist_ok=True)
-        _write_frames(files, images, said | {"prompt": flags.prompt, "seed": flags.seed})
+        _write_frames(files, images, metadata | {"prompt": flags.prompt, "seed": flags.seed})
         return
-    guesses = {}
+    guesses = {}  # step -> the first picture's x0
 
-    def note(step, latents, prediction):
-        guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy: the batch's others can go
+    def keep_guess(step, latents, prediction):
+        guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy, so that the batch can be freed
 
-    callback = note if flags.strip else None
+    settings |= start | _guides(flags) | {"callback": keep_guess if flags.strip else None}
     [seed] = flags.seed
-    images = model.generate(flags.prompt, flags.num_images, seed=seed, callback=callback, **of_all, **begin)
+    images = model.generate(flags.prompt, flags.num_images, seed=seed, **settings)
     output.mkdir(parents=True, exist_ok=True)
-    _write(files, images, flags, said)
+    _write(files, images, flags, metadata)
     if guesses:
         strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine)
-        _write_sheet(output / STRIP, strip, len(strip), said | {"prompt": flags.prompt[0], "seed": seed})
+        _write_sheet(output / STRIP, strip, len(strip), metadata | {"prompt": flags.prompt[0], "seed": seed})
 
 
 def _parser():
     parser = commandline.Parser("python -m sd_tf.generate", description=__doc__)
     parser.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several rows")
-    parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
+    parser.add_argument("--num-images", type=int, default=1, help="pictures for each prompt (default: 1)")
     parser.add_argument(
-        "--lora", nargs="+", default=[], metavar="FILE", help="adaptations of the model, files or run folders"
+        "--seed",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="seed of the first picture (default: 0); with --frames, several to interpolate between",
+    )
+    parser.add_argument("--output", default="out", help="folder for the pictures (default: out)")
+    parser.add_argument(
+        "--frames", type=int, help="interpolate: number of pictures from the first prompt or seed to the last"
     )
     parser.add_argument(
+        "--strip",
+        action="store_true",
+        help="also write strip.png: the network's guess of the first picture after each step",
+    )
+    _add_model(parser.add_argument_group("model"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_guidance(parser.add_argument_group("guidance"))
+    _add_start_picture(parser.add_argument_group("image-to-image and inpainting"))
+    return parser
+
+
+def _add_model(group):
+    group.add_argument(
+        "--model",
+        default="fashion-mnist",
+        help="a bundled name, a folder, a file or a hub id (default: %(default)s)",
+    )
+    group.add_argument(
+        "--lora", nargs="+", default=[], metavar="FILE", help="LoRAs to load: files or folders of runs"
+    )
+    group.add_argument(
         "--lora-weight",
         type=float,
         nargs="+",
         metavar="WEIGHT",
-        help="how much of them: one for all, or one for each (default: 1)",
+        help="weight of the LoRAs: one for all, or one for each (default: 1)",
     )
-    parser.add_argument(
-        "--textual-inversion", nargs="+", default=[], metavar="FILE", help="words for the model to know"
+    group.add_argument(
+        "--textual-inversion", nargs="+", default=[], metavar="FILE", help="learned words to load"
     )
-    parser.add_argument("--num-images", type=int, default=1, help="for each prompt (default: 1)")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
-    parser.add_argument("--guidance-scale", type=float, default=3.0, help="pull of the prompt (default: 3)")
-    commandline.add_guidance_interval(parser)
-    parser.add_argument(
-        "--guidance-rescale", type=float, default=0.0, help="0 to 1, takes back contrast (default: 0)"
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="the most pictures at once, which bounds memory (default: 64)",
     )
-    parser.add_argument(
-        "--clip-guidance", metavar="CLIP", help="a CLIP that guides as well: clip-mini, a folder or a hub id"
+    group.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
+    group.add_argument("--precision", default=None, help="a Keras dtype policy (default: float32)")
+
+
+def _add_sampling(group):
+    group.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
+    group.add_argument("--sampler", default="ddim", help=f"{', '.join(SAMPLERS)} (default: ddim)")
+    commandline.add_levels(group)
+    group.add_argument(
+        "--eta", type=float, default=0.0, help="fresh noise in each step of DDIM, 0 to 1 (default: 0)"
     )
-    parser.add_argument("--clip-guidance-scale", type=float, help="how much it does (default: 1)")
-    parser.add_argument(
-        "--initial-noise", action="store_true", help="begin with noise that every word is seen in (InitNO)"
+    group.add_argument(
+        "--initial-noise",
+        action="store_true",
+        help="optimise the initial noise until every word is attended to (InitNO)",
     )
-    parser.add_argument(
-        "--seed", type=int, nargs="+", default=[0], help="of the first picture; of --frames, several as well"
+
+
+def _add_guidance(group):
+    group.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=3.0,
+        help="how strongly the pictures follow the prompt; 1 is without guidance (default: 3)",
     )
-    parser.add_argument(
+    commandline.add_guidance_interval(group)
+    group.add_argument(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        help="0 to 1, how far to undo the contrast that a high scale adds (default: 0)",
+    )
+    group.add_argument(
         "--negative-prompt",
         nargs="+",
         default=[""],
-        help="what to lean away from: one, or one for each prompt",
+        help="what to avoid: one for all prompts, or one for each",
     )
-    commandline.add_levels(parser)
-    parser.add_argument("--sampler", default="ddim", help=f"{', '.join(SAMPLERS)} (default: ddim)")
-    parser.add_argument("--eta", type=float, default=0.0, help="fresh noise in DDIM, 0 to 1 (default: 0)")
-    parser.add_argument(
-        "--image", metavar="FILE", help="a picture to begin with; its sides are multiples of 8, or as said"
+    group.add_argument(
+        "--clip-guidance",
+        metavar="CLIP",
+        help="a CLIP whose gradient guides too: clip-mini, a folder or a hub id",
     )
-    parser.add_argument(
-        "--strength", type=float, help="with --image: how much of it may change, 0 to 1 (default: 0.8)"
+    group.add_argument("--clip-guidance-scale", type=float, help="scale of its gradient (default: 1)")
+
+
+def _add_start_picture(group):
+    group.add_argument(
+        "--image",
+        metavar="FILE",
+        help="picture to start from; its sides are multiples of 8, or as a message says",
     )
-    parser.add_argument("--mask", metavar="FILE", help="with --image: white where it may change")
-    parser.add_argument(
-        "--strip", action="store_true", help="also show what each step thought the first picture would be"
+    group.add_argument("--strength", type=float, help="how much of --image may change, 0 to 1 (default: 0.8)")
+    group.add_argument(
+        "--mask", metavar="FILE", help="where --image may change: white there, black elsewhere"
     )
-    parser.add_argument(
-        "--frames", type=int, help="pictures on the way from each prompt to the next, or each --seed"
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (default: 64)")
-    parser.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
-    parser.add_argument("--precision", default=None, help="a Keras policy (default: float32)")
-    parser.add_argument("--output", default="out", help="folder for the pictures (default: out)")
-    return parser
 
 
 def _check(flags):
-    """What the flags say together."""
-    from sd_tf.generation.loop import MOST_PICTURES, check_whole
+    """Refuses flags that do not go together, before a model is loaded."""
+    from sd_tf.generation.request import Interpolation, Request
     from sd_tf.training.options import PRECISIONS
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
         raise unknown("--precision", flags.precision, PRECISIONS)
     if flags.lora_weight and not flags.lora:
-        raise InputError("--lora-weight is of --lora: name its file")
+        raise InputError("--lora-weight is for --lora: name its file")
     if flags.lora_weight and len(flags.lora_weight) not in (1, len(flags.lora)):
         raise InputError(
             f"{len(flags.lora_weight)} weights for {len(flags.lora)} LoRAs: give --lora-weight one for all, "
             "or one for each"
         )
     if flags.clip_guidance_scale is not None and flags.clip_guidance is None:
-        raise InputError("--clip-guidance-scale is of --clip-guidance: name a CLIP")
-    if flags.frames is None and len(flags.seed) > 1:
-        raise InputError(f"--seed has {len(flags.seed)} numbers: give one, or --frames to go between them")
-    check_whole("num_images", flags.num_images, 1, MOST_PICTURES)
-    if flags.frames is not None:
-        check_whole("frames", flags.frames, 2, MOST_PICTURES)
-        for name in NOT_OF_FRAMES:
-            if getattr(flags, name):
-                raise InputError(
-                    f"--frames does not go with --{name.replace('_', '-')}: leave one of them out"
-                )
-        for name, usual in (("num_images", 1), ("negative_prompt", flags.negative_prompt[:1])):
-            if getattr(flags, name) != usual:
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag} is one for all --frames: leave the others out")
-
-
-def _begin(flags):
-    """The picture that is drawn on, as `LatentDiffusion.generate` takes it."""
-    from sd_tf.data.opening import WHITE, open_picture
-
+        raise InputError("--clip-guidance-scale is for --clip-guidance: name a CLIP")
     for name in ("strength", "mask"):
         if getattr(flags, name) is not None and flags.image is None:
-            raise InputError(f"--{name} is of a picture: give --image as well")
+            raise InputError(f"--{name} is for a picture: give --image as well")
+    if flags.frames is not None:
+        _check_frames(flags)
+        Interpolation(flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0], flags.batch_size)
+        return
+    if len(flags.seed) > 1:
+        raise InputError(
+            f"--seed has {len(flags.seed)} numbers: give one, or --frames to interpolate between them"
+        )
+    Request(flags.prompt, _negative(flags), flags.num_images, flags.seed[0], flags.batch_size)
+
+
+def _check_frames(flags):
+    for name in NOT_WITH_FRAMES:
+        if getattr(flags, name):
+            raise InputError(f"--frames does not go with --{name.replace('_', '-')}: leave one of them out")
+    for name, usual in (("num_images", 1), ("negative_prompt", flags.negative_prompt[:1])):
+        if getattr(flags, name) != usual:
+            raise InputError(f"--{name.replace('_', '-')} is one for all --frames: leave the others out")
+
+
+def _negative(flags):
+    """As `generate` takes it."""
+    return flags.negative_prompt if len(flags.negative_prompt) > 1 else flags.negative_prompt[0]
+
+
+def _start_picture(flags):
+    """The arguments of `generate` for image-to-image and inpainting."""
+    from sd_tf.data.opening import WHITE, open_picture
+
     found = {} if flags.strength is None else {"strength": flags.strength}
     for name, mode, background in (("image", "RGB", WHITE), ("mask", "L", BLACK)):
         file = getattr(flags, name)
@@ -179,8 +224,23 @@ def _begin(flags):
     return found
 
 
+def _guides(flags):
+    """The arguments of `generate` that steer it by the network's or another one's gradient."""
+    found = {}
+    if flags.clip_guidance is not None:
+        from sd_tf.latent.clip_guidance import CLIPGuidance
+
+        scale = 1.0 if flags.clip_guidance_scale is None else flags.clip_guidance_scale
+        found["clip_guidance"] = CLIPGuidance(flags.clip_guidance, scale)
+    if flags.initial_noise:
+        from sd_tf.latent.initial_noise import InitialNoise
+
+        found["initial_noise"] = InitialNoise()
+    return found
+
+
 def _load(flags):
-    """The model, with its words and LoRAs."""
+    """The model, with learned words and LoRAs."""
     import sd_tf
     from sd_tf.latent.loading import needs_networks
 
@@ -196,22 +256,22 @@ def _load(flags):
 
 
 def _loras(flags):
-    """(file, weight) of each."""
+    """(file, weight) of each LoRA."""
     weights = flags.lora_weight or [1.0]
     return list(zip(flags.lora, weights * (len(flags.lora) // len(weights)), strict=True))
 
 
-def _said(flags, settings):
-    """What is written into every picture."""
+def _metadata(flags, settings):
+    """The settings that are written into every PNG file."""
     names = ("image", "strength", "mask", "clip_guidance", "clip_guidance_scale")
-    said = settings | {name: getattr(flags, name) for name in names}
-    said |= {name: getattr(flags, name) or None for name in ("initial_noise", "textual_inversion")}
-    said |= {"model": flags.model, "lora": dict(_loras(flags)) or None}
-    return {name: value for name, value in said.items() if value is not None}
+    found = settings | {name: getattr(flags, name) for name in names}
+    found |= {name: getattr(flags, name) or None for name in ("initial_noise", "textual_inversion")}
+    found |= {"model": flags.model, "lora": dict(_loras(flags)) or None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _files(output, flags):
-    """Where the pictures go, one for each."""
+    """The file of each picture."""
     if flags.frames is not None:
         digits = len(str(flags.frames - 1))
         return [output / f"frame-{i:0{digits}}.png" for i in range(flags.frames)]
@@ -225,28 +285,28 @@ def _files(output, flags):
     return list(files)
 
 
-def _write(files, images, flags, said):
-    """A file for each picture, and a sheet."""
+def _write(files, images, flags, metadata):
+    """Writes a file for each picture, and a grid of several."""
     for i, (file, image) in enumerate(zip(files, images, strict=True)):
         own = {"prompt": flags.prompt[i // flags.num_images], "seed": flags.seed[0] + i % flags.num_images}
-        save_png(file, image, said | own)
+        save_png(file, image, metadata | own)
         print(file)
     if len(images) > 1:
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
-        of_all = said | {"prompt": flags.prompt, "seed": flags.seed[0]}
-        _write_sheet(files[0].with_name(SHEET), images, columns, of_all)
+        of_all = metadata | {"prompt": flags.prompt, "seed": flags.seed[0]}
+        _write_sheet(files[0].with_name(GRID), images, columns, of_all)
 
 
-def _write_frames(files, images, said):
-    """A file for each frame, numbered, and a sheet."""
+def _write_frames(files, images, metadata):
+    """Writes a numbered file for each frame, and a grid."""
     for i, (file, image) in enumerate(zip(files, images, strict=True)):
-        save_png(file, image, said | {"frame": f"{i} of {len(images)}"})
+        save_png(file, image, metadata | {"frame": f"{i} of {len(images)}"})
         print(file)
-    _write_sheet(files[0].with_name(SHEET), images, round(len(images) ** 0.5), said)
+    _write_sheet(files[0].with_name(GRID), images, round(len(images) ** 0.5), metadata)
 
 
-def _write_sheet(file, images, columns, said):
-    save_sheet(file, images, columns, said)
+def _write_sheet(file, images, columns, metadata):
+    save_sheet(file, images, columns, metadata)
     print(file)
 
 

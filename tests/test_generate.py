@@ -90,7 +90,7 @@ def test_loras_change_what_is_drawn_by_their_weights(folder, tmp_path, capsys):
     assert said["lora"] == str({files[0]: 0.5, files[1]: 0.0})
     with pytest.raises(InputError, match="3 weights for 2 LoRAs: give --lora-weight one for all"):
         main([*settings, "--lora", *files, "--lora-weight", "1", "2", "3"])
-    with pytest.raises(InputError, match="--lora-weight is of --lora"):
+    with pytest.raises(InputError, match="--lora-weight is for --lora"):
         main([*settings, "--lora-weight", "1"])
     with pytest.raises(InputError, match="is there already: give another name"):
         main([*settings, "--lora", files[0], files[0]])
@@ -213,8 +213,8 @@ def test_words_negative_prompts_and_noise_from_the_command_line(folder, tiny_mod
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--mask", "mask.png"], "--mask is of a picture: give --image as well"),
-        (["--strength", "0.5"], "--strength is of a picture: give --image as well"),
+        (["--mask", "mask.png"], "--mask is for a picture: give --image as well"),
+        (["--strength", "0.5"], "--strength is for a picture: give --image as well"),
         (["--image", "nothing.png"], "--image .*nothing.png cannot be read as a picture: it is missing"),
         (["--image", "text.png"], "--image .*text.png cannot be read as a picture"),
         (["--image", "image.png", "--strength", "2"], "strength is 2.0"),
@@ -271,7 +271,7 @@ def test_a_picture_made_in_bfloat16_is_near_the_exact_one(folder, tmp_path):
         (["--num-images", "0"], "num_images is 0"),
         (["--seed", "-1"], "seed is -1"),
         (["--eta", "2"], "eta is 2.0"),
-        (["--clip-guidance-scale", "2"], "--clip-guidance-scale is of --clip-guidance: name a CLIP"),
+        (["--clip-guidance-scale", "2"], "--clip-guidance-scale is for --clip-guidance: name a CLIP"),
         (["--clip-guidance", "clip-mono"], "unknown model 'clip-mono': did you mean 'clip-mini'"),
         (["--seed", "1", "2"], "--seed has 2 numbers: give one, or --frames"),
         (["--frames", "4"], "1 prompts and 1 seeds: give two or more of one of them"),
@@ -447,7 +447,7 @@ def test_a_warning_is_one_line_and_the_pictures_are_drawn(folder, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--image", "--mask"])
-def test_a_picture_to_begin_with_is_a_regular_file(tmp_path, flag):
+def test_a_picture_to_start_from_is_a_regular_file(tmp_path, flag):
     os.mkfifo(tmp_path / "pipe")
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     flags = ["--image", str(tmp_path / "image.png"), flag, str(tmp_path / "pipe")]

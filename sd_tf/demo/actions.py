@@ -1,7 +1,7 @@
-"""What happens when the page is used: values as they were sent, of any type, to what its parts show.
+"""The page's event handlers: they take values as they were sent, of any type, and return what the page shows.
 
-Nothing but `sd_tf.data.opening` opens pictures. What a user is told is a `gr.Error` or `gr.Warning`, whose
-text is HTML; what nobody expected goes to the log.
+Only `sd_tf.data.opening` opens pictures. Users are told of bad input by a `gr.Error` or `gr.Warning`, whose
+text is HTML. Unexpected errors go to the log.
 """
 
 import base64
@@ -31,29 +31,29 @@ log = logging.getLogger(__name__)
 
 
 class Changes(NamedTuple):
-    """What the parts of the page are to show from now on; what is left out stays."""
+    """New values for parts of the page; those left out stay as they are."""
 
     status: Any = SAME
     preview: Any = SAME
     gallery: Any = SAME
-    made: Any = SAME  # [{"file", "settings"}], of all pictures
+    made: Any = SAME  # [{"file", "settings"}] of each picture
     as_json: Any = SAME
-    chosen: Any = SAME  # its number
+    chosen: Any = SAME  # the number of the selected picture
     details: Any = SAME
     download: Any = SAME
 
 
 class Actions:
-    """Of one page.
+    """The event handlers of one page.
 
     Args:
-        model_name: as it is shown.
+        model_name: as shown.
         drawings: `Drawings`.
         limits: `Limits`.
         size: (width, height) of the model's pictures.
-        sent: what users sent.
-        drawn: for pictures; who knows the path of one can fetch it.
-        listeners: who reads what becomes of a drawing.
+        sent: the files that users uploaded.
+        drawn: where pictures are written; whoever knows the path of one can fetch it.
+        listeners: knows who still waits for a drawing.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Actions:
         strength,
         request: gr.Request,
     ):
-        """Draws while somebody listens; yields `Changes`."""
-        with _told():
+        """Draws while the client listens; yields `Changes`."""
+        with _errors_shown():
             session = request.session_hash
             if not self.listeners.wait(session):
                 return
@@ -105,7 +105,7 @@ class Actions:
                 guidance_scale=guidance_scale,
                 guidance_interval=[guidance_start, guidance_stop],
             )
-            settings |= self._begin(begin)
+            settings |= self._start_picture(begin)
             for progress in self.drawings.draw(**settings):
                 if not self.listeners.is_heard(session):
                     return
@@ -114,13 +114,13 @@ class Actions:
                 elif not self.listeners.is_behind(session):
                     yield self._under_way(progress)
 
-    def _begin(self, begin):
-        """The picture to begin with and its mask, of an editor's value."""
-        begin = {} if begin is None else begin
-        if not isinstance(begin, dict) or not isinstance(begin.get("layers") or [], list):
-            raise InputError(f"the picture to begin with is {shown(begin)}: give a background and layers")
-        background = begin.get("background")
-        mask = fitted_mask([self._sent(layer) for layer in begin.get("layers") or []], self.size)
+    def _start_picture(self, editor):
+        """The arguments of `generate` for image-to-image and inpainting, from the value of the editor."""
+        editor = {} if editor is None else editor
+        if not isinstance(editor, dict) or not isinstance(editor.get("layers") or [], list):
+            raise InputError(f"the picture to start from is {shown(editor)}: give a background and layers")
+        background = editor.get("background")
+        mask = fitted_mask([self._sent(layer) for layer in editor.get("layers") or []], self.size)
         if background is None:
             if mask.any():
                 raise InputError("there are strokes, but no picture below them: open one, or clear them")
@@ -129,7 +129,7 @@ class Actions:
         return {"image": image, "mask": mask} if mask.any() else {"image": image}
 
     def _sent(self, file):
-        """The path of a file that was sent to us or drawn: no other is opened."""
+        """The path of a file that was uploaded or drawn here. No other file is opened."""
         path = file.get("path") if isinstance(file, dict) else None
         if not self.sent.is_kept(path) and not self.drawn.is_kept(path):
             raise InputError("there is no picture: send a file")
@@ -137,7 +137,7 @@ class Actions:
 
     def _under_way(self, progress):
         if not progress.steps:
-            return Changes("waiting for its turn, or for its first step")
+            return Changes("waiting for other drawings, or for the first step")
         share = f"width: {progress.step / progress.steps:.0%}"
         bar = f'step {progress.step} of {progress.steps}<div class="bar"><div style="{share}"></div></div>'
         if progress.guesses is None:
@@ -146,12 +146,12 @@ class Actions:
         encoded = io.BytesIO()
         Image.fromarray(page).save(encoded, "PNG" if self.is_small else "JPEG")
         data = base64.b64encode(encoded.getvalue()).decode()
-        return Changes(bar, f'<img alt="what it would be" src="data:image;base64,{data}">')
+        return Changes(bar, f'<img alt="preview of the pictures" src="data:image;base64,{data}">')
 
     def _finished(self, drawn, settings):
         for warning in drawn.warnings:
             gr.Warning(html.escape(warning, quote=False))
-        made = self._keep(drawn.images, settings)
+        made = self._write(drawn.images, settings)
         pictures = [(each["file"], f"seed {each['settings']['seed']}") for each in made]
         number = f"{len(made)} pictures" if len(made) > 1 else "1 picture"
         return self._chosen(made, 0)._replace(
@@ -162,8 +162,8 @@ class Actions:
             as_json=[each["settings"] for each in made],
         )
 
-    def _keep(self, images, settings):
-        """Writes pictures with their settings; [{"file", "settings"}]."""
+    def _write(self, images, settings):
+        """Writes the pictures, each with its settings inside; returns [{"file", "settings"}]."""
         names = (
             "prompt",
             "negative_prompt",
@@ -185,13 +185,13 @@ class Actions:
         return made
 
     def select(self, made, event: gr.SelectData):
-        """Shows the settings of the picture that was clicked; `Changes`."""
-        with _told():
+        """Shows the settings of the picture that was clicked; returns `Changes`."""
+        with _errors_shown():
             return self._chosen(made, event.index)
 
     def _chosen(self, made, index):
         if not isinstance(index, int) or not 0 <= index < len(made):
-            raise InputError(f"there is no picture {shown(index)}: draw some")
+            raise InputError(f"there is no picture {shown(index)}: draw first")
         lines = "".join(
             f"<p><span>{name.replace('_', ' ')}</span>{html.escape(str(value))}</p>"
             for name, value in made[index]["settings"].items()
@@ -204,31 +204,31 @@ class Actions:
         )
 
     def edit(self, made, chosen):
-        """The chosen picture, to begin with: see `_to_begin_with`."""
-        with _told():
+        """Puts the chosen picture into the editor, see `_to_editor`."""
+        with _errors_shown():
             if not made:
-                raise InputError("there is no picture yet: draw one")
-            return self._to_begin_with(made[chosen]["file"])
+                raise InputError("there is no picture yet: draw one first")
+            return self._to_editor(made[chosen]["file"])
 
     def open(self, upload):
-        """A file of the user's, to begin with: see `_to_begin_with`."""
-        with _told():
-            return self._to_begin_with(self._sent(upload))
+        """Puts an uploaded picture into the editor, see `_to_editor`."""
+        with _errors_shown():
+            return self._to_editor(self._sent(upload))
 
-    def _to_begin_with(self, picture):
-        """(the editor's value, the part of the page that holds it, unfolded)."""
+    def _to_editor(self, picture):
+        """(the editor's value, its part of the page, unfolded)."""
         large = enlarged(fitted_picture(picture, self.size), CANVAS)
         file = self.drawn.keep("picture.png", png(large))
         return {"background": file, "layers": [], "composite": None}, gr.Accordion(open=True)
 
 
 @contextlib.contextmanager
-def _told():
-    """What goes wrong inside becomes a message on the page."""
+def _errors_shown():
+    """Turns errors inside into messages on the page."""
     try:
         yield
     except InputError as error:
         raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
     except Exception:
         log.exception("a request failed")
-        raise gr.Error("this failed on the server, which has noted why", print_exception=False) from None
+        raise gr.Error("this failed on the server: the reason is in its log", print_exception=False) from None

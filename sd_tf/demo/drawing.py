@@ -1,4 +1,4 @@
-"""Drawing for many: one request at a time, with guesses on the way, until it is done or nobody waits."""
+"""Draws for many users, one request at a time, with previews, until it is done or nobody waits any more."""
 
 import queue
 import threading
@@ -13,10 +13,10 @@ import numpy as np
 import sd_tf
 from sd_tf.errors import InputError
 
-REPORT_SECONDS = 0.1  # between two reports of progress at least, but for the last
-PREVIEW_SECONDS = 0.3  # between two guesses
-PREVIEW_SHARE = 0.2  # of the time, which guesses may take
-BATCH = 64  # pictures at once
+REPORT_SECONDS = 0.1  # the least time between two reports of progress, except before the last
+PREVIEW_SECONDS = 0.3  # the least time between two previews
+PREVIEW_SHARE = 0.2  # the most that previews may take of the time
+BATCH = 64  # the most pictures at once
 PACKAGE = Path(sd_tf.__file__).parent
 
 
@@ -24,8 +24,8 @@ class Progress(NamedTuple):
     """How far a drawing is.
 
     Attributes:
-        step, steps: done, and of how many; both 0 before the first, as while another drawing ends.
-        guesses: what the pictures would be if it ended here, uint8 (n, height, width, 3); None for none
+        step, steps: the steps done and their total; both 0 before the first, and while another drawing ends.
+        guesses: the network's present guess, uint8 (n, height, width, 3); None for no preview.
     """
 
     step: int
@@ -34,12 +34,12 @@ class Progress(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What came of a drawing.
+    """A finished drawing.
 
     Attributes:
         images: uint8 (n, height, width, 3).
-        warnings: what is to be said about the request, a line each.
-        seconds: what it took.
+        warnings: about the request, one line each.
+        seconds: how long it took.
     """
 
     images: np.ndarray
@@ -48,16 +48,16 @@ class Drawn(NamedTuple):
 
 
 class _Left(Exception):
-    """Nobody waits for the drawing any more."""
+    """Raised inside a drawing when nobody waits for it any more."""
 
 
 class Drawings:
-    """Draws with one model for whoever asks, one after the other.
+    """Draws with one model, one request after the other.
 
     Args:
         model: a `LatentDiffusion`.
-        max_seconds: that one drawing may take.
-        engine: of `generate`.
+        max_seconds: the longest that one drawing may take.
+        engine: as `LatentDiffusion.generate` takes it.
     """
 
     def __init__(self, model, max_seconds: float, engine: str = "auto"):
@@ -65,18 +65,18 @@ class Drawings:
         self._turn, self._closed = threading.Lock(), threading.Event()
 
     def draw(self, **settings) -> Iterator[Progress | Drawn]:
-        """Draws, in a thread of its own, and says at least twice a second how far it is.
+        """Draws in a thread of its own and reports progress at least twice a second.
 
-        A generator that is closed stops its drawing after the step that it is in; it does not wait for it.
+        Closing the generator stops its drawing after the present step, without waiting for it.
 
         Args:
-            settings: of `generate`.
+            settings: arguments of `LatentDiffusion.generate`.
 
         Yields:
-            `Progress` as it goes, then one `Drawn`.
+            `Progress` during the drawing, then one `Drawn`.
 
         Raises:
-            InputError: `generate` refuses a setting, or the time is up.
+            InputError: `generate` refuses a setting, or the drawing takes too long.
         """
         happened, left = queue.SimpleQueue(), threading.Event()
         thread = threading.Thread(target=self._work, args=(happened, left, settings), daemon=True)
@@ -95,17 +95,20 @@ class Drawings:
             left.set()
 
     def stop(self):
-        """Draws no more, and ends what is drawn after its step."""
+        """Refuses new drawings, and stops the present one after its step."""
         self._closed.set()
 
     def close(self, seconds: float = 30.0):
-        """Stops, and waits until that is done."""
+        """Stops, and waits for the present drawing to end, at most so many seconds."""
         self.stop()
         self._turn.acquire(timeout=seconds)
 
     def _work(self, happened, left, settings):
         try:
-            with self._turn, warnings.catch_warnings(record=True) as caught:  # of the process, hence in turn
+            with (
+                self._turn,
+                warnings.catch_warnings(record=True) as caught,
+            ):  # for the whole process, hence one at a time
                 warnings.simplefilter("always", UserWarning)
                 begun = time.monotonic()
                 self._check_wanted(left)
@@ -125,7 +128,7 @@ class Drawings:
         if left.is_set():
             raise _Left
         if self._closed.is_set():
-            raise InputError("the page is being closed: nothing is drawn any more")
+            raise InputError("the page is being closed: no more drawings are started")
 
     def _after_step(self, happened, left, begun, settings):
         """The callback of `generate`."""
@@ -146,7 +149,7 @@ class Drawings:
                 return
             guesses, next_report = None, now + REPORT_SECONDS
             if now >= next_guess and done < steps:
-                # All of them, as in the end: engines compile for every number of pictures.
+                # All pictures, as at the end: an engine compiles once for each number of pictures.
                 guesses = self._model.decode_latents(np.asarray(prediction.x0), self._engine)
                 cost = time.monotonic() - now
                 next_guess = time.monotonic() + max(PREVIEW_SECONDS, cost / PREVIEW_SHARE - cost)

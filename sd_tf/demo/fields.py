@@ -12,8 +12,9 @@ import gradio as gr
 
 from sd_tf.demo.bodies import Refused
 from sd_tf.demo.files import Files
-from sd_tf.demo.limits import MOST_LAYERS, check_text
+from sd_tf.demo.limits import LONGEST_PROMPT, MOST_LAYERS
 from sd_tf.errors import InputError, shown
+from sd_tf.generation.checks import check_text
 
 LARGEST_NUMBER = 2**53  # beyond it JSON of browsers has no whole numbers
 LONGEST_CHOICE = 100  # characters
@@ -127,7 +128,7 @@ def _clicked(event):
 
 
 def _text(name, value, _):
-    check_text(name, value)
+    check_text(name, value, LONGEST_PROMPT)
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a stranger may ask the page for, checked before anything is drawn, whatever its fields allow."""
+"""What a user of the page may ask for, checked before anything is drawn, whatever the fields allow."""
 
 import dataclasses
 
@@ -6,32 +6,33 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sd_tf.data.opening import open_picture
-from sd_tf.errors import InputError, shown
-from sd_tf.generation.loop import Settings, check_number, check_whole
-from sd_tf.latent.model import LARGEST_SEED
+from sd_tf.errors import InputError
+from sd_tf.generation.checks import check_number, check_text, check_whole
+from sd_tf.generation.request import Request
+from sd_tf.generation.settings import Settings
 from sd_tf.options import Options, option
 
 LONGEST_PROMPT = 2000  # characters
-MOST_LAYERS = 4  # of strokes on a picture
+MOST_LAYERS = 4  # layers of strokes on a picture
 BLACK = (0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits(Options):
-    """Of one request, but for the queue; each is a flag of the command.
+    """Limits of one request, and of the queue; each is a flag of the command line.
 
     Raises:
-        InputError: one allows nothing.
+        InputError: one is not above 0.
     """
 
-    max_steps: int = option(100, "most sampling steps of a request", at_least=1)
-    max_images: int = option(16, "most pictures of a request", at_least=1)
-    max_seconds: float = option(120.0, "longest that drawing one request may take", above=0)
-    max_queue: int = option(20, "most requests that wait for their turn", at_least=1)
+    max_steps: int = option(100, "the most sampling steps of a request", at_least=1)
+    max_images: int = option(16, "the most pictures of a request", at_least=1)
+    max_seconds: float = option(120.0, "the longest that drawing one request may take", above=0)
+    max_queue: int = option(20, "the most requests that wait for their turn", at_least=1)
 
 
 def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength, **settings) -> dict:
-    """What `LatentDiffusion.generate` is given for a request.
+    """The arguments of `LatentDiffusion.generate` for a request.
 
     Args:
         limits: of the server.
@@ -40,16 +41,14 @@ def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength,
     All values are JSON of any type. A number without a fraction counts as whole.
 
     Raises:
-        InputError: one of the wrong type, out of range, or over a limit.
+        InputError: one is of the wrong type, out of range, or over a limit.
     """
     for name, text in (("prompt", prompt), ("negative prompt", negative_prompt)):
-        check_text(name, text)
-    if not prompt.strip():
-        raise InputError("the prompt is empty: say what to draw")
+        check_text(name, text, LONGEST_PROMPT)
     seed, num_images, steps = (_whole(value) for value in (seed, num_images, settings["steps"]))
     check_whole("number of pictures", num_images, 1, limits.max_images)
     check_whole("steps", steps, 1, limits.max_steps)
-    check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
+    Request(prompt, negative_prompt, num_images, seed)
     check_number("strength", strength, 0, 1)
     settings = {**settings, "steps": steps}
     Settings(**settings)
@@ -62,22 +61,12 @@ def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength,
     }
 
 
-def check_text(name: str, text):
-    """Raises `InputError` where it is no text, too long, or no file could hold it."""
-    if not isinstance(text, str):
-        raise InputError(f"the {name} is {shown(text)}: give a text")
-    if len(text) > LONGEST_PROMPT:
-        raise InputError(f"the {name} has {len(text)} characters, of which {LONGEST_PROMPT} are the most")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can hold halves of a character
-        raise InputError(f"the {name} has characters that no file can hold: type it anew")
-
-
 def _whole(value):
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def fitted_picture(file, size) -> np.ndarray:
-    """A stranger's picture, its middle cropped to the shape of `size` and scaled, uint8 (height, width, 3).
+    """A picture from outside, cropped around its middle and scaled to `size`, uint8 (height, width, 3).
 
     Args:
         file: a path.
@@ -90,11 +79,9 @@ def fitted_picture(file, size) -> np.ndarray:
 
 
 def fitted_mask(files, size) -> np.ndarray:
-    """Where layers of strokes are, bool (height, width): pixels of which a quarter is covered, or more."""
+    """Layers of strokes as a mask, bool (height, width), True where they cover a quarter or more."""
     if len(files) > MOST_LAYERS:
-        raise InputError(
-            f"the picture has {len(files)} layers of strokes, of which {MOST_LAYERS} are the most"
-        )
+        raise InputError(f"the picture has {len(files)} layers of strokes: send {MOST_LAYERS} or fewer")
     mask = np.zeros(size[::-1], bool)
     for file in files:
         strokes = np.asarray(_open("the mask", file, BLACK)).max(axis=-1) > 127
@@ -103,7 +90,7 @@ def fitted_mask(files, size) -> np.ndarray:
 
 
 def enlarged(picture, side: int) -> np.ndarray:
-    """Each pixel repeated until the longer side has about `side`; `fitted_picture` gives back the same."""
+    """Repeats each pixel until the longer side has about `side`; `fitted_picture` undoes it exactly."""
     factor = max(1, side // max(picture.shape[:2]))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -116,4 +103,6 @@ def _open(name, file, background=(255, 255, 255)):
 
 
 def _fitted(picture, size):
-    return ImageOps.fit(picture, size, Image.Resampling.BOX)  # means, which repeated pixels are their own of
+    return ImageOps.fit(
+        picture, size, Image.Resampling.BOX
+    )  # means over boxes: repeated pixels give themselves

@@ -77,10 +77,10 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
                 with gr.Accordion("Guide only some of the steps", open=False), gr.Row():
                     guidance_start = gr.Slider(0, 1, 0, step=0.05, label="From this share of them")
                     guidance_stop = gr.Slider(0, 1, 1, step=0.05, label="To this share")
-                with gr.Accordion("Begin with a picture", open=False) as begin_with:
+                with gr.Accordion("Image-to-image and inpainting", open=False) as begin_with:
                     upload = gr.UploadButton("Open a picture", file_types=["image"], size="sm")
                     gr.HTML(
-                        "Paint over what is to be drawn anew. Without strokes, all of it is.",
+                        "Paint over what should change. Without strokes, all of the picture may.",
                         elem_id="begin-hint",
                     )
                     begin = gr.ImageEditor(

@@ -1,6 +1,6 @@
-"""The few operations of drawing's mathematics, on numpy arrays or on the tensors of Keras' backend.
+"""The few array operations that sampling needs, for numpy arrays and for tensors of Keras' backend.
 
-Latents are numpy arrays while pictures are drawn: they are small, and an engine other than TensorFlow
+Latents are numpy arrays while pictures are drawn. They are small, and an engine other than TensorFlow
 then needs neither TensorFlow nor Keras.
 """
 
@@ -8,20 +8,28 @@ from types import SimpleNamespace
 
 import numpy as np
 
-OF_NUMPY = SimpleNamespace(  # by the names of `keras.ops`
+NUMPY_OPERATIONS = SimpleNamespace(  # under the names of `keras.ops`
+    abs=np.abs,
     broadcast_to=np.broadcast_to,
     cast=np.asarray,
+    clip=np.clip,
     concatenate=np.concatenate,
+    exp=np.exp,
+    quantile=np.quantile,
+    repeat=np.repeat,
+    reshape=np.reshape,
     shape=np.shape,
     split=np.split,
     std=np.std,
+    take=np.take,
+    where=np.where,
 )
 
 
 def operations(x):
-    """Those for `x`: numpy's for a numpy array, otherwise `keras.ops`."""
+    """The operations for `x`: numpy's for a numpy array, otherwise `keras.ops`."""
     if isinstance(x, np.ndarray):
-        return OF_NUMPY
+        return NUMPY_OPERATIONS
     import keras
 
     return keras.ops

@@ -1,4 +1,4 @@
-"""Drawing that begins with a picture: some of it kept, all of it noised, or walked back to its noise."""
+"""Image-to-image, inpainting and DDIM inversion: sampling that starts from a picture."""
 
 import math
 from itertools import pairwise
@@ -6,10 +6,9 @@ from itertools import pairwise
 import numpy as np
 
 from sd_tf.diffusion.levels import Level
-from sd_tf.diffusion.predictions import Prediction
 
 
-def part_of_the_way(levels, strength: float):
+def levels_for_strength(levels, strength: float):
     """The last `strength` of the steps, as diffusers counts them (SDEdit, Meng et al. 2022).
 
     Args:
@@ -21,44 +20,49 @@ def part_of_the_way(levels, strength: float):
 
 
 def noised(latents, noise, level):
-    """Clean latents at a level of noise."""
+    """Clean latents with as much noise as `level` has."""
     return level.signal * latents + level.noise * noise
 
 
-def keeping(denoise, latents, free):
-    """A denoiser that knows clean latents where they are not free, so that any sampler arrives at them.
+def inpainting(denoise, latents, mask):
+    """A denoiser that knows the clean latents outside the mask, so that any sampler arrives at them.
 
-    Where drawing began with these latents, noised, they stay on the straight way from that noise: what
-    diffusers' inpainting puts back after each step.
+    Where sampling started from these latents, noised, they stay on the straight path from that noise.
+    diffusers' inpainting puts the same back after each step.
 
     Args:
         denoise: `denoise(x, level) -> Prediction`.
         latents: clean ones, (batch, h, w, channels).
-        free: (batch, h, w, 1), 1 where something new is drawn, 0 where `latents` stay.
+        mask: (batch, h, w, 1), 1 where something new is drawn, 0 where `latents` stay.
 
     Returns:
         A denoiser as `denoise`.
     """
 
-    def denoise_free(x, level):
+    def masked(x, level):
         prediction = denoise(x, level)
         noise = (x - level.signal * latents) / level.noise
-        return Prediction(
-            free * prediction.x0 + (1 - free) * latents, free * prediction.noise + (1 - free) * noise
+        return prediction._replace(
+            x0=mask * prediction.x0 + (1 - mask) * latents,
+            noise=mask * prediction.noise + (1 - mask) * noise,
         )
 
-    return denoise_free
+    return masked
 
 
 def ddim_inversion(denoise, latents, levels):
-    """The noise that DDIM would have begun with (Dhariwal & Nichol 2021, appendix F).
+    """The noise from which DDIM would have drawn these latents (Dhariwal & Nichol 2021, appendix F).
 
-    As diffusers' `DDIMInverseScheduler`, in each step the network is told the level that the step leads to.
+    As in diffusers' `DDIMInverseScheduler`, in each step the network is told the level that the step leads
+    to.
 
     Args:
         denoise: `denoise(x, level) -> Prediction`.
-        latents: clean ones.
-        levels: as of drawing, from much noise to little; walked backwards.
+        latents: clean ones, (batch, h, w, channels).
+        levels: as for sampling, from much noise to little; they are walked backwards.
+
+    Returns:
+        Noise, of the shape and dtype of `latents`.
     """
     x = latents
     for here, there in pairwise(reversed(levels)):
@@ -67,8 +71,15 @@ def ddim_inversion(denoise, latents, levels):
     return x
 
 
-def between_noises(first, second, share: float):
-    """Normal noise on the arc from one to another (Shoemake 1985), of their deviation all the way."""
+def slerp(first, second, share: float):
+    """Spherical linear interpolation of two arrays of normal noise (Shoemake 1985).
+
+    Unlike a mean of the two, it keeps their standard deviation all the way.
+
+    Args:
+        first, second: of one shape, which are the results for the shares 0 and 1.
+        share: 0 to 1.
+    """
     cosine = float(np.sum(first * second) / (np.linalg.norm(first) * np.linalg.norm(second)))
     angle = math.acos(min(1.0, max(-1.0, cosine)))
     if math.sin(angle) < 1e-4:  # the same, or opposite: there is no arc

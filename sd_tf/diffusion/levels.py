@@ -1,9 +1,9 @@
-"""Where samplers step: levels of noise, from the one that drawing begins with to the one that it ends at.
+"""The levels of noise that samplers step through, from the first, which has the most noise, to the last.
 
-Each of the three ways to choose them is that of some of diffusers' schedulers, whose pictures ours are
-then: DDIM's visits timesteps, Euler's may visit points between two of them, and DPM-Solver's spreads
-one timestep more than it visits. `karras` spreads them evenly in the seventh root of sigma instead
-(Karras et al. 2022, equation 5), from the same first to the same last.
+Each function chooses them as some of diffusers' schedulers do, so that the pictures are the same. DDIM's
+levels are timesteps. Euler's may lie between two timesteps. DPM-Solver's are spaced for one step more than
+is taken. `karras` spaces them evenly in the seventh root of sigma instead (Karras et al. 2022, equation 5),
+from the same first to the same last.
 """
 
 from typing import NamedTuple
@@ -19,20 +19,19 @@ class Level(NamedTuple):
     """A level of noise: latents at it are x = signal * x0 + noise * epsilon, signal^2 + noise^2 = 1.
 
     Attributes:
-        t: what a network is told of it: a timestep, or a number between two.
+        t: what the network is told: a timestep, or a number between two.
         signal, noise: Python floats.
-        anew: whether guidance begins or ends here: what was said of the levels before is no help then, and
-            samplers forget it.
+        restart: multistep samplers drop their history here, since guidance switches on or off.
     """
 
     t: float
     signal: float
     noise: float
-    anew: bool = False
+    restart: bool = False
 
     @property
     def sigma(self) -> float:
-        """Noise beside a signal of 1: the level in the coordinates of Karras et al. 2022."""
+        """The noise relative to the signal: the coordinates of Karras et al. 2022."""
         return self.noise / self.signal
 
     @property
@@ -44,8 +43,8 @@ class Level(NamedTuple):
 FREE_OF_NOISE = Level(0, 1.0, 0.0)
 
 
-def visited(schedule, steps: int) -> list[Level]:
-    """Timesteps in the schedule's spacing, then `schedule.final_level`: DDIM's and PNDM's.
+def ddim_levels(schedule, steps: int) -> list[Level]:
+    """Timesteps in the schedule's spacing, then `schedule.final_level`: those of DDIM and PNDM.
 
     Args:
         schedule: a `NoiseSchedule`.
@@ -55,18 +54,18 @@ def visited(schedule, steps: int) -> list[Level]:
         steps + 1 levels, of less and less noise.
 
     Raises:
-        InputError: so many steps do not fit into the schedule.
+        InputError: the schedule has too few timesteps for so many steps.
     """
     return [*map(schedule.level, schedule.inference_timesteps(steps)), schedule.final_level]
 
 
-def visited_to_the_end(schedule, steps: int) -> list[Level]:
-    """As `visited`, to a level free of noise: DDPM's."""
-    return [*visited(schedule, steps)[:-1], FREE_OF_NOISE]
+def ddpm_levels(schedule, steps: int) -> list[Level]:
+    """As `ddim_levels`, but the last is free of noise: those of DDPM."""
+    return [*ddim_levels(schedule, steps)[:-1], FREE_OF_NOISE]
 
 
-def between(schedule, steps: int, karras: bool = False) -> list[Level]:
-    """As `visited_to_the_end`, in "linspace" spacing not rounded: those of Euler, Heun and LMS.
+def euler_levels(schedule, steps: int, karras: bool = False) -> list[Level]:
+    """As `ddpm_levels`, but not rounded to timesteps in "linspace" spacing: those of Euler, Heun and LMS.
 
     With `karras` the network is told the point between two timesteps that has the level's sigma.
     """
@@ -80,11 +79,11 @@ def between(schedule, steps: int, karras: bool = False) -> list[Level]:
     return [*map(_level, timesteps, sigmas), FREE_OF_NOISE]
 
 
-def with_one_more(schedule, steps: int, karras: bool = False) -> list[Level]:
-    """Those of DPM-Solver++ and UniPC: in "linspace" and "leading" spacing the last timestep is left out.
+def dpm_solver_levels(schedule, steps: int, karras: bool = False) -> list[Level]:
+    """Those of DPM-Solver++ and UniPC: "linspace" and "leading" space one step more, and leave it out.
 
-    With `karras` from the schedule's largest sigma to its smallest; the network is told the nearest
-    timestep, as diffusers tells it.
+    With `karras` they go from the schedule's largest sigma to its smallest, and the network is told the
+    nearest timestep, as diffusers tells it.
     """
     timesteps, total = schedule.inference_timesteps(steps), len(schedule.sigmas)
     if schedule.config.timestep_spacing == "linspace":

@@ -10,18 +10,28 @@ from sd_tf.diffusion.arrays import operations
 
 
 class Prediction(NamedTuple):
-    """What a network says of noisy latents: both parts, each (batch, h, w, channels), unclipped."""
+    """What a network predicts from noisy latents.
+
+    Attributes:
+        x0, noise: the clean latents and the noise, each (batch, h, w, channels), not clipped.
+        variance_fraction: the learned variance of a DDPM step, likewise (batch, h, w, channels); None for a
+            network that does not learn it. 0 stands for the lower bound of the variance (beta tilde), 1 for
+            the upper one (beta), and between them its logarithm is linear (Nichol & Dhariwal 2021, equation
+            15). Both bounds depend on where the step ends, which only the sampler knows.
+    """
 
     x0: Any
     noise: Any
+    variance_fraction: Any = None
 
 
 def to_prediction(output, noisy, signal_rate, noise_rate, prediction_type) -> Prediction:
-    """What a network's output says of the clean latents and of the noise.
+    """Converts a network's output to clean latents and noise.
 
     Args:
         output: the network's, (batch, h, w, channels), meaning `prediction_type`; cast to the dtype of
-            `noisy`.
+            `noisy`. With twice the channels, the second half is the learned variance, of which -1 and 1 are
+            the bounds, as in diffusers' `variance_type="learned_range"`.
         noisy: x, (batch, h, w, channels), float32 where precision matters: at high noise epsilon is
             amplified by 1 / signal rate.
         signal_rate, noise_rate: of x, numbers or tensors that broadcast over it, as those of
@@ -31,12 +41,27 @@ def to_prediction(output, noisy, signal_rate, noise_rate, prediction_type) -> Pr
     Returns:
         A `Prediction` of the dtype of `noisy`, with signal rate * x0 + noise rate * noise = noisy.
     """
-    output = operations(noisy).cast(output, noisy.dtype)
+    output, variance = split_variance(operations(noisy).cast(output, noisy.dtype), noisy)
+    fraction = None if variance is None else (variance + 1) / 2
     if prediction_type == "epsilon":
-        return Prediction((noisy - noise_rate * output) / signal_rate, output)
+        return Prediction((noisy - noise_rate * output) / signal_rate, output, fraction)
     if prediction_type == "sample":
-        return Prediction(output, (noisy - signal_rate * output) / noise_rate)
-    return Prediction(signal_rate * noisy - noise_rate * output, signal_rate * output + noise_rate * noisy)
+        return Prediction(output, (noisy - signal_rate * output) / noise_rate, fraction)
+    x0 = signal_rate * noisy - noise_rate * output
+    return Prediction(x0, signal_rate * output + noise_rate * noisy, fraction)
+
+
+def split_variance(output, latents):
+    """A network's output, of as many channels as `latents`, and the learned variance, None if there is none.
+
+    Args:
+        output: (batch, h, w, channels), or twice the channels.
+        latents: (batch, h, w, channels).
+    """
+    if not len(latents.shape) or output.shape[-1] != 2 * latents.shape[-1]:
+        return output, None
+    mean, variance = operations(output).split(output, 2, axis=-1)
+    return mean, variance
 
 
 def training_target(latents, noise, t, schedule):
@@ -64,13 +89,13 @@ def training_target(latents, noise, t, schedule):
     return signal_rate * noise - noise_rate * latents
 
 
-def denoiser(network, schedule, context):
+def denoiser(network, schedule, condition):
     """The network as a function of noisy latents and their level, which is all a sampler sees.
 
     Args:
-        network: `network(latents, timesteps, context) -> output`, timesteps float32 (batch,).
+        network: `network(latents, timesteps, condition) -> output`, timesteps float32 (batch,).
         schedule: the `NoiseSchedule` that the network was trained on.
-        context: (batch, tokens, width), handed to the network as it is.
+        condition: a `Condition` of the batch, handed to the network as it is.
 
     Returns:
         `denoise(x, level) -> Prediction`, with x (batch, h, w, channels), and one `Level` for the whole
@@ -80,7 +105,7 @@ def denoiser(network, schedule, context):
     def denoise(x, level):
         ops = operations(x)
         timesteps = ops.broadcast_to(ops.cast(level.t, "float32"), (ops.shape(x)[0],))
-        output = network(x, timesteps, context)
+        output = network(x, timesteps, condition)
         return to_prediction(output, x, level.signal, level.noise, schedule.config.prediction_type)
 
     return denoise

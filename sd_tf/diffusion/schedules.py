@@ -84,17 +84,18 @@ class NoiseSchedule:
         config: the schedule, in the names of diffusers' `scheduler_config.json`.
 
     Attributes:
-        config: as given.
+        config: the configuration.
         alphas_cumprod: numpy float64, (num_train_timesteps,), descending, in (0, 1); the share of
             the variance of x_t that is signal. The last is 0 where `rescale_betas_zero_snr`.
-        sigmas: likewise, ascending: noise beside a signal of 1, finite where there is no signal too.
-        final_level: the `Level` at which DDIM ends: free of noise where `set_alpha_to_one`, otherwise
-            that of timestep 0.
+        sigmas: likewise, ascending: the noise relative to the signal. It is finite even where there is no
+            signal.
+        final_level: the `Level` at which DDIM ends: free of noise if `set_alpha_to_one`, otherwise that of
+            timestep 0.
 
     Raises:
-        InputError: for an unknown `beta_schedule`, `timestep_spacing` or `prediction_type`, no or too
-            many timesteps, a beta that is no share of a variance, `clip_sample`, or
-            `rescale_betas_zero_snr` with epsilon prediction or where no signal is lost.
+        InputError: `beta_schedule`, `timestep_spacing` or `prediction_type` is unknown, there are no or too
+            many timesteps, a beta is outside (0, 1), or `rescale_betas_zero_snr` comes with epsilon
+            prediction or where no signal is lost.
 
     Reference: Ho et al. 2020 (DDPM), equation 4; spacings as in table 2 of Lin et al. 2023, "Common
     Diffusion Noise Schedules and Sample Steps are Flawed", and diffusers' `DDIMScheduler`.
@@ -111,10 +112,6 @@ class NoiseSchedule:
             raise InputError(
                 f"num_train_timesteps is {config.num_train_timesteps}: "
                 f"give at least 1 and at most {MOST_TIMESTEPS}."
-            )
-        if config.clip_sample:
-            raise InputError(
-                "clip_sample is true, but latents, unlike pixels, have no range to clip to: set it to false."
             )
         if not 0 <= config.steps_offset < config.num_train_timesteps:
             raise InputError(
@@ -145,7 +142,7 @@ class NoiseSchedule:
         self.final_level = FREE_OF_NOISE if config.set_alpha_to_one else self.level(0)
 
     def spaced(self, timestep_spacing: str) -> "NoiseSchedule":
-        """The same schedule, of which sampling visits other timesteps.
+        """The same schedule with another spacing of the timesteps that sampling visits.
 
         Raises:
             InputError: there is no such spacing.

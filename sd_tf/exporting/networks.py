@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from sd_tf.errors import InputError
 from sd_tf.exporting import draw
-from sd_tf.latent.model import PICTURE_NOISE
+from sd_tf.generation.request import PICTURE_NOISE
 
 FILES = {"encode": "text_encoder", "denoise": "unet", "decode": "decoder"}
 LITERT = ("float16", "int8")

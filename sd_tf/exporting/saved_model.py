@@ -5,7 +5,7 @@ import tensorflow as tf
 from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.exporting.prompts import GraphTokenizer
 from sd_tf.exporting.sampling import inference_timesteps, normals, rates
-from sd_tf.latent.model import PICTURE_NOISE
+from sd_tf.generation.request import PICTURE_NOISE
 from sd_tf.text.prompts import MOST_PARTS
 
 

@@ -2,8 +2,8 @@
 
     W = W0 + sum over adaptations of weight * scale * up @ down
 
-An adapted kernel holds the sum, so that drawing takes no longer than without, on any engine. What the kernels
-were is kept beside: with weights of 0 the model is what it was, to the bit.
+An adapted kernel holds the sum, so that drawing takes no longer than without, on any engine. The original
+kernels are kept in memory: weight 0 restores them exactly.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from sd_tf.checkpoints.names import from_torch, key_of, torch_shape
 from sd_tf.errors import InputError, shown, unknown
 
 
@@ -43,13 +44,11 @@ class Adaptations:
 
     Args:
         networks: "unet" and "text_encoder" -> Keras model.
-        names: `checkpoints.names`, which says what a kernel is called and how it lies in PyTorch.
     """
 
-    def __init__(self, networks, names):
-        self._names = names
+    def __init__(self, networks):
         self._kernels = {
-            f"{name}.{names.key_of(variable).removesuffix('.weight')}": variable
+            f"{name}.{key_of(variable).removesuffix('.weight')}": variable
             for name, network in networks.items()
             for variable in network.variables
             if variable.path.endswith("/kernel")
@@ -63,7 +62,7 @@ class Adaptations:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """Of its kernel, with PyTorch's order of axes."""
-        return self._names.torch_shape(self._kernels[module])
+        return torch_shape(self._kernels[module])
 
     @property
     def weights(self) -> dict[str, float]:
@@ -152,9 +151,7 @@ class Adaptations:
             if isinstance(total, float):
                 kernel.assign(before)
             else:
-                kernel.assign(
-                    before + self._names.from_torch(kernel, total.reshape(self._names.torch_shape(kernel)))
-                )
+                kernel.assign(before + from_torch(kernel, total.reshape(torch_shape(kernel))))
 
 
 def _check_weight(name, weight):

@@ -1,23 +1,24 @@
-"""CLIP guidance (GLIDE, Nichol et al. 2021, section 2.3): pictures that a CLIP finds like their prompts.
+"""CLIP guidance (GLIDE, Nichol et al. 2021, section 2.3): a CLIP makes pictures more like their prompts.
 
-GLIDE's CLIP has learned noised pictures. Plain ones are shown what the UNet thinks the picture will be, as
-in Crowson's notebooks and diffusers' `clip_guided_stable_diffusion`: the gradient goes through the CLIP's
-image tower, the decoder and the UNet.
+GLIDE's CLIP was trained on noised pictures. An ordinary CLIP sees the decoded x0 instead, as in Crowson's
+notebooks and diffusers' `clip_guided_stable_diffusion`. The gradient goes through the CLIP's image tower, the
+decoder and the UNet.
 """
 
 from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.errors import naming
-from sd_tf.generation.loop import check_number
+from sd_tf.generation.checks import check_number
 from sd_tf.text.prompts import parts_of
 
 
 class CLIPGuidance:
-    """A CLIP that guides drawing: `model.generate(prompt, clip_guidance=CLIPGuidance("clip-mini"))`.
+    """A CLIP that guides sampling: `model.generate(prompt, clip_guidance=CLIPGuidance("clip-mini"))`.
+
+    A step takes three to four times as long with it.
 
     Args:
         clip: a bundled name, a folder of transformers' `CLIPModel`, or a hub id.
-        scale: of its logit's gradient: 1 takes the logit for the logarithm of a probability. A step takes
-            three times as long with it, or four.
+        scale: multiplies the gradient of the CLIP's logit; with 1 the logit is treated as a log probability.
 
     Raises:
         InputError: there is no such CLIP, or `scale` is no number from 0 to 1000.
@@ -32,22 +33,18 @@ class CLIPGuidance:
         self.tokenizer = load_tokenizer(clip, self.clip.text_config.max_position_embeddings)
         with naming(clip):
             self.tokenizer.check_fits(self.clip.text_config)
-        self._gradient = (
-            None,
-            None,
-            None,
-        )  # a model's networks, the shape of its latents, `_logits_gradient`
+        self._gradient = (None, None, None)  # networks, the shape of latents, `_logits_gradient` of them
 
     def gradients(self, model, prompts):
-        """What `sd_tf.diffusion.guidance.by_gradient` asks for.
+        """The gradients that `sd_tf.diffusion.guidance.classifier_guidance` takes.
 
         Args:
             model: a `LatentDiffusion`.
             prompts: one for each picture.
 
         Returns:
-            `of(places, context)` -> `gradient(x, level)` of the logits of the pictures at these places,
-            whose context the UNet is given.
+            `of(places, context)` -> `gradient(x, level)`: for the pictures at these places, with the context
+            float32 (n, tokens, width) that the UNet is given, the gradient of their logits by x, like x.
         """
         import tensorflow as tf
 
@@ -68,7 +65,7 @@ class CLIPGuidance:
         return of
 
     def _gradient_for(self, model, shape):
-        """`_logits_gradient` of a model's latents of this shape, kept for the next batch of them."""
+        """`_logits_gradient` for a model and latents of this shape, kept for the next batch."""
         parts = (model.unet, model.autoencoder, model.schedule.config.prediction_type)
         if self._gradient[:2] != (parts, shape):
             self._gradient = parts, shape, _logits_gradient(self.clip, *parts)
@@ -76,7 +73,7 @@ class CLIPGuidance:
 
 
 def _logits_gradient(clip, unet, autoencoder, prediction_type):
-    """`gradient(x, timesteps, signal, noise, context, texts)` of the logits that what x will be is given."""
+    """`gradient(x, timesteps, signal, noise, context, texts)`: that of the logits of the decoded x0, by x."""
     import tensorflow as tf
 
     sharpness = tf.exp(tf.cast(clip.logit_scale, "float32"))

@@ -1,35 +1,37 @@
-"""Initial noise optimisation (InitNO; Guo et al. 2024): noise in which the UNet sees all that a prompt names.
+"""Initial noise optimisation (InitNO; Guo et al. 2024): noise in which the UNet attends to every word.
 
-Before anything is drawn, the UNet looks at the noise once. Where it attends to a word nowhere, or to two
-words in the same place, the picture will lack one of them. The mean and deviation of the noise are moved
-until it attends to each, and are held near those of a standard normal.
+Before sampling, the attention maps of one UNet call on the noise are read. If the UNet attends to a word
+nowhere, or to two words in the same place, the picture will lack one of them. The mean and the deviation of
+the noise are optimised until every word is attended to. A KL term keeps them near a standard normal's.
 """
 
 import numpy as np
 
 from sd_tf.errors import InputError, shown
-from sd_tf.generation.loop import check_number, check_whole
+from sd_tf.generation.checks import check_number, check_whole
 from sd_tf.nn.attention import recorded_attention
 from sd_tf.seeding import normals
 from sd_tf.text.prompts import MOST_PARTS, parts_of
 
-FINEST = 16  # positions along a side, or as many in all, of the attention maps that are read, as in the paper
-SHARPNESS = 100.0  # of a map's words against each other, as in Attend-and-Excite (Chefer et al. 2023)
+FINEST = 16  # the most positions along a side of the attention maps that are read, as in the paper
+SHARPNESS = (
+    100.0  # multiplies a map before the softmax over words, as in Attend-and-Excite (Chefer et al. 2023)
+)
 KL_WEIGHT = 500.0
 LEARNING_RATE = 1e-2
-SHORT = ("a", "an", "the", "of", "in", "on", "at", "and", "or", "with", "to", "by", "for")
-NOISE_OF_ROUNDS = -1  # names the stream of noise that is tried where a picture's own does not do
+STOP_WORDS = ("a", "an", "the", "of", "in", "on", "at", "and", "or", "with", "to", "by", "for")
+ROUNDS_NOISE = -1  # names the stream of random numbers that further rounds start from
 
 
 class InitialNoise:
-    """Chooses what pictures begin with: `model.generate(prompt, initial_noise=InitialNoise())`.
+    """Chooses the noise that pictures start from: `model.generate(prompt, initial_noise=InitialNoise())`.
 
     Args:
-        words: those of the prompt that must be seen; None for all but articles and prepositions.
-        steps: of Adam, in each round. A step takes as long as three or four of drawing.
-        rounds: how often new noise is tried where the words are not seen after all steps.
-        unseen: of a word, from 0 (attended to somewhere by all its might) to 1, the most that is accepted.
-        mixed: of two words' places, from 0 (apart) to 1 (the same), likewise.
+        words: the words of the prompt that must be attended to; None for all but articles and prepositions.
+        steps: of Adam, in each round. A step takes as long as three or four sampling steps.
+        rounds: how many times it starts from new noise, if words are still not attended to.
+        unseen: the largest acceptable 1 - (the maximum of a word's attention map), 0 to 1.
+        mixed: the largest acceptable overlap of two words' places, 0 (apart) to 1 (the same).
 
     Raises:
         InputError: one is out of range.
@@ -46,39 +48,39 @@ class InitialNoise:
         check_number("mixed", mixed, 0, 1)
         self.words = None if words is None else [word.lower() for word in words]
         self.steps, self.rounds, self.unseen, self.mixed = steps, rounds, unseen, mixed
-        self._look = (None, None, None)  # a UNet, the shape of its latents, and `_looking` of them
+        self._measure = (None, None, None)  # a UNet, the shape of its latents, `_attention_measure` of it
 
     def chosen(self, model, prompts, contexts, seeds, noise, level):
-        """Better noise.
+        """Optimises initial noise.
 
         Args:
             model: a `LatentDiffusion`.
             prompts: one for each picture.
-            contexts: what the UNet is given of each, float32 (n, tokens, width).
-            seeds: int (n,), of further noise.
-            noise: the pictures' own, standard normal (n, h, w, channels).
-            level: the `Level` that drawing begins with.
+            contexts: their states, float32 (n, tokens, width).
+            seeds: int (n,), from which further rounds draw noise.
+            noise: the initial noise, standard normal (n, h, w, channels).
+            level: the `Level` that sampling starts from.
 
         Returns:
-            Like `noise`: for each picture what was best of all that was tried.
+            Like `noise`: for each picture the best that was found.
         """
         import tensorflow as tf
 
         unet, shape = model.unet, noise.shape[1:]
-        if self._look[0] is not unet or self._look[1] != shape:
-            self._look = unet, shape, _looking(unet)
-        look = self._look[2]
+        if self._measure[0] is not unet or self._measure[1] != shape:
+            self._measure = unet, shape, _attention_measure(unet)
+        measure = self._measure[2]
         words, readable = self._places(model.tokenizer, prompts, contexts.shape[1])
         timesteps = np.full(len(noise), level.t, "float32")
         given = [tf.constant(each) for each in (timesteps, contexts, words, readable)]
         best, least = np.array(noise), np.full(len(noise), np.inf)
         for turn in range(self.rounds):
             if turn:
-                noise = normals((NOISE_OF_ROUNDS, turn), seeds, shape)
+                noise = normals((ROUNDS_NOISE, turn), seeds, shape)
             changes = np.zeros((2, *noise.shape), "float32")  # its mean, the logarithm of its deviation
             first, second = np.zeros_like(changes), np.zeros_like(changes)
             for step in range(1, self.steps + 1):
-                tried, unseen, mixed, gradient = look(noise, changes, *given)
+                tried, unseen, mixed, gradient = measure(noise, changes, *given)
                 missing = np.maximum(unseen - self.unseen, 0) + np.maximum(mixed - self.mixed, 0)
                 better = missing < least
                 best[better], least = tried.numpy()[better], np.where(better, missing, least)
@@ -92,11 +94,11 @@ class InitialNoise:
         return best
 
     def _places(self, tokenizer, prompts, length):
-        """Which tokens are of words that must be seen, and which are of words at all.
+        """Which tokens belong to words that must be attended to, and which to words at all.
 
         Returns:
-            float32 (n, words, tokens), a row of shares for each word and as many for every prompt, those
-            that are left 0; bool (n, tokens).
+            float32 (n, words, tokens): for each word equal weights of its tokens, which sum to 1, and rows of
+            zeros for prompts of fewer words; bool (n, tokens): the tokens of all words.
         """
         found = [self._words(tokenizer, prompt) for prompt in prompts]
         room, most = tokenizer.max_length - 2, max(1, *(len(words) for words, _ in found))
@@ -104,7 +106,7 @@ class InitialNoise:
         shares = np.zeros((len(prompts), most, length), "float32")
         readable = np.zeros((len(prompts), length), bool)
         for i, (words, number) in enumerate(found):
-            # Each part begins with a token that is of no word.
+            # Each part starts with a token that belongs to no word.
             where = [place + 1 + 2 * (place // room) for place in range(min(number, parts * room))]
             readable[i, where] = True
             for row, places in enumerate(words):
@@ -112,17 +114,19 @@ class InitialNoise:
         return shares, readable
 
     def _words(self, tokenizer, prompt):
-        """The places among a prompt's tokens of each word that must be seen, and the number of tokens."""
+        """The places, among a prompt's tokens, of each word to attend to; the number of tokens."""
         place, found = 0, {}
         for word in "".join(part.text for part in parts_of(prompt)).split():
             number, plain = len(tokenizer.ids(word)), word.strip(",.;:!?'\"()").lower()
-            wanted = plain not in SHORT if self.words is None else plain in self.words
+            wanted = plain not in STOP_WORDS if self.words is None else plain in self.words
             if plain and wanted:
                 found.setdefault(plain, range(place, place + number))
             place += number
         for word in self.words or ():
             if word not in found:
-                raise InputError(f"the prompt {shown(prompt)} lacks {word!r}, which initial_noise is to show")
+                raise InputError(
+                    f"the prompt {shown(prompt)} lacks {word!r}, a word of initial_noise: add it"
+                )
         most = MOST_PARTS * (tokenizer.max_length - 2)
         return [places for places in found.values() if places.stop <= most], place
 
@@ -131,14 +135,14 @@ def _is_word(word):
     return isinstance(word, str) and word.strip()
 
 
-def _looking(unet):
-    """`look(noise, changes, timesteps, contexts, words, readable)` -> noise that was tried, how much of its
-    words is unseen (n,), how much is mixed (n,), and the gradient of the loss by the changes."""
+def _attention_measure(unet):
+    """`measure(noise, changes, timesteps, contexts, words, readable)` -> (the changed noise, `unseen` of its
+    words (n,), `mixed` (n,), the gradient of the loss by the changes)."""
 
     import tensorflow as tf
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def look(noise, changes, timesteps, contexts, words, readable):
+    def measure(noise, changes, timesteps, contexts, words, readable):
         there = tf.reduce_any(words > 0, axis=2)
         with tf.GradientTape() as tape:
             tape.watch(changes)
@@ -151,15 +155,18 @@ def _looking(unet):
             mixed = _overlap(of_words, of_places, there)
             from_normal = mean**2 + tf.exp(2 * log_deviation) - 2 * log_deviation - 1
             kl = 0.5 * tf.reduce_mean(from_normal, axis=[1, 2, 3])
-            loss = tf.reduce_sum(unseen + mixed + KL_WEIGHT * kl)  # pictures know nothing of each other
+            loss = tf.reduce_sum(unseen + mixed + KL_WEIGHT * kl)  # a sum: pictures are independent
         return tried, unseen, mixed, tape.gradient(loss, changes)
 
-    return look
+    return measure
 
 
 def _maps(recorded, readable, words):
-    """Where words are attended to, (n, words, positions), and where each place attends to, (n, positions,
-    positions): means over the heads and layers of the finest resolution that is read."""
+    """Attention maps, means over the heads and layers of the finest resolution that is read.
+
+    Returns:
+        Of cross-attention (n, words, positions), and of self-attention (n, positions, positions).
+    """
     import tensorflow as tf
 
     numbers = {weights.shape[2] for weights in recorded.cross_attention}
@@ -176,7 +183,7 @@ def _maps(recorded, readable, words):
 
 
 def _overlap(of_words, of_places, there):
-    """How much the places that belong to different words' centres are the same, (n,): 0 to 1."""
+    """The mean overlap of the self-attention around the words' maxima, over pairs of words: (n,), 0 to 1."""
     import tensorflow as tf
 
     centres = tf.argmax(of_words, axis=2)

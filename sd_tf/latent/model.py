@@ -2,44 +2,33 @@
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sd_tf.diffusion.editing import between_noises, ddim_inversion, noised, part_of_the_way
+from sd_tf.diffusion.conditions import Condition
+from sd_tf.diffusion.editing import ddim_inversion
 from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.diffusion.predictions import denoiser
 from sd_tf.errors import InputError
+from sd_tf.generation.checks import check_number, check_text, check_whole
 from sd_tf.generation.engines import Engines
-from sd_tf.generation.loop import (
-    MOST_PICTURES,
-    Settings,
-    batches,
-    check_number,
-    check_text,
-    check_whole,
-    checked_image,
-    checked_mask,
-    draw,
-    free_latents,
-    to_uint8,
-)
+from sd_tf.generation.pictures import checked_image, to_uint8
+from sd_tf.generation.request import LARGEST_BATCH, Interpolation, Request
+from sd_tf.generation.settings import Settings
 from sd_tf.graphs import compiled
 from sd_tf.latent.adaptations import Adaptations
+from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
 from sd_tf.latent.options import LatentOptions
-from sd_tf.seeding import normals
 from sd_tf.text.new_words import with_word
-from sd_tf.text.prompts import encoded
+from sd_tf.text.prompts import encode_prompts
 
-LARGEST_SEED = 2**32 - 1
-LARGEST_IMAGE = 512**2  # pixels to begin with, for models that draw fewer than a quarter of that
-PICTURE_NOISE = 1  # names the stream of random numbers that `generate` draws from
+LARGEST_IMAGE = 512**2  # pixels of a given picture, for models that draw fewer than a quarter of that
 
 
 class Unread(NamedTuple):
-    """A network that nobody has asked for yet: its configuration, and what reads it."""
+    """A network that is read when it is first used: its configuration, and the function that reads it."""
 
     config: Any
     read: Callable
@@ -55,7 +44,7 @@ class LatentDiffusion:
         tokenizer: its `Tokenizer`.
         schedule: the `NoiseSchedule` that the UNet was, or will be, trained on.
 
-    Each network may be `Unread`: then it is read when it is first asked for.
+    Each network may be `Unread`: then it is read when it is first used.
 
     Attributes:
         dtype: the Keras precision policy that networks are made with, None for Keras' own.
@@ -98,6 +87,10 @@ class LatentDiffusion:
                 f"the autoencoder reads and draws pictures of {channels[0]} and {channels[1]} channels: only "
                 "those of 3, red, green and blue, are supported"
             )
+        if schedule.config.clip_sample:
+            raise InputError(
+                "clip_sample is true, but latents, unlike pixels, have no range to clip to: set it to false"
+            )
         tokenizer.check_fits(text_encoder.config)
         self._parts = {"autoencoder": autoencoder, "unet": unet, "text_encoder": text_encoder}
         self.tokenizer, self.schedule = tokenizer, schedule
@@ -113,7 +106,7 @@ class LatentDiffusion:
     def _network(self, name):
         if isinstance(self._parts[name], Unread):
             self._parts[name] = self._parts[name].read()
-            self.engines.forget_kept()  # whoever asks for a network may change it
+            self.engines.forget_kept()  # the caller may change the network
         return self._parts[name]
 
     def put(self, **networks):
@@ -179,7 +172,7 @@ class LatentDiffusion:
     def _functions(self):
         """What the engines run: see `Engines`."""
         unet, autoencoder, text_encoder = self.unet, self.autoencoder, self.text_encoder
-        latents = ((None, *self._latent_shape), "float32")
+        latents = ((None, *self.latent_shape), "float32")
         context = ((None, None, self._unet_config.cross_attention_dim), "float32")
         token_ids = ((None, self.tokenizer.max_length), "int32")
 
@@ -193,16 +186,30 @@ class LatentDiffusion:
         }
 
     @property
-    def _latent_shape(self):
+    def latent_shape(self):
+        """Of the latents of one of the model's own pictures: (h, w, channels)."""
         return (*self._unet_config.latent_size, self._unet_config.in_channels)
 
+    @property
+    def text_config(self):
+        """The `CLIPTextConfig` of the text tower."""
+        return self._parts["text_encoder"].config
+
     def encode_prompts(self, prompts):
-        """Prompts (n strings) -> context, float32 (n, tokens, width)."""
-        return np.asarray(self.engines["tensorflow"].encode(self.tokenizer(prompts)), "float32")
+        """Prompts (n strings), without weights, to context, float32 (n, tokens, width)."""
+        ids = self.tokenizer(prompts)
+        return np.asarray(self.engines["tensorflow"].encode(ids), "float32")
 
     def loss(self, latents, context, timesteps, noise, min_snr_gamma=None):
-        """The training loss of each example, float32 (batch,); see `sd_tf.diffusion.losses`."""
-        return diffusion_loss(self.unet, latents, context, timesteps, noise, self.schedule, min_snr_gamma)
+        """The training loss of each example, float32 (batch,).
+
+        Args:
+            latents: clean ones, scaled, float (batch, h, w, channels).
+            context: the captions' states, float (batch, tokens, width).
+            timesteps, noise, min_snr_gamma: see `sd_tf.diffusion.losses.diffusion_loss`.
+        """
+        condition, network = Condition(context), by_context(self.unet)
+        return diffusion_loss(network, latents, condition, timesteps, noise, self.schedule, min_snr_gamma)
 
     def generate(
         self,
@@ -229,42 +236,39 @@ class LatentDiffusion:
         callback=None,
         progress=True,
     ):
-        """Draws pictures from text, or anew what there is of one.
+        """Draws pictures from text, or changes a given picture.
 
-        Picture j of a prompt depends on the prompt, the settings and `seed + j` alone: it is the same
-        (up to rounding, at most 1 of 255) drawn alone with that seed, beside other prompts or in
-        another batch size.
+        Picture j of a prompt depends on the prompt, the settings and `seed + j` alone. It is the same (up to
+        rounding, at most 1 of 255) drawn alone with that seed, beside other prompts or in another batch size.
 
         Args:
-            prompt: a string or a list of strings. "(red:1.3)" makes words weigh more; what is longer than
+            prompt: a string or a list of strings. "(red:1.3)" gives words more weight. A prompt longer than
                 the text tower is read in parts (`sd_tf.text.prompts`).
             num_images: pictures for each prompt.
             steps: sampling steps, 1 to the schedule's number of timesteps.
             guidance_scale: 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
-            guidance_interval: the part of the steps that is guided, as shares of all of them, those that
-                `strength` leaves out included: (0.2, 0.8) leaves the first and the last fifth to the prompt
-                alone, which keeps more variety at a high scale, and takes less time (Kynkaanniemi et al.
-                2024).
-            guidance_rescale: 0 to 1, how much of what a high scale adds to the contrast is taken back (Lin et
-                al. 2023).
+            guidance_interval: (start, stop), the part of the steps that is guided, as shares of all steps,
+                including those that `strength` leaves out. (0.2, 0.8) leaves the first and the last fifth
+                unguided, which keeps more variety at a high scale and is faster (Kynkaanniemi et al. 2024).
+            guidance_rescale: 0 to 1, how far to undo the contrast that a high scale adds (Lin et al. 2023).
             seed: of the first picture of each prompt; 0 to 2**32 - 1.
-            negative_prompt: what to lean away from: a string for all, or one for each prompt.
+            negative_prompt: what to avoid: a string for all prompts, or a list with one for each.
             sampler: a name of `sd_tf.diffusion.samplers.SAMPLERS`: "ddim", "ddpm", "pndm", "euler",
                 "euler_ancestral", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde" or "unipc".
             timestep_spacing: "leading", "trailing" or "linspace", in place of the model's own.
-            karras: spreads the steps as Karras et al. 2022 do, which "ddim", "ddpm" and "pndm" cannot.
-            eta: 0 to 1, the share of fresh noise in each step of DDIM.
-            batch_size: pictures drawn at once; it bounds memory.
-            latents: the noise that pictures begin with, float (prompts x num_images, h, w, latent
-                channels), standard normal, in place of the seeds'; it sets the pictures' size.
-            image: a picture to begin with, uint8 (height, width, 3), or one for each prompt; it sets the
-                pictures' size. It is encoded, noised and drawn on (SDEdit, Meng et al. 2022).
-            strength: 0 to 1, the share of the steps that are taken then: how much of it may change. With 1
-                and a mask nothing of what was below it is left to begin with.
-            mask: where `image` may change, (height, width), or one for each prompt: bool, uint8 of 0 and
-                255 or float of 0 and 1. The other pixels stay to the bit.
+            karras: spaces the steps as Karras et al. 2022, which "ddim", "ddpm" and "pndm" cannot.
+            eta: 0 to 1, the fresh noise in each step of DDIM, as a share of DDPM's.
+            batch_size: the most pictures, and rows of text, that are computed at once; it bounds memory.
+            latents: the noise to start from, in place of the seeds': standard normal, float (prompts x
+                num_images, h, w, latent channels). It sets the size of the pictures.
+            image: a picture to start from (SDEdit, Meng et al. 2022), uint8 (height, width, 3), or one for
+                each prompt. It sets the size of the pictures.
+            strength: 0 to 1, how much of `image` may change: the share of the steps that are taken. With 1
+                and a mask, nothing of what was below the mask remains.
+            mask: where `image` may change, (height, width), or one for each prompt: bool, uint8 of 0 and 255
+                or float of 0 and 1. Pixels outside stay exactly as they are.
             clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, whose gradient is followed as well.
-            initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, which chooses what they begin with.
+            initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, which chooses the noise to start from.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO where it is installed and the model fits it. Pictures of the
                 two differ by at most 2 of 255.
@@ -278,16 +282,10 @@ class LatentDiffusion:
             InputError: an argument is of the wrong type or out of range.
 
         Warns:
-            UserWarning: a prompt is longer than eight times the text tower, has weights that are taken as
+            UserWarning: a prompt is longer than eight times the text tower, has weights that are read as
                 text, or no Latin letter; `strength` is less than a step.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        _check_prompts(prompts)
-        check_whole("num_images", num_images, 1, MOST_PICTURES)
-        check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
-        check_number("strength", strength, 0, 1)
-        _check_has("clip_guidance", clip_guidance, "gradients", "CLIPGuidance")
-        _check_has("initial_noise", initial_noise, "chosen", "InitialNoise")
+        request = Request(prompt, negative_prompt, num_images, seed, batch_size)
         settings = Settings(
             steps,
             guidance_scale,
@@ -297,157 +295,64 @@ class LatentDiffusion:
             timestep_spacing,
             karras,
             eta,
-            batch_size,
         )
-        levels, number = settings.levels(self.schedule), len(prompts) * num_images
-        negatives = _negatives(negative_prompt, len(prompts))
-        shape, keep = self._latent_shape, None
-        if latents is not None:
-            latents = self._checked_latents(latents, number)
-            shape = latents.shape[1:]
-        if mask is not None and image is None:
-            raise InputError("mask is of a picture: give image as well")
-        if image is not None:
-            image = checked_image(image, len(prompts), self._multiple, self._most_pixels)
-            mask = None if mask is None else checked_mask(mask, image, len(prompts))
-            known = self.encode_images(image)
-            if latents is not None and shape != known.shape[1:]:
-                raise InputError(
-                    f"latents are {shape[:2]}, those of the picture {known.shape[1:3]}: give one of the two"
-                )
-            shape, levels = known.shape[1:], part_of_the_way(levels, strength)
-            known = _for_each(known, len(prompts), num_images)
-            if strength > 0 and len(levels) == 1:
-                warnings.warn(
-                    f"strength {strength:g} of {steps} steps is less than one: the picture stays as it is",
-                    stacklevel=2,
-                )
-        if mask is not None:
-            free = free_latents(mask, image.shape[1] // shape[0])
-            keep = known, _for_each(free, len(prompts), num_images)
-
-        networks = self._engine_for(engine, shape)
-        pairs = list(zip(negatives, prompts, strict=True))
-        contexts = [
-            pair for pair in encoded(pairs, self.tokenizer, networks.encode) for _ in range(num_images)
-        ]
-        seeds = seed + np.tile(np.arange(num_images), len(prompts))
-        if initial_noise is not None:
-            if image is not None:
-                raise InputError("initial_noise chooses what pictures begin with: leave it out, or image")
-            latents = _noise(seeds, 0, shape) if latents is None else latents
-            for places in batches([context.shape[1] for context in contexts], batch_size):
-                latents[places] = initial_noise.chosen(
-                    self,
-                    [prompts[place // num_images] for place in places],
-                    np.stack([contexts[place][1] for place in places]),
-                    seeds[places],
-                    latents[places],
-                    levels[0],
-                )
-
-        def begin(places):
-            noise = _noise(seeds[places], 0, shape) if latents is None else latents[places]
-            if image is None:
-                return noise
-            if len(levels) == 1:
-                return known[places]
-            begins = noised(known[places], noise, levels[0])
-            return np.where(keep[1][places], noise, begins) if keep is not None and strength == 1 else begins
-
-        judge = None
-        if clip_guidance is not None:
-            of_pictures = [prompt for prompt in prompts for _ in range(num_images)]
-            judge = clip_guidance.scale, clip_guidance.gradients(self, of_pictures)
-        drawn = draw(
-            networks,
-            self.schedule,
+        check_number("strength", strength, 0, 1)
+        return draw_request(
+            self,
+            request,
             settings,
-            contexts,
-            begin,
-            lambda places, step: _noise(seeds[places], step + 1, shape),
-            levels,
-            keep,
-            judge,
+            latents,
+            image,
+            strength,
+            mask,
+            clip_guidance,
+            initial_noise,
+            engine,
             callback,
             progress,
         )
-        if mask is None:
-            return drawn
-        image, mask = (_for_each(each, len(prompts), num_images) for each in (image, mask))
-        return np.where(mask, drawn, image)
 
     def interpolate(
-        self, prompts, frames=8, seeds=0, negative_prompt="", engine="auto", progress=True, **settings
+        self,
+        prompts,
+        frames=8,
+        seeds=0,
+        negative_prompt="",
+        engine="auto",
+        progress=True,
+        batch_size=64,
+        **settings,
     ):
-        """Draws pictures on the way from prompt to prompt, from seed to seed, or both.
+        """Draws pictures between prompts, between seeds, or both.
 
-        Contexts are mixed in proportion, noise on the arc between two (spherically).
+        Between two prompts, contexts are interpolated linearly; between two seeds, noise spherically.
 
         Args:
-            prompts: a string or a list of them.
-            frames: pictures, the first and the last those of the first and the last prompt and seed.
-            seeds: one, or a list; of lists, as many as prompts, or prompts are one.
-            negative_prompt: of all.
-            settings: others of `generate`, of `Settings`.
+            prompts: a string or a list of strings.
+            frames: pictures. The first and the last are those of the first and the last prompt and seed.
+            seeds: a number or a list of numbers. Of prompts and seeds give equally many, or one of either.
+            negative_prompt: a string, for all.
+            engine, progress, batch_size: as in `generate`.
+            settings: others of `generate` that `sd_tf.generation.settings.Settings` lists.
 
         Returns:
             uint8 (frames, height, width, 3).
 
         Raises:
-            InputError: there is nothing to go between, or an argument is out of range.
+            InputError: there is nothing to interpolate, or an argument is out of range.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        _check_prompts(prompts)
-        seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
-        stops = max(len(prompts), len(seeds))
-        if stops < 2 or len(prompts) not in (1, stops) or len(seeds) not in (1, stops):
-            raise InputError(
-                f"{len(prompts)} prompts and {len(seeds)} seeds: give two or more of one of them, and as "
-                "many or one of the other"
-            )
-        check_whole("frames", frames, 2, MOST_PICTURES)
-        for seed in seeds:
-            check_whole("seeds", seed, 0, LARGEST_SEED)
-        settings = Settings(**settings)
-        levels, shape = settings.levels(self.schedule), self._latent_shape
-        networks = self._engine_for(engine, shape)
-        [texts] = encoded([[*_negatives(negative_prompt, 1), *prompts]], self.tokenizer, networks.encode)
-        negative, texts = texts[0], _for_each(texts[1:], stops, 1)
-        positions = np.linspace(0, stops - 1, frames)
-        where = [(first := min(int(position), stops - 2), float(position - first)) for position in positions]
-
-        def noise(places, draw):
-            stops_own = _for_each(_noise(np.array(seeds), draw, shape), stops, 1)
-            mixed = [
-                between_noises(*stops_own[first : first + 2], share)
-                for first, share in (where[i] for i in places)
-            ]
-            return np.stack(mixed).astype("float32")
-
-        return draw(
-            networks,
-            self.schedule,
-            settings,
-            [
-                np.stack([negative, (1 - share) * texts[first] + share * texts[first + 1]])
-                for first, share in where
-            ],
-            lambda places: noise(places, 0),
-            lambda places, step: noise(places, step + 1),
-            levels,
-            progress=progress,
-        )
+        interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size)
+        return draw_interpolation(self, interpolation, Settings(**settings), engine, progress)
 
     def encode_images(self, images):
-        """uint8 pictures (n, height, width, 3) -> means of their latents, float32 (n, h, w, channels)."""
+        """Encodes uint8 pictures (n, height, width, 3) to means of their latents, float32 (n, h, w, c)."""
         images = np.asarray(images, "float32") / 127.5 - 1.0
         parts = [self._encode_images(images[i : i + 64])[0] for i in range(0, len(images), 64)]
         return np.concatenate([np.asarray(part) for part in parts])
 
     def decode_latents(self, latents, engine="auto"):
-        """Clean latents, float32 (n, h, w, channels) -> uint8 pictures (n, height, width, 3)."""
-        return to_uint8(np.asarray(self._engine_for(engine, latents.shape[1:]).decode(latents)))
+        """Decodes clean latents, float32 (n, h, w, c), to uint8 pictures (n, height, width, 3)."""
+        return to_uint8(np.asarray(self.engine_for(engine, latents.shape[1:]).decode(latents)))
 
     @functools.cached_property
     def _encode_images(self):
@@ -456,14 +361,15 @@ class LatentDiffusion:
     def invert(self, image, prompt="", steps=50, batch_size=64, engine="auto"):
         """The noise from which DDIM draws a picture again (Dhariwal & Nichol 2021): `latents` of `generate`.
 
-        `generate(prompt, latents=..., steps=steps, guidance_scale=1)` draws it about as it was, and another
-        prompt changes it.
+        `generate(prompt, latents=..., steps=steps, guidance_scale=1)` draws about the same picture again.
+        Another prompt changes it.
 
         Args:
             image: uint8 (height, width, 3), or several, (n, height, width, 3).
-            prompt: what it shows.
+            prompt: a string, what they show.
             steps: of DDIM.
-            batch_size: pictures at once; it bounds memory.
+            batch_size: the most pictures at once; it bounds memory.
+            engine: as in `generate`.
 
         Returns:
             float32 (n, h, w, latent channels).
@@ -471,52 +377,52 @@ class LatentDiffusion:
         Raises:
             InputError: an argument is of the wrong type or out of range.
         """
-        images = checked_image(
-            image, len(image) if np.ndim(image) == 4 else 1, self._multiple, self._most_pixels
-        )
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt is {prompt!r}: give a string, what the pictures show")
-        levels = Settings(steps, batch_size=batch_size).levels(self.schedule)
-        if self.schedule.config.prediction_type == "sample":  # whose noise is unknown where there is none
+        number = len(image) if np.ndim(image) == 4 else 1
+        images = checked_image(image, number, self.sides_multiple, self.most_pixels)
+        check_text("prompt", prompt)
+        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        levels = Settings(steps).levels(self.schedule)
+        if self.schedule.config.prediction_type == "sample":  # noise is unknown where there is none
             levels[-1] = self.schedule.level(0)
         latents = self.encode_images(images)
-        networks = self._engine_for(engine, latents.shape[1:])
-        [[context]] = encoded([[prompt]], self.tokenizer, networks.encode)
+        networks = self.engine_for(engine, latents.shape[1:])
+        [condition] = encode_prompts([[prompt]], text_encoder(self, networks), batch_size)
         found = []
         for first in range(0, len(latents), batch_size):
             some = latents[first : first + batch_size]
-            denoise = denoiser(networks.denoise, self.schedule, np.stack([context] * len(some)))
+            told = condition.repeat(len(some))
+            denoise = denoiser(by_context(networks.denoise), self.schedule, told)
             found.append(np.asarray(ddim_inversion(denoise, some, levels)))
         return np.concatenate(found)
 
     @property
-    def _most_pixels(self):
-        """Of a picture that is given: attention takes memory with the square of its pixels."""
-        height, width, _ = self._latent_shape
+    def most_pixels(self):
+        """The most pixels of a given picture: the memory of attention grows with their square."""
+        height, width, _ = self.latent_shape
         return max(LARGEST_IMAGE, 4 * height * width * self._parts["autoencoder"].config.downsampling ** 2)
 
     @property
-    def _multiple(self):
-        """Of which pictures' sides are multiples."""
+    def sides_multiple(self):
+        """The number of which both sides of a picture must be multiples."""
         levels = len(self._unet_config.block_out_channels) - 1
         return self._parts["autoencoder"].config.downsampling * 2**levels
 
-    def _engine_for(self, engine, shape):
-        """An engine for latents of a shape."""
-        if shape != self._latent_shape:  # OpenVINO's conversion is of one size
+    def engine_for(self, engine, shape):
+        """An `Engine` by its name, for latents of a shape (h, w, channels)."""
+        if shape != self.latent_shape:  # OpenVINO's conversion is for one size
             if engine == "openvino":
                 raise InputError(
-                    f"engine 'openvino' draws {self._latent_shape[:2]} latents only, these are {shape[:2]}: "
+                    f"engine 'openvino' draws {self.latent_shape[:2]} latents only, these are {shape[:2]}: "
                     "take 'tensorflow'"
                 )
             engine = "tensorflow" if engine == "auto" else engine
         return self.engines[engine]
 
     def warmup(self, num_images=1, guidance_scale=3.0, batch_size=64, engine="auto"):
-        """Compiles all that `generate` needs for so many pictures, so that the first are not slower.
+        """Compiles all that `generate` needs for this number of pictures, so that its first call is fast.
 
-        Networks are compiled once for each engine and, by OpenVINO, for each number of pictures. What it
-        converts and compiles is kept beside the model, or in the user's cache, for other processes.
+        Networks are compiled once for each engine and, with OpenVINO, for each number of pictures. What
+        OpenVINO converts is kept in the user's cache for other processes.
         """
         self.generate(
             "warm",
@@ -528,41 +434,27 @@ class LatentDiffusion:
             progress=False,
         )
 
-    def _checked_latents(self, latents, number):
-        latents, channels = np.asarray(latents), self._latent_shape[-1]
-        fits = latents.ndim == 4 and latents.shape[0] == number and latents.shape[3] == channels
-        if not fits or not min(latents.shape[1:3]):
-            raise InputError(
-                f"latents have the shape {latents.shape}: give ({number}, height, width, {channels}), "
-                "one for each picture"
-            )
-        if not np.issubdtype(latents.dtype, np.floating) or not np.isfinite(latents).all():
-            raise InputError(f"latents are {latents.dtype}, or not all finite: give standard normal noise")
-        return np.array(latents, "float32")  # a copy: those of the caller stay
-
     @functools.cached_property
     def adaptations(self) -> Adaptations:
-        """The LoRAs that have been loaded: their weights can be set, and they can be taken out or fused."""
-        import sd_tf.checkpoints.names as names
-
-        return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder}, names)
+        """The LoRAs that are loaded: their weights can be set, and they can be removed or fused."""
+        return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder})
 
     def load_lora(self, file, weight=1.0, name=None):
-        """Adds a low-rank adaptation (Hu et al. 2021) of the UNet and, where it has one, the text tower.
+        """Adds a LoRA (Hu et al. 2021) for the UNet and, if the file has one, the text tower.
 
-        `model.adaptations.weigh({name: 0.5})` sets its weight anew; with 0 the model is what it was, to the
-        bit. Several add up.
+        `model.adaptations.weigh({name: 0.5})` changes its weight; weight 0 restores the original exactly.
+        Several LoRAs add up.
 
         Args:
             file: a safetensors file of diffusers' or kohya's layout, or a folder with diffusers'
                 `pytorch_lora_weights.safetensors` or one of another name.
-            weight: how much of it; 1 is all.
-            name: of it from now on; None for the file's name without its suffix or, of a folder and of
-                diffusers' `pytorch_lora_weights.safetensors`, the folder's name.
+            weight: multiplies its change; 1 applies it as it was trained.
+            name: to call it by; None for the file's name without its suffix, or for the folder's name if it
+                is a folder or diffusers' `pytorch_lora_weights.safetensors`.
 
         Raises:
-            InputError: the file is damaged, no LoRA, or one for another architecture, or the name is that
-                of one before it. The model stays what it was.
+            InputError: the file is damaged, no LoRA, or one for another architecture, or the name is taken.
+                The model is not changed then.
         """
         from sd_tf.latent.lora_files import name_of, read_lora
 
@@ -570,16 +462,16 @@ class LatentDiffusion:
         self.adaptations.add(name_of(file) if name is None else name, changes, weight, file)
 
     def load_textual_inversion(self, file, token=None):
-        """Teaches the text tower a word that was learned elsewhere (textual inversion).
+        """Adds a word that was learned by textual inversion (Gal et al. 2023) to the text tower.
 
         Args:
-            file: a safetensors file as diffusers and web interfaces write it, of one vector, or a folder
+            file: a safetensors file with one vector, as diffusers and web interfaces write it, or a folder
                 with diffusers' `learned_embeds.safetensors`.
-            token: the word in prompts, in place of the file's own.
+            token: the word to use in prompts, in place of the file's own.
 
         Raises:
-            InputError: the file is damaged, of another width, or the word is known already. The model
-                stays what it was.
+            InputError: the file is damaged or of another width, the word is known already, or a LoRA is
+                loaded. The model is not changed then.
         """
         from sd_tf.latent.word_files import read_word
 
@@ -594,7 +486,7 @@ class LatentDiffusion:
         """
         if self.has_adaptations:
             raise InputError(
-                "the model has LoRAs, which know its text tower as it is: load words before them"
+                "the model has LoRAs, which are made for its text tower as it is: load words before them"
             )
         text_encoder, self.tokenizer = with_word(self.text_encoder, self.tokenizer, word, embedding)
         self.put(text_encoder=text_encoder)
@@ -657,57 +549,15 @@ class LatentDiffusion:
         print(summary_of(self))
 
     def save(self, folder, dtype="float32", max_shard_size="10GB"):
-        """Writes the folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
+        """Writes a folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
 
-        LoRAs that are loaded are written as part of the kernels, with the weights that they have.
+        LoRAs are written as part of the kernels, with their present weights.
 
         Args:
-            folder: made if it is not there; a model in it stays whole until the new one is.
-            dtype: of the files' tensors, "float32", "float16" or "bfloat16".
-            max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
+            folder: created if it does not exist. A model in it stays whole until the new one is complete.
+            dtype: of the tensors in the files, "float32", "float16" or "bfloat16".
+            max_shard_size: the most bytes of one file, a whole number or a text such as "5GB".
         """
-        from sd_tf.latent.folder import save
+        from sd_tf.latent.folder import save  # which imports this module
 
         save(self, folder, dtype, max_shard_size)
-
-
-def _noise(seeds, draw, shape):
-    """Standard normal latents, one for each seed; draw 0 begins a picture, draw k is step k's."""
-    return normals((PICTURE_NOISE, draw), seeds, shape)
-
-
-def _for_each(values, prompts, num_images):
-    """One value for all prompts, or one for each, as one for each picture."""
-    return np.repeat(np.broadcast_to(values, (prompts, *values.shape[1:])), num_images, axis=0)
-
-
-def _check_has(name, value, method, kind):
-    if value is not None and not hasattr(value, method):
-        raise InputError(f"{name} is {value!r}: give a `{kind}` of sd_tf.latent.{name}")
-
-
-def _negatives(negative_prompt, number):
-    negatives = [negative_prompt] * number if isinstance(negative_prompt, str) else negative_prompt
-    if not isinstance(negatives, (list, tuple)) or not all(isinstance(text, str) for text in negatives):
-        raise InputError(f"negative_prompt is {negative_prompt!r}: give a string or a list of strings")
-    for text in negatives:
-        check_text("negative prompt", text)
-    if len(negatives) != number:
-        raise InputError(f"{len(negatives)} negative prompts for {number} prompts: give one, or one for each")
-    return negatives
-
-
-def _check_prompts(prompts):
-    if not isinstance(prompts, (list, tuple)) or not prompts:
-        raise InputError(f"prompt is {prompts!r}: give a string or a list of strings")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt {prompt!r} is a {type(prompt).__name__}: give a string")
-        check_text("prompt", prompt)
-        if not prompt.strip():
-            raise InputError("the prompt is empty: say what to draw, such as 'a red dress'")
-        if not any("a" <= letter <= "z" for letter in prompt.lower()):
-            warnings.warn(
-                f"prompt {prompt!r} has no Latin letter: the text tower learned English captions",
-                stacklevel=3,
-            )

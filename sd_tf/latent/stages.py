@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream, to_uint8, to_unit
-from sd_tf.diffusion.guidance import drop_captions
+from sd_tf.diffusion.conditions import Condition, drop_captions
 from sd_tf.graphs import compiled
 from sd_tf.latent.folder import save_unet
 from sd_tf.seeding import normals, uniforms
@@ -214,7 +214,8 @@ class DiffusionStage(SinglePlayerStage):
         return batch["context"]
 
     def loss(self, batch):
-        context = drop_captions(self.context(batch), self.empty_context, batch["dropped"])
+        condition, empty = Condition(self.context(batch)), Condition(self.empty_context)
+        context = drop_captions(condition, empty, batch["dropped"]).context
         t = batch["timesteps"]
         loss = self.model.loss(batch["latents"], context, t, batch["noise"], self.min_snr_gamma)
         losses = {"loss": loss}

@@ -1,10 +1,10 @@
-"""Prompts as people type them: words that weigh more, and more words than a text tower reads at once.
+"""Prompts as people type them: weights for words, and more words than CLIP's text tower reads at once.
 
-"a (red:1.3) dress" gives the states of "red" 1.3 times their size; weights within others multiply, and a
-backslash makes a parenthesis one of the text. The states of a prompt with weights are then rescaled to
-the mean that they had, as the community's web interfaces do (diffusers' `lpw_stable_diffusion`).
+"a (red:1.3) dress" multiplies the states of "red" by 1.3. Weights inside each other multiply, and a backslash
+before a parenthesis makes it part of the text. The states of a prompt with weights are then rescaled to their
+former mean, as the community's web interfaces do (diffusers' `lpw_stable_diffusion`).
 
-A prompt longer than the tower is cut into parts of the tower's length, each of which it reads alone, and
+A prompt longer than the tower is cut into rows of the tower's length. The tower reads each row by itself, and
 the UNet attends to the states of all of them.
 """
 
@@ -15,27 +15,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sd_tf.diffusion.conditions import Condition
 from sd_tf.errors import InputError, shown
 
 # A backslash and what it protects; the end of a weighted part; a parenthesis; text.
 MARKS = re.compile(r"\\([()\\])|:\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*\)|([()])|[^\\:()]+|.", re.DOTALL)
 LARGEST_WEIGHT = 10.0
-MOST_PARTS = 8  # of the tower's length each
-LEAST_MEAN = 0.1  # of states with weights, as a share of the mean that they had: they are divided by it
+MOST_PARTS = 8  # rows of the tower's length
+LEAST_MEAN = 0.1  # the mean of weighted states as a share of the former one, by which they are divided
 
 
 class Part(NamedTuple):
-    """Some words of a prompt, and what they weigh."""
+    """Some words of a prompt, and their weight."""
 
     text: str
     weight: float
 
 
 def parts_of(prompt: str) -> list[Part]:
-    """The parts of a prompt that weigh the same.
+    """Cuts a prompt into parts of one weight each.
 
-    A parenthesis that closes without a weight is text. So is a whole prompt whose weights stand in
-    parentheses that do not match, with a warning.
+    Parentheses without a weight are text. A prompt with weights whose parentheses do not match is text as a
+    whole, with a warning.
 
     Raises:
         InputError: a weight above 10, or below -10.
@@ -50,19 +51,19 @@ def parts_of(prompt: str) -> list[Part]:
             _, *inside = opened.pop()
             opened[-1] += [Part(text, weight * own) for text, own in inside]
         elif weight is not None:
-            return _literally(prompt, f"{mark[0]!r} closes a parenthesis that is not open")
+            return _as_text(prompt, f"{mark[0]!r} closes a parenthesis that is not open")
         elif parenthesis == ")" and len(opened) > 1:
             inside = opened.pop()
             opened[-1] += [*inside, Part(")", 1.0)]
         else:
             opened[-1].append(Part(protected or mark[0], 1.0))
     if len(opened) > 1 and any(re.search(r":\s*[-+.\d]", part.text) for part in _joined(opened[-1])):
-        return _literally(prompt, "the parenthesis of a weight is not closed")
+        return _as_text(prompt, "the parenthesis of a weight is not closed")
     return _joined(part for parts in opened for part in parts)
 
 
-def _literally(prompt, reason):
-    warnings.warn(f"prompt {shown(prompt)} is taken as it stands: {reason}", stacklevel=2)
+def _as_text(prompt, reason):
+    warnings.warn(f"prompt {shown(prompt)} is read as text, without weights: {reason}", stacklevel=2)
     return [Part(prompt, 1.0)]
 
 
@@ -76,7 +77,7 @@ def _checked(weight, prompt):
 
 
 def _joined(parts):
-    """With neighbours of one weight in one."""
+    """The same parts, neighbours of equal weight merged."""
     found = []
     for text, weight in parts:
         if found and found[-1].weight == weight:
@@ -86,47 +87,57 @@ def _joined(parts):
     return found
 
 
-def encoded(groups, tokenizer, encode) -> list[np.ndarray]:
-    """What a UNet attends to.
+def encode_prompts(groups, encoder, batch_size: int) -> list[Condition]:
+    """Prompts with weights, of any length, to what a UNet attends to.
 
     Args:
-        groups: lists of prompts; those of one group are given the same number of tokens.
-        tokenizer: a `Tokenizer`.
-        encode: the text tower, token ids int32 (n, tokens) -> states (n, tokens, width).
+        groups: lists of prompts. All prompts of a group get the same number of tokens.
+        encoder: a `CLIPTextEncoder`.
+        batch_size: the most rows of `encoder.length` tokens that are encoded at once, which bounds memory.
 
     Returns:
-        For each group float32 (prompts of the group, tokens, width), tokens a multiple of the tower's.
+        For each group a `Condition` of its prompts: context float32 (prompts, tokens, width) and mask, tokens
+        being a multiple of `encoder.length`.
 
     Raises:
         InputError: a weight is too large, or weights cancel.
 
     Warns:
-        UserWarning: weights are taken as text, or a prompt is longer than eight towers.
+        UserWarning: weights are taken as text, or a prompt is longer than eight rows.
     """
-    room, rows, weights, numbers = tokenizer.max_length - 2, [], [], []
-    for prompts in groups:
-        read = [_read(prompt, tokenizer) for prompt in prompts]
-        number = max(1, *(math.ceil(len(ids) / room) for ids, _ in read))
-        numbers.append(number)
-        for ids, of_ids in read:
-            for first in range(0, number * room, room):
-                rows.append(tokenizer.row(ids[first : first + room]))
-                of_row = np.ones(tokenizer.max_length, "float32")
-                of_row[1 : 1 + len(of_ids[first : first + room])] = of_ids[first : first + room]
-                weights.append(of_row)
-    states, weights = np.asarray(encode(np.stack(rows)), "float32"), np.stack(weights)
-    found, first = [], 0
-    for prompts, number in zip(groups, numbers, strict=True):
-        end = first + len(prompts) * number
-        own = states[first:end].reshape(len(prompts), -1, states.shape[-1])
-        of_own = weights[first:end].reshape(len(prompts), -1)
-        found.append(np.stack([_weighed(*each) for each in zip(own, of_own, prompts, strict=True)]))
-        first = end
-    return found
+    found = [_group_rows(prompts, encoder.tokenizer) for prompts in groups]
+    ids, mask, weights = (np.concatenate(each) for each in zip(*found, strict=True))
+    starts = range(0, len(ids), batch_size)
+    chunks = [encoder.encode(ids[i : i + batch_size], mask[i : i + batch_size]).states for i in starts]
+    states = np.concatenate([np.asarray(chunk, "float32") for chunk in chunks])  # (rows, length, width)
+    conditions, first = [], 0
+    for prompts, (of_group, _, _) in zip(groups, found, strict=True):
+        rows = slice(first, first + len(of_group))
+        first = rows.stop
+        own = [each[rows].reshape(len(prompts), -1, *each.shape[2:]) for each in (states, weights, mask)]
+        context = np.stack([_weighted(*each) for each in zip(*own[:2], prompts, strict=True)])
+        conditions.append(Condition(context, own[2]))
+    return conditions
+
+
+def _group_rows(prompts, tokenizer):
+    """Rows of a group of prompts, equally many for each: (ids, mask, weights), each (rows, length)."""
+    room = tokenizer.max_length - 2  # beside the start and the end of a row
+    read = [_read(prompt, tokenizer) for prompt in prompts]
+    number = max(1, *(math.ceil(len(ids) / room) for ids, _ in read))
+    rows, lengths = [], []
+    weights = np.ones((len(prompts) * number, tokenizer.max_length), "float32")
+    for ids, of_ids in read:
+        for first in range(0, number * room, room):
+            own = ids[first : first + room]
+            weights[len(rows), 1 : 1 + len(own)] = of_ids[first : first + room]
+            rows.append(tokenizer.row(own))
+            lengths.append(len(own) + 2)
+    return np.stack(rows), np.arange(tokenizer.max_length) < np.array(lengths)[:, np.newaxis], weights
 
 
 def _read(prompt, tokenizer):
-    """Token ids of a prompt, and the weight of each."""
+    """The token ids of a prompt and the weight of each, cut to what is read."""
     parts = parts_of(prompt)
     ids = [tokenizer.ids(text) for text, _ in parts]
     weights = [weight for (_, weight), own in zip(parts, ids, strict=True) for _ in own]
@@ -139,13 +150,11 @@ def _read(prompt, tokenizer):
     return ids[:most], weights[:most]
 
 
-def _weighed(states, weights, prompt):
+def _weighted(states, weights, prompt):
     if (weights == 1).all():
         return states
-    weighed = states * weights[:, np.newaxis]
-    before, after = (float(each.mean(dtype="float64")) for each in (states, weighed))
+    weighted = states * weights[:, np.newaxis]
+    before, after = (float(each.mean(dtype="float64")) for each in (states, weighted))
     if not before or after / before < LEAST_MEAN:
-        raise InputError(
-            f"the weights in prompt {shown(prompt)} cancel: little is left of it, change one of them"
-        )
-    return weighed * np.float32(before / after)
+        raise InputError(f"the weights in prompt {shown(prompt)} cancel each other: change one of them")
+    return weighted * np.float32(before / after)

@@ -114,7 +114,7 @@ def test_bad_files_stop_and_requests_without_a_prompt(browser, page, tmp_path):
     tab = Tab(browser, page.address)
     tab.button("Draw").click()
     tab.until(lambda: "the prompt is empty" in tab.messages())
-    tab.tab.get_by_text("Begin with a picture").click()
+    tab.tab.get_by_text("Image-to-image and inpainting").click()
     upload = tab.tab.locator("input[type=file]").first
     upload.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
     tab.until(lambda: "the file cannot be read as a picture" in tab.messages())

@@ -48,7 +48,7 @@ def test_a_request_within_the_limits_is_passed_on_as_generate_takes_it():
         ("prompt", " ", "prompt is empty"),
         ("prompt", None, "the prompt is None: give a text"),
         ("prompt", ["a", "b"], "give a text"),
-        ("prompt", "x" * (LONGEST_PROMPT + 1), "2001 characters, of which 2000 are the most"),
+        ("prompt", "x" * (LONGEST_PROMPT + 1), "2001 characters: give 2000 or fewer"),
         ("prompt", "a \ud800 dress", "characters that no file can hold"),
         ("negative_prompt", 3, "the negative prompt is 3: give a text"),
         ("negative_prompt", "x" * (LONGEST_PROMPT + 1), "2001 characters"),
@@ -116,5 +116,5 @@ def test_files_that_are_no_pictures_are_refused_without_their_path(tmp_path):
         assert str(tmp_path) not in str(error.value)
     with pytest.raises(InputError, match="the mask cannot be read"):
         fitted_mask([tmp_path / "text.png"], (16, 16))
-    with pytest.raises(InputError, match="5 layers of strokes, of which 4 are the most"):
+    with pytest.raises(InputError, match="5 layers of strokes: send 4 or fewer"):
         fitted_mask(["none.png"] * 5, (16, 16))

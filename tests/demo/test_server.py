@@ -81,7 +81,7 @@ def test_what_is_over_the_limits_gets_one_clear_line(page):
         ({"karras": True}, "karras is true, but 'ddim' visits timesteps"),
         ({"karras": "yes"}, "karras is 'yes': give True or False"),
         ({"prompt": {"a": 1}}, "the prompt is {'a': 1}: give a text"),
-        ({"prompt": "x" * 2001}, "the prompt has 2001 characters, of which 2000 are the most"),
+        ({"prompt": "x" * 2001}, "the prompt has 2001 characters: give 2000 or fewer"),
         ({"prompt": "<i>(a:99)</i>"}, "prompt '&lt;i&gt;(a:99)&lt;/i&gt;' has the weight 99"),
         ({"prompt": "\ud800"}, "the prompt has characters that no file can hold"),
         ({"guidance_scale": float("nan")}, "guidance scale is nan: give a number"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sd_tf.diffusion.editing import between_noises, ddim_inversion, keeping, noised, part_of_the_way
+from sd_tf.diffusion.editing import ddim_inversion, inpainting, levels_for_strength, noised, slerp
 from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
@@ -34,7 +34,7 @@ def test_as_many_steps_are_taken_as_diffusers_takes(steps, strength):
     pipeline = diffusers.StableDiffusionImg2ImgPipeline
     _, number = pipeline.get_timesteps(SimpleNamespace(scheduler=scheduler), steps, strength, "cpu")
     levels = SAMPLERS["ddim"].levels(NoiseSchedule(ScheduleConfig()), steps)
-    part = part_of_the_way(levels, strength)
+    part = levels_for_strength(levels, strength)
     assert part == levels[-1 - number :]
 
 
@@ -46,8 +46,8 @@ def test_what_is_kept_comes_out_as_it_was_and_the_rest_as_if_alone(name, pair):
     levels = SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig(set_alpha_to_one=True)), 10)[4:]
     fresh = np.random.default_rng(1).standard_normal((10, *SHAPE), "float32")
     begun = noised(latents, noise, levels[0])
-    alone = SAMPLERS[name].walk(denoise, begun, levels, fresh.__getitem__)
-    kept = SAMPLERS[name].walk(keeping(denoise, latents, free), begun, levels, fresh.__getitem__)
+    alone = SAMPLERS[name].sample(denoise, begun, levels, fresh.__getitem__)
+    kept = SAMPLERS[name].sample(inpainting(denoise, latents, free), begun, levels, fresh.__getitem__)
     np.testing.assert_allclose(kept[:, 2:], latents[:, 2:], atol=1e-5)
     np.testing.assert_allclose(kept[:, :2], alone[:, :2], atol=1e-5)  # the network looks at each place alone
     assert np.abs(alone[:, 2:] - latents[:, 2:]).max() > 0.1
@@ -91,14 +91,14 @@ def test_drawing_from_an_inversion_comes_back_the_closer_the_more_steps_there_ar
     for steps in (25, 100, 400):
         levels = SAMPLERS["ddim"].levels(NoiseSchedule(ScheduleConfig()), steps)
         noise = ddim_inversion(denoise, pair[0].astype("float64"), levels)
-        errors.append(np.abs(SAMPLERS["ddim"].walk(denoise, noise, levels, None) - pair[0]).max())
+        errors.append(np.abs(SAMPLERS["ddim"].sample(denoise, noise, levels, None) - pair[0]).max())
     assert errors[2] < 0.02 and errors[0] > 2 * errors[1] > 4 * errors[2], errors
 
 
 def test_between_two_noises_deviation_stays_and_ends_are_the_two():
     first, second = np.random.default_rng(0).standard_normal((2, 64, 64, 4))
-    np.testing.assert_allclose(between_noises(first, second, 0.0), first, atol=1e-12)
-    np.testing.assert_allclose(between_noises(first, second, 1.0), second, atol=1e-12)
+    np.testing.assert_allclose(slerp(first, second, 0.0), first, atol=1e-12)
+    np.testing.assert_allclose(slerp(first, second, 1.0), second, atol=1e-12)
     for share in (0.25, 0.5, 0.75):
-        assert between_noises(first, second, share).std() == pytest.approx(1, abs=0.02)
-    np.testing.assert_allclose(between_noises(first, first, 0.3), first, atol=1e-12)
+        assert slerp(first, second, share).std() == pytest.approx(1, abs=0.02)
+    np.testing.assert_allclose(slerp(first, first, 0.3), first, atol=1e-12)

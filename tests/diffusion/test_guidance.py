@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sd_tf.diffusion.guidance import by_gradient, classifier_free, drop_captions, guided_part, turning
-from sd_tf.diffusion.levels import Level, visited
+from sd_tf.diffusion.conditions import Condition
+from sd_tf.diffusion.guidance import (
+    classifier_free_guidance,
+    classifier_guidance,
+    levels_in_interval,
+    with_restarts,
+)
+from sd_tf.diffusion.levels import Level, ddim_levels
 from sd_tf.diffusion.predictions import Prediction, denoiser
 from sd_tf.diffusion.samplers import ddim
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
@@ -21,7 +27,8 @@ class CountedNetwork:
     def __init__(self, dtype="float32"):
         self.batches, self.dtype = [], dtype
 
-    def __call__(self, latents, timesteps, context):
+    def __call__(self, latents, timesteps, condition):
+        context = condition.context
         self.batches.append(int(latents.shape[0]))
         assert latents.shape[0] == timesteps.shape[0] == context.shape[0]
         caption = tf.reduce_mean(context, axis=(1, 2))[:, None, None, None]
@@ -31,10 +38,11 @@ class CountedNetwork:
 
 @pytest.fixture
 def parts():
-    """Noisy latents (2, 3, 3, 2), the context of two captions and that of two negative ones, (2, 4, 5)."""
+    """Noisy latents (2, 3, 3, 2), the conditions of two captions and of two negative ones, (2, 4, 5)."""
     rng = np.random.default_rng(0)
     shapes = (2, 3, 3, 2), (2, 4, 5), (2, 4, 5)
-    return [tf.constant(rng.normal(size=shape), "float32") for shape in shapes]
+    x, *contexts = [tf.constant(rng.normal(size=shape), "float32") for shape in shapes]
+    return [x, *map(Condition, contexts)]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -42,26 +50,26 @@ def parts():
 def test_guidance_is_its_formula_for_noise_and_for_clean_latents(prediction_type, scale, parts):
     x, context, negative = parts
     schedule, network = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type)), CountedNetwork()
-    guided = classifier_free(network, schedule, context, negative, scale)(x, LEVEL)
+    guided = classifier_free_guidance(network, schedule, context, negative, scale)(x, LEVEL)
     cond, uncond = (
         denoiser(network, schedule, context)(x, LEVEL),
         denoiser(network, schedule, negative)(x, LEVEL),
     )
-    for ours, c, u in zip(guided, cond, uncond, strict=True):
+    for ours, c, u in zip(guided[:2], cond[:2], uncond[:2], strict=True):
         np.testing.assert_allclose(ours, u + scale * (c - u), atol=5e-6 * max(1, scale))
 
 
 def test_guided_step_is_one_call_on_the_doubled_batch(parts):
     network = CountedNetwork()
     x, context, negative = parts
-    classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 3.0)(x, LEVEL)
+    classifier_free_guidance(network, NoiseSchedule(ScheduleConfig()), context, negative, 3.0)(x, LEVEL)
     assert network.batches == [4]
 
 
-def test_scale_one_is_one_call_on_the_batch_itself_and_ignores_the_negative_context(parts):
+def test_scale_one_is_one_call_on_the_batch_itself_and_ignores_the_negative_condition(parts):
     network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
     x, context, negative = parts
-    guided = classifier_free(network, schedule, context, negative, 1)(x, LEVEL)
+    guided = classifier_free_guidance(network, schedule, context, negative, 1)(x, LEVEL)
     assert network.batches == [2]
     np.testing.assert_array_equal(guided.noise, denoiser(network, schedule, context)(x, LEVEL).noise)
 
@@ -69,8 +77,8 @@ def test_scale_one_is_one_call_on_the_batch_itself_and_ignores_the_negative_cont
 def test_steps_that_are_not_guided_follow_the_prompt_by_a_call_on_the_batch_itself(parts):
     network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
     x, context, negative = parts
-    some = classifier_free(network, schedule, context, negative, 3.0, guided_levels=[LEVEL])
-    every = classifier_free(network, schedule, context, negative, 3.0)
+    some = classifier_free_guidance(network, schedule, context, negative, 3.0, guided_levels=[LEVEL])
+    every = classifier_free_guidance(network, schedule, context, negative, 3.0)
     network.batches.clear()
     np.testing.assert_array_equal(some(x, LEVEL).x0, every(x, LEVEL).x0)
     np.testing.assert_array_equal(some(x, NEXT).x0, denoiser(network, schedule, context)(x, NEXT).x0)
@@ -85,11 +93,11 @@ def test_an_interval_has_the_steps_that_diffusers_guides(steps, interval):
     for step in range(steps):
         guider.set_state(step, steps, None)
         guided += [step] if guider.num_conditions == 2 else []
-    assert guided_part(list(range(steps)), interval) == guided
+    assert levels_in_interval(list(range(steps)), interval) == guided
 
 
 @pytest.mark.parametrize(
-    ("interval", "turns"),
+    ("interval", "switches"),
     [
         ((0, 1), []),
         ((0.35, 1), [3]),
@@ -99,11 +107,11 @@ def test_an_interval_has_the_steps_that_diffusers_guides(steps, interval):
         ((0.95, 1), [9]),
     ],
 )
-def test_levels_turn_where_guidance_begins_and_ends(interval, turns):
-    levels = visited(SCHEDULE, 10)[:-1]
-    turned = turning(levels, interval)
-    assert [i for i, level in enumerate(turned) if level.anew] == turns
-    assert [level[:3] for level in turned] == [level[:3] for level in levels]
+def test_samplers_restart_where_guidance_switches_on_and_off(interval, switches):
+    levels = ddim_levels(SCHEDULE, 10)[:-1]
+    marked = with_restarts(levels, interval)
+    assert [i for i, level in enumerate(marked) if level.restart] == switches
+    assert [level[:3] for level in marked] == [level[:3] for level in levels]
 
 
 @pytest.mark.parametrize("numpy", [True, False])
@@ -111,14 +119,17 @@ def test_levels_turn_where_guidance_begins_and_ends(interval, turns):
 def test_rescaled_guidance_is_that_of_diffusers(rescale, numpy, parts):
     pipelines = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
     torch = pytest.importorskip("torch", reason="diffusers runs on torch")
-    x, context, negative = [part.numpy() for part in parts] if numpy else parts
+    x, context, negative = parts
+    if numpy:
+        x, context, negative = x.numpy(), context.map(np.asarray), negative.map(np.asarray)
     network = CountedNetwork()
     given = np.asarray if numpy else tf.convert_to_tensor
 
     def answer(*arguments):
         return given(network(*arguments))
 
-    guided = classifier_free(answer, SCHEDULE, context, negative, 7.5, rescale=rescale)(x, LEVEL).noise
+    guide = classifier_free_guidance(answer, SCHEDULE, context, negative, 7.5, rescale=rescale)
+    guided = guide(x, LEVEL).noise
     timesteps = tf.fill((2,), 400)
     cond, uncond = (torch.tensor(network(x, timesteps, c).numpy()) for c in (context, negative))
     reference = pipelines.rescale_noise_cfg(uncond + 7.5 * (cond - uncond), cond, rescale)
@@ -128,14 +139,14 @@ def test_rescaled_guidance_is_that_of_diffusers(rescale, numpy, parts):
 def test_same_captions_on_both_sides_leave_nothing_to_guide(parts):
     network, schedule = CountedNetwork(), NoiseSchedule(ScheduleConfig())
     x, context, _ = parts
-    guided = classifier_free(network, schedule, context, context, 7.5)(x, LEVEL)
+    guided = classifier_free_guidance(network, schedule, context, context, 7.5)(x, LEVEL)
     np.testing.assert_allclose(guided.noise, denoiser(network, schedule, context)(x, LEVEL).noise, atol=1e-6)
 
 
 def test_half_precision_network_is_guided_in_the_precision_of_the_latents(parts):
     x, context, negative = parts
     network = CountedNetwork("float16")
-    guided = classifier_free(network, NoiseSchedule(ScheduleConfig()), context, negative, 7.5)(x, LEVEL)
+    guided = classifier_free_guidance(network, SCHEDULE, context, negative, 7.5)(x, LEVEL)
     timesteps = tf.fill((2,), 400)
     cond, uncond = (network(x, timesteps, c).numpy().astype("float64") for c in (context, negative))
     assert guided.noise.dtype == "float32"
@@ -144,27 +155,43 @@ def test_half_precision_network_is_guided_in_the_precision_of_the_latents(parts)
 
 def test_guidance_compiles_to_what_it_does_eagerly(parts):
     x, context, negative = parts
-    denoise = classifier_free(CountedNetwork(), NoiseSchedule(ScheduleConfig()), context, negative, 3.0)
+    denoise = classifier_free_guidance(CountedNetwork(), SCHEDULE, context, negative, 3.0)
     compiled = tf.function(lambda x: denoise(x, LEVEL).x0)
     np.testing.assert_allclose(compiled(x), denoise(x, LEVEL).x0, atol=1e-5)
 
 
-def test_contexts_of_different_shapes_are_refused_by_their_shapes(parts):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.rows(slice(1)), "the condition has 2 rows, the negative condition 1"),
+        (lambda c: Condition(c.context[:, :3]), r"context has the shapes \(2, 4, 5\) and \(2, 3, 5\)"),
+        (
+            lambda c: c._replace(pooled=c.context[:, 0]),
+            "negative condition has pooled, the condition has",
+        ),
+    ],
+)
+def test_conditions_that_differ_in_rows_shapes_or_parts_are_refused(change, message, parts):
     _, context, negative = parts
-    with pytest.raises(InputError, match=r"negative_context has shape \(1, 4, 5\), context \(2, 4, 5\)"):
-        classifier_free(CountedNetwork(), NoiseSchedule(ScheduleConfig()), context, negative[:1], 3.0)
+    with pytest.raises(InputError, match=message):
+        classifier_free_guidance(CountedNetwork(), SCHEDULE, context, change(negative), 3.0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_dropped_captions_are_the_empty_one_and_the_others_untouched(dtype):
-    context = tf.cast(tf.random.normal((3, 4, 5), seed=0), dtype)
-    empty = tf.random.normal((1, 4, 5), seed=1)
-    for drop in (drop_captions, tf.function(drop_captions)):
-        mixed = drop(context, empty, tf.constant([True, False, True]))
-        assert mixed.dtype == dtype
-        np.testing.assert_array_equal(mixed[1], context[1])
-        for dropped in (0, 2):
-            np.testing.assert_array_equal(mixed[dropped], tf.cast(empty[0], dtype))
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_learned_variance_is_that_of_the_caption_whatever_the_scale(scale, parts):
+    """As in diffusers' pipelines of DeepFloyd IF, which guide epsilon alone."""
+    x, context, negative = parts
+    network = CountedNetwork()
+
+    def learned(latents, timesteps, condition):
+        output = network(latents, timesteps, condition)
+        return tf.concat([output, 0.5 * output], axis=-1)
+
+    guided = classifier_free_guidance(learned, SCHEDULE, context, negative, scale)(x, LEVEL)
+    plain = classifier_free_guidance(network, SCHEDULE, context, negative, scale)(x, LEVEL)
+    of_caption = (0.5 * denoiser(network, SCHEDULE, context)(x, LEVEL).noise + 1) / 2
+    np.testing.assert_array_equal(guided.noise, plain.noise)
+    np.testing.assert_allclose(guided.variance_fraction, of_caption, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
@@ -189,16 +216,16 @@ def test_a_gradient_of_a_likelihood_draws_from_the_posterior(scale):
         return growth * (seen - mean(x, level)) / (variance + error)
 
     schedule = NoiseSchedule(ScheduleConfig(timestep_spacing="trailing", set_alpha_to_one=True))
-    levels = visited(schedule, 1000)
+    levels = ddim_levels(schedule, 1000)
     expected_mean, expected_variance = (2.6, 0.8) if scale else (prior_mean, prior_variance)
     deviation = (levels[0].signal ** 2 * expected_variance + levels[0].noise ** 2) ** 0.5
     x = levels[0].signal * expected_mean + np.array([-1.0, 1.0]) * deviation
-    final = ddim(by_gradient(denoise, gradient, scale), x, levels, None)
+    final = ddim(classifier_guidance(denoise, gradient, scale), x, levels, None)
     assert final.mean() == pytest.approx(expected_mean, abs=0.02)
     assert (final[1] - final[0]) / 2 == pytest.approx(expected_variance**0.5, rel=0.02)  # affine in x
 
 
 def test_a_level_without_signal_is_not_guided_by_a_gradient():
     prediction = Prediction(np.ones((1, 2, 2, 1)), np.zeros((1, 2, 2, 1)))
-    guided = by_gradient(lambda x, level: prediction, None, 1.0)
+    guided = classifier_guidance(lambda x, level: prediction, None, 1.0)
     assert guided(np.ones((1, 2, 2, 1)), Level(999, 0.0, 1.0)) is prediction

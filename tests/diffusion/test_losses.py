@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sd_tf.diffusion.conditions import Condition
 from sd_tf.diffusion.losses import diffusion_loss, min_snr_weights
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 
@@ -27,7 +28,7 @@ def exact_target(prediction_type, latents, noise, schedule):
 def test_perfect_network_has_no_loss(prediction_type, pair):
     schedule = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type))
     perfect = tf.constant(exact_target(prediction_type, *pair, schedule), "float32")
-    loss = diffusion_loss(lambda x, t, context: perfect, pair[0], None, T, pair[1], schedule)
+    loss = diffusion_loss(lambda x, t, condition: perfect, pair[0], None, T, pair[1], schedule)
     np.testing.assert_allclose(loss, np.zeros(3), atol=1e-12)
 
 
@@ -37,7 +38,7 @@ def test_loss_is_the_mean_squared_error_of_each_example_eagerly_and_compiled(pre
     offsets = np.array([0.0, 0.5, 2.0], "float32").reshape(3, 1, 1, 1)
     output = exact_target(prediction_type, *pair, schedule) + offsets
 
-    def network(x, t, context):
+    def network(x, t, condition):
         return tf.constant(output, "float32")
 
     @tf.function
@@ -49,26 +50,26 @@ def test_loss_is_the_mean_squared_error_of_each_example_eagerly_and_compiled(pre
         np.testing.assert_allclose(loss, [0.0, 0.25, 4.0], rtol=1e-5, atol=1e-12)
 
 
-def test_network_sees_the_noised_latents_their_timesteps_and_the_context(pair):
-    schedule, seen, context = NoiseSchedule(ScheduleConfig()), [], tf.ones((3, 5, 6))
+def test_network_sees_the_noised_latents_their_timesteps_and_the_condition(pair):
+    schedule, seen, condition = NoiseSchedule(ScheduleConfig()), [], Condition(tf.ones((3, 5, 6)))
 
     def network(*arguments):
         seen.append(arguments)
         return arguments[0]
 
-    diffusion_loss(network, pair[0], context, T, pair[1], schedule)
+    diffusion_loss(network, pair[0], condition, T, pair[1], schedule)
     [(noisy, t, handed)] = seen
     level = schedule.alphas_cumprod[T.numpy()].reshape(3, 1, 1, 1)
     np.testing.assert_allclose(noisy, np.sqrt(level) * pair[0] + np.sqrt(1 - level) * pair[1], atol=1e-6)
     np.testing.assert_array_equal(t, T)
-    assert handed is context
+    assert handed is condition
 
 
 def test_half_precision_output_is_compared_in_float32(pair):
     # 300 squared is past float16's largest number, 65504.
     latents, noise = pair[0], tf.zeros_like(pair[1])
     loss = diffusion_loss(
-        lambda x, t, context: tf.fill(x.shape, tf.constant(300.0, "float16")),
+        lambda x, t, condition: tf.fill(x.shape, tf.constant(300.0, "float16")),
         latents, None, T, noise, NoiseSchedule(ScheduleConfig()),
     )  # fmt: skip
     assert loss.dtype == "float32"
@@ -114,7 +115,7 @@ def test_min_snr_weighs_the_same_guess_of_x0_alike_whatever_the_network_predicts
         guessed_noise = noise - rates[0] / rates[1] * np.float32(0.1)  # both add up to the noisy latents
         output = exact_target(prediction_type, guess, guessed_noise, schedule)
         losses.append(
-            diffusion_loss(lambda x, t, context, y=output: y, latents, None, T, noise, schedule, 5.0)
+            diffusion_loss(lambda x, t, condition, y=output: y, latents, None, T, noise, schedule, 5.0)
         )
     for loss in losses:
         np.testing.assert_allclose(loss, 0.01 * np.minimum(level / (1 - level), 5), rtol=1e-3)
@@ -126,7 +127,7 @@ def test_a_timestep_without_signal_has_a_finite_loss_and_no_min_snr_weight(predi
 
     @tf.function
     def compiled(latents, t, noise, gamma):
-        return diffusion_loss(lambda x, t, context: 0 * x, latents, None, t, noise, schedule, gamma)
+        return diffusion_loss(lambda x, t, condition: 0 * x, latents, None, t, noise, schedule, gamma)
 
     plain, weighted = (compiled(pair[0], T, pair[1], gamma) for gamma in (None, 5.0))
     assert weighted.dtype == "float32"
@@ -140,7 +141,7 @@ def test_gradient_is_that_of_the_mean_squared_error(prediction_type, pair):
     schedule = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type))
     bias = tf.Variable(np.full((1, 1, 1, 4), 0.3, "float32"))
     with tf.GradientTape() as tape:
-        loss = diffusion_loss(lambda x, t, context: 0 * x + bias, pair[0], None, T, pair[1], schedule)
+        loss = diffusion_loss(lambda x, t, condition: 0 * x + bias, pair[0], None, T, pair[1], schedule)
     target = exact_target(prediction_type, *pair, schedule)
     expected = 2 / 4 * np.mean(0.3 - target, axis=(1, 2)).sum(axis=0)  # 4 channels share each mean
     np.testing.assert_allclose(tf.reshape(tape.gradient(loss, bias), -1), expected, rtol=1e-4)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sd_tf.diffusion.conditions import Condition
 from sd_tf.diffusion.levels import Level
 from sd_tf.diffusion.predictions import denoiser, to_prediction, training_target
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
@@ -94,18 +95,18 @@ def test_half_precision_output_is_converted_in_the_precision_of_the_latents(pair
 
 
 @pytest.mark.parametrize("t", [7, 7.25])
-def test_denoiser_hands_the_network_a_timestep_for_each_example_and_the_context(t, pair):
+def test_denoiser_hands_the_network_a_timestep_for_each_example_and_the_condition(t, pair):
     schedule, seen = schedule_of("epsilon"), []
 
-    def network(latents, timesteps, context):
-        seen.append((timesteps, context))
+    def network(latents, timesteps, condition):
+        seen.append((timesteps, condition))
         return 0.5 * latents
 
-    context = tf.ones((4, 5, 6))
-    prediction = denoiser(network, schedule, context)(pair[0], Level(t, 0.8, 0.6))
+    condition = Condition(tf.ones((4, 5, 6)))
+    prediction = denoiser(network, schedule, condition)(pair[0], Level(t, 0.8, 0.6))
     [(timesteps, handed)] = seen
     assert timesteps.dtype == "float32"
     np.testing.assert_array_equal(timesteps, [t] * 4)
-    assert handed is context
+    assert handed is condition
     np.testing.assert_allclose(prediction.noise, 0.5 * pair[0])
     np.testing.assert_allclose(prediction.x0, (pair[0] - 0.3 * pair[0]) / 0.8, rtol=1e-5)

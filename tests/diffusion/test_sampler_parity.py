@@ -119,7 +119,7 @@ def of_ours(name, config, steps, karras, network):
         return to_prediction(output, x, level.signal, level.noise, config.prediction_type)
 
     levels = SAMPLERS[name].levels(schedule, steps, karras)
-    return SAMPLERS[name].walk(denoise, latents, levels, noises.__getitem__), asked
+    return SAMPLERS[name].sample(denoise, latents, levels, noises.__getitem__), asked
 
 
 def difference(name, prediction_type, spacing, steps, karras=False, network=smooth, **changes):

@@ -3,6 +3,7 @@
 import itertools
 import math
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -186,6 +187,57 @@ def test_every_step_from_no_signal_is_that_of_diffusers(
         ours = our_states(ddim, network, latents, noises, timesteps, schedule, eta=eta)
     assert timesteps[0] == 999 and schedule.alphas_cumprod[999] == 0
     assert_same_states(ours, theirs)
+
+
+@pytest.mark.parametrize("network", ["random", "smooth"])
+@pytest.mark.parametrize("steps", [1, 5, 20, 50])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddpm_with_a_learned_variance_takes_the_steps_of_diffusers(spacing, steps, network):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    config = ScheduleConfig(timestep_spacing=spacing)
+    fields = {k: v for k, v in vars(config).items() if k not in ("kept", "set_alpha_to_one")}
+    scheduler = diffusers.DDPMScheduler(**fields, variance_type="learned_range")
+    scheduler.alphas_cumprod = torch.from_numpy(NoiseSchedule(config).alphas_cumprod)
+    scheduler.set_timesteps(steps)
+    (latents, noises), network = draw(steps), models(steps)[network]
+    fractions = np.random.default_rng(3).uniform(-1.5, 1.5, (steps, *SHAPE)).astype("float32")  # unbounded
+
+    x = torch.from_numpy(latents)
+    for step, t in enumerate(scheduler.timesteps.tolist()):
+        output = np.concatenate([network(x.numpy(), t, step), fractions[step]], axis=-1)
+        # diffusers splits channels along axis 1
+        output, given = (torch.from_numpy(each.transpose(0, 3, 1, 2).copy()) for each in (output, x.numpy()))
+        noise = torch.from_numpy(noises[step].transpose(0, 3, 1, 2).copy())
+        if step == steps - 1:  # which ends free of noise: the paper adds none, diffusers does where t > 0
+            noise = torch.zeros_like(noise)
+        with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", return_value=noise):
+            x = scheduler.step(output, t, given).prev_sample.permute(0, 2, 3, 1)
+
+    asked = []
+
+    def denoise(x, level):
+        output = np.concatenate([network(x, level.t, len(asked)), fractions[len(asked)]], axis=-1)
+        asked.append(level.t)
+        return to_prediction(output, x, level.signal, level.noise, "epsilon")
+
+    levels = levels_of(ddpm, scheduler.timesteps.tolist(), NoiseSchedule(config))
+    ours = ddpm(denoise, latents, levels, noises.__getitem__)
+    assert ours.dtype == "float32"
+    np.testing.assert_allclose(ours, x.numpy(), rtol=0, atol=2e-5 * x.numpy().std())
+
+
+@pytest.mark.parametrize("v, variance", [(0.0, "beta tilde"), (1.0, "beta")])
+def test_the_bounds_of_a_learned_variance_are_beta_tilde_and_beta(v, variance):
+    schedule = NoiseSchedule(ScheduleConfig())
+    here, there = schedule.level(500), schedule.level(400)
+    beta = 1 - (here.signal / there.signal) ** 2
+    expected = {"beta": beta, "beta tilde": beta * there.noise**2 / here.noise**2}[variance]
+    zeros = np.zeros((1, 1, 1, 1))
+    after = ddpm(
+        lambda x, level: Prediction(zeros, zeros, zeros + v), zeros, [here, there], lambda step: zeros + 1
+    )
+    assert after.item() == pytest.approx(math.sqrt(expected), rel=1e-9)
 
 
 @pytest.mark.parametrize("name, sampler", [("DDIMScheduler", ddim), ("DDPMScheduler", ddpm)])
@@ -394,7 +446,7 @@ def test_callback_sees_each_step_with_the_prediction_that_it_began_with(sampler)
         made.setdefault(level, []).append(prediction)
         return prediction
 
-    last = sampler.walk(
+    last = sampler.sample(
         denoise,
         tf.ones((1, 2, 2, 1)),
         levels,
@@ -416,32 +468,32 @@ def test_tail_of_the_levels_continues_where_the_whole_was(name):
         output = network(x, level.t, 0)
         return to_prediction(output, x, level.signal, level.noise, "epsilon")
 
-    whole = SAMPLERS[name].walk(
+    whole = SAMPLERS[name].sample(
         denoise, latents, levels, noises.__getitem__, lambda step, x, _: states.append(x)
     )
-    tail = SAMPLERS[name].walk(denoise, states[5], levels[6:], noises[6:].__getitem__)
+    tail = SAMPLERS[name].sample(denoise, states[5], levels[6:], noises[6:].__getitem__)
     np.testing.assert_array_equal(tail, whole)
 
 
 @pytest.mark.parametrize("turn", [1, 3, 8, 9])
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "heun"])
-def test_where_guidance_begins_a_sampler_begins_anew(name, turn):
+def test_where_guidance_begins_a_sampler_restarts(name, turn):
     """Nothing is remembered of a denoiser that says something else from there on.
 
     Heun, which remembers nothing either, asks about the end of a step as well.
     """
     (latents, noises), network = draw(10), models(10)["smooth"]
     levels = SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 10)
-    levels[turn] = levels[turn]._replace(anew=True)
+    levels[turn] = levels[turn]._replace(restart=True)
 
     def denoise(x, level):
         output = network(x, level.t, 0) + 3 * (level.noise <= levels[turn].noise)
         return to_prediction(output, x, level.signal, level.noise, "epsilon")
 
-    walk = SAMPLERS[name].walk
-    whole = walk(denoise, latents, levels, noises.__getitem__)
-    before = walk(denoise, latents, levels[: turn + 1], noises.__getitem__)
-    after = walk(denoise, before, levels[turn:], noises[turn:].__getitem__)
+    sample = SAMPLERS[name].sample
+    whole = sample(denoise, latents, levels, noises.__getitem__)
+    before = sample(denoise, latents, levels[: turn + 1], noises.__getitem__)
+    after = sample(denoise, before, levels[turn:], noises[turn:].__getitem__)
     np.testing.assert_allclose(whole, after, rtol=1e-6, atol=1e-6)
 
 
@@ -465,7 +517,7 @@ def errors_of(sampler, std, numbers):
         deviations = [math.sqrt(gaussian_variance(levels[i].signal ** 2, std)) for i in (0, -1)]
         exact = levels[-1].signal * MEAN + deviations[1]  # from one deviation above the mean
         x = np.full((1, 1, 1, 1), levels[0].signal * MEAN + deviations[0])
-        found.append(abs(float(sampler.walk(gaussian_denoiser(std), x, levels, None).item()) - exact))
+        found.append(abs(float(sampler.sample(gaussian_denoiser(std), x, levels, None).item()) - exact))
     return np.array(found)
 
 
@@ -483,7 +535,7 @@ def test_what_samplers_that_add_noise_draw_has_the_deviation_of_the_data(name, s
     errors = []
     for steps in (40, 80, 160):
         units, levels = np.eye(steps + 2)[:, :, None, None, None], evenly_spread(steps)
-        x = SAMPLERS[name].walk(gaussian_denoiser(std), units[1], levels, units[2:].__getitem__).ravel()
+        x = SAMPLERS[name].sample(gaussian_denoiser(std), units[1], levels, units[2:].__getitem__).ravel()
         deviation = math.sqrt(np.sum((x[1:] - x[0]) ** 2))
         errors.append(abs(deviation / math.sqrt(gaussian_variance(levels[-1].signal ** 2, std)) - 1))
     assert errors[2] < 0.02
@@ -497,19 +549,19 @@ def test_levels_that_lead_nowhere_are_refused_before_any_work(sampler, timesteps
     levels = [*map(schedule.level, timesteps), FREE_OF_NOISE]
     message = "levels of t {} and then {} do not descend".format(*timesteps)
     with pytest.raises(InputError, match=message):
-        sampler.walk(None, np.zeros((1, 2, 2, 1)), levels, None)
+        sampler.sample(None, np.zeros((1, 2, 2, 1)), levels, None)
 
 
 @pytest.mark.parametrize("name", ["pndm", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_a_level_without_signal_is_refused_by_samplers_that_divide_by_it(name):
     levels = [Level(999, 0.0, 1.0), FREE_OF_NOISE]
     with pytest.raises(InputError, match="the level of t 999 has no signal"):
-        SAMPLERS[name].walk(None, np.zeros((1, 2, 2, 1)), levels, None)
+        SAMPLERS[name].sample(None, np.zeros((1, 2, 2, 1)), levels, None)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm"])
-def test_karras_levels_are_refused_for_samplers_that_visit_timesteps(name):
-    message = f"karras is true, but '{name}' visits timesteps: take one of euler, .* unipc"
+def test_karras_levels_are_refused_for_samplers_that_step_through_timesteps(name):
+    message = f"karras is true, but '{name}' steps through timesteps: take one of euler, .* unipc"
     with pytest.raises(InputError, match=message):
         SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 10, karras=True)
 

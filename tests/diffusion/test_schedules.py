@@ -166,7 +166,6 @@ def test_timestep_outside_the_schedule_is_refused_by_its_value(t):
         ("beta_start", -0.1, "beta_start is -0.1, beta_end 0.012: give both between 0 and 1"),
         ("beta_end", 1.0, "beta_start is 0.00085, beta_end 1.0: give both between 0 and 1"),
         ("steps_offset", -1, "steps_offset is -1: give 0 to 999"),
-        ("clip_sample", True, "clip_sample is true"),
         ("rescale_betas_zero_snr", True, "prediction_type is 'epsilon', but .* take 'v_prediction'"),
     ],
 )

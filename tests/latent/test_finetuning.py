@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import sd_tf
 from sd_tf.checkpoints.names import keyed_variables
-from sd_tf.diffusion.guidance import drop_captions
+from sd_tf.diffusion.conditions import Condition, drop_captions
 from sd_tf.errors import InputError
 from sd_tf.generate import main as draw
 from sd_tf.images import save_png
@@ -196,7 +196,8 @@ def test_the_loss_of_a_word_reaches_its_embedding_alone(base, own, tmp_path):
     table = token_embeddings(model.text_encoder)
     with tf.GradientTape() as tape:
         context = model.text_encoder(batch["token_ids"]).last_hidden_state
-        context = drop_captions(context, stage.empty_context, batch["dropped"])
+        empty = Condition(stage.empty_context)
+        context = drop_captions(Condition(context), empty, batch["dropped"]).context
         losses = model.loss(batch["latents"], context, batch["timesteps"], batch["noise"])
         loss = tf.reduce_mean(losses)
     theirs = tf.convert_to_tensor(tape.gradient(loss, table.value))

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import sd_tf
 from sd_tf.errors import InputError
-from sd_tf.latent.initial_noise import InitialNoise, _looking
+from sd_tf.latent.initial_noise import InitialNoise, _attention_measure
 from sd_tf.nn.attention import recorded_attention
 
 PARTED = ["a (red:1.2) dress, a purple bag", "a bag"]
@@ -59,7 +59,7 @@ def state(model, noise, prompts):
     changes = np.zeros((2, *noise.shape), "float32")
     timesteps = np.full(len(noise), 999, "float32")
     context = model.encode_prompts(prompts)
-    _, unseen, mixed, _ = _looking(model.unet)(noise, changes, timesteps, context, shares, readable)
+    _, unseen, mixed, _ = _attention_measure(model.unet)(noise, changes, timesteps, context, shares, readable)
     return unseen.numpy(), mixed.numpy()
 
 
@@ -117,7 +117,7 @@ def test_words_are_those_of_the_prompt_however_they_are_written(tiny_model):
 
 def test_bad_input_is_named(model):
     noise = InitialNoise(words=["hat"])
-    with pytest.raises(InputError, match="'a red dress' lacks 'hat', which initial_noise is to show"):
+    with pytest.raises(InputError, match="'a red dress' lacks 'hat', a word of initial_noise: add it"):
         model.generate("a red dress", initial_noise=noise)
     with pytest.raises(InputError, match="initial_noise chooses what pictures begin with"):
         model.generate("a dress", image=np.zeros((32, 32, 3), "uint8"), initial_noise=InitialNoise())

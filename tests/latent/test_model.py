@@ -8,7 +8,8 @@ import pytest
 
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
-from sd_tf.latent.model import PICTURE_NOISE, LatentDiffusion
+from sd_tf.generation.request import PICTURE_NOISE
+from sd_tf.latent.model import LatentDiffusion
 from sd_tf.seeding import normals
 
 STEPS = 3

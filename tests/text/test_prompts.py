@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sd_tf.errors import InputError
-from sd_tf.text.prompts import encoded, parts_of
+from sd_tf.text.config import CLIPTextConfig
+from sd_tf.text.encoder import CLIPTextEncoder
+from sd_tf.text.prompts import encode_prompts, parts_of
 from sd_tf.text.tokenizer import Tokenizer
 
 WIDTH, LENGTH = 5, 8
@@ -27,6 +29,12 @@ class Tower:
     def __call__(self, token_ids):
         self.rows += token_ids.tolist()
         return self.table[token_ids] + np.arange(LENGTH, dtype="float32")[:, np.newaxis]
+
+
+def encoded(groups, tokenizer, tower, batch_size=64):
+    """The contexts of groups of prompts."""
+    encoder = CLIPTextEncoder(tokenizer, CLIPTextConfig(hidden_size=WIDTH), None, run=tower)
+    return [condition.context for condition in encode_prompts(groups, encoder, batch_size)]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_weights_are_read_from_parentheses_and_the_rest_is_text(prompt, parts):
     ],
 )
 def test_weights_that_do_not_match_are_taken_as_text_with_a_warning(prompt, reason):
-    with pytest.warns(UserWarning, match=f"is taken as it stands: .*{reason}"):
+    with pytest.warns(UserWarning, match=f"is read as text, without weights: .*{reason}"):
         assert parts_of(prompt) == [(prompt, 1)]
 
 
@@ -83,8 +91,8 @@ def test_weights_scale_states_which_then_have_their_mean_again(tokenizer):
     plain = Tower()(tokenizer(["a red dress"]))[0].astype("float64")
     [[found]] = encoded([["a (red:1.6) (dress:0.5)"]], tokenizer, Tower())
     assert [len(tokenizer.ids(word)) for word in ("a", "red", "dress")] == [1, 1, 1]
-    weighed = plain * np.array([1, 1, 1.6, 0.5, 1, 1, 1, 1])[:, np.newaxis]
-    np.testing.assert_allclose(found, weighed * plain.mean() / weighed.mean(), rtol=1e-5)
+    weighted = plain * np.array([1, 1, 1.6, 0.5, 1, 1, 1, 1])[:, np.newaxis]
+    np.testing.assert_allclose(found, weighted * plain.mean() / weighted.mean(), rtol=1e-5)
     [[same]] = encoded([["a (red:1.0) (dress:1)"]], tokenizer, Tower())
     np.testing.assert_array_equal(same, Tower()(tokenizer(["a red dress"]))[0])
 
@@ -112,12 +120,41 @@ def test_what_is_longer_than_the_tower_is_read_in_parts_and_its_group_is_as_long
     assert tower.rows[2] == [begin, *ids[6:], end, *[tokenizer.pad_token_id] * 3]
     assert tower.rows[3] == tower.rows[4] == tokenizer([""])[0].tolist()
     states = np.concatenate(list(Tower()(np.array(tower.rows[1:3])))).astype("float64")
-    weighed = states.copy()
-    weighed[LENGTH + 2] *= 2  # "red" of the second part: a, red, dress
-    np.testing.assert_allclose(found, weighed * states.mean() / weighed.mean(), rtol=1e-5)
+    weighted = states.copy()
+    weighted[LENGTH + 2] *= 2  # "red" of the second part: a, red, dress
+    np.testing.assert_allclose(found, weighted * states.mean() / weighted.mean(), rtol=1e-5)
 
 
 def test_what_is_longer_than_eight_towers_is_cut_with_a_warning(tokenizer):
     with pytest.warns(UserWarning, match="has 60 tokens: the last 12 are cut off"):
         [[found]] = encoded([["a red dress " * 20]], tokenizer, Tower())
     assert found.shape == (8 * LENGTH, WIDTH)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_at_most_a_batch_of_rows_is_encoded_at_once_however_many_prompts_there_are(tokenizer, batch_size):
+    """Rows of all parts and negative prompts count: memory stays within what `batch_size` promises."""
+    prompts = [f"a {'red dress ' * (i % 5)}(blue:1.5) bag" for i in range(50)]
+    pairs, sizes = [("a dress", prompt) for prompt in prompts], []
+    tower = Tower()
+
+    def counting(ids):
+        sizes.append(len(ids))
+        return tower(ids)
+
+    found = encoded(pairs, tokenizer, counting, batch_size)
+    assert max(sizes) <= batch_size and sum(sizes) == len(tower.rows) > 100
+    for of_pair, pair in zip(found, pairs, strict=True):
+        [alone] = encoded([pair], tokenizer, Tower())
+        np.testing.assert_array_equal(of_pair, alone)
+
+
+def test_the_mask_is_true_at_the_start_the_words_and_the_end_of_each_row(tokenizer):
+    encoder = CLIPTextEncoder(tokenizer, CLIPTextConfig(hidden_size=WIDTH), None, run=Tower())
+    long = "a red dress a blue bag a (red:2) dress"  # 9 tokens, 6 in a row
+    [condition] = encode_prompts([[long, "a bag", ""]], encoder, 64)
+    assert condition.mask.dtype == bool
+    first, second = [1] * 8, [1] * 5 + [0] * 3
+    np.testing.assert_array_equal(
+        condition.mask, [first + second, [1] * 4 + [0] * 4 + [1, 1] + [0] * 6, ([1, 1] + [0] * 6) * 2]
+    )

@@ -1,0 +1,47 @@
+"""Checks of single values that many ways to draw share. Each raises `InputError` with one line."""
+
+import numbers
+
+from sd_tf.errors import InputError, shown
+
+
+def check_text(name: str, text, longest: int | None = None):
+    """Checks a text that a person typed.
+
+    Args:
+        name: what it is, for messages, such as "prompt".
+        text: anything.
+        longest: the most characters; None for no limit.
+
+    Raises:
+        InputError: it is no string, too long, or has halves of characters (lone surrogates, which become of
+            bytes that are not UTF-8, and which JSON can hold).
+    """
+    if not isinstance(text, str):
+        raise InputError(f"the {name} is {shown(text)}: give a text")
+    if longest is not None and len(text) > longest:
+        raise InputError(f"the {name} has {len(text)} characters: give {longest} or fewer")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"the {name} {shown(text)} has characters that no file can hold: type it again")
+
+
+def check_whole(name: str, value, least: int, most: int):
+    """Raises `InputError` if a value is not a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}: give a whole number from {least} to {most}")
+
+
+def check_number(name: str, value, least: float, most: float):
+    """Raises `InputError` if a value is not a number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}: give a number from {least} to {most}")
+
+
+def check_interval(name: str, value):
+    """Raises `InputError` if a value is not two shares of 0 to 1, the lower first."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise InputError(f"{name} is {value!r}: give two shares, such as (0.2, 0.8)")
+    for share in value:
+        check_number(name, share, 0, 1)
+    if value[0] > value[1]:
+        raise InputError(f"{name} is {tuple(value)}: give the lower share first")

@@ -1,0 +1,200 @@
+"""What is to be drawn: prompts, seeds, sizes and how many at once, for every family, checked in one place."""
+
+import numpy as np
+
+from sd_tf.diffusion.editing import slerp
+from sd_tf.errors import InputError, shown
+from sd_tf.generation.checks import check_text, check_whole
+from sd_tf.seeding import normals
+
+LARGEST_SEED = 2**32 - 1
+LARGEST_BATCH = 2**20
+MOST_PICTURES = 2**20  # of one call
+PICTURE_NOISE = 1  # names the stream of random numbers that pictures are drawn from
+
+
+class Request:
+    """Which pictures to draw. Picture j of each prompt has the seed `seed + j`.
+
+    Args:
+        prompt: a string or a list of strings.
+        negative_prompt: what to avoid: a string for all prompts, or a list with one for each.
+        num_images: pictures for each prompt.
+        seed: of the first picture of each prompt.
+        batch_size: the most pictures, and rows of text, that are computed at once.
+
+    Attributes:
+        prompts, negative_prompts: lists of strings, as long as each other.
+        num_images, batch_size: as given.
+        number: of pictures in all.
+        seeds: int64 (number,), prompt by prompt.
+
+    Raises:
+        InputError: an argument is of the wrong type or out of range.
+    """
+
+    def __init__(self, prompt, negative_prompt="", num_images=1, seed=0, batch_size=64):
+        self.prompts = checked_prompts(prompt)
+        self.negative_prompts = checked_negative_prompts(negative_prompt, len(self.prompts))
+        check_whole("num_images", num_images, 1, MOST_PICTURES)
+        check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
+        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        self.num_images, self.batch_size = num_images, batch_size
+        self.number = len(self.prompts) * num_images
+        self.seeds = seed + np.tile(np.arange(num_images), len(self.prompts))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should be told about the prompts."""
+        return [
+            f"prompt {prompt!r} has no Latin letter: the text tower learned English captions"
+            for prompt in self.prompts
+            if not any("a" <= letter <= "z" for letter in prompt.lower())
+        ]
+
+    def for_each_picture(self, values) -> np.ndarray:
+        """Values for all prompts, (1, ...), or for each prompt, (prompts, ...), repeated for each picture."""
+        return _for_each(values, len(self.prompts), self.num_images)
+
+    def noise(self, places, draw: int, shape) -> np.ndarray:
+        """Noise for the pictures at some places, which depends on their seeds alone.
+
+        Args:
+            places: int (n,).
+            draw: 0 for the noise that a picture starts from, k + 1 for that of step k.
+            shape: of one sample, such as (h, w, channels).
+
+        Returns:
+            Standard normal, float32 (n, *shape).
+        """
+        return _noise(self.seeds[places], draw, shape)
+
+    def checked_latents(self, latents, shape) -> np.ndarray:
+        """Initial noise that a user gives in place of the seeds', as a float32 copy.
+
+        Args:
+            latents: float (number, ..., channels); its size is that of what is drawn.
+            shape: of one of the model's own samples, whose channels and number of axes must match.
+
+        Raises:
+            InputError: another shape or dtype, or it is not all finite.
+        """
+        latents = np.asarray(latents)
+        fits = latents.ndim == 1 + len(shape) and (latents.shape[0], latents.shape[-1]) == (
+            self.number,
+            shape[-1],
+        )
+        if not fits or not min(latents.shape[1:]):
+            axes = ("depth", "height", "width")[-(len(shape) - 1) :]
+            raise InputError(
+                f"latents have the shape {latents.shape}: give ({self.number}, {', '.join(axes)}, "
+                f"{shape[-1]}), one for each picture"
+            )
+        if not np.issubdtype(latents.dtype, np.floating) or not np.isfinite(latents).all():
+            raise InputError(f"latents are {latents.dtype}, or not all finite: give standard normal noise")
+        return np.array(latents, "float32")
+
+
+class Interpolation:
+    """Pictures between prompts, between seeds, or both (`LatentDiffusion.interpolate`).
+
+    Args:
+        prompts: a string or a list of strings.
+        seeds: a number or a list of them: as many as prompts, or one of the two is one.
+        frames: pictures, the first and the last being those of the first and the last prompt and seed.
+        negative_prompt: a string, for all.
+        batch_size: the most pictures, and rows of text, that are computed at once.
+
+    Attributes:
+        prompts, negative_prompt, frames, batch_size: as given, the prompts as a list.
+        number: of pictures, `frames`.
+
+    Raises:
+        InputError: there is nothing to interpolate, or an argument is of the wrong type or out of range.
+    """
+
+    def __init__(self, prompts, seeds=0, frames=8, negative_prompt="", batch_size=64):
+        self.prompts = checked_prompts(prompts)
+        [self.negative_prompt] = checked_negative_prompts(negative_prompt, 1)
+        seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
+        self._stops = max(len(self.prompts), len(seeds))
+        if self._stops < 2 or any(len(each) not in (1, self._stops) for each in (self.prompts, seeds)):
+            raise InputError(
+                f"{len(self.prompts)} prompts and {len(seeds)} seeds: give two or more of one of them, and "
+                "as many or one of the other"
+            )
+        check_whole("frames", frames, 2, MOST_PICTURES)
+        for seed in seeds:
+            check_whole("seeds", seed, 0, LARGEST_SEED)
+        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        self.number = self.frames = frames
+        self.batch_size, self._seeds = batch_size, np.array(seeds)
+        positions = np.linspace(0, self._stops - 1, frames)
+        firsts = [min(int(position), self._stops - 2) for position in positions]
+        self._where = [
+            (first, float(position - first)) for first, position in zip(firsts, positions, strict=True)
+        ]
+
+    def conditions(self, condition):
+        """The conditions of the frames, linear between those of the prompts.
+
+        Args:
+            condition: a `Condition` of the negative prompt and then the prompts, with context and mask.
+
+        Returns:
+            For each frame (negative, positive), each a `Condition` of one row.
+        """
+        negative, texts = condition.rows(slice(0, 1)), condition.rows(slice(1, None))
+        texts = texts.map(lambda part: _for_each(part, self._stops, 1))
+        found = []
+        for first, share in self._where:
+            here, there = (texts.rows(slice(i, i + 1)) for i in (first, first + 1))
+            context = (1 - share) * here.context + share * there.context
+            found.append((negative, here._replace(context=context, mask=here.mask | there.mask)))
+        return found
+
+    def noise(self, places, draw: int, shape) -> np.ndarray:
+        """As `Request.noise`, on the arc between the noise of two seeds (`slerp`)."""
+        stops = _for_each(_noise(self._seeds, draw, shape), self._stops, 1)
+        mixed = [slerp(*stops[first : first + 2], share) for first, share in (self._where[i] for i in places)]
+        return np.stack(mixed).astype("float32")
+
+
+def checked_prompts(prompt) -> list[str]:
+    """A prompt, or several, as a list.
+
+    Raises:
+        InputError: it is neither a string nor a list of strings, there is none, or one is empty.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not prompts:
+        raise InputError(f"prompt is {shown(prompts)}: give a string or a list of strings")
+    for text in prompts:
+        check_text("prompt", text)
+        if not text.strip():
+            raise InputError("the prompt is empty: say what to draw, such as 'a red dress'")
+    return list(prompts)
+
+
+def checked_negative_prompts(negative_prompt, number: int) -> list[str]:
+    """A negative prompt for each of `number` prompts.
+
+    Raises:
+        InputError: it is neither a string nor a list of strings, or not one for each prompt.
+    """
+    texts = [negative_prompt] * number if isinstance(negative_prompt, str) else negative_prompt
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"negative_prompt is {shown(negative_prompt)}: give a string or a list of strings")
+    for text in texts:
+        check_text("negative prompt", text)
+    if len(texts) != number:
+        raise InputError(f"{len(texts)} negative prompts for {number} prompts: give one, or one for each")
+    return list(texts)
+
+
+def _noise(seeds, draw, shape):
+    return normals((PICTURE_NOISE, draw), seeds, shape)
+
+
+def _for_each(values, prompts, num_images):
+    return np.repeat(np.broadcast_to(values, (prompts, *values.shape[1:])), num_images, axis=0)

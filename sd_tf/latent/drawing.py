@@ -1,0 +1,220 @@
+"""How a latent diffusion model draws: from prompts, from a picture, and between prompts or seeds."""
+
+import warnings
+
+import numpy as np
+
+from sd_tf.diffusion.editing import inpainting, levels_for_strength, noised
+from sd_tf.diffusion.guidance import classifier_guidance
+from sd_tf.errors import InputError
+from sd_tf.generation.loop import Plan, batches, draw
+from sd_tf.generation.pictures import checked_image, checked_mask, latent_mask
+from sd_tf.text.encoder import CLIPTextEncoder
+from sd_tf.text.prompts import encode_prompts
+
+
+def by_context(unet):
+    """`unet(latents, timesteps, context)` as a network that is told a `Condition`.
+
+    Like diffusers, it attends to all tokens of the context, padding included.
+    """
+    return lambda latents, timesteps, condition: unet(latents, timesteps, condition.context)
+
+
+def draw_request(
+    model,
+    request,
+    settings,
+    latents=None,
+    image=None,
+    strength=0.8,
+    mask=None,
+    clip_guidance=None,
+    initial_noise=None,
+    engine="auto",
+    callback=None,
+    progress=True,
+) -> np.ndarray:
+    """Draws what a `Request` asks for; the other arguments are those of `LatentDiffusion.generate`."""
+    _check_guides(clip_guidance, initial_noise, image, mask)
+    levels, shape, picture = settings.levels(model.schedule), model.latent_shape, None
+    if latents is not None:
+        latents = request.checked_latents(latents, shape)
+        shape = latents.shape[1:]
+    for warning in request.warnings:
+        warnings.warn(warning, stacklevel=3)
+    if image is not None:
+        picture = StartPicture(model, request, image, mask, strength)
+        if latents is not None and shape != picture.shape:
+            raise InputError(
+                f"latents are {shape[:2]}, those of the picture {picture.shape[:2]}: give one of the two"
+            )
+        shape, levels = picture.shape, levels_for_strength(levels, strength)
+        if strength > 0 and len(levels) == 1:
+            warnings.warn(
+                f"strength {strength:g} of {settings.steps} steps is less than one: the picture stays as it "
+                "is",
+                stacklevel=3,
+            )
+    networks = model.engine_for(engine, shape)
+    conditions = _conditions(model, request, networks)
+    if initial_noise is not None:
+        latents = _chosen_noise(model, request, initial_noise, conditions, latents, shape, levels[0])
+
+    def start(places):
+        noise = request.noise(places, 0, shape) if latents is None else latents[places]
+        return noise if picture is None else picture.start(noise, places, levels)
+
+    wrappers = []
+    if clip_guidance is not None:
+        wrappers.append(_clip_wrapper(model, request, clip_guidance))
+    if mask is not None:
+        wrappers.append(picture.inpaint)
+    plan = Plan(
+        conditions,
+        start,
+        lambda places, step: request.noise(places, step + 1, shape),
+        levels,
+        wrappers,
+        None if mask is None else picture.keep,
+    )
+    drawn = _draw(model, networks, settings, plan, request.batch_size, callback, progress)
+    return drawn if mask is None else picture.paste(drawn)
+
+
+def draw_interpolation(model, interpolation, settings, engine="auto", progress=True) -> np.ndarray:
+    """Draws the frames of an `Interpolation`."""
+    levels, shape = settings.levels(model.schedule), model.latent_shape
+    networks = model.engine_for(engine, shape)
+    prompts = [interpolation.negative_prompt, *interpolation.prompts]
+    encoder = text_encoder(model, networks)
+    [condition] = encode_prompts([prompts], encoder, interpolation.batch_size)
+    plan = Plan(
+        interpolation.conditions(condition),
+        lambda places: interpolation.noise(places, 0, shape),
+        lambda places, step: interpolation.noise(places, step + 1, shape),
+        levels,
+    )
+    return _draw(model, networks, settings, plan, interpolation.batch_size, None, progress)
+
+
+def text_encoder(model, networks) -> CLIPTextEncoder:
+    """The model's text encoder, run by an engine."""
+    return CLIPTextEncoder(model.tokenizer, model.text_config, lambda: model.text_encoder, networks.encode)
+
+
+class StartPicture:
+    """Image-to-image and inpainting: the picture to start from, and what of it may change.
+
+    Args:
+        model: a `LatentDiffusion`, which encodes it.
+        request: the `Request` that it is for.
+        image, mask, strength: as `LatentDiffusion.generate` takes them.
+
+    Attributes:
+        shape: of the latents of a picture, (h, w, channels).
+
+    Raises:
+        InputError: the picture or the mask does not fit.
+    """
+
+    def __init__(self, model, request, image, mask, strength):
+        number = len(request.prompts)
+        self._images = checked_image(image, number, model.sides_multiple, model.most_pixels)
+        self._mask = None if mask is None else checked_mask(mask, self._images, number)
+        self._request, self._strength = request, strength
+        latents = model.encode_images(self._images)
+        self.shape = latents.shape[1:]
+        self._latents = request.for_each_picture(latents)  # (pictures, h, w, channels)
+        if mask is not None:
+            latents_mask = latent_mask(self._mask, self._images.shape[1] // self.shape[0])
+            self._latent_mask = request.for_each_picture(latents_mask)
+
+    def start(self, noise, places, levels):
+        """The latents that sampling starts from: the picture's, noised to the first level."""
+        latents = self._latents[places]
+        if len(levels) == 1:
+            return latents
+        starts = noised(latents, noise, levels[0])
+        if self._mask is not None and self._strength == 1:  # nothing of what was below the mask is left
+            return np.where(self._latent_mask[places], noise, starts)
+        return starts
+
+    def inpaint(self, denoise, places, condition):
+        """Wraps a denoiser for the pictures at `places`, so that the picture outside the mask stays."""
+        return inpainting(denoise, self._latents[places], self._latent_mask[places])
+
+    def keep(self, latents, places):
+        """Drawn latents inside the mask and the picture's outside: the last level may have some noise."""
+        mask = self._latent_mask[places]
+        return mask * latents + (1 - mask) * self._latents[places]
+
+    def paste(self, drawn):
+        """Drawn pixels inside the mask and the picture's own, exactly, outside."""
+        images, mask = (self._request.for_each_picture(each) for each in (self._images, self._mask))
+        return np.where(mask, drawn, images)
+
+
+def _draw(model, networks, settings, plan, batch_size, callback, progress):
+    return draw(
+        by_context(networks.denoise),
+        networks.decode,
+        model.schedule,
+        settings,
+        plan,
+        batch_size,
+        callback,
+        progress,
+    )
+
+
+def _conditions(model, request, networks):
+    """For each picture (negative, positive), each a `Condition` of one row."""
+    pairs = list(zip(request.negative_prompts, request.prompts, strict=True))
+    encoder = text_encoder(model, networks)
+    return [
+        tuple(both.split(2))
+        for both in encode_prompts(pairs, encoder, request.batch_size)
+        for _ in range(request.num_images)
+    ]
+
+
+def _chosen_noise(model, request, initial_noise, conditions, latents, shape, level):
+    """The noise that an `InitialNoise` chooses, for all pictures."""
+    everywhere = np.arange(request.number)
+    latents = request.noise(everywhere, 0, shape) if latents is None else latents
+    tokens = [positive.context.shape[1] for _, positive in conditions]
+    for places in batches(tokens, request.batch_size):
+        latents[places] = initial_noise.chosen(
+            model,
+            [request.prompts[place // request.num_images] for place in places],
+            np.concatenate([conditions[place][1].context for place in places]),
+            request.seeds[places],
+            latents[places],
+            level,
+        )
+    return latents
+
+
+def _clip_wrapper(model, request, clip_guidance):
+    """Wraps a denoiser so that it follows the gradient of a CLIP too."""
+    prompts = [prompt for prompt in request.prompts for _ in range(request.num_images)]
+    gradients = clip_guidance.gradients(model, prompts)
+
+    def wrap(denoise, places, condition):
+        return classifier_guidance(denoise, gradients(places, condition.context), clip_guidance.scale)
+
+    return wrap
+
+
+def _check_guides(clip_guidance, initial_noise, image, mask):
+    for name, value, method, kind in (
+        ("clip_guidance", clip_guidance, "gradients", "CLIPGuidance"),
+        ("initial_noise", initial_noise, "chosen", "InitialNoise"),
+    ):
+        if value is not None and not hasattr(value, method):
+            raise InputError(f"{name} is {value!r}: give a `{kind}` of sd_tf.latent.{name}")
+    if mask is not None and image is None:
+        raise InputError("mask is for a picture: give image as well")
+    if initial_noise is not None and image is not None:
+        raise InputError("initial_noise chooses the noise that pictures start from: leave it out, or image")
