@@ -52,7 +52,9 @@ def _parse(name, family, flags):
 
 def _parser(name, family, defaults):
     program = f"python -m sd_tf.train{'' if name == USUAL else f' {name}'}"
-    parser = commandline.Parser(program, description=__doc__)
+    families = "|".join(FAMILIES)
+    usage = f"python -m sd_tf.train [{families}] [flags]"
+    parser = commandline.Parser(program, usage, description=__doc__)
     for kind in (DataOptions, RunOptions, family.Options, OptimizerOptions):
         commandline.add_flags(parser, kind, defaults)
     return parser

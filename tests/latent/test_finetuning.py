@@ -252,6 +252,17 @@ def test_checkpoints_hold_what_learns_and_the_rest_is_the_model_that_the_run_beg
         run_of(of_one_thing(tmp_path / "model", own, tmp_path / "lora", finetune="lora"))
 
 
+def test_a_base_model_is_known_by_its_own_weights_and_not_by_what_a_run_left_beside_them(base, own, tmp_path):
+    model, extras = tmp_path / "model", ("clip", "snapshots/step-0000001")
+    shutil.copytree(base, model)
+    for extra in extras:
+        shutil.copytree(base / "unet", model / extra)
+    run_of(of_one_thing(model, own, tmp_path / "run", finetune="lora"))
+    for extra in extras:
+        shutil.rmtree(model / extra)
+    run_of(of_one_thing(model, own, tmp_path / "run", finetune="lora"))
+
+
 def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, monkeypatch):
     """What draws the prior compiles the network as it was before it had a LoRA."""
     from sd_tf.latent.stages import DiffusionStage

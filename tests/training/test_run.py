@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -260,3 +262,23 @@ def test_overfitting_learns_one_batch(tmp_path, capsys):
 def test_determinism_without_steps_is_refused(tmp_path):
     with pytest.raises(InputError, match="--deterministic needs --max-steps"):
         made(tmp_path / "run", deterministic=True, max_steps=None)
+
+
+def test_a_second_process_on_the_folder_of_a_running_one_is_refused_and_a_kill_leaves_no_lock(tmp_path):
+    run, second = made(tmp_path / "run"), made(tmp_path / "run")
+    lock = tmp_path / "run" / ".lock"
+    code = "import sys, time; from pathlib import Path; from sd_tf.training.own_folder import locked\n"
+    code += "with locked(Path(sys.argv[1]), 'it'): print('held', flush=True); time.sleep(100)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match="folder .*run is being trained by another process: wait for it"):
+            second.train()
+        assert contents(tmp_path) == before
+    finally:
+        holder.kill()
+        holder.wait()
+    assert lock.exists()  # as a killed process leaves it
+    run.train()
+    assert not lock.exists() and (tmp_path / "run" / "model_index.json").exists()
