@@ -4,7 +4,6 @@ Writes report.json, where every number stands with its protocol, and report.html
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import re
@@ -33,28 +32,19 @@ LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
 COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale")  # of which several may be given
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Parses flags, draws pictures, has them judged and writes the report."""
-    with _naming_flags():
-        flags = _parser().parse_args(arguments)
-        _complete(flags)
-        _check(flags)
-        _check_output(Path(flags.output))
-        words = sys.argv[1:] if arguments is None else arguments
-        command = shlex.join(["python", "-m", "sd_tf.evaluate", *words])
-        reports, pictures = _reports(flags, command)
-        commandline.load_tensorflow()
-        check_comparable(reports, _compared(flags))
-        _write(flags, command, reports, pictures)
-
-
-@contextlib.contextmanager
-def _naming_flags():
-    """Errors that name arguments in Python name flags instead."""
-    try:
-        yield
-    except InputError as error:
-        raise error.with_flags() from None
+    flags = _parser().parse_args(arguments)
+    _complete(flags)
+    _check(flags)
+    _check_output(Path(flags.output))
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "sd_tf.evaluate", *words])
+    reports, pictures = _reports(flags, command)
+    commandline.load_tensorflow()
+    check_comparable(reports, _compared(flags))
+    _write(flags, command, reports, pictures)
 
 
 def _parser():

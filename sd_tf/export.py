@@ -24,6 +24,7 @@ OURS = {  # what such a folder holds, and no more
 PROMPTS = ("a red dress", "a photo of a blue bag", "green trousers", "a shirt", "a black sneaker")
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Parses flags, writes, draws with what was written, and prints a table of both."""
     parser = commandline.Parser("python -m sd_tf.export", description=__doc__)

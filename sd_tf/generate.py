@@ -21,6 +21,7 @@ GRID, STRIP = "grid.png", "strip.png"
 NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip")
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Parses flags, draws, and writes a PNG file for each picture and, for several, a grid of all."""
     flags = _parser().parse_args(arguments)

@@ -14,6 +14,7 @@ from sd_tf.training.own_folder import steps_in
 SCALES = [0.1, 1.0, 3.0, 5.0, 7.5]
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Parses flags, draws and writes the sheet."""
     flags = _parser().parse_args(arguments)

@@ -17,22 +17,22 @@ from sd_tf.training.options import OptimizerOptions, RunOptions
 KINDS = (DataOptions, RunOptions, OptimizerOptions)
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Parses flags and trains; `arguments` are the words after the command, None for this process's own."""
-    with commandline.naming_flags():
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        name, flags = (words[0], words[1:]) if words and words[0] in FAMILIES else (USUAL, words)
-        family = commands_of(name)
-        found = _parse(name, family, flags)
-        options = found[RunOptions]
-        if options.workers and not options.dry_run and "TF_CONFIG" not in os.environ:
-            again = ["-m", "sd_tf.train", *words] if arguments is not None else sys.orig_argv[1:]
-            status = launch([sys.executable, *again, "--strategy", "multiworker"], options.workers)
-            if status:
-                raise SystemExit(status)
-            return
-        end_with_launcher()
-        _train(family, found)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    name, flags = (words[0], words[1:]) if words and words[0] in FAMILIES else (USUAL, words)
+    family = commands_of(name)
+    found = _parse(name, family, flags)
+    options = found[RunOptions]
+    if options.workers and not options.dry_run and "TF_CONFIG" not in os.environ:
+        again = ["-m", "sd_tf.train", *words] if arguments is not None else sys.orig_argv[1:]
+        status = launch([sys.executable, *again, "--strategy", "multiworker"], options.workers)
+        if status:
+            raise SystemExit(status)
+        return
+    end_with_launcher()
+    _train(family, found)
 
 
 def _parse(name, family, flags):

@@ -1,8 +1,8 @@
 """The `config.json` of a network, as diffusers and transformers write it, to and from our dataclasses.
 
-Each kind lists, besides the dataclass's own fields, the options of diffusers and transformers that
-our networks do not vary (`fixed`): they are written as they stand, and a file that says otherwise
-is refused rather than misread. What else a file says is kept, and written back as it was.
+Each kind lists, besides the dataclass's own fields, the options of diffusers and transformers that our
+networks do not vary (`fixed`). They are written with their only supported value, and a file with another
+value is refused rather than misread. All other fields of a file are kept, and written back unchanged.
 """
 
 import dataclasses
@@ -31,16 +31,23 @@ NOT_KEPT = {
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How one configuration stands in its file; `absent` is what missing fields mean, if not our default.
+    """How one configuration is written in its file.
 
-    `siblings` are other classes whose files say the same in the same words. `check(config, source)` refuses
-    numbers that are well each by itself and not together.
+    Attributes:
+        dataclass: the configuration's.
+        header: what every file of ours begins with, the class's name among it.
+        fixed: options that our networks do not vary, and their only supported values.
+        absent: the meaning of a missing field, where it is not the dataclass's default.
+        absent_by_class: the same by the file's `_class_name`, for `header`'s class and the siblings.
+        siblings: other classes whose files have the same fields.
+        check: `check(config, source)` refuses numbers that are fine one by one but not together.
     """
 
     dataclass: type
     header: dict
     fixed: dict
     absent: dict = dataclasses.field(default_factory=dict)
+    absent_by_class: dict[str, dict] = dataclasses.field(default_factory=dict)
     siblings: tuple[str, ...] = ()
     check: Callable | None = None
 
@@ -92,7 +99,8 @@ class Kind:
             for number in value if isinstance(value, tuple) else (value,):
                 if type(number) in (int, float):
                     check_number(name, number, value, source)
-        config = self.dataclass(**{**self.absent, **given}, kept=kept)
+        by_class = self.absent_by_class.get(values.get("_class_name", self.header.get("_class_name")), {})
+        config = self.dataclass(**{**self.absent, **by_class, **given}, kept=kept)
         check_lengths(config, source)
         if self.check is not None:
             self.check(config, source)
@@ -156,17 +164,37 @@ CLIP_VISION = Kind(
 )
 
 
+# The defaults of diffusers' schedulers (0.42), which `from_config` fills missing fields with. A class without
+# `set_alpha_to_one` ends free of noise, and one without `clip_sample` clips nothing.
+SHARED_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
+    "clip_sample": False,
+    "rescale_betas_zero_snr": False,
+}
+SCHEDULER_DEFAULTS = {
+    name: SHARED_DEFAULTS | own
+    for name, own in {
+        "DDIMScheduler": {"clip_sample": True},
+        "DDPMScheduler": {"clip_sample": True},
+        "PNDMScheduler": {"set_alpha_to_one": False},
+        "LMSDiscreteScheduler": {"timestep_spacing": "linspace"},
+        "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
+        "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
+        "DPMSolverMultistepScheduler": {"timestep_spacing": "linspace"},
+        "UniPCMultistepScheduler": {"timestep_spacing": "linspace"},
+    }.items()
+}
 SCHEDULE = Kind(
     ScheduleConfig,
     of_diffusers("DDIMScheduler"),
     {"trained_betas": None, "thresholding": False},
-    siblings=(
-        "DDPMScheduler",
-        "PNDMScheduler",
-        "LMSDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "DPMSolverMultistepScheduler",
-        "UniPCMultistepScheduler",
-    ),
+    absent_by_class=SCHEDULER_DEFAULTS,
+    siblings=tuple(name for name in SCHEDULER_DEFAULTS if name != "DDIMScheduler"),
 )

@@ -12,6 +12,7 @@ from sd_tf.demo.ending import PICTURES, Ending
 from sd_tf.errors import InputError
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Parses flags, loads the model and serves the page until it is interrupted."""
     from sd_tf.demo.limits import Limits

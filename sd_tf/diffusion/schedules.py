@@ -37,7 +37,7 @@ def _linear(config):
 
 
 def _scaled_linear(config):
-    """Linear in the square root of beta: latent diffusion (Rombach et al. 2022), as in CompVis' code."""
+    """Linear in the square root of beta (Rombach et al. 2022), as in CompVis' code."""
     return np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps) ** 2
 
 

@@ -180,6 +180,7 @@ def load_classifier(name="fashion-mnist-classifier") -> Classifier:
     return model
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Trains a classifier, says what it scores on the test pictures and writes it."""
     parser = commandline.Parser("python -m sd_tf.evaluation.classifier", description=main.__doc__)

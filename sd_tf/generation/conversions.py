@@ -1,9 +1,9 @@
 """OpenVINO's conversions of models, kept in the user's cache so that the next process need not convert.
 
-Nothing is kept beside a model, and nothing that comes with a model is used: a stranger's folder could hold
-the conversion of other weights. A kept conversion is a folder of the cache, named by the *content* of the
-weights that it was made of. In it is a mark, `conversion.json`, with the SHA-256 of each of its other files.
-It is used where all of them are as they were written, and only what has a mark is ever deleted.
+Nothing is kept beside a model, and nothing that comes with a model is used: a folder from outside could hold
+the conversion of other weights. A conversion is a folder of the cache, named by a hash of the *content* of
+the weights. Its `conversion.json` (the mark) has the SHA-256 of each of its other files. A conversion is used
+only if all of them are as they were written, and only folders with a mark are ever deleted.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from sd_tf.files import open_file, read_json, write_json
 
 MARK = "conversion.json"
 MADE_BY = "sd_tf"
-ARGUMENTS = "float timesteps, contexts of any length"  # what a conversion must have been made for
-MOST_BYTES = 16_000_000_000  # of all conversions: the least recently used are deleted
+ARGUMENTS = "float timesteps, contexts of any length"  # part of the key: change it with the signatures
+MOST_BYTES = 16_000_000_000  # of all conversions; beyond it the least recently used are deleted
 KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 NAME = re.compile(r"[a-z]{1,40}\.(xml|bin)", re.ASCII)  # of a file of a conversion
-UNFINISHED = ".new-"  # what the folder of one that is being written, or deleted, begins with
-UNFINISHED_SECONDS = 86_400.0  # after which its process is taken for dead
+UNFINISHED = ".new-"  # prefix of the folder of a conversion that is being written or deleted
+UNFINISHED_SECONDS = 86_400.0  # after which its process is assumed to be dead
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The files that a model's networks are read from, as they are when this is made: before they are read.
+    """The files that a model's networks are read from, and their state now. Make it before reading them.
 
     Args:
         source: the model's folder, or its one file.
@@ -45,7 +45,7 @@ class Origin:
         variant: of the files, see `sd_tf.load`.
 
     Attributes:
-        state: of each file, its name, size, times and number; None where they cannot be told.
+        state: name, size, times and inode of each file; None if they cannot be read.
     """
 
     source: Path
@@ -75,7 +75,7 @@ class Origin:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether no file was written since, not even with the same size and time."""
+        """Whether no file was written since, not even with the same size and modification time."""
         return self.state is not None and self.state == self._state()
 
     @property
@@ -85,7 +85,7 @@ class Origin:
 
     @functools.cached_property
     def key(self) -> str | None:
-        """The name of the conversion of these files, by their content; None where they have changed."""
+        """The cache key of the conversion of these files, by their content; None if they have changed."""
         root = None if self.source.is_file() else self.source
         try:
             names, files = zip(*self._files(), strict=True)
@@ -96,25 +96,25 @@ class Origin:
 
 
 def key_of(*parts) -> str:
-    """The name of a conversion that was made of `parts`, with what else it depends on."""
+    """A cache key: a hash of `parts` and of the versions that a conversion depends on."""
     made_for = (ARGUMENTS, sd_tf.__version__, importlib.metadata.version("openvino"))
     return hashlib.sha256(repr((*made_for, *parts)).encode()).hexdigest()
 
 
 def find(key: str | None) -> Path | None:
-    """The folder of a whole conversion of that name, None where there is none."""
+    """The folder of the conversion with that key, None if there is none or it is damaged."""
     place = _place()
     if place is None or key is None or not _is_whole(place / key):
         return None
     with contextlib.suppress(OSError):
-        os.utime(place / key / MARK)  # it is used
+        os.utime(place / key / MARK)  # marks it as recently used
     return place / key
 
 
 def find_of(origin: Origin) -> Path | None:
-    """The whole conversion of exactly these files, None where there is none.
+    """The conversion of exactly these files, None if there is none or it is damaged.
 
-    Files are hashed only where a conversion of files of the same names and sizes is there.
+    Files are hashed only if there is a conversion of files with the same names and sizes.
     """
     if not origin.sizes or not any(mark.get("origin") == origin.sizes for _, mark in _marked()):
         return None
@@ -122,12 +122,12 @@ def find_of(origin: Origin) -> Path | None:
 
 
 def keep(files: Path, key: str, origin: Origin | None):
-    """Copies a conversion's files into the cache, where there is one and room in it.
+    """Copies a conversion's files into the cache, if there is one with room.
 
     Args:
         files: a folder that holds them and nothing else.
-        key: their name from now on.
-        origin: the files of the model, for `find_of`, where the conversion is of these.
+        key: the cache key.
+        origin: the model's files, by which `find_of` finds it; None if the weights have changed since.
     """
     place = _place(make=True)
     if place is None:
@@ -148,10 +148,10 @@ def keep(files: Path, key: str, origin: Origin | None):
 
 
 def discard(folder: Path):
-    """Deletes a conversion of the cache: what its mark names, and the folder if that was all that it held.
+    """Deletes a conversion: the files that its mark names, and the folder if nothing else is in it.
 
-    It takes another name first: one of several processes gets it, and none deletes what another has just
-    put there.
+    The folder is renamed first, so that of several processes only one deletes it, and none deletes what
+    another has just put in its place.
     """
     if _mark(folder) is None:
         return
@@ -165,18 +165,18 @@ def discard(folder: Path):
 
 
 def _place(make=False) -> Path | None:
-    """The cache's folder for conversions; None where there is none that only this user writes to."""
+    """The cache's folder for conversions, None if there is none that only this user can write to."""
     try:
         place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_tf" / "conversions"
         if make:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return place if _is_private(place) else None
-    except (OSError, RuntimeError):  # RuntimeError: nobody's home
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return None
 
 
 def _is_private(folder):
-    """Whether it is a folder, no link, of this user, where not everybody may write."""
+    """Whether it is a real folder of this user, not a link, and not writable by everybody."""
     found = os.lstat(folder)
     is_ours = not hasattr(os, "geteuid") or (
         found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
@@ -185,7 +185,7 @@ def _is_private(folder):
 
 
 def _marked() -> Iterator[tuple[Path, dict]]:
-    """(folder, its mark) of every conversion, whole or not."""
+    """(folder, its mark) of every conversion, also of damaged ones."""
     place = _place()
     try:
         folders = [] if place is None else sorted(place.iterdir())
@@ -198,7 +198,7 @@ def _marked() -> Iterator[tuple[Path, dict]]:
 
 
 def _mark(folder):
-    """What stands in the mark of a conversion, None for another folder."""
+    """The content of a conversion's mark, None for other folders."""
     try:
         if not _is_private(folder):
             return None
@@ -223,7 +223,7 @@ def _is_whole(folder):
 
 
 def _trim(place, used):
-    """Deletes what was not used for longest, and what killed processes left."""
+    """Deletes the least recently used conversions, and what killed processes left."""
     found = []
     for folder, mark in _marked():
         with contextlib.suppress(OSError):
@@ -242,14 +242,14 @@ def _trim(place, used):
 
 def _sweep(folder, begun):
     if time.time() - begun > UNFINISHED_SECONDS:
-        for file in folder.iterdir():  # the mark was written before them
+        for file in folder.iterdir():  # the mark was written first
             if NAME.fullmatch(file.name) or file.name == MARK:
                 file.unlink(missing_ok=True)
         folder.rmdir()
 
 
 def _copy(file, target):
-    """Copies a file; its SHA-256."""
+    """Copies a file and returns its SHA-256."""
     digest = hashlib.sha256()
     with open(file, "rb") as reading, open(target, "xb") as writing:
         while part := reading.read(2**20):
@@ -259,19 +259,19 @@ def _copy(file, target):
 
 
 def _state(file):
-    """Changes when a file is written."""
+    """What changes when a file is written."""
     found = os.stat(file)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 @functools.lru_cache(maxsize=4)
 def _sha256_of_kept(folder, files, states):
-    """Those of a kept conversion's files, read once in a process while their states stay."""
+    """The SHA-256 of a conversion's files, computed once per process while their states stay the same."""
     return _sha256_of_all(files, folder)
 
 
 def _sha256_of_all(files, root):
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing leaves Python to the others
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases Python's lock
         return list(threads.map(lambda file: _sha256(file, root), files))
 
 

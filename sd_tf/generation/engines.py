@@ -31,7 +31,7 @@ ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a
 
 
 class Engine(NamedTuple):
-    """See the module."""
+    """The three functions, as the module explains."""
 
     encode: Callable
     denoise: Callable
@@ -39,41 +39,41 @@ class Engine(NamedTuple):
 
 
 class Engines:
-    """The engines of a model, each made when it is first asked for.
+    """The engines of a model, each made when it is first used.
 
     Args:
-        functions: gives name -> (Keras model, its function, the shapes and dtypes of its arguments),
-            for each field of `Engine`; None in a shape is a size that varies. Called when first needed.
+        functions: gives name -> (Keras model, its function, the shapes and dtypes of its arguments) for each
+            field of `Engine`. None in a shape is a size that varies. It is called when first needed.
 
     Attributes:
-        keeps_conversions: whether OpenVINO's conversions are kept in the user's cache, which is so once
-            `came_from` has said where the model is from.
+        keeps_conversions: whether OpenVINO's conversions are kept in the user's cache: only after `came_from`
+            has said which files the model is from.
     """
 
     def __init__(self, functions):
         self._functions, self.keeps_conversions = functions, False
-        self._converted = (None, None)  # a checksum of the weights, and the engine that was made of them
+        self._converted = (None, None)  # a checksum of the weights, and the engine made from them
         self._origin = self._kept = None
         self._as_read = None  # a checksum of the weights as they were read
 
     def came_from(self, origin: Origin, kept: Path | None = None):
-        """Says which files the weights are of, so that conversions can be kept and found again.
+        """Says which files the weights are from, so that conversions can be kept and found again.
 
         Args:
             origin: these files.
-            kept: what `kept_conversion` gave, if no network has been read.
+            kept: the result of `kept_conversion`, if no network has been read yet.
         """
         self.keeps_conversions, self._origin, self._kept = True, origin, kept
         if kept is None:
             self._remember_as_read()
 
     def forget_kept(self):
-        """From now on the networks' weights are what counts."""
+        """Stops using the kept conversion: the networks are used, and may change, from now on."""
         self._kept = None
 
     @functools.cached_property
     def networks(self):
-        """See `functions` above."""
+        """The result of `functions`."""
         return self._functions()
 
     def __getitem__(self, name):
@@ -81,14 +81,14 @@ class Engines:
             raise unknown("engine", name, ENGINES)
         if name != "tensorflow" and self._kept is not None and self._has_read_kept():
             return self._converted[1]
-        if name == "auto":  # a conversion that is not kept would take longer than most drawing
+        if name == "auto":  # converting for one process alone would take longer than most drawing
             name = "tensorflow"
             if self.keeps_conversions and self._openvino_fits() is None:
                 try:
                     return self._openvino()
                 except InputError as error:
                     warnings.warn(f"{error}; TensorFlow draws instead", stacklevel=2)
-                    self.keeps_conversions = False  # it is not tried again for every batch
+                    self.keeps_conversions = False  # so that it is not tried again in each call
         return self._tensorflow if name == "tensorflow" else self._openvino()
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class Engines:
         return Engine(**{name: compiled(function) for name, (_, function, _) in self.networks.items()})
 
     def _openvino_fits(self):
-        """None where OpenVINO can and should be used; otherwise the reason why not."""
+        """None if OpenVINO can and should be used, otherwise the reason why not."""
         if importlib.util.find_spec("openvino") is None:
             return "it is not installed: pip install 'sd_tf[openvino]'"
         import keras
@@ -122,7 +122,7 @@ class Engines:
         return self._converted[1]
 
     def _has_read_kept(self):
-        """Reads the kept conversion; False where that fails, and the networks are to be converted again."""
+        """Reads the kept conversion. False if that fails; then the networks must be converted again."""
         if self._converted[0] == self._kept:
             return True
         try:
@@ -131,7 +131,7 @@ class Engines:
         except Exception:  # whatever OpenVINO says of a file that another process has just deleted
             conversions.discard(self._kept)
             self._kept = None
-            self.networks  # noqa: B018  from the files, where nothing else has asked for them
+            self.networks  # noqa: B018  reads them from their files, if nothing else has
             self._remember_as_read()
             return False
 
@@ -140,10 +140,10 @@ class Engines:
             self._as_read = self._checksum()
 
     def _checksum(self):
-        """Of all weights, so that a model that has been trained on is converted again.
+        """A checksum of all weights: it changes with training, and the model is converted again.
 
-        Sums of their bits take a tenth of the time of a hash; nobody needs to be kept from finding others
-        with the same sums, as what is kept has a hash for its name. A few bytes tell one order from another.
+        Sums of the bits take a tenth of the time of a hash. They need not resist forgery, since the cache
+        names its files by a hash. A few sampled bytes distinguish reordered weights.
         """
         import tensorflow as tf
 
@@ -159,12 +159,12 @@ class Engines:
     @functools.cached_property
     def _handles(self):
         variables = [variable.value for model, _, _ in self.networks.values() for variable in model.variables]
-        # Under a strategy, each is several that are the same.
+        # Under a distribution strategy each variable has several equal copies.
         variables = [getattr(variable, "values", (variable,))[0] for variable in variables]
         return [(variable.handle, variable.dtype) for variable in variables]
 
     def _convert(self):
-        """OpenVINO's engine, from the conversion in the user's cache, which is made if it is not there."""
+        """OpenVINO's engine, from the conversion in the user's cache, which is made if it is missing."""
         origin = self._origin if self._as_read == self._checksum() else None
         key = None
         if self.keeps_conversions:
@@ -187,7 +187,7 @@ class Engines:
             ) from None
 
     def _key_of_weights(self):
-        """The name of the conversion of these weights, whatever files they are of."""
+        """The cache key of the conversion of these weights, whatever files they are from."""
         parts = []
         for model, _, _ in self.networks.values():
             digest = hashlib.sha256()
@@ -202,9 +202,9 @@ def _read(files):
 
 
 def kept_conversion(origin: Origin) -> Path | None:
-    """The folder of OpenVINO's conversion of exactly these files; None where there is none to use.
+    """The folder of OpenVINO's conversion of exactly these files, None if there is none to use.
 
-    It is not used beside a GPU, as it was not made for one.
+    It is not used on a machine with a GPU.
     """
     if importlib.util.find_spec("openvino") is None or any(map(os.path.exists, ACCELERATORS)):
         return None
@@ -212,10 +212,16 @@ def kept_conversion(origin: Origin) -> Path | None:
 
 
 def write_conversion(model, function, arguments, file):
-    """A function of a Keras model's, of arguments (shape, dtype), as OpenVINO's `file` and one beside it.
+    """Converts a function of a Keras model for OpenVINO: `file` (.xml), and the weights beside it (.bin).
 
-    The weights go in as arguments, of which OpenVINO then makes constants: a TensorFlow graph that
-    holds them would be larger than a graph may be.
+    The weights are converted as arguments and then replaced by constants, since a TensorFlow graph with large
+    weights inside would exceed the size limit of graphs.
+
+    Args:
+        model: the Keras model.
+        function: one of tensors, which uses the model.
+        arguments: (shape, dtype) of each argument, None in a shape for any size.
+        file: a path.
     """
     import keras
     import openvino
@@ -243,10 +249,10 @@ def write_conversion(model, function, arguments, file):
 
 @functools.cache
 def _openvino_core():
-    """The one of this process, never released.
+    """The only core of this process, never released.
 
-    Its CPU plugin sets the stack that signal handlers run on, and unmaps it when the last core is
-    released, after which Ctrl-C is a segmentation fault.
+    Its CPU plugin sets the stack of signal handlers, and unmaps it when the last core is released. Ctrl-C
+    would then be a segmentation fault.
     """
     import openvino
 
@@ -254,10 +260,10 @@ def _openvino_core():
 
 
 def read_conversion(file):
-    """A conversion's file as a function of arrays.
+    """Reads a converted function, as a function of numpy arrays.
 
-    OpenVINO is a quarter faster with shapes it knows, and faster still with a part of the batch on
-    each core, so there is a compiled model for each shape, of the last two.
+    OpenVINO is a quarter faster with static shapes, and faster still with a slice of the batch on each core.
+    So a model is compiled for each shape; the last two are kept.
     """
     core = _openvino_core()
     unshaped = core.read_model(file)

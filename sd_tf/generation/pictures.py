@@ -78,11 +78,11 @@ def checked_mask(mask, images, number: int) -> np.ndarray:
 
 
 def latent_mask(mask, factor: int) -> np.ndarray:
-    """A mask of pixels as a mask of latents, 1 for every latent that one of the masked pixels belongs to.
+    """A mask of pixels as a mask of latents, 1 where any of the pixels below is masked.
 
     Args:
         mask: bool (n, height, width, 1).
-        factor: pixels along a side of a latent.
+        factor: pixels along a side, for one position of the latents.
 
     Returns:
         float32 (n, height / factor, width / factor, 1).

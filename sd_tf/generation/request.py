@@ -96,7 +96,7 @@ class Request:
 
 
 class Interpolation:
-    """Pictures between prompts, between seeds, or both (`LatentDiffusion.interpolate`).
+    """Pictures between prompts, between seeds, or both.
 
     Args:
         prompts: a string or a list of strings.

@@ -10,7 +10,17 @@ from sd_tf.generation.checks import check_interval, check_number, check_whole
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Sampling settings, checked before anything is computed. `LatentDiffusion.generate` explains each.
+    """Sampling settings, checked before anything is computed.
+
+    Attributes:
+        steps: sampling steps, 1 to the schedule's number of timesteps.
+        guidance_scale: 0 to 1000; 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
+        guidance_interval: (start, stop), the part of the steps that is guided, as shares of all steps.
+        guidance_rescale: 0 to 1, how far to undo the contrast that a high scale adds (Lin et al. 2023).
+        sampler: a name of `SAMPLERS`.
+        timestep_spacing: "leading", "trailing" or "linspace", in place of the schedule's own; None for that.
+        karras: spaces the steps as Karras et al. 2022, which samplers that step through timesteps cannot.
+        eta: 0 to 1, the fresh noise in each step of DDIM, as a share of DDPM's.
 
     Raises:
         InputError: one of the wrong type or out of range.

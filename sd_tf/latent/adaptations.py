@@ -57,36 +57,35 @@ class Adaptations:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Every layer that can be adapted, as "unet.down_blocks.1.attentions.0.proj_in"."""
+        """The names of all layers that can be adapted, such as "unet.down_blocks.1.attentions.0.proj_in"."""
         return tuple(self._kernels)
 
     def shape(self, module: str) -> tuple[int, ...]:
-        """Of its kernel, with PyTorch's order of axes."""
+        """The shape of a layer's kernel, with PyTorch's order of axes."""
         return torch_shape(self._kernels[module])
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of each adaptation."""
+        """The weight of each adaptation, by its name."""
         return dict(self._weights)
 
     def add(self, name: str, changes: dict[str, LowRank], weight: float = 1.0, source="the adaptation"):
         """Adds an adaptation.
 
         Args:
-            name: of it.
+            name: to call it by.
             changes: module -> `LowRank`.
-            weight: how much of it; 1 is all, 0 nothing.
+            weight: multiplies its change; 1 applies it as it was trained, 0 not at all.
             source: where it comes from, for messages.
 
         Raises:
-            InputError: it is of another architecture, or the name of one before it. The model stays what it
-                was.
+            InputError: it is for another architecture, or the name is taken. The model is not changed then.
         """
         _check_weight(name, weight)
         if name in self._changes:
             raise InputError(
-                f"{source}: an adaptation called {shown(name)} is there already: give another name, or take "
-                f"that one out before, by adaptations.remove({shown(name)})"
+                f"{source}: an adaptation called {shown(name)} is there already: give another name, or "
+                f"remove that one first, by adaptations.remove({shown(name)})"
             )
         if not changes:
             raise InputError(f"{source} changes nothing: is it a LoRA?")
@@ -117,7 +116,7 @@ class Adaptations:
         self._apply(set(self._before))
 
     def remove(self, name: str):
-        """Takes an adaptation out again."""
+        """Removes an adaptation."""
         if name not in self._changes:
             raise unknown("adaptation", name, self._changes)
         del self._changes[name], self._weights[name]
@@ -136,7 +135,7 @@ class Adaptations:
             self._apply(set(self._before))
 
     def fuse(self):
-        """Makes the model's own what its adaptations change now, and forgets them."""
+        """Makes the present change of the kernels permanent, and forgets the adaptations."""
         self._changes, self._weights, self._before = {}, {}, {}
 
     def _apply(self, modules):

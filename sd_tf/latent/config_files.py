@@ -1,5 +1,7 @@
 """The configuration files of a Stable Diffusion folder: `vae`, `unet` and `model_index.json`."""
 
+import dataclasses
+
 from sd_tf.checkpoints.config_files import SCHEDULE, Kind, of_diffusers
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError, shown
@@ -89,6 +91,20 @@ def check_model_index(values: dict, source: str):
         name = found[1] if isinstance(found, list) and len(found) == 2 else found
         if name not in supported:
             raise InputError(f"{source}: {part} is {shown(name)}, only {' or '.join(supported)} is supported")
+
+
+def read_schedule(values: dict, source: str) -> ScheduleConfig:
+    """`scheduler/scheduler_config.json` as diffusers' `StableDiffusionPipeline` understands it.
+
+    Old files lack `steps_offset` and `clip_sample`, or have the values of their scheduler's class. The
+    pipeline then sets them to what Stable Diffusion was made with: an offset of 1, and no clipping.
+
+    Raises:
+        InputError: the file is for another scheduler, or a value is of the wrong type or out of bounds.
+    """
+    config = SCHEDULE.from_json(values, source)
+    offset = min(1, config.num_train_timesteps - 1)
+    return dataclasses.replace(config, steps_offset=offset, clip_sample=False)
 
 
 def autoencoder_json(config: AutoencoderConfig) -> dict:

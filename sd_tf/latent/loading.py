@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from sd_tf.checkpoints.bounds import check_schedule
-from sd_tf.checkpoints.config_files import CLIP_TEXT, SCHEDULE
+from sd_tf.checkpoints.config_files import CLIP_TEXT
 from sd_tf.checkpoints.replacing import recover
 from sd_tf.checkpoints.sources import bundled_names, refuse_links_out, resolve
 from sd_tf.checkpoints.tokenizers import load_tokenizer
@@ -158,7 +158,7 @@ def _schedule(source, prediction_type):
     config_files.check_model_index(read_json(index, root=source), str(index))
     refuse_links_out(source / "scheduler")
     file = source / "scheduler" / "scheduler_config.json"
-    schedule = SCHEDULE.from_json(read_json(file, root=source), str(file))
+    schedule = config_files.read_schedule(read_json(file, root=source), str(file))
     if prediction_type is not None:
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     with naming(file):

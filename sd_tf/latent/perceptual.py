@@ -69,6 +69,7 @@ def load_perceptual(name="perceptual-mini") -> PerceptualNetwork:
     return network
 
 
+@commandline.naming_flags()
 def main(arguments=None):
     """Trains a network, says how many test pictures it tells apart and writes it."""
     parser = commandline.Parser("python -m sd_tf.latent.perceptual", description=main.__doc__)

@@ -264,6 +264,29 @@ def test_parts_that_do_not_fit_together_are_refused(tiny_model, part, changes, m
         LatentDiffusion(**parts)
 
 
+def test_a_schedule_that_clips_is_not_for_latents(tiny_model):
+    parts = {name: getattr(tiny_model, name) for name in ("autoencoder", "unet", "text_encoder", "tokenizer")}
+    schedule = NoiseSchedule(ScheduleConfig(clip_sample=True))
+    with pytest.raises(InputError, match="clip_sample is true, but latents, unlike pixels, have no range"):
+        LatentDiffusion(**parts, schedule=schedule)
+
+
+def test_many_prompts_are_encoded_a_batch_at_a_time(tiny_model, monkeypatch):
+    engine, sizes = tiny_model.engines["tensorflow"], []
+
+    def counting(ids):
+        sizes.append(len(ids))
+        return engine.encode(ids)
+
+    counted = engine._replace(encode=counting)
+    monkeypatch.setattr(tiny_model, "engine_for", lambda name, shape: counted)
+    prompts = [f"a {colour} dress{' and a bag' * (i % 3)}" for i, colour in enumerate(["red", "blue"] * 6)]
+    together = draw(tiny_model, prompts, steps=1, batch_size=4, negative_prompt="a bag")
+    assert max(sizes) == 4 and sum(sizes) >= 24
+    monkeypatch.undo()
+    assert apart(together, draw(tiny_model, prompts, steps=1, negative_prompt="a bag")) <= 1
+
+
 def test_the_loss_is_the_squared_error_of_the_velocity(tiny_model):
     rng = np.random.default_rng(0)
     latents, noise = rng.standard_normal((2, 3, 8, 8, 4)).astype("float32")
