@@ -74,8 +74,8 @@ def rematerialised(function, *tensors):
             of_tensors, of_trained = found[: len(copies)], found[len(copies) :]
             # Each variable's gradient needs activations. With this dependency all are taken at once, so
             # that the activations can be freed.
-            with tf.control_dependencies(of_trained):
-                of_tensors = [tf.identity(each) for each in of_tensors]
+            with tf.control_dependencies([each for each in of_trained if each is not None]):
+                of_tensors = [each if each is None else tf.identity(each) for each in of_tensors]
             if not variables:
                 return of_tensors
             gradients = {id(variable): each for variable, each in zip(trained, of_trained, strict=True)}

@@ -143,6 +143,22 @@ def test_of_frozen_weights_no_gradient_is_computed():
     assert_same(arrays(found), arrays(expected), 1e-6)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_what_has_no_influence_has_no_gradient(remat):
+    used, stopped = (keras.Variable(2.0, name=name) for name in ("used", "stopped"))
+
+    @tf.function(autograph=False)
+    def gradients(x, unused):
+        with rematerialising([used, stopped], remat), tf.GradientTape() as tape:
+            tape.watch([x, unused])
+            result = rematerialised(lambda x, unused: used * x * tf.stop_gradient(stopped.value), x, unused)
+            return tape.gradient(result, [x, unused, used.value, stopped.value])
+
+    of_x, of_unused, of_used, of_stopped = gradients(tf.constant(3.0), tf.constant(5.0))
+    assert (float(of_x), float(of_used)) == (4.0, 6.0)
+    assert of_unused is None and of_stopped is None
+
+
 def test_memory_is_free_between_the_two_and_replicas_agree():
     environment = os.environ | {
         "PYTHONPATH": str(Path(sd_tf.__file__).parent.parent),
