@@ -52,7 +52,7 @@ def main(arguments=None):
     output.mkdir(parents=True, exist_ok=True)
     _write(files, images, flags, metadata)
     if guesses:
-        strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine)
+        strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine, flags.batch_size)
         _write_sheet(output / STRIP, strip, len(strip), metadata | {"prompt": flags.prompt[0], "seed": seed})
 
 

@@ -119,12 +119,18 @@ def check_same_parts(first: Condition, second: Condition, names=("one condition"
         if (one is None) != (other is None):
             has, lacks = names if other is None else names[::-1]
             raise InputError(f"{has} has {name}, {lacks} has none: give both the same parts")
-        if one is not None and tuple(one.shape[1:]) != tuple(other.shape[1:]):
+        if one is not None and not _fits(one.shape[1:], other.shape[1:]):
             shapes = " and ".join(f"{tuple(part.shape)}" for part in (one, other))
             raise InputError(
                 f"{name} has the shapes {shapes} in {names[0]} and {names[1]}: encode both by the same text "
                 "encoder, to the same number of tokens"
             )
+
+
+def _fits(one, other):
+    """Whether two shapes may be the same; in a graph a size can be unknown."""
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(a == b or a is None or b is None for a, b in pairs)
 
 
 def _map(function, *conditions):

@@ -49,16 +49,15 @@ class CLIPGuidance:
         import tensorflow as tf
 
         plain = ["".join(part.text for part in parts_of(prompt)) for prompt in prompts]
-        texts = self.clip.text_features(self.tokenizer(plain))
 
         def of(places, context):
+            texts = self.clip.text_features(self.tokenizer([plain[place] for place in places]))
+
             def gradient(x, level):
                 gradient_of = self._gradient_for(model, x.shape[1:])
                 timesteps = tf.fill([len(x)], float(level.t))
                 numbers = (tf.constant(number, tf.float32) for number in (level.signal, level.noise))
-                return gradient_of(
-                    tf.constant(x), timesteps, *numbers, tf.constant(context), tf.gather(texts, places)
-                ).numpy()
+                return gradient_of(tf.constant(x), timesteps, *numbers, tf.constant(context), texts).numpy()
 
             return gradient
 

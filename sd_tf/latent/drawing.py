@@ -123,7 +123,7 @@ class StartPicture:
         self._images = checked_image(image, number, model.sides_multiple, model.most_pixels)
         self._mask = None if mask is None else checked_mask(mask, self._images, number)
         self._request, self._strength = request, strength
-        latents = model.encode_images(self._images)
+        latents = model.encode_images(self._images, request.batch_size)
         self.shape = latents.shape[1:]
         self._latents = request.for_each_picture(latents)  # (pictures, h, w, channels)
         if mask is not None:

@@ -344,15 +344,27 @@ class LatentDiffusion:
         interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size)
         return draw_interpolation(self, interpolation, Settings(**settings), engine, progress)
 
-    def encode_images(self, images):
-        """Encodes uint8 pictures (n, height, width, 3) to means of their latents, float32 (n, h, w, c)."""
-        images = np.asarray(images, "float32") / 127.5 - 1.0
-        parts = [self._encode_images(images[i : i + 64])[0] for i in range(0, len(images), 64)]
-        return np.concatenate([np.asarray(part) for part in parts])
+    def encode_images(self, images, batch_size=64):
+        """Encodes uint8 pictures (n, height, width, 3) to means of their latents, float32 (n, h, w, c).
 
-    def decode_latents(self, latents, engine="auto"):
-        """Decodes clean latents, float32 (n, h, w, c), to uint8 pictures (n, height, width, 3)."""
-        return to_uint8(np.asarray(self.engine_for(engine, latents.shape[1:]).decode(latents)))
+        Args:
+            images: the pictures.
+            batch_size: the most pictures at once; it bounds memory.
+        """
+        starts = range(0, len(images), batch_size)
+        some = (np.asarray(images[i : i + batch_size], "float32") / 127.5 - 1.0 for i in starts)
+        return np.concatenate([np.asarray(self._encode_images(each)[0]) for each in some])
+
+    def decode_latents(self, latents, engine="auto", batch_size=64):
+        """Decodes clean latents, float32 (n, h, w, c), to uint8 pictures (n, height, width, 3).
+
+        Args:
+            latents: the latents.
+            engine: as in `generate`.
+            batch_size: the most pictures at once; it bounds memory.
+        """
+        decode, starts = self.engine_for(engine, latents.shape[1:]).decode, range(0, len(latents), batch_size)
+        return np.concatenate([to_uint8(np.asarray(decode(latents[i : i + batch_size]))) for i in starts])
 
     @functools.cached_property
     def _encode_images(self):
@@ -384,7 +396,7 @@ class LatentDiffusion:
         levels = Settings(steps).levels(self.schedule)
         if self.schedule.config.prediction_type == "sample":  # noise is unknown where there is none
             levels[-1] = self.schedule.level(0)
-        latents = self.encode_images(images)
+        latents = self.encode_images(images, batch_size)
         networks = self.engine_for(engine, latents.shape[1:])
         [condition] = encode_prompts([[prompt]], text_encoder(self, networks), batch_size)
         found = []

@@ -81,7 +81,7 @@ def test_type_draw_see_choose_edit_and_download(browser, page):
     tab.until(lambda: tab.tab.locator("#preview img").count())  # before it is done
     settings = tab.until(tab.settings)
     assert settings["prompt"] == "a (red:1.3 dress" and settings["steps"] == "150"
-    assert "is taken as it stands" in tab.messages()
+    assert "is read as text, without weights" in tab.messages()
     assert tab.tab.locator("#pictures .grid-container img").count() == 4
 
     tab.tab.locator("#pictures .grid-container button").nth(2).click()

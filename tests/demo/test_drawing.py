@@ -66,7 +66,7 @@ def test_what_generate_warns_of_comes_with_the_pictures_each_time(tiny_model):
     for _ in range(2):
         *_, drawn = drawings.draw(prompt="a (red:1.3 dress", num_images=1, steps=1, strength=1)
         [warning] = drawn.warnings
-        assert "is taken as it stands: the parenthesis of a weight is not closed" in warning
+        assert "is read as text, without weights: the parenthesis of a weight is not closed" in warning
 
 
 def test_what_generate_refuses_is_raised(tiny_model):

@@ -79,6 +79,18 @@ def test_captions_are_dropped_in_a_graph_in_the_dtype_of_the_batch(dtype):
             np.testing.assert_array_equal(mixed[dropped], tf.cast(empty[0], dtype))
 
 
+def test_a_graph_may_not_know_the_number_of_tokens():
+    specs = [tf.TensorSpec([None, None, 5]), tf.TensorSpec([None, None], tf.bool)]
+    plain, empty = make(3, parts=("context", "mask")), make(1, seed=9, parts=("context", "mask"))
+
+    @tf.function(input_signature=specs)
+    def dropped(context, mask):
+        return drop_captions(Condition(context, mask), tensors(empty), tf.constant([True, False, True]))
+
+    expected = drop_captions(plain, empty, np.array([True, False, True]))
+    assert_same(dropped(plain.context, plain.mask), expected)
+
+
 def test_it_is_an_argument_of_a_graph_that_is_traced_once_for_all_batch_sizes():
     traces = []
 

@@ -287,6 +287,28 @@ def test_many_prompts_are_encoded_a_batch_at_a_time(tiny_model, monkeypatch):
     assert apart(together, draw(tiny_model, prompts, steps=1, negative_prompt="a bag")) <= 1
 
 
+def test_many_pictures_are_encoded_and_decoded_a_batch_at_a_time(tiny_model, monkeypatch):
+    encode, engine, sizes = tiny_model._encode_images, tiny_model.engines["tensorflow"], []
+
+    def counting(function):
+        return lambda given: sizes.append(len(given)) or function(given)
+
+    monkeypatch.setattr(tiny_model, "_encode_images", counting(encode))
+    counted = engine._replace(decode=counting(engine.decode))
+    monkeypatch.setattr(tiny_model, "engine_for", lambda name, shape: counted)
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
+    prompts = ["a dress"] * 7
+    draw(tiny_model, prompts, image=pictures, strength=0, batch_size=3)
+    assert sizes == [3, 3, 1] * 2  # encoded, then decoded
+    latents = tiny_model.encode_images(pictures, batch_size=2)
+    tiny_model.invert(pictures, steps=1, batch_size=2)
+    decoded = tiny_model.decode_latents(latents, batch_size=2)
+    assert max(sizes[6:]) == 2
+    monkeypatch.undo()
+    np.testing.assert_allclose(latents, tiny_model.encode_images(pictures), atol=1e-5)
+    assert apart(decoded, tiny_model.decode_latents(latents)) <= 1
+
+
 def test_the_loss_is_the_squared_error_of_the_velocity(tiny_model):
     rng = np.random.default_rng(0)
     latents, noise = rng.standard_normal((2, 3, 8, 8, 4)).astype("float32")
