@@ -12,12 +12,14 @@ import tensorflow as tf
 
 import sd_tf
 from sd_tf.errors import InputError
+from sd_tf.latent.options import LatentOptions
 from sd_tf.training import observers
 from sd_tf.training.history import History
 from sd_tf.training.options import OptimizerOptions, RunOptions
 from tests.training.tiny import STAGES, STEPS, contents, train_tiny, with_tiny_preset
 
 QUIET = {"steps": STEPS, "options": {"previews": 0}, "verbose": 0}
+FIRST_STAGE = QUIET | {"options": {"previews": 0, "stage": "clip"}}  # where one will do
 DRAWN = {"steps": 2, "engine": "tensorflow", "progress": False}
 
 
@@ -126,7 +128,7 @@ def test_fit_leaves_the_process_as_it_was_and_works_in_a_thread_beside_another_m
 
     def work():
         try:
-            new(data, dtype="mixed_bfloat16").fit(data, **QUIET)
+            new(data, dtype="mixed_bfloat16").fit(data, **FIRST_STAGE)
         except BaseException as error:
             failed.append(error)
 
@@ -217,7 +219,7 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_its_checkpoints(data, tm
 
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=fail)]
     model = new(data)
-    options = {"previews": 0, "checkpoint_every": 4}
+    options = {"previews": 0, "stage": "clip", "checkpoint_every": 4}
     with pytest.raises(ZeroDivisionError, match="the callback's own"):
         model.fit(data, steps=20, folder=tmp_path / "run", callbacks=callbacks, options=options, verbose=0)
     assert not (tmp_path / "run" / "clip").exists()
@@ -285,9 +287,13 @@ def test_arguments_that_make_no_sense_are_named_in_one_line_and_nothing_is_writt
 
 
 def test_options_are_given_as_a_dictionary_or_as_instances(data, tmp_path):
-    instances = [RunOptions(previews=0, keep_checkpoints=1), OptimizerOptions(warmup_steps=1)]
+    instances = [
+        RunOptions(previews=0, keep_checkpoints=1),
+        OptimizerOptions(warmup_steps=1),
+        LatentOptions(stage="clip"),
+    ]
     new(data).fit(data, steps=1, folder=tmp_path / "run", options=instances, verbose=0)
-    as_dictionary = {"previews": 0, "keep_checkpoints": 1, "warmup_steps": 1}
+    as_dictionary = {"previews": 0, "keep_checkpoints": 1, "warmup_steps": 1, "stage": "clip"}
     new(data).fit(data, steps=1, folder=tmp_path / "run", options=as_dictionary, verbose=0)
 
 

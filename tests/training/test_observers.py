@@ -231,7 +231,7 @@ def test_weights_and_biases_offline_has_the_lines_of_the_log_in_one_run(tmp_path
     folder.mkdir()
     for step in (1, 2):  # the second is a run that was resumed
         also, now = WeightsAndBiases(folder, {"seed": 7}, ["diffusion"]), trainer(Budget(None, step))
-        Log(stage(), folder, step - 1, also)(now, step, 0.0, {"loss": tf.constant(2.0)})
+        Log(stage(), folder, step - 1, also=also)(now, step, 0.0, {"loss": tf.constant(2.0)})
         also.close()
     lines, configs, runs = [], [], set()
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
@@ -256,4 +256,4 @@ def test_weights_and_biases_without_a_login_says_how(tmp_path):
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    assert "InputError: --wandb: No API key" in done.stderr and "WANDB_MODE=offline" in done.stderr
+    assert "InputError: wandb: No API key" in done.stderr and "WANDB_MODE=offline" in done.stderr
