@@ -136,21 +136,24 @@ class Interpolation:
         ]
 
     def conditions(self, condition):
-        """The conditions of the frames, linear between those of the prompts.
+        """The conditions of the frames, linear between those of the prompts. A mask is that of both prompts.
 
         Args:
-            condition: a `Condition` of the negative prompt and then the prompts, with context and mask.
+            condition: a `Condition` of the negative prompt and then the prompts, of text parts.
 
         Returns:
             For each frame (negative, positive), each a `Condition` of one row.
         """
+
+        def mixed(share, here, there):
+            return here | there if here.dtype == bool else (1 - share) * here + share * there
+
         negative, texts = condition.rows(slice(0, 1)), condition.rows(slice(1, None))
         texts = texts.map(lambda part: _for_each(part, self._stops, 1))
         found = []
         for first, share in self._where:
-            here, there = (texts.rows(slice(i, i + 1)) for i in (first, first + 1))
-            context = (1 - share) * here.context + share * there.context
-            found.append((negative, here._replace(context=context, mask=here.mask | there.mask)))
+            both = texts.rows(slice(first, first + 2))
+            found.append((negative, both.map(lambda part, share=share: mixed(share, part[:1], part[1:]))))
         return found
 
     def noise(self, places, draw: int, shape) -> np.ndarray:

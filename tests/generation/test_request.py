@@ -84,6 +84,8 @@ def test_frames_go_from_the_first_prompt_and_seed_to_the_last():
     mask = np.array([[True, False, False]] * 2 + [[True, True, False]] * 2)
     found = way.conditions(Condition(context, mask))
     assert [positive.context.item() for _, positive in found] == [1, 1.5, 2, 2.5, 3]
+    pooled_alone = way.conditions(Condition(pooled=context[:, 0]))
+    assert [positive.pooled.item() for _, positive in pooled_alone] == [1, 1.5, 2, 2.5, 3]
     assert {negative.context.item() for negative, _ in found} == {0}
     np.testing.assert_array_equal(found[1][1].mask, [[True, True, False]])  # of either prompt
     noise = way.noise(np.arange(5), 0, (32, 32, 4))
