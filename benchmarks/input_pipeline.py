@@ -10,9 +10,11 @@ gets them. The first decode of a data set of files, which later runs of the fold
 import itertools
 import tempfile
 import time
+from pathlib import Path
 
-from sd_tf import commandline
-from sd_tf.config import RunConfig
+from sd_tf import commandline, train
+from sd_tf.families import commands_of
+from sd_tf.training.options import OptimizerOptions, RunOptions
 
 WARM_UP = 3  # batches, or steps, that are not timed: tracing, and threads that start
 
@@ -28,24 +30,24 @@ def per_second(calls, pictures, seconds):
     return done / taken
 
 
-def measured_run(config, seconds):
+def measured_run(seconds, *arguments):
     """A `Run` that measures each stage in place of training it, into its dictionary `rates`."""
     from sd_tf.training.run import Run
 
     class MeasuredRun(Run):
         rates = {}
 
-        def _decode(self, dataset):
+        def decode(self, dataset):
             began = time.perf_counter()
-            super()._decode(dataset)
+            super().decode(dataset)
             self.rates["decoding, once"] = {"pipeline": len(dataset) / (time.perf_counter() - began)}
 
-        def _fit(self, stage, budget=None):
-            trainer, number = self.trainer(stage, self.budget(stage.config)), stage.config.batch_size
+        def _fit(self, stage, budget):
+            trainer, number = self.trainer(stage, budget), stage.batch_size
             same = itertools.repeat(next(iter(stage.batches(0))))
 
             def steps(batches):  # `float` waits for the step
-                return (float(trainer.train_step(batch)["loss"]) for batch in batches)
+                return (float(trainer.step(batch)["loss"]) for batch in batches)
 
             self.rates[f"{stage.name}, batches of {number}"] = {
                 "pipeline": per_second(iter(stage.batches(0)), number, seconds),
@@ -53,7 +55,7 @@ def measured_run(config, seconds):
                 "both": per_second(steps(iter(stage.batches(0))), number, seconds),
             }
 
-    return MeasuredRun(config)
+    return MeasuredRun(*arguments)
 
 
 def table(rates):
@@ -71,17 +73,14 @@ def table(rates):
 def main():
     parser = commandline.Parser("python -m benchmarks.input_pipeline", description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each rate (default: 20)")
-    commandline.add_flags(parser, RunConfig)
-    flags = parser.parse_args()
+    flags, others = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
-        flags.output = f"{folder}/run"
-        config = commandline.from_flags(flags, RunConfig)
-        commandline.load_tensorflow()
-        from sd_tf.graphs import one_core_for_each_operation
-
-        if not config.remat:
-            one_core_for_each_operation()
-        run = measured_run(config, flags.seconds)
+        family = commands_of("latent")
+        found = train.parse("latent", family, [*others, "--output", f"{folder}/run"])
+        model, data = train.model_and_data(family, found)
+        options = found[RunOptions]
+        recipe = family.recipe(model, found[family.Options], Path(options.output))
+        run = measured_run(flags.seconds, recipe, data, options, found[OptimizerOptions])
         run.train()
     print(table(run.rates))
 

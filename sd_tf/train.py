@@ -23,7 +23,7 @@ def main(arguments=None):
     words = sys.argv[1:] if arguments is None else list(arguments)
     name, flags = (words[0], words[1:]) if words and words[0] in FAMILIES else (USUAL, words)
     family = commands_of(name)
-    found = _parse(name, family, flags)
+    found = parse(name, family, flags)
     options = found[RunOptions]
     if options.workers and not options.dry_run and "TF_CONFIG" not in os.environ:
         again = ["-m", "sd_tf.train", *words] if arguments is not None else sys.orig_argv[1:]
@@ -35,8 +35,14 @@ def main(arguments=None):
     _train(family, found)
 
 
-def _parse(name, family, flags):
-    """Kind of options -> its instance."""
+def parse(name, family, flags):
+    """Kind of options -> the instance that the flags of a command ask for.
+
+    Args:
+        name: of the family.
+        family: a module of `families.commands_of`.
+        flags: the words after the family's name.
+    """
     kinds = (*KINDS, family.Options)
     parser = _parser(name, family, {})
     if {"-h", "--help"} & set(flags):  # with the defaults of what the other flags ask for
@@ -60,8 +66,14 @@ def _parser(name, family, defaults):
     return parser
 
 
-def _train(family, found):
-    options, own = found[RunOptions], found[family.Options]
+def model_and_data(family, found):
+    """The model that a command trains and the data set that it learns from, with TensorFlow made ready.
+
+    Args:
+        family: a module of `families.commands_of`.
+        found: of `parse`.
+    """
+    of_data, options = found[DataOptions], found[RunOptions]
     commandline.load_tensorflow()
     from sd_tf.data.open import open_data
     from sd_tf.graphs import one_core_for_each_operation
@@ -70,8 +82,14 @@ def _train(family, found):
         one_core_for_each_operation()
     if options.deterministic:
         commandline.make_deterministic()
-    data = open_data(found[DataOptions].dataset, **_others(found[DataOptions]))
-    model = family.model_for_training(own, data, options.precision, options.seed)
+    others = {name: value for name, value in of_data.given.items() if name != "dataset"}
+    data = open_data(of_data.dataset, **others)
+    return family.model_for_training(found[family.Options], data, options.precision, options.seed), data
+
+
+def _train(family, found):
+    options, own, optimizing = found[RunOptions], found[family.Options], found[OptimizerOptions]
+    model, data = model_and_data(family, found)
     if options.dry_run:
         from sd_tf.training.dry_run import describe
         from sd_tf.training.fit import run_folder
@@ -79,18 +97,14 @@ def _train(family, found):
 
         options = dataclasses.replace(options, output=str(run_folder(options.output, data)))
         recipe = family.recipe(model, own, Path(options.output))
-        print("\n".join(describe(Run(recipe, data, options, found[OptimizerOptions]))))
+        print("\n".join(describe(Run(recipe, data, options, optimizing))))
         return
     here = dataclasses.replace(
         options, workers=None, output=RunOptions().output
     )  # this process is one of them
     with commandline.terminating_like_ctrl_c():
-        model.fit(data, folder=options.output, options=[here, own, found[OptimizerOptions]])
+        model.fit(data, folder=options.output, options=[here, own, optimizing])
     print(f"finished: {options.output.replace('{dataset}', data.name)}")
-
-
-def _others(options):
-    return {name: value for name, value in options.given.items() if name != "dataset"}
 
 
 if __name__ == "__main__":

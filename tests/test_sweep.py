@@ -43,7 +43,7 @@ def test_a_run_keeps_its_unet_at_so_many_times_of_which_the_last_is_the_end(run)
 def test_a_killed_run_makes_snapshots_after_its_checkpoint_again(tmp_path):
     made = []
     budget = Budget(8.0, None)
-    trainer = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=contextlib.nullcontext))
+    trainer = SimpleNamespace(step=SimpleNamespace(averages_in_place=contextlib.nullcontext))
 
     def write(folder):
         folder.mkdir(parents=True)

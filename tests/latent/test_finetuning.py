@@ -94,8 +94,8 @@ def test_a_lora_is_a_small_file_of_the_attention_alone(base, tuned):
 @pytest.mark.parametrize(("name", "kept"), [("x" * 250, 200), ("é" * 125, 100), ("run", 3)])
 def test_in_kohyas_layout_a_run_of_a_long_name_has_a_file_that_can_be_written(base, tmp_path, name, kept):
     run = run_of(of(base, tmp_path / name, finetune="lora", lora_layout="kohya"))
-    (run.folder / run._result).touch()
-    assert run._result == f"{name[:kept]}.safetensors"
+    (run.folder / run.result).touch()
+    assert run.result == f"{name[:kept]}.safetensors"
 
 
 def test_in_kohyas_layout_a_lora_is_named_as_its_run_and_is_the_same(base, tuned, tmp_path):
@@ -125,10 +125,10 @@ def test_in_kohyas_layout_a_lora_is_named_as_its_run_and_is_the_same(base, tuned
 
 def test_a_loaded_lora_is_the_network_that_was_trained(base, tmp_path, monkeypatch):
     """What the run drew on its way with Keras' own low-rank layers, and what the file says, are the same."""
-    from sd_tf.training import run as runs
+    from sd_tf.latent import recipe as recipes
 
     seen = {}
-    learned = runs.learned_changes
+    learned = recipes.learned_changes
 
     def spy(unet):
         latents = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype("float32")
@@ -137,7 +137,7 @@ def test_a_loaded_lora_is_the_network_that_was_trained(base, tmp_path, monkeypat
         seen["output"] = np.asarray(unet(*seen["inputs"]))
         return learned(unet)
 
-    monkeypatch.setattr(runs, "learned_changes", spy)
+    monkeypatch.setattr(recipes, "learned_changes", spy)
     flags = {"finetune": "lora", "lora_rank": 3, "lora_alpha": 6.0, "lora_targets": "to_q,proj_in,conv1"}
     train(of(base, tmp_path / "run", **flags))
     model = sd_tf.load(base)

@@ -132,7 +132,7 @@ def test_a_dry_run_of_a_folder_writes_nothing(pictures, tmp_path):
         ({"background": "white"}, "--background is 'white': give six hexadecimals"),
         ({"jitter": -0.1}, "--jitter is -0.1"),
         ({"fit": "stretch"}, "--fit.*'stretch'"),
-        ({"caption_template": "a photo"}, "caption template is 'a photo'"),
+        ({"caption_template": "a photo"}, "caption-template is 'a photo'"),
         ({"caption_column": "words"}, "'words'"),
         ({"caption": " "}, "--caption is empty"),
         ({"caption": "a thing", "caption_column": "text"}, "--caption takes the place of captions"),

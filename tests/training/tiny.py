@@ -10,8 +10,6 @@ import pytest
 from sd_tf import commandline
 from sd_tf import train as command
 from sd_tf.data import garments
-from sd_tf.data.open import open_data
-from sd_tf.data.options import DataOptions
 from sd_tf.families import commands_of
 from sd_tf.latent import presets
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
@@ -83,13 +81,11 @@ def run_of(settings):
     """The `Run` of a command, before it trains."""
     with commandline.naming_flags():
         family = commands_of("latent")
-        found = command._parse("latent", family, words_of(settings))
-        of_data, options, own = found[DataOptions], found[RunOptions], found[family.Options]
-        data = open_data(of_data.dataset, **{k: v for k, v in of_data.given.items() if k != "dataset"})
-        folder = run_folder(options.output, data)
-        model = family.model_for_training(own, data, options.precision, options.seed)
-        recipe = family.recipe(model, own, folder)
-        options = dataclasses.replace(options, output=str(folder))
+        found = command.parse("latent", family, words_of(settings))
+        model, data = command.model_and_data(family, found)
+        folder = run_folder(found[RunOptions].output, data)
+        options = dataclasses.replace(found[RunOptions], output=str(folder))
+        recipe = family.recipe(model, found[family.Options], folder)
         return Run(recipe, data, options, found[OptimizerOptions])
 
 
