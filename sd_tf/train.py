@@ -99,9 +99,8 @@ def _train(family, found):
         recipe = family.recipe(model, own, Path(options.output))
         print("\n".join(describe(Run(recipe, data, options, optimizing))))
         return
-    here = dataclasses.replace(
-        options, workers=None, output=RunOptions().output
-    )  # this process is one of them
+    # This process is one of the workers, and `fit` takes the folder by itself.
+    here = dataclasses.replace(options, workers=None, output=RunOptions().output)
     with commandline.terminating_like_ctrl_c():
         model.fit(data, folder=options.output, options=[here, own, optimizing])
     print(f"finished: {options.output.replace('{dataset}', data.name)}")

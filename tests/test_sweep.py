@@ -15,7 +15,7 @@ from sd_tf.errors import InputError
 from sd_tf.latent.folder import load_unet
 from sd_tf.training.loop import Budget
 from sd_tf.training.observers import Snapshots
-from tests.training.tiny import config, train, with_tiny_preset
+from tests.training.tiny import config, run_of, train, with_tiny_preset
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_run_without_snapshots_and_a_file_that_is_no_picture_are_refused(run, 
     with pytest.raises(InputError, match="--output is .*: name a .png file"):
         sweep.main(["a dress", "--run", str(run), "--output", str(tmp_path / "sheet.gif")])
     with pytest.raises(InputError, match="--snapshots keeps whole UNets"):
-        config(tmp_path, init_from="fashion-mnist", finetune="lora", snapshots=2)
+        run_of(config(tmp_path, preset=None, init_from="fashion-mnist", finetune="lora", snapshots=2))
 
 
 def test_a_snapshot_of_another_network_is_refused(run, tmp_path):
