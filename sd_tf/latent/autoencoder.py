@@ -5,6 +5,7 @@ import dataclasses
 import keras
 from keras import ops
 
+from sd_tf.config import as_config
 from sd_tf.latent.config import AutoencoderConfig
 from sd_tf.nn.attention import PixelAttention
 from sd_tf.nn.blocks import Downsample, ResidualBlock, Upsample, conv
@@ -161,7 +162,7 @@ class AutoencoderKL(keras.Model):
 
     def __init__(self, config=AutoencoderConfig(), **kwargs):
         super().__init__(**{"name": "vae", **kwargs})
-        self.config = config if isinstance(config, AutoencoderConfig) else AutoencoderConfig(**config)
+        self.config = as_config(AutoencoderConfig, config)
         policy, channels = self.dtype_policy, self.config.latent_channels
         self.encoder = Encoder(self.config, dtype=policy, name="encoder")
         self.decoder = Decoder(self.config, dtype=policy, name="decoder")

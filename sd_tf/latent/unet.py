@@ -9,6 +9,7 @@ import dataclasses
 import keras
 from keras import ops
 
+from sd_tf.config import as_config
 from sd_tf.errors import InputError, unknown
 from sd_tf.latent.config import UNetConfig
 from sd_tf.nn.attention import SpatialTransformer
@@ -142,7 +143,7 @@ class UNet(keras.Model):
     def __init__(self, config=UNetConfig(), **kwargs):
         # In bfloat16 there is no timestep 999; what is to be cast, the layers within cast.
         super().__init__(autocast=False, **{"name": "unet", **kwargs})
-        config = self.config = config if isinstance(config, UNetConfig) else UNetConfig(**config)
+        config = self.config = as_config(UNetConfig, config)
         policy, widths = self.dtype_policy, config.block_out_channels
         levels = len(widths)
         heads = config.attention_head_dim

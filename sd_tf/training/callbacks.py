@@ -56,7 +56,7 @@ class KerasCallbacks:
         finally:
             if self._began:
                 self._began = False
-                self._call("on_train_end")
+                self._call("on_train_end", {})
 
     def observer(self, stage, examples: int):
         """An observer of the `Trainer` for one stage.
@@ -75,7 +75,7 @@ class KerasCallbacks:
             callback.set_model(_Model(network))
             # The best value so far that it compares with was of another stage's loss.
             if not self._began or isinstance(callback, keras.callbacks.EarlyStopping):
-                callback.on_train_begin()
+                callback.on_train_begin({})
         self._began = True
 
     def _call(self, method, *arguments):
@@ -111,13 +111,13 @@ class _Epochs:
             return
         if not self.begun:
             owner.begin(self.stage, self.steps)
-            owner._call("on_epoch_begin", owner.epoch)
+            owner._call("on_epoch_begin", owner.epoch, {})
             self.begun = True
         for name, value in means.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
         if self.hears_steps:
-            owner._call("on_train_batch_begin", step - 1)
+            owner._call("on_train_batch_begin", step - 1, {})
             owner._call("on_train_batch_end", step - 1, quotients({n: float(v) for n, v in means.items()}))
         ends = trainer.budget.progress(step, elapsed) >= 1.0 or owner.is_to_stop()
         if step % self.steps == 0 or ends:
@@ -126,7 +126,7 @@ class _Epochs:
             owner.epoch += 1
             self.sums, self.count = {}, 0
             if not ends:
-                owner._call("on_epoch_begin", owner.epoch)
+                owner._call("on_epoch_begin", owner.epoch, {})
         trainer.is_to_stop = owner.is_to_stop()
 
 

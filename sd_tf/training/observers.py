@@ -86,7 +86,7 @@ class Log:
         for name, value in means.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
-        ended = trainer.budget.progress(step, elapsed) >= 1.0
+        ended = trainer.budget.progress(step, elapsed) >= 1.0 or trainer.is_to_stop
         if self.written is None:
             self.written = (step, elapsed)
         if elapsed - self.written[1] < SECONDS_BETWEEN_LINES and not ended:

@@ -220,7 +220,9 @@ class Run:
         bar = ProgressBar(stage, budget, progress, disable=not self.verbose)
         stack.callback(bar.close)
         log = Log(stage, self.folder, trainer.steps_taken, len(self.dataset), self.wandb)
-        observers = [bar, log, Previews(stage, self.folder / "samples", options.previews, budget, progress)]
+        callbacks = self.callbacks.observer(stage, len(self.dataset))  # first, as they may end the stage
+        previews = Previews(stage, self.folder / "samples", options.previews, budget, progress)
+        observers = [callbacks, bar, log, previews]
         if options.snapshots and stage.keeps_snapshots:
             write = functools.partial(stage.save_snapshot, dtype=options.save_dtype)
             copies = Snapshots(
@@ -229,7 +231,7 @@ class Run:
             observers.append(copies)
         if options.overfit:
             observers.append(_FirstAndLast(stage, options.overfit, stack))
-        return [*observers, self.callbacks.observer(stage, len(self.dataset))]
+        return observers
 
     # -- the folder -----------------------------------------------------------------------------
 

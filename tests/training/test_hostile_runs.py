@@ -251,14 +251,19 @@ def log_cases():
         yield f"the log is {title}", log_is(how)
 
 
+def trainer_of(budget):
+    """What the log asks of a `Trainer`."""
+    optimizer = SimpleNamespace(learning_rate=tf.Variable(0.5), loss_scale=None)
+    step = SimpleNamespace(learners={"unet": SimpleNamespace(optimizer=optimizer)}, skipped_moves=0)
+    return SimpleNamespace(budget=budget, step=step, is_to_stop=False)
+
+
 def logged(run, secret, change):
     """A stage of one step; the good lines stay."""
     run.mkdir(parents=True)
     change(run, secret)
-    stage = SimpleNamespace(name="diffusion", config=SimpleNamespace(batch_size=1))
-    optimizer = SimpleNamespace(learning_rate=tf.Variable(0.5), loss_scale=None)
-    trainer = SimpleNamespace(budget=Budget(None, 20), optimizer=optimizer, skipped_steps=0)
-    Log(stage, run, 10)(trainer, 20, 5.0, {"loss": 1.0})
+    stage = SimpleNamespace(name="diffusion", batch_size=1)
+    Log(stage, run, 10)(trainer_of(Budget(None, 20)), 20, 5.0, {"loss": 1.0})
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20 and all(line.get("stage") for line in lines)
     return f"{len(lines)} lines"
@@ -475,20 +480,11 @@ def test_where_no_checkpoint_can_be_read_nothing_is_learned_from_half_of_one(run
 
 
 def test_a_log_elsewhere_is_not_written_to(run, outside):
-    stage = SimpleNamespace(name="diffusion", config=SimpleNamespace(batch_size=1))
+    stage = SimpleNamespace(name="diffusion", batch_size=1)
     log = Log(stage, run, 0)
     (run / "log.jsonl").symlink_to(outside / "shell.rc")
     with pytest.raises(InputError, match="log.jsonl is no file of the run's: delete it"):
-        log(
-            SimpleNamespace(
-                budget=Budget(None, 1),
-                optimizer=SimpleNamespace(learning_rate=tf.Variable(0.5), loss_scale=None),
-                skipped_steps=0,
-            ),
-            1,
-            0.0,
-            {"loss": 1.0},
-        )
+        log(trainer_of(Budget(None, 1)), 1, 0.0, {"loss": 1.0})
     with pytest.raises(
         InputError, match="log.jsonl is a link out of its folder.*delete it to begin a new log"
     ):
@@ -515,7 +511,7 @@ def test_a_preview_takes_the_place_of_a_link(run, outside, how):
     (run / "samples").mkdir()
     SPECIAL[how](run / "samples" / "diffusion-0000001.png", outside / "shell.rc")
     stage = SimpleNamespace(name="diffusion", preview=lambda: (np.zeros((1, 8, 8, 3), np.uint8), 1))
-    now = SimpleNamespace(optimizer=SimpleNamespace(averages_in_place=contextlib.nullcontext))
+    now = SimpleNamespace(step=SimpleNamespace(averages_in_place=contextlib.nullcontext))
     Previews(stage, run / "samples", 1, Budget(None, 1), 0.0)(now, 1, 0.0, {})
     assert (run / "samples" / "diffusion-0000001.png").lstat().st_size > 50
     assert (outside / "shell.rc").read_text() == "mine" and not (run / "samples" / "nowhere").exists()

@@ -25,7 +25,7 @@ def trainer(budget, learning_rate=0.25, skipped_steps=0):
     optimizer = SimpleNamespace(learning_rate=tf.Variable(learning_rate), loss_scale=None)
     learners = {"unet": SimpleNamespace(optimizer=optimizer)}
     return SimpleNamespace(
-        budget=budget, step=SimpleNamespace(learners=learners, skipped_moves=skipped_steps)
+        budget=budget, is_to_stop=False, step=SimpleNamespace(learners=learners, skipped_moves=skipped_steps)
     )
 
 

@@ -68,7 +68,7 @@ def words_of(settings):
     words = []
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
-        words += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]
+        words += [] if value is None or value is False else [flag] if value is True else [flag, str(value)]
     return words
 
 
