@@ -150,7 +150,7 @@ def test_more_workers_than_can_be_started_are_refused(monkeypatch):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("sd_tf.training.launch.socket.socket", full)
-    with pytest.raises(InputError, match="--workers is 99999: .*Too many open files"):
+    with pytest.raises(InputError, match="workers is 99999: .*Too many open files"):
         launch(["nothing"], 99999)
 
 
@@ -215,7 +215,7 @@ def until(found, number, seconds=20):
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({}, "--workers N for N processes on this machine, set TF_CONFIG .* srun"),
+        ({}, "workers N for N processes on this machine, set TF_CONFIG .* srun"),
         ({"TF_CONFIG": "{"}, "cannot use TF_CONFIG: "),
         ({"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}}'}, "cannot use TF_CONFIG: "),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "cannot use SLURM's environment: .*SLURM_"),
@@ -227,12 +227,12 @@ def test_a_worker_that_cannot_know_its_place_says_how_to_tell_it(monkeypatch, en
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=f"--strategy multiworker .*{words}"):
+    with pytest.raises(InputError, match=f"strategy multiworker .*{words}"):
         strategies.make("multiworker", None)
 
 
 def test_without_a_tpu_that_is_said():
-    with pytest.raises(InputError, match="--strategy tpu finds no TPU"):
+    with pytest.raises(InputError, match="strategy tpu finds no TPU"):
         strategies.make("tpu", None)
 
 
