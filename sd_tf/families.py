@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd_tf.checkpoints.sources import BUNDLED, bundled_names
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError
 from sd_tf.files import read_json
 
 
@@ -15,7 +15,6 @@ class Home(NamedTuple):
 
     Attributes:
         name: of its class, such as "LatentDiffusion".
-        module: that has this class.
         loading: module with `load(name_or_folder, ...)`, which needs no Keras.
         commands: module with what `python -m sd_tf.train` asks for: `Options`, `model_for_training`, `recipe`
             and `defaults`.
@@ -23,7 +22,6 @@ class Home(NamedTuple):
     """
 
     name: str
-    module: str
     loading: str
     commands: str
     pipelines: tuple[str, ...]
@@ -32,24 +30,12 @@ class Home(NamedTuple):
 FAMILIES = {
     "latent": Home(
         "LatentDiffusion",
-        "sd_tf.latent.model",
         "sd_tf.latent.loading",
         "sd_tf.latent.commands",
         ("StableDiffusionPipeline",),
     ),
 }
 USUAL = "latent"  # where nothing says which
-
-
-def family(name: str) -> type:
-    """The class of a family.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in FAMILIES:
-        raise unknown("family", name, FAMILIES)
-    return getattr(importlib.import_module(FAMILIES[name].module), FAMILIES[name].name)
 
 
 def load(name_or_folder, **options):

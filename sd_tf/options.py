@@ -32,7 +32,6 @@ class Meaning:
     at_most: float | None = None
     below: float | None = None
     example: str | None = None
-    pattern: str | None = None
     needs: tuple[str, str | None] | None = None
     name: str | None = None
     identifies: bool = True

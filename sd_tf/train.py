@@ -6,7 +6,6 @@ Started again with the same flags, it resumes from the last checkpoint.
 import dataclasses
 import os
 import sys
-from pathlib import Path
 
 from sd_tf import commandline
 from sd_tf.data.options import DataOptions
@@ -90,20 +89,21 @@ def model_and_data(family, found):
 def _train(family, found):
     options, own, optimizing = found[RunOptions], found[family.Options], found[OptimizerOptions]
     model, data = model_and_data(family, found)
+    from sd_tf.training.fit import run_folder
+
+    folder = run_folder(options.output, data)
     if options.dry_run:
         from sd_tf.training.dry_run import describe
-        from sd_tf.training.fit import run_folder
         from sd_tf.training.run import Run
 
-        options = dataclasses.replace(options, output=str(run_folder(options.output, data)))
-        recipe = family.recipe(model, own, Path(options.output))
+        options, recipe = dataclasses.replace(options, output=str(folder)), family.recipe(model, own, folder)
         print("\n".join(describe(Run(recipe, data, options, optimizing))))
         return
     # This process is one of the workers, and `fit` takes the folder by itself.
     here = dataclasses.replace(options, workers=None, output=RunOptions().output)
     with commandline.terminating_like_ctrl_c():
-        model.fit(data, folder=options.output, options=[here, own, optimizing])
-    print(f"finished: {options.output.replace('{dataset}', data.name)}")
+        model.fit(data, folder=folder, options=[here, own, optimizing])
+    print(f"finished: {folder}")
 
 
 if __name__ == "__main__":

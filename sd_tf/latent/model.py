@@ -148,8 +148,7 @@ class LatentDiffusion:
         return "adaptations" in self.__dict__ and bool(self.adaptations.weights)
 
     def weights_sha256(self) -> str:
-        """A hash of all weights, LoRAs left out; by the files that they were read from where they are still
-        those."""
+        """A hash of all weights without LoRAs; of the files they were read from, if these are unchanged."""
         from sd_tf.checkpoints.sources import weights_sha256
         from sd_tf.hashing import fingerprint, weights_fingerprint
 
@@ -509,7 +508,7 @@ class LatentDiffusion:
 
         Args:
             name: of the preset, a key of `sd_tf.latent.presets.PRESETS` such as "fashion-mnist" or
-            "pictures".
+                "pictures".
             data: of `sd_tf.open_data`, or what that opens. Its captions make the vocabulary where the preset
                 has no pretrained text encoder.
             dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' own.

@@ -38,7 +38,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     Args:
         options: its preset, image size, text encoder and noise schedule.
         data: of `sd_tf.open_data`, whose captions a tokenizer learns where there is no pretrained text
-        encoder.
+            encoder.
         dtype: a Keras precision policy; None for Keras' own.
         seed: of the weights and, where captions are drawn at random, of these.
 

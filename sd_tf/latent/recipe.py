@@ -1,5 +1,4 @@
-"""How a latent diffusion model is trained: CLIP where there is none, the autoencoder, then the UNet on
-latents.
+"""How a latent diffusion model is trained: CLIP if it has none, the autoencoder, then the UNet on latents.
 
 clip/                   the CLIP that the first stage trained
 vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
@@ -94,9 +93,10 @@ class LatentRecipe(Recipe):
 
     @functools.cached_property
     def _base(self):
-        # What is frozen of it is in no checkpoint; what is not has changed where it has been trained here
-        # before.
-        return self.model.bases.setdefault(self._place, self.model.weights_sha256())
+        # Frozen weights are in no checkpoint; the others have changed if the model was trained here before.
+        if self._place not in self.model.bases:
+            self.model.bases[self._place] = self.model.weights_sha256()
+        return self.model.bases[self._place]
 
     def check_same_base(self, before, folder):
         began = before.get("init_from_sha256")
@@ -147,8 +147,7 @@ class LatentRecipe(Recipe):
         if options.dry_run and own.finetune == "textual_inversion":
             raise InputError(
                 f"{options.said('dry_run')} cannot lay out {own.said('finetune')} {own.finetune}, which "
-                "takes "
-                f"less than {own.said('finetune')} unet"
+                f"takes less than {own.said('finetune')} unet"
             )
         known = {run.folder.name} if self._place in self.model.bases else set()  # learned here before
         if not self.is_new and self.model.has_adaptations and set(self.model.adaptations.weights) - known:

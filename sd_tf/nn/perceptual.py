@@ -11,7 +11,7 @@ WIDTHS = (24, 48, 96)
 class PerceptualNetwork(keras.Model):
     """Three levels of two convolutions with ReLU; the second of each level halves the resolution.
 
-    It is trained as a classifier (by `sd_tf.latent.perceptual`) and used for its intermediate activations:
+    It is trained as a classifier and used for its intermediate activations:
     `distance` is equation 1 of LPIPS without learned weights.
 
     Args:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import types
 
 import keras
 
@@ -91,7 +90,7 @@ class KerasCallbacks:
         names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
         plain = keras.callbacks.Callback
         return any(
-            isinstance(getattr(callback, name), types.FunctionType)  # of a LambdaCallback
+            name in vars(callback)  # of a LambdaCallback
             or getattr(type(callback), name) is not getattr(plain, name)
             for callback in self.callbacks
             for name in names

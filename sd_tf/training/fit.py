@@ -132,8 +132,7 @@ def _name_of_optimizer(optimizer):
         return optimizer
     raise InputError(
         f"{argument('optimizer')} is {type(optimizer).__name__}: give 'adamw' or 'muon', with "
-        "learning_rate, and "
-        "weight_decay, warmup_steps, gradient_clip and ema_decay among options"
+        "learning_rate, and weight_decay, warmup_steps, gradient_clip and ema_decay among options"
     )
 
 
@@ -149,8 +148,7 @@ def _check_runs_here(options):
     if options.deterministic and not is_op_determinism_enabled():
         raise InputError(
             f"{options.said('deterministic')} needs tf.config.experimental.enable_op_determinism(), which "
-            "is for "
-            "the whole process: call it before"
+            "is for the whole process: call it before"
         )
 
 
@@ -165,8 +163,7 @@ def _precision(model, options):
     if "precision" in options.given and options.precision != model.precision:
         raise InputError(
             f"{options.named_value('precision')}, but the model computes in {model.precision}: give dtype "
-            "where "
-            "it is made, to from_preset or load"
+            "where it is made, to from_preset or load"
         )
     return model.precision
 

@@ -103,8 +103,7 @@ class Run:
         """Trains the stages that are left, in order.
 
         Raises:
-            InputError: a worker is lost, the disk is full, losses are not finite ...: one line with the way
-            out.
+            InputError: a worker is lost, the disk is full, losses are not finite ...
             KeyboardInterrupt: Ctrl-C or, on a command line, SIGTERM; what was learned so far is saved.
         """
         with contextlib.ExitStack() as stack:
@@ -288,8 +287,7 @@ class Run:
             )
             raise InputError(
                 f"{self.folder} holds a run of another configuration ({changes}): give the same to resume "
-                "it, "
-                f"or another {FOLDER}"
+                f"it, or another {FOLDER}"
             )
         return before
 

@@ -258,9 +258,11 @@ def test_a_base_model_is_known_by_its_own_weights_and_not_by_what_a_run_left_bes
     for extra in extras:
         shutil.copytree(base / "unet", model / extra)
     run_of(of_one_thing(model, own, tmp_path / "run", finetune="lora"))
+    before = (tmp_path / "run" / "run.json").read_bytes()
     for extra in extras:
         shutil.rmtree(model / extra)
     run_of(of_one_thing(model, own, tmp_path / "run", finetune="lora"))
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
 def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, monkeypatch):

@@ -293,8 +293,10 @@ def test_options_are_given_as_a_dictionary_or_as_instances(data, tmp_path):
         LatentOptions(stage="clip"),
     ]
     new(data).fit(data, steps=1, folder=tmp_path / "run", options=instances, verbose=0)
+    before = (tmp_path / "run" / "run.json").read_bytes()
     as_dictionary = {"previews": 0, "keep_checkpoints": 1, "warmup_steps": 1, "stage": "clip"}
     new(data).fit(data, steps=1, folder=tmp_path / "run", options=as_dictionary, verbose=0)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
 def test_another_preset_or_option_is_not_taken_for_the_run_of_a_folder(trained, data):

@@ -134,7 +134,7 @@ def defaults(dataset, options):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     """The family, as `families.py` would have it."""
-    home = families.Home("Dots", __name__, __name__, __name__, ("DotPipeline",))
+    home = families.Home("Dots", __name__, __name__, ("DotPipeline",))
     monkeypatch.setitem(families.FAMILIES, "dots", home)
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[Dots.__module__])
     monkeypatch.setattr(sys.modules[__name__], "Options", DotOptions, raising=False)
