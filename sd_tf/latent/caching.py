@@ -70,8 +70,8 @@ def cached_latents(
 def _say_what_is_missing(number, whole):
     if number < whole:
         print(
-            f"learning from {number:,} of {whole:,} pictures: caching them took the tenth of the "
-            "time that it may, a longer --max-minutes caches more"
+            f"learning from {number:,} of {whole:,} pictures: no more could be encoded within a tenth of "
+            "the UNet's minutes; train for longer to use more"
         )
 
 

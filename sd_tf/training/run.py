@@ -208,7 +208,7 @@ class Run:
         except KeyboardInterrupt:
             steps = trainer.checkpoints.steps
             raise KeyboardInterrupt(
-                f"stopped in stage {stage.name}: the same command resumes from "
+                f"stopped in stage {stage.name}: run it again to resume from "
                 + (f"step {steps[-1]}" if steps else "the stage's start")
             ) from None
         trainer.step.copy_averages()

@@ -44,8 +44,18 @@ def draw(model):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A model, the folder that it was trained in, and the history."""
-    folder, model = tmp_path_factory.mktemp("runs") / "mine", new(data)
+    """A model, the folder that it was trained in, and the history: the stop button was pressed on the way."""
+    folder, model, log = tmp_path_factory.mktemp("runs") / "mine", new(data), observers.Log.__call__
+
+    def press(self, trainer, step, elapsed, means):
+        log(self, trainer, step, elapsed, means)
+        if (self.stage.name, step) == ("autoencoder", 2):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observers.Log, "__call__", press)
+        with pytest.raises(KeyboardInterrupt, match="autoencoder: run it again to resume from step 2"):
+            model.fit(data, folder=folder, **QUIET)
     return model, folder, model.fit(data, folder=folder, **QUIET)
 
 
@@ -55,7 +65,7 @@ def test_fit_trains_every_stage_and_the_model_draws_what_its_folder_draws(traine
     np.testing.assert_array_equal(draw(model), draw(sd_tf.load(folder)))
 
 
-def test_fit_writes_to_the_bit_what_the_command_line_writes(trained, tmp_path):
+def test_stopped_and_called_again_it_writes_to_the_bit_what_the_command_line_writes(trained, tmp_path):
     _, folder, _ = trained
     train_tiny(tmp_path / "run", previews=0)
     ours, theirs = contents(folder), contents(tmp_path / "run")
@@ -80,33 +90,15 @@ def test_after_a_restart_of_the_kernel_the_same_cell_finds_the_model(trained, da
     np.testing.assert_array_equal(draw(anew), draw(model))
 
 
-def test_the_stop_button_saves_raises_and_the_same_cell_resumes_to_the_bit(
-    trained, data, tmp_path, monkeypatch
-):
-    _, whole, _ = trained
-    model, log = new(data), observers.Log.__call__
-
-    def press(self, trainer, step, elapsed, means):
-        log(self, trainer, step, elapsed, means)
-        if (self.stage.name, step) == ("autoencoder", 2):
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(observers.Log, "__call__", press)
-        with pytest.raises(KeyboardInterrupt, match="autoencoder: the same command resumes from step 2"):
-            model.fit(data, folder=tmp_path / "run", **QUIET)
-    model.fit(data, folder=tmp_path / "run", **QUIET)  # the same object, or another
-    for name in ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
-        assert contents(tmp_path / "run")[name] == contents(whole)[name]
-
-
-def test_without_a_folder_nothing_is_left_and_the_model_is_trained(data, tmp_path, monkeypatch):
+def test_without_a_folder_nothing_is_left_and_the_model_is_trained(trained, data, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model = new(data)
     model.fit(data, **QUIET)
     assert list(tmp_path.iterdir()) == []
-    assert draw(model).shape == (2, 32, 32, 3)
-    model.fit(data, **QUIET)  # a finished model learns more
+    learned = draw(model)
+    np.testing.assert_array_equal(learned, draw(trained[0]))
+    model.fit(data, **QUIET | {"options": {"previews": 0, "stage": "diffusion"}})  # a finished model learns more
+    assert not np.array_equal(draw(model), learned)
     model.save(tmp_path / "model")
     np.testing.assert_array_equal(draw(sd_tf.load(tmp_path / "model")), draw(model))
 
@@ -185,7 +177,7 @@ def test_two_replicas_train_a_model_that_was_read_before(trained, data):
 # -- callbacks ------------------------------------------------------------------------------------
 
 
-def test_keras_callbacks_hear_of_epochs_through_all_stages(data, tmp_path):
+def test_keras_callbacks_hear_of_epochs_in_all_stages_and_may_end_each_of_them(data, tmp_path):
     heard = []
     callbacks = [
         keras.callbacks.LambdaCallback(
@@ -196,21 +188,18 @@ def test_keras_callbacks_hear_of_epochs_through_all_stages(data, tmp_path):
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
         keras.callbacks.TensorBoard(tmp_path / "tensorboard"),
         keras.callbacks.TerminateOnNaN(),
+        keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9),  # after the second epoch
     ]
-    new(data).fit(data, callbacks=callbacks, **QUIET | {"steps": 12})  # 40 examples, 4 in a step
+    run = QUIET | {"steps": 200}  # 40 examples, 4 in a step: 10 steps in an epoch
+    history = new(data).fit(data, folder=tmp_path / "run", callbacks=callbacks, **run)
     epochs = [item[0] for item in heard if isinstance(item, tuple)]
     assert heard[0] == "begin" and heard[-1] == "end" and heard.count("begin") == 1
-    assert epochs == [0, 1, 2, 3, 4, 5]  # one of 10 steps and one of 2, in each stage
+    assert epochs == [0, 1, 2, 3, 4, 5]  # two in each stage
+    last = dict(zip(history.stage, history.step, strict=True))
+    assert list(last) == list(STAGES) and set(last.values()) == {20}
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert len(rows) == 6 and all(float(row["loss"]) > 0 for row in rows)
     assert any((tmp_path / "tensorboard").rglob("events*"))
-
-
-def test_early_stopping_ends_a_stage_and_the_next_begins_with_its_own_best(data, tmp_path):
-    stop = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9)
-    history = new(data).fit(data, folder=tmp_path / "run", callbacks=[stop], **QUIET | {"steps": 200})
-    last = {stage: step for stage, step in zip(history.stage, history.step, strict=True)}
-    assert list(last) == list(STAGES) and set(last.values()) == {20}  # after the second epoch of 10 steps
 
 
 def test_a_callback_that_raises_ends_the_run_and_leaves_its_checkpoints(data, tmp_path):

@@ -118,5 +118,5 @@ def interrupt(run, monkeypatch, stage, step):
 
     with monkeypatch.context() as patch:
         patch.setattr(observers.Log, "__call__", press)
-        with pytest.raises(KeyboardInterrupt, match=f"{stage}: the same command resumes from step {step}"):
+        with pytest.raises(KeyboardInterrupt, match=f"{stage}: run it again to resume from step {step}"):
             run.train()
