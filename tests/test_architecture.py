@@ -17,7 +17,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path
 # A module may import from rooms before its own, and from its own. Files beside the rooms that hold what
 # everybody needs come first, command lines last.
 STREAM = [
-    {"errors", "files", "config", "options", "graphs", "skeleton", "images", "seeding", "hashing"}
+    {"errors", "files", "config", "options", "graphs", "skeleton", "images", "seeding", "hashing", "progress"}
     | {"commandline", "showing"},
     {"nn", "data", "diffusion"},
     {"text"},

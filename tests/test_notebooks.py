@@ -25,6 +25,12 @@ def code(notebook):
     return re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE)
 
 
+def printed(notebook):
+    """Everything that its cells printed."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
 def test_there_are_four():
     assert [path.stem[0] for path in NOTEBOOKS] == list("1234")
 
@@ -38,6 +44,7 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch, request):
     monkeypatch.setenv("PYTHONPATH", str(Path(sd_tf.__file__).parent.parent))
     folder = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(cells, timeout=600, kernel_name="python3", resources=folder).execute()
+    assert "Warning" not in printed(cells)
 
 
 def test_it_defines_no_model_and_has_a_badge_of_its_own_name(notebook):
@@ -52,5 +59,5 @@ def test_its_committed_outputs_are_pictures_and_no_errors(notebook):
     outputs = [output for cell in cells.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
     assert not [output for output in outputs if output.output_type == "error"]
-    text = "".join(output.get("text", "") for output in outputs)
+    text = printed(cells)
     assert "\r" not in text and len(text) < 10_000 and "Warning" not in text

@@ -1,12 +1,12 @@
 """The latents and texts that a run's UNet learns from: computed once, as the other networks are frozen."""
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from sd_tf.data.cache import LatentCache, latent_cache
 from sd_tf.data.pipeline import pictures_at_once, to_unit
 from sd_tf.graphs import compiled
 from sd_tf.hashing import fingerprint, weights_fingerprint
+from sd_tf.progress import tqdm
 
 CACHE_SHARE = 0.1  # of the stage's minutes: latents are cached for so long
 AT_ONCE = 256  # pictures of 32 x 32

@@ -21,6 +21,7 @@ from sd_tf.graphs import compiled
 from sd_tf.latent.adaptations import Adaptations
 from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
 from sd_tf.latent.options import LatentOptions
+from sd_tf.latent.provenance import Provenance
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encode_prompts
 
@@ -49,10 +50,7 @@ class LatentDiffusion:
     Attributes:
         dtype: the Keras precision policy that networks are made with, None for Keras' own.
         origin: the files that its weights are of, an `Origin`; None where they have changed since.
-        beginning: what a new model began as, a `latent.new_model.Beginning`; None for one that was loaded.
-        is_trained: whether all its networks have learned.
-        bases: run folder -> hash of the weights that the model had when it was first trained there.
-        taught_words: words that a training has added.
+        provenance: how it came to its weights, a `Provenance`, for the runs that train it.
 
     Example:
         >>> model = sd_tf.load("fashion-mnist")
@@ -96,8 +94,8 @@ class LatentDiffusion:
         self.tokenizer, self.schedule = tokenizer, schedule
         self._unet_config = unet.config
         self.engines = Engines(self._functions)
-        self.dtype = self.origin = self.beginning = None
-        self.is_trained, self.bases, self.taught_words = True, {}, set()
+        self.dtype = self.origin = None
+        self.provenance = Provenance()
 
     autoencoder = property(lambda self: self._network("autoencoder"))
     unet = property(lambda self: self._network("unet"))

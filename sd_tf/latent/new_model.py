@@ -1,7 +1,7 @@
 """Models before they are trained: a preset, a data set's words, and networks with random weights."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from sd_tf.checkpoints.clip import load_text_encoder, text_config
 from sd_tf.checkpoints.sources import resolve
@@ -11,25 +11,12 @@ from sd_tf.errors import InputError, argument, shown
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.latent.options import LatentOptions
-from sd_tf.latent.presets import Preset, preset_named, preset_of
+from sd_tf.latent.presets import preset_named, preset_of
+from sd_tf.latent.provenance import Beginning, Provenance
 from sd_tf.latent.unet import UNet
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.tokenizer import Tokenizer
-
-
-class Beginning(NamedTuple):
-    """What a new model began as, for the run that trains it.
-
-    Attributes:
-        preset: with the sizes that the options asked for.
-        options: `LatentOptions`.
-        trains_clip: whether its text encoder is to be trained as well.
-    """
-
-    preset: Preset
-    options: LatentOptions
-    trains_clip: bool
 
 
 def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusion:
@@ -69,8 +56,8 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
         NoiseSchedule(preset.schedule),
     )
     options = dataclasses.replace(options, preset=name)
-    model.dtype, model.is_trained = dtype, False
-    model.beginning = Beginning(preset, options, trains_clip=folder == "none")
+    model.dtype = dtype
+    model.provenance = Provenance(Beginning(preset, options, folder == "none"), is_trained=False)
     return model
 
 

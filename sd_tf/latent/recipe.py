@@ -36,6 +36,7 @@ from sd_tf.latent.new_model import sketched
 from sd_tf.latent.options import MODEL, STAGES, LatentOptions, options_of_tuning
 from sd_tf.latent.perceptual import load_perceptual
 from sd_tf.latent.presets import preset_named
+from sd_tf.latent.provenance import RANDOM
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.latent.textual_inversion import TextualInversionStage, teach_word
 from sd_tf.latent.word_files import FILE as WORD_FILE
@@ -51,7 +52,6 @@ from sd_tf.training.recipe import PlannedStage, Recipe
 LONGEST_NAME = 200  # bytes of the folder's that a file is named by; file systems have 255, ending included
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
 MODEL_INDEX = "model_index.json"
-RANDOM = "random weights"  # what a new model began with
 
 
 class LatentRecipe(Recipe):
@@ -78,7 +78,7 @@ class LatentRecipe(Recipe):
         self._place = folder.resolve()
         if is_new:
             options.check_of_a_new_model()
-            self.preset = model.beginning.preset
+            self.preset = model.provenance.beginning.preset
             self.image_size = self.preset.autoencoder.sample_size
         else:
             options.check_of_a_trained_model()
@@ -94,9 +94,10 @@ class LatentRecipe(Recipe):
     @functools.cached_property
     def _base(self):
         # Frozen weights are in no checkpoint; the others have changed if the model was trained here before.
-        if self._place not in self.model.bases:
-            self.model.bases[self._place] = self.model.weights_sha256()
-        return self.model.bases[self._place]
+        bases = self.model.provenance.bases
+        if self._place not in bases:
+            bases[self._place] = self.model.weights_sha256()
+        return bases[self._place]
 
     def check_same_base(self, before, folder):
         began = before.get("init_from_sha256")
@@ -115,7 +116,7 @@ class LatentRecipe(Recipe):
         if not self.is_new:
             text_encoder = "the model's"
         else:
-            trains_clip = model.beginning.trains_clip
+            trains_clip = model.provenance.beginning.trains_clip
             text_encoder = "one that this run trains" if trains_clip else self.own.text_encoder
         return {
             "text_encoder": text_encoder or self.preset.text_encoder,
@@ -133,9 +134,10 @@ class LatentRecipe(Recipe):
 
     def finished(self, run):
         self.model.read_networks()  # their files may go
-        self.model.is_trained = all((run.folder / each.result).exists() for each in self._all_stages(run))
+        provenance = self.model.provenance
+        provenance.is_trained = all((run.folder / each.result).exists() for each in self._all_stages(run))
         if self.is_new:
-            self.model.bases[self._place] = RANDOM
+            provenance.bases[self._place] = RANDOM
 
     def check(self, run):
         own, options = self.own, run.options
@@ -149,7 +151,8 @@ class LatentRecipe(Recipe):
                 f"{options.said('dry_run')} cannot lay out {own.said('finetune')} {own.finetune}, which "
                 f"takes less than {own.said('finetune')} unet"
             )
-        known = {run.folder.name} if self._place in self.model.bases else set()  # learned here before
+        learned_here = self._place in self.model.provenance.bases
+        known = {run.folder.name} if learned_here else set()
         if not self.is_new and self.model.has_adaptations and set(self.model.adaptations.weights) - known:
             raise InputError(
                 "the model has LoRAs: make them part of it by model.adaptations.fuse(), or remove them, "
@@ -170,7 +173,7 @@ class LatentRecipe(Recipe):
     def _all_stages(self, run):
         if not self.is_new:
             return [Diffusion(self, run)]
-        clip = [Clip(self, run)] if self.model.beginning.trains_clip else []
+        clip = [Clip(self, run)] if self.model.provenance.beginning.trains_clip else []
         return [*clip, Autoencoder(self, run), Diffusion(self, run)]
 
 
@@ -183,11 +186,9 @@ def recipe_for(tune):
     tuning = options_of_tuning(tune)
 
     def recipe_of(model, options, folder):
-        is_new = model.beginning is not None and (
-            not model.is_trained or model.bases.get(folder.resolve()) == RANDOM
-        )
+        is_new = model.provenance.trains_from_random_weights(folder)
         if is_new:
-            options = _with_beginning(model.beginning.options, options)
+            options = _with_beginning(model.provenance.beginning.options, options)
         return LatentRecipe(model, dataclasses.replace(options, **tuning), folder, is_new)
 
     return recipe_of

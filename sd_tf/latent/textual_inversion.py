@@ -17,9 +17,9 @@ def teach_word(model: LatentDiffusion, token: str, like: str):
 
     A model that has been taught the word before, by a training that was stopped, stays what it is.
     """
-    if token not in model.taught_words:
+    if token not in model.provenance.taught_words:
         model.add_word(token, embedding_of(model.text_encoder, model.tokenizer, like))
-        model.taught_words.add(token)
+        model.provenance.taught_words.add(token)
 
 
 class Word(keras.Model):

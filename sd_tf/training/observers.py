@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from sd_tf.errors import InputError, argument
 from sd_tf.images import save_sheet
+from sd_tf.progress import tqdm
 from sd_tf.training.callbacks import quotients
 from sd_tf.training.own_folder import append, keep_lines, name_of, remove, steps_in, written_once
 

@@ -97,7 +97,8 @@ def test_without_a_folder_nothing_is_left_and_the_model_is_trained(trained, data
     assert list(tmp_path.iterdir()) == []
     learned = draw(model)
     np.testing.assert_array_equal(learned, draw(trained[0]))
-    model.fit(data, **QUIET | {"options": {"previews": 0, "stage": "diffusion"}})  # a finished model learns more
+    last_stage = {"options": {"previews": 0, "stage": "diffusion"}}
+    model.fit(data, **QUIET | last_stage)  # a finished model learns more
     assert not np.array_equal(draw(model), learned)
     model.save(tmp_path / "model")
     np.testing.assert_array_equal(draw(sd_tf.load(tmp_path / "model")), draw(model))
