@@ -14,7 +14,6 @@ from pathlib import Path
 import keras
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from sd_tf.data.opening import WHITE
 from sd_tf.data.options import FITS
@@ -23,6 +22,7 @@ from sd_tf.data.sources import Source
 from sd_tf.data.staging import finished_folder
 from sd_tf.errors import InputError, argument, printable, shown, unknown
 from sd_tf.files import CannotWrite, open_array, reason, remove_folder
+from sd_tf.progress import tqdm
 from sd_tf.seeding import uniforms
 
 MARGIN = 1.125  # side of the square that "random" crops from, relative to the crop
