@@ -334,7 +334,7 @@ def test_every_picture_is_learned_from_however_long_caching_takes_and_half_of_th
 
 
 def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
-    with pytest.raises(InputError, match="holds a model of no run: name another folder"):
+    with pytest.raises(InputError, match="holds a model that no run wrote: name another folder"):
         run_of(of(base, base))
     assert not (base / "run.json").exists()
 
@@ -354,7 +354,7 @@ def test_a_finished_run_started_again_does_nothing(base, tuned, kind):
 def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
     def parameters(kind):
         lines = describe(run_of(of(base, tmp_path / "run", finetune=kind, dry_run=True)))
-        line = next(line for line in lines if "parameters, and" in line)
+        line = next(line for line in lines if "trainable parameters" in line)
         return [int(word.replace(",", "")) for word in line.split() if word.replace(",", "").isdigit()]
 
     (everything, frozen), (changes, all_frozen) = parameters("unet"), parameters("lora")
