@@ -343,7 +343,7 @@ def test_a_folder_below_one_that_may_not_be_read_is_refused_in_one_line(tmp_path
 def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_drawn(tmp_path):
     for name in ("a-dress-1.png", "grid.png"):
         (tmp_path / name).mkdir()
-        with pytest.raises(InputError, match=f"{name} is a folder, where a file is to be written"):
+        with pytest.raises(InputError, match=f"{name} is a folder, but a file is to be written there"):
             main(["a dress", "--num-images", "2", "--model", "no-such", "--output", str(tmp_path)])
         (tmp_path / name).rmdir()
 

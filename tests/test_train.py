@@ -238,19 +238,19 @@ def help_of(capsys, *flags):
 
 def test_help_gives_the_defaults_of_the_preset_that_the_other_flags_ask_for(capsys):
     usual, emoji = help_of(capsys), help_of(capsys, "--dataset", "emoji")
-    assert "time that the run may train (default: 55)" in usual
-    assert "time that the run may train (default: 110)" in emoji
+    assert "training time in minutes (default: 55)" in usual
+    assert "training time in minutes (default: 110)" in emoji
     assert "(default: fashion-mnist)" in usual and "(default: emoji-64)" in emoji
     assert "(default: autoencoder 32, diffusion 64)" in usual  # of --batch-size
     tuned = help_of(capsys, "--init-from", "fashion-mnist", "--finetune", "lora")
-    assert "time that the run may train (default: 10)" in tuned
-    assert "its highest value (default: 0.0001)" in tuned
+    assert "training time in minutes (default: 10)" in tuned
+    assert "peak learning rate (default: 0.0001)" in tuned
 
 
 def test_help_is_grouped_and_fits_a_terminal(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     said = capsys.readouterr().out
-    groups = ("data:", "run:", "a new model:", "fine-tuning of a model:", "optimizer, in every stage:")
+    groups = ("data:", "run:", "new model:", "fine-tuning:", "optimizer, in every stage:")
     assert all(f"\n{group}\n" in said for group in groups)
     assert max(map(len, said.splitlines())) <= 110

@@ -30,7 +30,7 @@ from sd_tf.errors import InputError
         ({"dataset": "folder", "shorten_captions": 2}, "shorten_captions is 2: give 0 to 1", "--shorten-cap"),
         ({"dataset": "folder", "fit": "crop"}, "unknown fit 'crop'", "unknown --fit 'crop'"),
         ({"dataset": "folder", "flip": 1}, "flip is 1: give True or False", "--flip is 1"),
-        ({"dataset": "folder", "data_dir": 3}, "data_dir is 3: give a text", "--data-dir is 3"),
+        ({"dataset": "folder", "data_dir": 3}, "data_dir is 3: give a string", "--data-dir is 3"),
     ],
 )
 def test_bad_options_are_named_as_they_were_given(values, message, on_the_command_line):

@@ -80,7 +80,7 @@ def test_what_is_over_the_limits_gets_one_clear_line(page):
         ({"sampler": "dim"}, "did you mean 'ddim'"),
         ({"karras": True}, "karras is true, but 'ddim' steps through timesteps"),
         ({"karras": "yes"}, "karras is 'yes': give True or False"),
-        ({"prompt": {"a": 1}}, "the prompt is {'a': 1}: give a text"),
+        ({"prompt": {"a": 1}}, "the prompt is {'a': 1}: give a string"),
         ({"prompt": "x" * 2001}, "the prompt has 2001 characters: give 2000 or fewer"),
         ({"prompt": "<i>(a:99)</i>"}, "prompt '&lt;i&gt;(a:99)&lt;/i&gt;' has the weight 99"),
         ({"prompt": "\ud800"}, "has characters that no file can hold: type it again"),

@@ -221,7 +221,7 @@ def test_the_bundled_model_fills_in_what_is_missing(bundled):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": ["a bag", "a coat"]}, r"the prompt is \['a bag', 'a coat'\]: give a text"),
+        ({"prompt": ["a bag", "a coat"]}, r"the prompt is \['a bag', 'a coat'\]: give a string"),
         ({"prompt": None}, "prompt is None"),
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
