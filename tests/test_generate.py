@@ -92,7 +92,7 @@ def test_loras_change_what_is_drawn_by_their_weights(folder, tmp_path, capsys):
         main([*settings, "--lora", *files, "--lora-weight", "1", "2", "3"])
     with pytest.raises(InputError, match="--lora-weight is for --lora"):
         main([*settings, "--lora-weight", "1"])
-    with pytest.raises(InputError, match="is there already: give another name"):
+    with pytest.raises(InputError, match="is loaded already: give another name"):
         main([*settings, "--lora", files[0], files[0]])
     with pytest.raises(InputError, match="nothing.safetensors"):
         main([*settings, "--lora", "nothing.safetensors"])

@@ -114,7 +114,7 @@ def test_in_kohyas_layout_a_lora_is_named_as_its_run_and_is_the_same(base, tuned
         np.testing.assert_array_equal(change.product(), theirs[module].product())
     model.load_lora(run)
     assert model.adaptations.weights == {"stripes": 1.0}
-    with pytest.raises(InputError, match="holds a LoRA, no model"):
+    with pytest.raises(InputError, match="holds a LoRA, not a model"):
         sd_tf.load(run)
     settings = ["a dress", "--model", str(base), "--steps", "1", "--output", str(tmp_path / "out")]
     draw([*settings, "--lora", str(run)])
@@ -340,7 +340,7 @@ def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
 
 
 def test_a_run_of_a_lora_is_no_model(base, tuned):
-    with pytest.raises(InputError, match="holds a LoRA, no model"):
+    with pytest.raises(InputError, match="holds a LoRA, not a model"):
         sd_tf.load(tuned["lora"])
 
 
