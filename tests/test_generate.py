@@ -372,7 +372,7 @@ def test_words_that_are_no_utf8_are_one_line(folder, tmp_path):
     run = [sys.executable, "-m", "sd_tf.generate"]
     environment = os.environ | {"PYTHONPATH": root, "PYTHONUTF8": "1"}
     for words, said in (
-        ([b"a caf\xe9", *settings], "the prompt 'a caf\\udce9' has characters that no file can hold"),
+        ([b"a caf\xe9", *settings], "the prompt 'a caf\\udce9' has characters that are not valid Unicode"),
         (["a bag", "--negative-prompt", b"\xff", *settings], "the negative prompt '\\udcff' has"),
     ):
         done = subprocess.run([*run, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -441,7 +441,7 @@ def test_a_warning_is_one_line_and_the_pictures_are_drawn(folder, tmp_path):
     )
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "warning: prompt '赤い' has no Latin letter: the text tower learned English captions"
+        "warning: prompt '赤い' has no Latin letter: the text encoder was trained on English captions"
     ]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["赤い-0.png"]
 

@@ -16,8 +16,8 @@ from sd_tf.errors import InputError
         ({"dataset": "folder", "caption": " "}, "caption is empty: say what", "--caption is empty"),
         (
             {"dataset": "folder", "caption": "a", "caption_column": "text"},
-            "caption takes the place of captions, which caption_column names",
-            "--caption takes the place of captions, which --caption-column names",
+            "caption replaces the captions that caption_column names",
+            "--caption replaces the captions that --caption-column names",
         ),
         (
             {"dataset": "folder", "caption_template": "a photo"},

@@ -83,7 +83,7 @@ def test_what_is_over_the_limits_gets_one_clear_line(page):
         ({"prompt": {"a": 1}}, "the prompt is {'a': 1}: give a string"),
         ({"prompt": "x" * 2001}, "the prompt has 2001 characters: give 2000 or fewer"),
         ({"prompt": "<i>(a:99)</i>"}, "prompt '&lt;i&gt;(a:99)&lt;/i&gt;' has the weight 99"),
-        ({"prompt": "\ud800"}, "has characters that no file can hold: type it again"),
+        ({"prompt": "\ud800"}, "has characters that are not valid Unicode: type it again"),
         ({"guidance_scale": float("nan")}, "guidance scale is nan: give a number"),
         ({"seed": -1}, "seed is -1"),
         ({"begin": {"background": uploaded(page, b"no picture")}}, "the file cannot be read as a picture"),

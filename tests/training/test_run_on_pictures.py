@@ -135,7 +135,7 @@ def test_a_dry_run_of_a_folder_writes_nothing(pictures, tmp_path):
         ({"caption_template": "a photo"}, "caption-template is 'a photo'"),
         ({"caption_column": "words"}, "'words'"),
         ({"caption": " "}, "--caption is empty"),
-        ({"caption": "a thing", "caption_column": "text"}, "--caption takes the place of captions"),
+        ({"caption": "a thing", "caption_column": "text"}, "--caption replaces the captions"),
         ({"image_size": 36}, "--image-size is 36: .* a multiple of 8"),
     ],
     ids=str,
