@@ -54,7 +54,7 @@ class DataOptions(Options):
     shorten_captions: float = option(
         0.0,
         "share of captions cut before a comma or a word like 'with', so that short prompts are learned too; "
-        "chosen anew in each epoch",
+        "others in each epoch",
         at_least=0,
         at_most=1,
         example="0.3",
@@ -73,7 +73,7 @@ class DataOptions(Options):
         group="data",
     )
     flip: bool = option(
-        False, "mirror half of the pictures horizontally, chosen anew in each epoch", group="data"
+        False, "mirror a random half of the pictures horizontally, in each epoch", group="data"
     )
     jitter: float = option(
         0.0,

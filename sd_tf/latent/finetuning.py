@@ -110,7 +110,7 @@ def draw_prior(model, prompt: str, number: int, seed: int, folder: Path, image_s
         for file, image in zip(part, model.generate(prompt, len(part), seed=seed + start), strict=True):
             new = folder.with_name(
                 f".{folder.name}-{file.name}"
-            )  # outside the folder, where it would count as a picture
+            )  # outside: it is no picture of the prior yet
             remove(new)  # of a killed run, or an untrusted link
             save_png(new, image, {"prompt": prompt})
             new.replace(file)

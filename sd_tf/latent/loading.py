@@ -198,9 +198,8 @@ def unread(source: Path, name: str, dtype=None, variant=None) -> Unread:
 
     file = source / folder / "config.json"
     values = read_json(file, root=source)
-    return Unread(
-        kind.from_json(values.get("text_config", values), str(file)), read
-    )  # text_config: of a whole CLIP
+    values = values.get("text_config", values)  # of a whole CLIP
+    return Unread(kind.from_json(values, str(file)), read)
 
 
 def _check_memory(unread, source, variant=None):

@@ -23,9 +23,7 @@ class Preset:
     autoencoder_stage: StageConfig
     diffusion_stage: StageConfig
     max_minutes: float
-    learning_rates: dict[str, float] = field(
-        default_factory=dict
-    )  # by what is fine-tuned, instead of the stage's
+    learning_rates: dict[str, float] = field(default_factory=dict)  # by what is fine-tuned
     text_encoder: str | None = None  # a bundled CLIP
     perceptual_weight: float = 1.0  # in the autoencoder's loss
     timestep_sampling: str = "logit_normal"
