@@ -92,7 +92,7 @@ class LatentDiffusion:
             )
         if schedule.config.clip_sample:
             raise InputError(
-                "clip_sample is true, but latents, unlike pixels, have no fixed range: set it to false"
+                "clip_sample is true, but latents, unlike pixels, have no range to clip to: set it to false"
             )
         tokenizer.check_fits(text_encoder.config)
         self._parts = {"autoencoder": autoencoder, "unet": unet, "text_encoder": text_encoder}
