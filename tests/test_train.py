@@ -79,8 +79,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
         ("--offset-noise nan", "--offset-noise is nan: give 0 or more"),
         (
             "--zero-terminal-snr --prediction-type epsilon",
-            "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon says "
-            "nothing of the picture: take --prediction-type v_prediction",
+            "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon "
+            "cannot recover the picture: use --prediction-type v_prediction",
         ),
         ("--zero-terminal-snr yes", "unrecognized arguments: yes; "),
         ("--seed -1", "--seed is -1: give 0 to 4294967295"),
@@ -92,7 +92,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
         ("--image-size 64", "--image-size is 64: fashion_mnist has pictures of 32 pixels"),
         (
             "--max-steps 5 --max-minutes 1",
-            "--max-minutes and --max-steps are both given: a run has one budget",
+            "--max-minutes and --max-steps are both given: leave one out",
         ),
         ("--replicas 2", "--replicas is 2 with --strategy none: only --strategy mirrored takes it"),
         ("--max-steps many", "argument --max-steps: invalid int value: 'many'; "),

@@ -174,7 +174,7 @@ BAD = {
     "used up": (lambda: (used_up(),), {}, "no pictures in the generator, which can be read only once"),
     "a number": (lambda: (3,), {}, "source is 3: give the name of a data set, a folder, or pictures"),
     "nothing": (lambda: (None,), {}, "source is None: give the name"),
-    "one picture": (lambda: (pictures()[0], CAPTIONS), {}, "is that of one: give .n, height, width, 3"),
+    "one picture": (lambda: (pictures()[0], CAPTIONS), {}, "is one picture: give .n, height, width, 3"),
     "one pair": (lambda: ((pictures()[0], "a"),), {}, "one picture with one caption: give a list"),
     "channels first": (
         lambda: (pictures().transpose(0, 3, 1, 2), CAPTIONS),

@@ -222,8 +222,8 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_its_checkpoints(data, tm
     ("callback", "said"),
     [
         (keras.callbacks.BackupAndRestore("x"), "BackupAndRestore is not needed: a run saves and resumes"),
-        (keras.callbacks.ModelCheckpoint("x.keras"), "ModelCheckpoint is not needed: a run keeps"),
-        (keras.callbacks.ReduceLROnPlateau(), "ReduceLROnPlateau is not needed: every step sets"),
+        (keras.callbacks.ModelCheckpoint("x.keras"), "ModelCheckpoint is not needed: a run writes"),
+        (keras.callbacks.ReduceLROnPlateau(), "ReduceLROnPlateau is not needed: the option lr_schedule"),
         (keras.callbacks.LearningRateScheduler(lambda e: 1.0), "LearningRateScheduler is not needed"),
         ("EarlyStopping", "callbacks has 'EarlyStopping': give instances of keras.callbacks.Callback"),
     ],
