@@ -27,7 +27,7 @@ class Budget:
     steps: int | None
 
     def progress(self, step: int, elapsed: float) -> float:
-        """0 at the start, 1 at the end."""
+        """The share of the budget that is used: 0 at the start, 1 at the end."""
         return min(1.0, step / self.steps if self.steps is not None else elapsed / self.seconds)
 
 
