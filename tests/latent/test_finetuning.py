@@ -384,7 +384,7 @@ def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, tmp_path):
         ({"text_encoder": "clip-mini"}, "--text-encoder is only for a new model"),
         ({"zero_terminal_snr": True}, "--zero-terminal-snr is only for a new model"),
         ({"stage": "autoencoder"}, "--stage is 'autoencoder', which is only for a new model"),
-        ({"image_size": 64}, "--image-size is 64: .* pictures of its own size, 32 x 32: leave it out"),
+        ({"image_size": 64}, "--image-size is 64, but .* pictures of its own size, 32 x 32: leave it out"),
         ({"prior_pictures": 5}, "--prior-pictures needs --prior-prompt"),
         ({"prior_prompt": " "}, "--prior-prompt is empty"),
         (WORD, "no caption has the new word '<mine>'"),
