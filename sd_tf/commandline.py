@@ -1,4 +1,4 @@
-"""What every command line shares: flags from a dataclass, quiet libraries, one line for bad input."""
+"""Shared by all command lines: flags from dataclasses, quiet libraries, one-line error messages."""
 
 import argparse
 import contextlib
@@ -21,22 +21,22 @@ LONGEST_SHOWN = 300  # characters of a path in a message
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a flag as other bad input is said: in one line, without the usage."""
+    """Reports a bad flag like other bad input: in one line, without the usage."""
 
     def error(self, message):
         raise InputError(f"{message}; {self.prog} --help lists the flags")
 
 
 def add_flags(parser: argparse.ArgumentParser, options: type, defaults: dict | None = None):
-    """One flag for each field of an `Options` dataclass, named, typed, defaulted and explained by it.
+    """Adds a flag for each field of an `Options` dataclass, with its name, type, default and help.
 
-    A boolean, which is False by default, takes no value: the flag alone makes it True.
+    The flag of a boolean takes no value and sets it to True.
 
     Args:
-        parser: that gets the flags, in groups where fields have one.
+        parser: gets the flags, in an argument group for each `group` of fields.
         options: the dataclass.
-        defaults: name of a field -> what `--help` gives as its default where the field's own is None, such
-            as a preset's.
+        defaults: name of a field -> default to show in `--help` if the field's own is None, such as a
+            preset's.
     """
     types, groups = typing.get_type_hints(options), {None: parser}
     for field in dataclasses.fields(options):
@@ -65,33 +65,33 @@ def _shown(default):
 
 
 def add_guidance_interval(parser: argparse.ArgumentParser):
-    """That of `LatentDiffusion.generate`."""
+    """Adds --guidance-interval, see `LatentDiffusion.generate`."""
     parser.add_argument(
         "--guidance-interval",
         type=float,
         nargs=2,
         metavar=("START", "STOP"),
         default=[0.0, 1.0],
-        help="shares of the steps between which guidance is on (default: 0 1)",
+        help="part of the steps that is guided, as shares of all steps (default: 0 1)",
     )
 
 
 def add_levels(parser: argparse.ArgumentParser):
-    """Where samplers step, as `LatentDiffusion.generate` has it."""
-    parser.add_argument("--timestep-spacing", help="leading, trailing or linspace (default: the model's own)")
+    """Adds --timestep-spacing and --karras, see `LatentDiffusion.generate`."""
+    parser.add_argument("--timestep-spacing", help="leading, trailing or linspace (default: the model's)")
     parser.add_argument(
-        "--karras", action="store_true", help="spread the steps as Karras et al. 2022 (not ddim, ddpm, pndm)"
+        "--karras", action="store_true", help="noise levels of Karras et al. 2022 (not for ddim, ddpm, pndm)"
     )
 
 
 def from_flags(arguments: argparse.Namespace, options: type):
-    """The instance of an `Options` dataclass that the flags ask for."""
+    """The instance of an `Options` dataclass with the values of the parsed flags."""
     return options(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(options)})
 
 
 @contextlib.contextmanager
 def naming_flags():
-    """Inside, an `InputError` that names an argument of Python names its flag instead."""
+    """Within the block, `InputError`s name flags instead of Python arguments."""
     try:
         yield
     except InputError as error:
@@ -100,7 +100,7 @@ def naming_flags():
 
 @contextlib.contextmanager
 def _silent_stderr():
-    """TensorFlow's libraries write to file descriptor 2 while they load, whatever they are told."""
+    """Silences file descriptor 2, to which TensorFlow's libraries write while they load."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -113,14 +113,14 @@ def _silent_stderr():
 
 
 def make_deterministic():
-    """From here on, all of TensorFlow in this process computes the same from the same, to the bit."""
+    """Makes all TensorFlow operations of this process deterministic, bit for bit."""
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
 
 
 def load_tensorflow():
-    """Imports TensorFlow and Keras and starts the devices' runtime, without the chatter."""
+    """Imports TensorFlow and Keras and initialises their devices, without log messages."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with _silent_stderr():
@@ -133,7 +133,7 @@ def load_tensorflow():
 
 @contextlib.contextmanager
 def terminating_like_ctrl_c():
-    """SIGTERM, which schedulers send before they kill, stops a run as Ctrl-C does."""
+    """Within the block, SIGTERM, which schedulers send before they kill, acts like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
         yield
         return
@@ -145,7 +145,7 @@ def terminating_like_ctrl_c():
 
 
 def check_writable(folder: Path):
-    """Raises `InputError` where an output folder cannot be made: before the work is done, not after."""
+    """Raises `InputError` if an output folder cannot be made. Call it before the work, not after."""
     why_not = _why_not_writable(folder)
     if why_not is not None:
         raise InputError(f"--output {str(folder)[:LONGEST_SHOWN]} cannot be written: {why_not}")
@@ -160,28 +160,30 @@ def _why_not_writable(folder):
             if os.path.islink(parent):
                 return f"{parent} is a link to nothing"
             parent = parent.parent
-        except (OSError, ValueError) as error:  # a link to itself, a long name, a folder that is not ours
+        except (OSError, ValueError) as error:  # a link to itself, a name too long, a folder of another user
             return reason(error)
     if not stat.S_ISDIR(found.st_mode) or not os.access(parent, os.W_OK | os.X_OK):
-        return f"{parent} is no folder you may write to"
+        return f"{parent} is not a folder that you may write to"
     longest = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     for name in folder.relative_to(parent).parts:
         if len(os.fsencode(name)) > longest:
-            return f"a name has {len(os.fsencode(name))} bytes, of which {longest} are the most"
+            return f"a name has {len(os.fsencode(name))} bytes, at most {longest} are allowed"
     return None
 
 
 def check_no_folder(file: Path):
-    """Raises `InputError` where a folder has the name of a file that is to be written."""
+    """Raises `InputError` if a folder has the name of a file to be written."""
     if file.is_dir():
-        raise InputError(f"{file} is a folder, where a file is to be written: remove it, or name another")
+        raise InputError(
+            f"{file} is a folder, but a file is to be written there: remove it, or name another file"
+        )
 
 
 def run(main: typing.Callable[[], None]):
     """Runs a command line: exit status 2 and one line for bad input or a full disk, 130 for Ctrl-C."""
     warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a path whose bytes are no UTF-8 is printed as those bytes
+        if hasattr(stream, "reconfigure"):  # prints a path that is not UTF-8 as its bytes
             stream.reconfigure(errors="surrogateescape" if _is_utf8(stream) else "backslashreplace")
     try:
         main()
@@ -193,7 +195,7 @@ def run(main: typing.Callable[[], None]):
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
-    except Exception as error:  # libraries that write have their own
+    except Exception as error:  # libraries raise their own for a full disk
         if not any(os.strerror(full) in str(error) for full in (errno.ENOSPC, errno.EDQUOT)):
             raise
         place = f" for {printable(str(error.filename))}" if getattr(error, "filename", None) else ""

@@ -1,20 +1,23 @@
-"""What a user gets for bad input: one line that names the thing, its value and the way out."""
+"""`InputError`: one line that names what is wrong, its value, and what to do."""
 
 import contextlib
 import difflib
 import re
 
-LONGEST = 2000  # characters of a message; beyond that it quotes a file that says too much
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # around an argument's two names; Unicode keeps them from being characters
+LONGEST = 2000  # characters of a message, which may quote a file
+_OPEN, _CLOSE = (
+    "\ufdd0",
+    "\ufdd1",
+)  # around an argument's two names; noncharacters of Unicode, which no text has
 _ARGUMENT = re.compile(f"{_OPEN}(\\w+) (--[a-z-]+){_CLOSE}")
 
 
 def argument(name: str, flag: str | None = None) -> str:
-    """An argument in the message of an `InputError`: its name in Python, the flag on a command line.
+    """Marks an argument in a message of `InputError`, which shows its Python name or its flag.
 
     Args:
-        name: of the argument in Python.
-        flag: None for that name with dashes.
+        name: name of the argument in Python.
+        flag: its command-line flag; None for that name with dashes.
     """
     return f"{_OPEN}{name} {flag or '--' + name.replace('_', '-')}{_CLOSE}"
 
@@ -22,11 +25,10 @@ def argument(name: str, flag: str | None = None) -> str:
 class InputError(ValueError):
     """Bad input from a user. Command lines print it as one line and exit with status 2.
 
-    One line it stays whatever a stranger's file makes it quote: characters that do not print, line
-    breaks and a terminal's commands among them, are escaped.
+    Unprintable characters are escaped, such as line breaks and terminal escapes from an untrusted file.
 
     Attributes:
-        message: with the marks of `argument`; to be used where another message quotes this one.
+        message: with the marks of `argument`; use it to quote this error in another one.
     """
 
     def __init__(self, message: str):
@@ -34,17 +36,17 @@ class InputError(ValueError):
         super().__init__(printable(_ARGUMENT.sub(r"\1", self.message)))
 
     def with_flags(self) -> "InputError":
-        """The same error as a command line says it."""
+        """The same error, naming flags instead of Python arguments."""
         return InputError(_ARGUMENT.sub(r"\2", self.message))
 
 
 def printable(text: str) -> str:
-    """A text on one line: line breaks, a terminal's commands and all else that does not print is escaped."""
+    """Escapes line breaks, terminal escapes and all other unprintable characters."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(value, longest: int = 80) -> str:
-    """A value from a file as Python writes it, cut where it is long."""
+    """`repr(value)`, truncated to `longest` characters."""
     try:
         text = repr(value)
     except RecursionError:
@@ -53,7 +55,7 @@ def shown(value, longest: int = 80) -> str:
 
 
 def unknown(kind: str, name, valid) -> InputError:
-    """An `InputError` for a name that is none of `valid`, with the nearest valid names first."""
+    """An `InputError` for a name that is not in `valid`, suggesting the nearest valid names."""
     valid = [str(v) for v in valid]
     near = difflib.get_close_matches(str(name)[:80], valid, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -62,7 +64,7 @@ def unknown(kind: str, name, valid) -> InputError:
 
 @contextlib.contextmanager
 def naming(source):
-    """What is refused inside is said of that file or folder."""
+    """Within the block, messages of `InputError`s begin with that file or folder."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The families of models, by name: the only list of them. Each is imported when it is first asked for."""
+"""The list of model families. Each is imported when it is first used."""
 
 import importlib
 import os
@@ -11,14 +11,14 @@ from sd_tf.files import read_json
 
 
 class Home(NamedTuple):
-    """Where a family lives.
+    """Where to find a family's code.
 
     Attributes:
-        name: of its class, such as "LatentDiffusion".
-        loading: module with `load(name_or_folder, ...)`, which needs no Keras.
-        commands: module with what `python -m sd_tf.train` asks for: `Options`, `model_for_training`, `recipe`
+        name: name of its class, such as "LatentDiffusion".
+        loading: module with `load(name_or_folder, ...)`, which can be imported without Keras.
+        commands: module with what `python -m sd_tf.train` needs: `Options`, `model_for_training`, `recipe`
             and `defaults`.
-        pipelines: what `model_index.json` calls its models.
+        pipelines: values of `_class_name` in `model_index.json`.
     """
 
     name: str
@@ -35,7 +35,7 @@ FAMILIES = {
         ("StableDiffusionPipeline",),
     ),
 }
-USUAL = "latent"  # where nothing says which
+USUAL = "latent"  # the default family
 
 
 def load(name_or_folder, **options):
@@ -43,10 +43,10 @@ def load(name_or_folder, **options):
 
     Args:
         name_or_folder: a bundled name, a folder, a file or a hub id.
-        options: of the family's own `load`, such as `dtype`: see `sd_tf.latent.loading.load`.
+        options: arguments of the family's own `load`, such as `dtype`: see `sd_tf.latent.loading.load`.
 
     Raises:
-        InputError: there is no such model, or it is none that can be read.
+        InputError: there is no such model, or it cannot be read.
     """
     return importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).load(
         name_or_folder, **options
@@ -54,12 +54,12 @@ def load(name_or_folder, **options):
 
 
 def commands_of(name: str):
-    """The module by which the command line trains a family."""
+    """A family's module for `python -m sd_tf.train`."""
     return importlib.import_module(FAMILIES[name].commands)
 
 
 def _family_of(name_or_folder) -> str:
-    """The name of the family of a model on disk; the usual one where its folder does not say."""
+    """The family of a model on disk, by its `model_index.json`; otherwise the default."""
     name = str(name_or_folder)
     folder = BUNDLED / name if name in bundled_names() else Path(os.path.expanduser(name))
     try:

@@ -1,4 +1,4 @@
-"""Functions compiled to graphs on any Keras backend, and how work is divided among CPU cores."""
+"""Compiles functions to graphs, and divides batches among CPU cores."""
 
 import os
 
@@ -6,13 +6,13 @@ import os
 def compiled(function):
     """`function` compiled to TensorFlow graphs, for any batch size.
 
-    On small models graphs are several times as fast as eager layers. There is one graph for each shape of an
-    example, which networks need to know, and it serves all batch sizes. On other backends the function is
-    returned as it is.
+    For small models graphs are several times as fast as eager execution. One graph is traced for each shape
+    of an example, which networks need to know; it serves all batch sizes. On other Keras backends the
+    function is returned unchanged.
 
     Args:
         function: takes arrays whose first axis is the batch, or None, and returns tensors with the same
-            first axis. Examples must not depend on each other.
+            first axis. Examples must be independent of each other.
 
     Returns:
         A function of the same arguments.
@@ -37,17 +37,17 @@ def compiled(function):
 
 
 def one_core_for_each_operation() -> bool:
-    """From now on each TensorFlow operation uses one core, and batches are divided among the cores instead.
+    """Makes each TensorFlow operation use one core, and batches be divided among the cores instead.
 
     `compiled` functions and training steps then run slices of a batch side by side. That is faster than
-    operations that use all cores one after the other: small operations are not worth dividing, and half
-    of the numbers stay in the caches. It suits work whose batches have many examples.
+    operations that each use all cores: small operations are not worth dividing, and a slice fits the caches
+    better. It pays for batches of many examples.
 
-    The setting is for the whole process. TensorFlow accepts it only before it first runs, and it is not made
-    where there is a GPU or TPU.
+    The setting holds for the whole process. TensorFlow accepts it only before it first runs, and nothing is
+    set if there is a GPU or TPU.
 
     Returns:
-        Whether operations use one core each. If not, nothing has changed, and batches are not divided.
+        Whether operations use one core each. If not, batches are not divided.
     """
     import tensorflow as tf
 
@@ -71,8 +71,8 @@ def batch_slices(num_examples, replicas=1) -> int:
     """Slices of a replica's batch; 1 if TensorFlow parallelises inside operations.
 
     Args:
-        num_examples: of the replica's batch, which has at most as many slices.
-        replicas: how many share this process's cores.
+        num_examples: examples in the replica's batch, the most slices that it can have.
+        replicas: replicas that share this process's cores.
     """
     if not _operations_use_one_core():
         return 1
@@ -80,11 +80,11 @@ def batch_slices(num_examples, replicas=1) -> int:
 
 
 def sliced(tensors, number):
-    """Divides a batch into slices of sizes as equal as possible.
+    """Divides a batch into slices of nearly equal size.
 
     Args:
-        tensors: a structure of tensors, all with the batch as their first axis.
-        number: of slices.
+        tensors: a structure of tensors whose first axis is the batch.
+        number: how many slices.
 
     Returns:
         A list of structures like `tensors`, in order.

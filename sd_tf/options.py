@@ -1,12 +1,12 @@
-"""Options: frozen dataclasses whose fields say what they are for and which values they take.
+"""Options: frozen dataclasses whose fields declare their help text and valid values.
 
     @dataclass(frozen=True)
     class LossOptions(Options):
         caption_dropout: float = option(0.1, "share of captions replaced by the empty one", at_least=0,
             below=1)
 
-A value is checked against what its field says when an instance is made. The same fields become the flags of
-a command line (`sd_tf.commandline.add_flags`), so that neither checks nor help texts are written twice.
+Values are checked when an instance is made. The same fields become command-line flags
+(`sd_tf.commandline.add_flags`), so that checks and help texts are written once.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from sd_tf.errors import InputError, argument, shown, unknown
 
-SWITCHED_OFF = (None, False, 0)  # values of an option that asks for nothing
+SWITCHED_OFF = (None, False, 0)  # values that turn an option off
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an option is for and which values it takes; see `option`."""
+    """An option's help text and valid values; see `option`."""
 
     help: str
     choices: tuple[str, ...] | None = None
@@ -42,37 +42,35 @@ def option(default, help: str, **meaning):
     """A field of an `Options` dataclass.
 
     Args:
-        default: of the field. None stands for a default that something else decides, a preset as a rule:
-            `help` says so.
-        help: what `--help` says of it, without the default.
-        choices: the values it takes; "hub:<id>" stands for all that begin with "hub:".
+        default: default value. None if something else decides the default, usually a preset.
+        help: text in `--help`, without the default.
+        choices: valid values; "hub:<id>" stands for all that begin with "hub:".
         at_least, above, at_most, below: bounds of a number.
-        example: a value that errors suggest.
-        needs: (name of another option, its value), without which this one may not be given; the value None
-            stands for any.
-        name: of the argument in Python, where that differs from the field's.
-        identifies: whether two runs that differ in it are different runs.
+        example: a value that error messages suggest.
+        needs: (name of another option, its value) that this option requires; the value None stands for any.
+        name: name of the argument in Python, if it differs from the field's.
+        identifies: whether runs that differ in it are different runs, which cannot resume each other.
         group: heading in `--help`.
     """
     return dataclasses.field(default=default, metadata={"option": Meaning(help, **meaning)})
 
 
 def meaning_of(field: dataclasses.Field) -> Meaning:
-    """What a field of an `Options` dataclass was declared with."""
+    """The `Meaning` that a field of an `Options` dataclass was declared with."""
     return field.metadata["option"]
 
 
 def name_of(field: dataclasses.Field) -> str:
-    """A field as an error message names it: as an argument in Python, as a flag on the command line."""
+    """A field's name in error messages: the argument in Python, the flag on the command line."""
     return argument(meaning_of(field).name or field.name, f"--{field.name.replace('_', '-')}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checks each field by what it was declared with.
+    """Base class that checks each field against its declaration.
 
     Raises:
-        InputError: a value is of the wrong type, out of its range or no choice, or an option was given
+        InputError: a value has the wrong type, is out of range or not a valid choice, or an option was given
             without the one that it needs.
     """
 
@@ -91,11 +89,13 @@ class Options:
         value = getattr(self, other.name)
         if value in SWITCHED_OFF or (wanted is not None and value != wanted):
             wanted = "" if wanted is None else f" {wanted}"
-            raise InputError(f"{name_of(field)} is of {name_of(other)}{wanted}: add it, or leave this out")
+            raise InputError(
+                f"{name_of(field)} needs {name_of(other)}{wanted}: add it, or leave {name_of(field)} out"
+            )
 
     @classmethod
     def of(cls, **values) -> "Options":
-        """An instance of the fields that are given by name.
+        """Makes an instance from field values.
 
         Raises:
             InputError: there is no such field.
@@ -113,11 +113,11 @@ class Options:
 
     @classmethod
     def said(cls, name: str) -> str:
-        """A field's name as an error message has it; see `name_of`."""
+        """The name in error messages of the field with this name; see `name_of`."""
         return name_of(cls.named(name))
 
     def named_value(self, name: str) -> str:
-        """A field as an error message quotes it, "seed is 3"."""
+        """A field's name and value for error messages, such as "seed is 3"."""
         return f"{self.said(name)} is {shown(getattr(self, name))}"
 
     @property
@@ -131,7 +131,7 @@ class Options:
 
     @property
     def identity(self) -> dict:
-        """Name -> value of the fields in which two different runs differ."""
+        """Name -> value of the fields that distinguish runs (`identifies`)."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -140,12 +140,12 @@ class Options:
 
 
 def _check(field, value, kind):
-    """Raises `InputError` where a value is none that the field takes."""
+    """Raises `InputError` if a field cannot have this value."""
     meaning, options = meaning_of(field), typing.get_args(kind) if _is_union(kind) else (kind,)
     if value is None and type(None) in options:
         return
     kind = next(each for each in options if each is not type(None))
-    if not _is_a(value, kind):
+    if not _has_type(value, kind):
         raise InputError(f"{name_of(field)} is {shown(value)}: give {_NOUNS[kind]}")
     if meaning.choices is not None and not is_choice(value, meaning.choices):
         raise unknown(name_of(field), value, meaning.choices)
@@ -153,14 +153,14 @@ def _check(field, value, kind):
         raise InputError(f"{name_of(field)} is {shown(value)}: give {_range(meaning)}")
 
 
-_NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+_NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
 
 
 def _is_union(kind):
     return typing.get_origin(kind) in (types.UnionType, typing.Union)
 
 
-def _is_a(value, kind):
+def _has_type(value, kind):
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     return isinstance(value, {int: numbers.Integral, float: numbers.Real, str: str}[kind])
@@ -175,7 +175,7 @@ def _is_within(value, meaning):
 
 
 def _range(meaning):
-    """ "1 or more", "a number above 0 and below 1", with an example."""
+    """A field's bounds in words, such as "1 or more", and its example."""
     low, high = meaning.at_least, meaning.at_most
     if low is not None and high is not None:
         text = f"{low} to {high}"
@@ -189,6 +189,6 @@ def _range(meaning):
 
 
 def is_choice(value, choices) -> bool:
-    """Whether a value is one of the choices, of which "hub:<id>" is all that begins with "hub:"."""
-    begin = [choice.partition("<")[0] for choice in choices if "<" in choice]
-    return value in choices or any(value.startswith(each) and value != each for each in begin)
+    """Whether a value is one of the choices, where "hub:<id>" stands for all that begin with "hub:"."""
+    prefixes = [choice.partition("<")[0] for choice in choices if "<" in choice]
+    return value in choices or any(value.startswith(each) and value != each for each in prefixes)

@@ -11,15 +11,15 @@ import numpy as np
 from sd_tf.errors import InputError, argument, printable, shown
 from sd_tf.images import as_uint8, png, save_png, sheet
 
-SIDE = 128  # pixels that the longer side of an enlarged picture has at most
-WIDTH = 1100  # pixels of a page whose columns nobody has named
+SIDE = 128  # most pixels along the longer side of an enlarged picture
+WIDTH = 1100  # most pixels of a page with a default number of columns
 MOST_COLUMNS = 8
 MOST_PIXELS = 64_000_000  # of a page
 GAP = 2  # pixels between pictures
-DARK, LIGHT = (40, 40, 40), (235, 235, 235)  # the page, as in `sheet`, and what is written on it
+DARK, LIGHT = (40, 40, 40), (235, 235, 235)  # background, as in `sheet`, and text
 FONT_SIZE = 13  # pixels
 MARGIN = 4  # pixels around a text
-NARROWEST = 96  # pixels for the caption below a picture
+NARROWEST = 96  # least width of a caption below a picture, in pixels
 MOST_LINES = 3  # of a caption
 LONGEST_LINE = 500  # characters
 
@@ -41,17 +41,17 @@ def show(
         images: uint8 (n, height, width, 3), what `generate` returns; one picture (height, width, 3); a list
             of pictures of one size; grey pictures (n, height, width); or rows of pictures
             (rows, columns, height, width, 3). Floating-point numbers from 0 to 1 are taken as well.
-        captions: one text is a title. As many texts as there are pictures are written below them. Fewer texts
-            are written above the rows, one each.
-        columns: pictures in a row. None for one row for each caption; without captions of rows, for as many
-            as fit into 1,100 pixels, 8 at the most.
+        captions: one string is a title. A list of as many strings as pictures: each is written below its
+            picture. A shorter list: one for each row, written above it.
+        columns: pictures in a row. None for one row for each caption or, without captions of rows, as many as
+            fit into 1,100 pixels, at most 8.
         file: a .png file to save the page to, instead of showing it.
-        scale: each pixel becomes a square of so many pixels a side. None for the largest scale at which the
-            pictures' longer side is no more than 128 pixels, and for 1 where it is more anyway.
+        scale: factor by which pictures are enlarged. None for the largest at which the pictures' longer side
+            is at most 128 pixels, or 1 if it is longer anyway.
 
     Raises:
-        InputError: there is neither a notebook nor a `file`; the pictures have several sizes, or there are
-            none; the captions do not fit the number of pictures; or the file cannot be written.
+        InputError: there is neither a notebook nor a `file`; pictures are missing or differ in size; the
+            number of captions does not fit; or the file cannot be written.
     """
     page = page_of(images, captions, columns, scale)
     if file is not None:
@@ -81,7 +81,7 @@ def page_of(images, captions=None, columns: int | None = None, scale: int | None
     if above and len(above) != -(-len(pictures) // columns):
         raise InputError(
             f"there are {len(above)} captions for {len(pictures)} pictures in rows of {columns}: give one "
-            "for each picture or row, or one text as a title"
+            "for each picture or row, or one string as a title"
         )
     _check_page(pictures, columns, scale)
     if not (title or below or above):
@@ -90,15 +90,15 @@ def page_of(images, captions=None, columns: int | None = None, scale: int | None
 
 
 def _pictures(images):
-    """uint8 (n, height, width, 3), and how many of them stand in a row where that is given by `images`."""
+    """Pictures as uint8 (n, height, width, 3), and the number in a row if `images` has rows, else None."""
     try:
         images = np.asarray(images)
-    except ValueError:  # numpy's word for rows of different lengths
+    except ValueError:  # from numpy, for different sizes
         raise InputError(
-            "the pictures have several sizes: give those of one size, or show them apart"
+            "the pictures differ in size: give pictures of one size, or show them separately"
         ) from None
     if images.dtype == object:
-        raise InputError("the pictures are no arrays of one size: give uint8 (n, height, width, 3)")
+        raise InputError("the pictures are not arrays of one size: give uint8 (n, height, width, 3)")
     if images.size == 0:
         raise InputError(f"there are no pictures in an array of the shape {images.shape}")
     in_row = None
@@ -116,7 +116,7 @@ def _pictures(images):
 
 
 def _places_of(captions, number, columns):
-    """(title, texts below the pictures, texts above the rows), of which no more than one is not empty."""
+    """(title, texts below the pictures, texts above the rows), of which at most one is not empty."""
     if captions is None:
         return "", [], []
     if isinstance(captions, str):
@@ -124,13 +124,13 @@ def _places_of(captions, number, columns):
     texts = list(captions)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"captions[{i}] is {shown(text)}, which is no text")
+            raise InputError(f"captions[{i}] is {shown(text)}, which is not a string")
     if len(texts) == number:
         return "", texts, []
     if not texts or len(texts) > number or (columns is None and number % len(texts)):
         raise InputError(
             f"there are {len(texts)} captions for {number} pictures: give one for each picture or row, or "
-            "one text as a title"
+            "one string as a title"
         )
     return "", [], texts
 
@@ -184,15 +184,15 @@ def _text_strip(texts, width, cell, font):
     height = line_height * max(map(len, lines)) + 2 * MARGIN
     strip = Image.new("RGB", (width, height), DARK)
     draw = ImageDraw.Draw(strip)
-    for column, own in enumerate(lines):
-        for number, line in enumerate(own):
+    for column, cell_lines in enumerate(lines):
+        for number, line in enumerate(cell_lines):
             place = GAP + column * (cell + GAP) + MARGIN, MARGIN + number * line_height
             draw.text(place, line, fill=LIGHT, font=font)
     return np.asarray(strip)
 
 
 def _lines(text, width, font):
-    """A text in lines of at most so many pixels; what does not fit into `MOST_LINES` becomes an ellipsis."""
+    """Breaks a text into at most `MOST_LINES` lines of a width in pixels; the rest becomes an ellipsis."""
     words, lines = printable(" ".join(text.split())).split(), [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()
@@ -215,7 +215,7 @@ def _cut(line, width, font):
 
 
 def _font():
-    """DejaVu Sans, which comes with Matplotlib and has most alphabets, or else Pillow's own font."""
+    """DejaVu Sans, which comes with Matplotlib and covers most alphabets, or else Pillow's font."""
     from PIL import ImageFont
 
     found = importlib.util.find_spec("matplotlib")
@@ -227,7 +227,7 @@ def _font():
 
 
 def _is_in_notebook():
-    """Whether IPython runs in a kernel, whose front end shows pictures; a terminal shows none."""
+    """Whether this is a notebook's kernel, and not IPython in a terminal, which cannot show pictures."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"

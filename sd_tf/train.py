@@ -18,7 +18,7 @@ KINDS = (DataOptions, RunOptions, OptimizerOptions)
 
 @commandline.naming_flags()
 def main(arguments=None):
-    """Parses flags and trains; `arguments` are the words after the command, None for this process's own."""
+    """Parses flags and trains; `arguments` are the command line's, None for this process's own."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     name, flags = (words[0], words[1:]) if words and words[0] in FAMILIES else (USUAL, words)
     family = commands_of(name)
@@ -35,16 +35,16 @@ def main(arguments=None):
 
 
 def parse(name, family, flags):
-    """Kind of options -> the instance that the flags of a command ask for.
+    """Options class -> its instance, parsed from the flags.
 
     Args:
-        name: of the family.
-        family: a module of `families.commands_of`.
-        flags: the words after the family's name.
+        name: name of the family.
+        family: the family's module, from `families.commands_of`.
+        flags: the arguments after the family's name.
     """
     kinds = (*KINDS, family.Options)
     parser = _parser(name, family, {})
-    if {"-h", "--help"} & set(flags):  # with the defaults of what the other flags ask for
+    if {"-h", "--help"} & set(flags):  # shows the defaults of the preset that the other flags select
         others = [flag for flag in flags if flag not in ("-h", "--help")]
         given = parser.parse_args(others)
         dataset = commandline.from_flags(given, DataOptions).dataset
@@ -66,23 +66,23 @@ def _parser(name, family, defaults):
 
 
 def model_and_data(family, found):
-    """The model that a command trains and the data set that it learns from, with TensorFlow made ready.
+    """Sets TensorFlow up, and returns the model to train and its `Data`.
 
     Args:
-        family: a module of `families.commands_of`.
-        found: of `parse`.
+        family: the family's module, from `families.commands_of`.
+        found: the result of `parse`.
     """
-    of_data, options = found[DataOptions], found[RunOptions]
+    data_options, options = found[DataOptions], found[RunOptions]
     commandline.load_tensorflow()
     from sd_tf.data.open import open_data
     from sd_tf.graphs import one_core_for_each_operation
 
-    if not options.remat:  # parts of a batch that compute again go out of step, and each keeps its gradients
+    if not options.remat:  # slices that recompute get out of step, and each would keep its gradients
         one_core_for_each_operation()
     if options.deterministic:
         commandline.make_deterministic()
-    others = {name: value for name, value in of_data.given.items() if name != "dataset"}
-    data = open_data(of_data.dataset, **others)
+    others = {name: value for name, value in data_options.given.items() if name != "dataset"}
+    data = open_data(data_options.dataset, **others)
     return family.model_for_training(found[family.Options], data, options.precision, options.seed), data
 
 
@@ -99,7 +99,7 @@ def _train(family, found):
         options, recipe = dataclasses.replace(options, output=str(folder)), family.recipe(model, own, folder)
         print("\n".join(describe(Run(recipe, data, options, optimizing))))
         return
-    # This process is one of the workers, and `fit` takes the folder by itself.
+    # This process is already a worker, and `fit` takes the folder as an argument of its own.
     here = dataclasses.replace(options, workers=None, output=RunOptions().output)
     with commandline.terminating_like_ctrl_c():
         model.fit(data, folder=folder, options=[here, own, optimizing])

@@ -185,7 +185,7 @@ def test_bad_input_is_named(folder, tmp_path):
         (tmp_path / "forged", "holds something else"),
         (tmp_path / "letters", "holds something else"),
         (tmp_path / "game", "holds something else"),
-        (tmp_path / "letters" / "dear.txt", "no folder you may write to"),
+        (tmp_path / "letters" / "dear.txt", "not a folder that you may write to"),
     ):
         with pytest.raises(InputError, match=message):
             export.main(["--model", str(folder), "--output", str(output)])

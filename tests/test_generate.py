@@ -92,7 +92,7 @@ def test_loras_change_what_is_drawn_by_their_weights(folder, tmp_path, capsys):
         main([*settings, "--lora", *files, "--lora-weight", "1", "2", "3"])
     with pytest.raises(InputError, match="--lora-weight is for --lora"):
         main([*settings, "--lora-weight", "1"])
-    with pytest.raises(InputError, match="is there already: give another name"):
+    with pytest.raises(InputError, match="is loaded already: give another name"):
         main([*settings, "--lora", files[0], files[0]])
     with pytest.raises(InputError, match="nothing.safetensors"):
         main([*settings, "--lora", "nothing.safetensors"])
@@ -343,7 +343,7 @@ def test_a_folder_below_one_that_may_not_be_read_is_refused_in_one_line(tmp_path
 def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_drawn(tmp_path):
     for name in ("a-dress-1.png", "grid.png"):
         (tmp_path / name).mkdir()
-        with pytest.raises(InputError, match=f"{name} is a folder, where a file is to be written"):
+        with pytest.raises(InputError, match=f"{name} is a folder, but a file is to be written there"):
             main(["a dress", "--num-images", "2", "--model", "no-such", "--output", str(tmp_path)])
         (tmp_path / name).rmdir()
 
@@ -372,7 +372,7 @@ def test_words_that_are_no_utf8_are_one_line(folder, tmp_path):
     run = [sys.executable, "-m", "sd_tf.generate"]
     environment = os.environ | {"PYTHONPATH": root, "PYTHONUTF8": "1"}
     for words, said in (
-        ([b"a caf\xe9", *settings], "the prompt 'a caf\\udce9' has characters that no file can hold"),
+        ([b"a caf\xe9", *settings], "the prompt 'a caf\\udce9' has characters that are not valid Unicode"),
         (["a bag", "--negative-prompt", b"\xff", *settings], "the negative prompt '\\udcff' has"),
     ):
         done = subprocess.run([*run, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -441,7 +441,7 @@ def test_a_warning_is_one_line_and_the_pictures_are_drawn(folder, tmp_path):
     )
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "warning: prompt '赤い' has no Latin letter: the text tower learned English captions"
+        "warning: prompt '赤い' has no Latin letter: the text encoder was trained on English captions"
     ]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["赤い-0.png"]
 

@@ -35,11 +35,11 @@ class Some(Options):
         ({"rate": 0}, "rate is 0: give a number above 0"),
         ({"rate": float("inf")}, "rate is inf: give a number above 0"),
         ({"share": 1.1}, "share is 1.1: give 0 to 1"),
-        ({"rank": 4}, "rank is of kind lora: add it, or leave this out"),
-        ({"rank": 4, "kind": "word"}, "rank is of kind lora: add it, or leave this out"),
-        ({"weight": 1.0}, "weight is of kind: add it, or leave this out"),
+        ({"rank": 4}, "rank needs kind lora: add it, or leave rank out"),
+        ({"rank": 4, "kind": "word"}, "rank needs kind lora: add it, or leave rank out"),
+        ({"weight": 1.0}, "weight needs kind: add it, or leave weight out"),
         ({"flip": 1}, "flip is 1: give True or False"),
-        ({"dataset": 3}, "source is 3: give a text"),
+        ({"dataset": 3}, "source is 3: give a string"),
     ],
 )
 def test_a_value_that_an_option_does_not_take_is_refused_in_one_line(values, said):
@@ -61,4 +61,4 @@ def test_an_error_names_the_argument_in_python_and_the_flag_on_the_command_line(
     assert str(caught.value.with_flags()) == "--steps is 0: give 1 or more"
     with pytest.raises(InputError) as caught:
         Some(rank=4)
-    assert str(caught.value.with_flags()) == "--rank is of --kind lora: add it, or leave this out"
+    assert str(caught.value.with_flags()) == "--rank needs --kind lora: add it, or leave --rank out"

@@ -85,7 +85,7 @@ def test_a_run_without_snapshots_and_a_file_that_is_no_picture_are_refused(run, 
         sweep.main(["a dress", "--run", str(tmp_path)])
     with pytest.raises(InputError, match="--output is .*: name a .png file"):
         sweep.main(["a dress", "--run", str(run), "--output", str(tmp_path / "sheet.gif")])
-    with pytest.raises(InputError, match="--snapshots keeps whole UNets"):
+    with pytest.raises(InputError, match="--snapshots saves whole UNets"):
         run_of(config(tmp_path, preset=None, init_from="fashion-mnist", finetune="lora", snapshots=2))
 
 

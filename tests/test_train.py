@@ -79,8 +79,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
         ("--offset-noise nan", "--offset-noise is nan: give 0 or more"),
         (
             "--zero-terminal-snr --prediction-type epsilon",
-            "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon says "
-            "nothing of the picture: take --prediction-type v_prediction",
+            "--zero-terminal-snr leaves no signal at the last timestep, where --prediction-type epsilon "
+            "cannot recover the picture: use --prediction-type v_prediction",
         ),
         ("--zero-terminal-snr yes", "unrecognized arguments: yes; "),
         ("--seed -1", "--seed is -1: give 0 to 4294967295"),
@@ -92,9 +92,9 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
         ("--image-size 64", "--image-size is 64: fashion_mnist has pictures of 32 pixels"),
         (
             "--max-steps 5 --max-minutes 1",
-            "--max-minutes and --max-steps are both given: a run has one budget",
+            "--max-minutes and --max-steps are both given: leave one out",
         ),
-        ("--replicas 2", "--replicas is 2 with --strategy none: it is of --strategy mirrored"),
+        ("--replicas 2", "--replicas is 2 with --strategy none: only --strategy mirrored takes it"),
         ("--max-steps many", "argument --max-steps: invalid int value: 'many'; "),
         ("--sampler ddim", "unrecognized arguments: --sampler ddim; "),
         ("--seed", "argument --seed: expected one argument; "),
@@ -238,19 +238,19 @@ def help_of(capsys, *flags):
 
 def test_help_gives_the_defaults_of_the_preset_that_the_other_flags_ask_for(capsys):
     usual, emoji = help_of(capsys), help_of(capsys, "--dataset", "emoji")
-    assert "time that the run may train (default: 55)" in usual
-    assert "time that the run may train (default: 110)" in emoji
+    assert "training time in minutes (default: 55)" in usual
+    assert "training time in minutes (default: 110)" in emoji
     assert "(default: fashion-mnist)" in usual and "(default: emoji-64)" in emoji
     assert "(default: autoencoder 32, diffusion 64)" in usual  # of --batch-size
     tuned = help_of(capsys, "--init-from", "fashion-mnist", "--finetune", "lora")
-    assert "time that the run may train (default: 10)" in tuned
-    assert "its highest value (default: 0.0001)" in tuned
+    assert "training time in minutes (default: 10)" in tuned
+    assert "peak learning rate (default: 0.0001)" in tuned
 
 
 def test_help_is_grouped_and_fits_a_terminal(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     said = capsys.readouterr().out
-    groups = ("data:", "run:", "a new model:", "fine-tuning of a model:", "optimizer, in every stage:")
+    groups = ("data:", "run:", "new model:", "fine-tuning:", "optimizer, in every stage:")
     assert all(f"\n{group}\n" in said for group in groups)
     assert max(map(len, said.splitlines())) <= 110

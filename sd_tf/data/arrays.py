@@ -1,7 +1,7 @@
 """Captioned pictures that are given in Python: read once, in order, into a temporary file.
 
-The file has no name, so that the system removes it when the process ends. Pictures of any number and size
-take no memory that way, and are a `Source` like those of a folder.
+The file has no name, so the system removes it when the process ends. So pictures take no memory, and are a
+`Source` like those of a folder.
 """
 
 import array
@@ -26,20 +26,20 @@ from sd_tf.errors import InputError, argument, shown
 from sd_tf.files import reason
 from sd_tf.images import as_uint8
 
-IMAGE_KEYS = ("image", "img", "picture")  # of dictionaries; the first of them that there is
+IMAGE_KEYS = ("image", "img", "picture")  # keys of dictionaries; the first that exists is used
 MOST_PICTURES = 1_000_000
-MOST_BYTES = 50_000_000_000  # of the temporary file, and half of what is free at the most
-_GIVE_CAPTIONS = "give pairs (image, caption), or captions=[...] with one text for each picture"
+MOST_BYTES = 50_000_000_000  # of the temporary file; at most half of the free space
+_GIVE_CAPTIONS = "give pairs (image, caption), or captions=[...] with one string for each picture"
 
 
 def arrays_source(given, captions=None, options: ArrayOptions | None = None) -> Source:
-    """Reads pictures and captions to their end.
+    """Reads all pictures and captions into a temporary file.
 
     Args:
         given: pictures, with `captions`, or rows of a picture and its caption; see `sd_tf.open_data`.
-        captions: one text for each picture, or None where rows have them.
-        options: `caption` takes the place of captions, `caption_column` is the key of captions in rows that
-            are dictionaries, `background` shows through what is transparent.
+        captions: one string for each picture, or None if rows have them.
+        options: `caption` replaces captions, `caption_column` is the key of captions in rows that are
+            dictionaries, `background` shows through transparent pixels.
 
     Raises:
         InputError: see `sd_tf.open_data`.
@@ -71,7 +71,7 @@ def arrays_source(given, captions=None, options: ArrayOptions | None = None) -> 
 
 
 def _check_given(given, captions, options):
-    """Refuses what can be told without reading."""
+    """Raises `InputError` for mistakes that show without reading."""
     if (
         isinstance(given, (str, bytes))
         or not isinstance(given, Iterable)
@@ -84,7 +84,7 @@ def _check_given(given, captions, options):
     shape = getattr(given, "shape", None)
     if shape is not None and len(shape) == 3 and shape[-1] in (3, 4):
         raise InputError(
-            f"the pictures have the shape {tuple(shape)}, which is that of one: give (n, height, width, 3)"
+            f"the pictures have the shape {tuple(shape)}, which is one picture: give (n, height, width, 3)"
         )
     if _is_tf_dataset(given) and int(given.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
         raise InputError("the tf.data.Dataset has no end: leave out its repeat(), or add take(n)")
@@ -93,7 +93,9 @@ def _check_given(given, captions, options):
             if getattr(options, name) is not None:
                 raise InputError(f"captions and {argument(name)} are both given: leave one out")
         if isinstance(captions, (str, bytes)):
-            raise InputError(f"captions is one text: give a list, or {argument('caption')} for all pictures")
+            raise InputError(
+                f"captions is one string: give a list, or {argument('caption')} for all pictures"
+            )
 
 
 def _is_tf_dataset(given):
@@ -102,23 +104,23 @@ def _is_tf_dataset(given):
 
 
 def _captioned(given, captions, options) -> Iterator[tuple]:
-    """Pictures and their captions, as they were given, one by one."""
+    """Yields (picture, caption) as given, one by one."""
     given = [given] if isinstance(given, Mapping) else given
     rows = given.as_numpy_iterator() if _is_tf_dataset(given) else iter(given)
     if options.caption is not None:
         return ((image, options.caption) for image in _images(rows))
     if captions is not None:
         return _paired(_images(rows), captions)
-    return itertools.chain.from_iterable(_of_row(row, i, options) for i, row in enumerate(rows))
+    return itertools.chain.from_iterable(_pairs_of_row(row, i, options) for i, row in enumerate(rows))
 
 
 def _images(rows):
-    """Pictures alone, also of a data set that makes batches of them."""
+    """Yields pictures, also from rows that are batches of pictures."""
     for number, row in enumerate(rows):
         if isinstance(row, (tuple, Mapping)):
             raise InputError(
-                f"row {number} is a {type(row).__name__}, but captions are given apart from the pictures: "
-                "give pictures alone, or leave the other captions out"
+                f"row {number} is a {type(row).__name__}, but captions are given separately: "
+                "give pictures only, or leave the separate captions out"
             )
         if _rank(row) == 4:
             yield from row
@@ -127,17 +129,17 @@ def _images(rows):
 
 
 def _paired(images, captions):
-    nothing = object()
-    for number, pair in enumerate(itertools.zip_longest(images, captions, fillvalue=nothing)):
+    missing = object()
+    for number, pair in enumerate(itertools.zip_longest(images, captions, fillvalue=missing)):
         image, caption = pair
-        if image is nothing or caption is nothing:
-            more, fewer = ("captions", "pictures") if image is nothing else ("pictures", "captions")
+        if image is missing or caption is missing:
+            more, fewer = ("captions", "pictures") if image is missing else ("pictures", "captions")
             raise InputError(f"there are more {more} than the {number} {fewer}: give one caption for each")
         yield pair
 
 
-def _of_row(row, number, options):
-    """Pictures and captions of a row: of a pair or a dictionary, or of a batch of such."""
+def _pairs_of_row(row, number, options):
+    """The (picture, caption) pairs of a row, which is a pair, a dictionary, or a batch of them."""
     if isinstance(row, Mapping):
         image = row[_key(row, number, IMAGE_KEYS, None)]
         caption = row[_key(row, number, CAPTION_COLUMNS, options.caption_column)]
@@ -172,7 +174,7 @@ def _rank(image):
 
 
 def _text(caption, number):
-    """A caption on one line: a text, bytes in UTF-8, or the first of several."""
+    """A caption on one line, from a string, UTF-8 bytes, or the first of several."""
     found = caption
     if hasattr(found, "__array__"):  # of numpy or TensorFlow
         found = np.asarray(found).tolist()
@@ -182,7 +184,7 @@ def _text(caption, number):
         found = found.decode(errors="replace")
     if not isinstance(found, str):
         raise InputError(
-            f"captions[{number}] is {shown(found)}, which is no text: give words, such as names of classes"
+            f"captions[{number}] is {shown(found)}, which is not a string: give words, such as class names"
         )
     if not (text := tidy(found)):
         raise InputError(f"captions[{number}] is empty: say what the picture shows")
@@ -190,7 +192,7 @@ def _text(caption, number):
 
 
 def _pixels(image, number, background):
-    """A picture as contiguous uint8 (height, width, 3)."""
+    """A picture of any accepted kind as contiguous uint8 (height, width, 3)."""
     name = f"images[{number}]"
     if isinstance(image, Image.Image):
         try:
@@ -203,8 +205,8 @@ def _pixels(image, number, background):
         )
     try:
         pixels = np.asarray(image)
-    except Exception as error:  # whatever another library's object does
-        raise InputError(f"{name} is a {type(image).__name__}, no picture ({reason(error)})") from None
+    except Exception as error:  # of another library's object
+        raise InputError(f"{name} is a {type(image).__name__}, not a picture ({reason(error)})") from None
     _check_shape(pixels, name)
     pixels = as_uint8(pixels, name)
     if pixels.shape[-1] == 4 and pixels.ndim == 3:
@@ -230,20 +232,20 @@ def _check_shape(pixels, name):
 
 
 class _TemporaryPictures:
-    """Pictures uint8 (height, width, 3) in a file that the system removes when nobody has it open."""
+    """Pictures, uint8 (height, width, 3), in a temporary file that the system removes when it is closed."""
 
     def __init__(self):
         self._folder, self._lock = tempfile.gettempdir(), threading.Lock()
         with self._writing():
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, open as long as this
             self._most = min(MOST_BYTES, shutil.disk_usage(self._folder).free // 2)
-        self._size, self._places = 0, array.array("q")  # begin, height and width, one after another
+        self._size, self._places = 0, array.array("q")  # offset, height and width of each
 
     def add(self, pixels):
-        """Writes a picture behind the others.
+        """Appends a picture.
 
         Raises:
-            InputError: there is no room.
+            InputError: there is not enough space.
         """
         height, width, _ = pixels.shape
         if self._size + pixels.nbytes > self._most:
@@ -254,16 +256,16 @@ class _TemporaryPictures:
         self._size += pixels.nbytes
 
     def finish(self):
-        """Writes what is still in memory."""
+        """Flushes buffered writes."""
         with self._writing():
             self._file.flush()
 
     def open(self, number, side, use=as_it_is):
-        """`use` of a PIL picture; see `Source`."""
-        begin, height, width = self._places[3 * number : 3 * number + 3]
+        """`use(PIL picture)` of a picture; see `Source`."""
+        offset, height, width = self._places[3 * number : 3 * number + 3]
         with BUDGET.taking(8 * height * width):  # the bytes, and the picture that Pillow makes of them
             with self._lock:
-                self._file.seek(begin)
+                self._file.seek(offset)
                 content = self._file.read(3 * height * width)
             return use(Image.frombytes("RGB", (width, height), content))
 

@@ -1,4 +1,4 @@
-"""`sd_tf.open_data`: data sets by name, from a folder, or from what is given in Python."""
+"""`sd_tf.open_data`: data sets by name, from a folder, or from pictures given in Python."""
 
 import dataclasses
 import numbers
@@ -14,18 +14,17 @@ from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.options import is_choice
 
 FASHION_MNIST_SIDE = 32  # pixels
-NUMBER_OF_GARMENTS = 60_000  # pictures of an epoch, of both data sets of garments
+NUMBER_OF_GARMENTS = 60_000  # pictures in an epoch of fashion_mnist and garments
 
 
 class Data:
-    """A captioned data set before its pictures have a size; made by `open_data`.
+    """A captioned data set of no fixed image size; made by `open_data`.
 
-    Nothing is read of a data set that has a name until its pictures or their number are asked for.
+    A named data set is not read before its pictures or their number are needed.
 
     Attributes:
         options: its `DataOptions`.
-        fingerprint: a hash of the pictures and captions that were given in Python; None for a data set that
-            has a name.
+        fingerprint: a hash of pictures and captions that were given in Python; None for a named data set.
 
     Args:
         options: `DataOptions`; for pictures that were given, `ArrayOptions`.
@@ -38,30 +37,30 @@ class Data:
 
     @property
     def name(self) -> str:
-        """That it was opened by, such as "fashion_mnist"; "arrays" for what was given in Python."""
+        """The name it was opened by, such as "fashion_mnist"; "arrays" for pictures given in Python."""
         return self.options.dataset
 
     @property
     def side(self) -> int | None:
-        """Pixels along a side of its pictures, where there is no other size to be had; else None."""
+        """Pixels along a side of its pictures if they have a fixed size, else None."""
         return FASHION_MNIST_SIDE if self.name == "fashion_mnist" else None
 
     def at(self, image_size: int, folder=None, seed: int = 0, outputs: Sequence[Path] = ()):
-        """The data set as squares of one size.
+        """The data set with square pictures of one size.
 
         Args:
             image_size: pixels along a side.
-            folder: for decoded pictures. None is enough for captions, for garments, and to look at a few
-                pictures; `decode()` is refused then.
-            seed: a non-negative integer, of all that is random: captions, crops, flips and jitter.
-            outputs: folders that a run writes to, from which it does not learn.
+            folder: folder for decoded pictures. None is enough for captions, for garments, and to look at a
+                few pictures; `decode()` fails then.
+            seed: non-negative random seed of captions, crops, flips and jitter.
+            outputs: folders that a run writes to, whose pictures are left out.
 
         Returns:
-            A `CaptionedImages`; for your own pictures, a `CaptionedPictures` whose `decode()` is still to be
-            called before training.
+            A `CaptionedImages`; for your own pictures, a `CaptionedPictures` whose `decode()` must be called
+            before training.
 
         Raises:
-            InputError: the data set is not there, or has no pictures of that size.
+            InputError: the data set is missing, or cannot have that size.
         """
         _check_size(image_size, self.side)
         if self.name == "garments":
@@ -103,7 +102,7 @@ class Data:
         )
 
     def __len__(self) -> int:
-        """Pictures of one epoch, unreadable ones among them; of the hub's data sets this loads the table."""
+        """Pictures in one epoch, including unreadable ones. Loads the table of a hub data set."""
         if self.name in GARMENTS:
             return NUMBER_OF_GARMENTS
         if self._counted is None:
@@ -114,7 +113,7 @@ class Data:
         return True
 
     def __repr__(self) -> str:
-        """Such as "fashion_mnist: 60,000 pictures of 32 x 32, 'a red dress'", without a download."""
+        """Such as "fashion_mnist: 60,000 pictures of 32 x 32, 'a red dress'"; downloads nothing."""
         name = self.name if self.options.data_dir is None else f"{self.name} {self.options.data_dir}"
         if self._counted is None and ":" in self.name:
             return f"{name}: not loaded yet"
@@ -136,9 +135,9 @@ def open_data(source, captions=None, **options) -> Data:
         data = sd_tf.open_data(images, captions=["a red dress", "a blue bag", ...])
         data = sd_tf.open_data([(image, "a red dress"), ...])
 
-    Pictures that are given in Python are read here, once, in order and to their end, into a temporary file
-    that vanishes with the process: at most 1,000,000 pictures, and half of the free space of the temporary
-    folder. What they were read from may be changed afterwards.
+    Pictures that are given in Python are read once, in order and completely, into a temporary file that is
+    removed with the process: at most 1,000,000 pictures, and half of the free space of the temporary folder.
+    The given arrays may be changed afterwards.
 
     Args:
         source: what to open:
@@ -156,21 +155,21 @@ def open_data(source, captions=None, **options) -> Data:
 
             Pixels are uint8, or floating-point numbers from 0 to 1. Grey pictures become RGB, and
             `background` shows through transparent ones.
-        captions: a text for each picture.
+        captions: a string for each picture.
         **options: fields of `DataOptions`: `data_dir`, `caption` (one for all pictures), `caption_column`,
             `caption_template`, `shorten_captions`, `fit`, `background`, `flip`, `jitter`.
 
     Returns:
-        A `Data`, which `fit` and `from_preset` take. A `Data` that is opened again is returned as it is.
+        A `Data`, which `fit` and `from_preset` take. A `Data` is returned unchanged.
 
     Raises:
-        InputError: there is no such data set or option, or what was given has no pictures, no captions, other
-            numbers of both, captions that are no text or empty, pixels that are no picture, or no end.
+        InputError: there is no such data set or option; pictures or captions are missing, differ in number or
+            are invalid; or an iterable has no end.
     """
     if isinstance(source, Data):
         if captions is not None or options:
             raise InputError(
-                "the data set is open already: give captions and options where it is first opened"
+                "the data set is open already: give captions and options when it is first opened"
             )
         return source
     _check_names(options)
@@ -196,7 +195,7 @@ def _check_names(options):
 
 
 def _named(source, options):
-    """The data set of a name, or of a path."""
+    """A data set by its name, or a folder by its path."""
     name, path = (source, None) if isinstance(source, str) else ("folder", os.fspath(source))
     if isinstance(name, str) and name.startswith("folder:"):
         name, path = "folder", name.removeprefix("folder:")
@@ -217,7 +216,7 @@ def _named(source, options):
 
 
 def _is_pictures_with_captions(source):
-    """Whether it is (images, captions), rather than two rows of a picture and its caption."""
+    """Whether it is (images, captions), rather than two pairs (image, caption)."""
     if not isinstance(source, tuple) or len(source) != 2:
         return False
     if isinstance(source[1], (str, bytes)):
@@ -231,6 +230,6 @@ def _check_size(image_size, side):
         raise InputError(f"{size} is {shown(image_size)}: give a whole number of pixels, 1 or more")
     if side is not None and image_size != side:
         raise InputError(
-            f"{size} is {image_size}: fashion_mnist has pictures of {side} pixels: take that, or another "
+            f"{size} is {image_size}: fashion_mnist has pictures of {side} pixels: use that size, or another "
             f"{argument('preset')}"
         )

@@ -1,4 +1,4 @@
-"""What may be asked of a data set: which one it is, whose captions, and how its pictures become squares."""
+"""Data set options: which data set, which captions, and how pictures are cropped and augmented."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from sd_tf.errors import InputError, argument, shown
 from sd_tf.options import Options, option
 
 DATASETS = ("fashion_mnist", "garments", "folder", "pokemon", "emoji", "hub:<id>", "tfds:<name>")
-GARMENTS = DATASETS[:2]  # whose pictures and captions are made here; the others are captioned pictures
-CAPTIONED_DATA_FLAGS = (  # which only captioned pictures take
+GARMENTS = DATASETS[:2]  # with captions made by sd_tf; the others are the user's captioned pictures
+CAPTIONED_DATA_FLAGS = (  # only for captioned pictures
     "caption",
     "caption_column",
     "caption_template",
@@ -19,18 +19,20 @@ CAPTIONED_DATA_FLAGS = (  # which only captioned pictures take
     "jitter",
 )
 FITS = ("center", "random", "pad")
-ARRAYS = "arrays"  # the data set of pictures that were given in Python, which no command line names
+ARRAYS = "arrays"  # name of a data set given in Python; not for the command line
 
 
 @dataclass(frozen=True)
 class DataOptions(Options):
-    """Which data set, and what is made of its pictures and captions.
+    """The data set, and how its pictures and captions are prepared.
 
     Raises:
-        InputError: a value is of the wrong type, out of its range or no choice, or does not go with another.
+        InputError: a value has the wrong type, is out of range or not a valid choice, or contradicts another.
     """
 
-    dataset: str = option("fashion_mnist", "data set to learn", choices=DATASETS, name="source", group="data")
+    dataset: str = option(
+        "fashion_mnist", "data set to train on", choices=DATASETS, name="source", group="data"
+    )
     data_dir: str | None = option(
         None,
         "folder with the data set's files (default: $SD_TF_DATA_DIR)",
@@ -51,8 +53,8 @@ class DataOptions(Options):
     )
     shorten_captions: float = option(
         0.0,
-        "share of captions that end early, before a comma or a word like 'with', so that short prompts are "
-        "learned too; others in each epoch",
+        "share of captions cut before a comma or a word like 'with', so that short prompts are learned too; "
+        "others in each epoch",
         at_least=0,
         at_most=1,
         example="0.3",
@@ -60,8 +62,8 @@ class DataOptions(Options):
     )
     fit: str = option(
         "center",
-        "how pictures become squares: cut out of the middle, cut out at another place in each epoch, or "
-        "padded with the background's colour",
+        "how pictures become square: center crop, random crop in each epoch, or padding with the background "
+        "colour",
         choices=FITS,
         group="data",
     )
@@ -71,11 +73,11 @@ class DataOptions(Options):
         group="data",
     )
     flip: bool = option(
-        False, "mirror half of the pictures, left to right; others in each epoch", group="data"
+        False, "mirror a random half of the pictures horizontally, in each epoch", group="data"
     )
     jitter: float = option(
         0.0,
-        "how far brightness, contrast and saturation vary; 0.1 means by up to a tenth",
+        "colour jitter: by how much brightness, contrast and saturation vary; 0.1 is up to a tenth",
         at_least=0,
         below=1,
         example="0.1",
@@ -90,8 +92,8 @@ class DataOptions(Options):
             raise InputError(f"{argument('caption')} is empty: say what the pictures show")
         if self.caption is not None and self.caption_column is not None:
             raise InputError(
-                f"{argument('caption')} takes the place of captions, which {argument('caption_column')} "
-                "names: give one"
+                f"{argument('caption')} replaces the captions that {argument('caption_column')} names: "
+                "leave one of them out"
             )
         if self.caption_template.count("{}") != 1:
             raise InputError(
@@ -114,13 +116,13 @@ class DataOptions(Options):
 
     @property
     def background_colour(self) -> tuple[int, int, int]:
-        """(red, green, blue), 0...255."""
+        """`background` as (red, green, blue), 0 to 255."""
         return tuple(bytes.fromhex(self.background))
 
 
 @dataclass(frozen=True)
 class ArrayOptions(DataOptions):
-    """The options of pictures that were given in Python, rather than named."""
+    """The options of pictures that are given in Python."""
 
     dataset: str = option(ARRAYS, "pictures that were given", choices=(ARRAYS,), name="source", group="data")
 

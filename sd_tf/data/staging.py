@@ -1,8 +1,7 @@
-"""Folders that are written under a hidden name and get their own when they are whole.
+"""Folders that are written under a hidden name and renamed when they are complete.
 
-A process that is killed cannot remove what it was writing. So each process holds a lock on its unfinished
-folder, which the system releases when the process ends, however it ends. Whoever writes beside it next
-removes the folders that nobody holds.
+A process that is killed cannot remove its unfinished folder. So each process holds a lock on it, which the
+system releases when the process ends. The next process that writes there removes the folders without a lock.
 """
 
 import contextlib
@@ -17,25 +16,24 @@ from sd_tf.files import CannotWrite, reason
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is removed
+except ImportError:  # Windows, where unfinished folders stay
     fcntl = None
 
-# A hidden folder: the name of what is written and a random number. Earlier versions put the number of a
-# process behind the names of caches and decoded pictures.
+# Hidden folders: the final name and a random number; in earlier versions a process id.
 UNFINISHED = re.compile(r"\..+\.new-[0-9a-f]{16}|\.(pictures-)?[0-9a-f]{16}\.new-[0-9]+")
 
 
 @contextlib.contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
-    """A new, empty folder to write to, which gets the name `folder` if the block ends well.
+    """Yields a new, empty folder to write to, which is renamed to `folder` if the block succeeds.
 
-    If another process has finished the same folder by then, that one stays and this one is removed.
+    If another process has finished the same folder by then, its folder stays and this one is removed.
 
     Args:
-        folder: where the finished folder is to be; the folders above are made.
+        folder: path of the finished folder; missing parents are made.
 
     Raises:
-        CannotWrite: an `InputError`: no folder can be made there, or none renamed.
+        CannotWrite: an `InputError`: the folder cannot be made or renamed.
     """
     with unfinished_folder(folder) as new:
         yield new
@@ -48,22 +46,22 @@ def finished_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """A new, empty, hidden folder beside `folder`, which is removed at the end of the block.
+    """Yields a new, empty, hidden folder beside `folder`, which is removed at the end of the block.
 
-    First, those beside it are removed whose process is gone.
+    Before, it removes such folders of processes that have ended.
 
     Args:
-        folder: what is going to be written, a folder or a file.
+        folder: path of the folder or file to be written.
 
     Raises:
-        CannotWrite: an `InputError`: no folder can be made there.
+        CannotWrite: an `InputError`: the folder cannot be made.
     """
     folder = Path(folder)
     new = folder.with_name(f".{folder.name}.new-{secrets.token_hex(8)}")
     with contextlib.ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            # While this lock is held, nobody looks for abandoned folders, so that there is time for the next.
+            # Under this lock no process looks for abandoned folders before `new` is made and locked.
             with _locked(folder.parent, wait=True) as may_remove:
                 if may_remove:
                     _remove_abandoned(folder.parent)
@@ -77,7 +75,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder, wait):
-    """Holds a folder's lock during the block if it can; yields whether it does.
+    """Tries to hold a folder's lock during the block; yields whether it does.
 
     Windows and some network file systems have no locks on folders.
     """

@@ -1,7 +1,7 @@
-"""What a denoiser is told beside the noisy latents and their timestep: one object for every kind of network.
+"""`Condition`: all conditioning inputs of a denoiser, in one object for every kind of network.
 
-Guidance, samplers, predictions and losses pass a `Condition` on to `network(latents, timesteps, condition)`.
-Only the network, or its family's adapter, looks into it.
+Guidance, samplers, predictions and losses pass it on to `network(latents, timesteps, condition)`. Only the
+network, or its family's adapter, reads its parts.
 """
 
 from typing import Any, NamedTuple
@@ -21,13 +21,14 @@ class Condition(NamedTuple):
     a `tf.function`, an element of a `tf.data.Dataset`, and a structure for `tf.nest`.
 
     Attributes:
-        context: states of the caption's tokens for cross-attention, float (batch, tokens, width).
+        context: the text encoder's output for each token, for cross-attention, float (batch, tokens, width).
         mask: bool (batch, tokens), True at tokens of the caption and False at padding.
-        pooled: one vector for the caption, float (batch, width).
-        low_res: the picture to upsample, float (batch, height, width, channels) in [-1, 1] (the cascade of
-            Ho et al. 2022).
-        low_res_level: the level of noise in `low_res`, (batch,) (noise conditioning augmentation).
-        guidance: the guidance scale that a distilled network is told, float (batch,) (Meng et al. 2023).
+        pooled: pooled embedding of the caption, float (batch, width).
+        low_res: the picture to upsample, float (batch, height, width, channels) in [-1, 1] (cascaded
+            diffusion, Ho et al. 2022).
+        low_res_level: the noise level of `low_res`, (batch,) (noise conditioning augmentation).
+        guidance: the guidance scale, an input of guidance-distilled networks, float (batch,) (Meng et al.
+            2023).
     """
 
     context: Any = None
@@ -39,40 +40,40 @@ class Condition(NamedTuple):
 
     @property
     def batch_size(self):
-        """The number of rows: an int, or a scalar tensor inside a graph that does not know it."""
+        """The number of rows: an int, or a scalar tensor in a graph with an unknown batch size."""
         part = next(part for part in self if part is not None)
         size = part.shape[0]
         return operations(part).shape(part)[0] if size is None else size
 
     def map(self, function) -> "Condition":
-        """`function` of each part that is not None."""
+        """Applies `function` to each part that is not None."""
         return _map(function, self)
 
     def rows(self, places) -> "Condition":
         """The rows at `places`, a slice or int (n,), as a condition of n rows."""
 
-        def of(part):
+        def rows_of(part):
             if isinstance(places, slice) or isinstance(part, np.ndarray):
                 return part[places]
             return operations(part).take(part, places, axis=0)
 
-        return self.map(of)
+        return self.map(rows_of)
 
     def repeat(self, number: int) -> "Condition":
-        """Each row `number` times, in its place."""
+        """Repeats each row `number` times, one after another."""
         return self.map(lambda part: operations(part).repeat(part, number, axis=0))
 
     def split(self, number: int) -> list["Condition"]:
-        """`number` conditions of equally many rows, in their order."""
+        """Splits the rows into `number` conditions of equal size, in order."""
         sections = self.map(lambda part: operations(part).split(part, number))
         return [sections.map(lambda parts, i=i: parts[i]) for i in range(number)]
 
 
 def concatenate(conditions) -> Condition:
-    """One condition of all rows, in their order.
+    """Concatenates the rows of conditions, in order.
 
     Raises:
-        InputError: a part is missing in some of them, or is of another shape than in the first.
+        InputError: a part is missing in some of them, or has another shape than in the first.
     """
     first, *others = conditions
     for other in others:
@@ -83,15 +84,15 @@ def concatenate(conditions) -> Condition:
 
 
 def drop_captions(condition: Condition, empty: Condition, dropped) -> Condition:
-    """Replaces the text of some rows by the empty caption's (Ho & Salimans 2022, algorithm 1).
+    """Replaces some rows' captions by the empty caption (Ho & Salimans 2022, algorithm 1).
 
     Args:
-        condition: of a batch.
-        empty: one row: the text encoder's output for "". Its parts are cast to the dtype of the condition's.
-        dropped: bool (batch,), which rows are to be without their caption.
+        condition: the condition of a batch.
+        empty: one row: the text encoder's output for "". Its parts are cast to the condition's dtypes.
+        dropped: bool (batch,), True for rows whose caption is dropped.
 
     Returns:
-        A condition like the one given. Parts other than `TEXT_PARTS` stay as they are.
+        A `Condition` of the same shapes and dtypes. Parts other than `TEXT_PARTS` are unchanged.
 
     Raises:
         InputError: `empty` lacks a text part of the condition, or its tokens or width differ.
@@ -100,20 +101,21 @@ def drop_captions(condition: Condition, empty: Condition, dropped) -> Condition:
     empty = Condition(**{name: getattr(empty, name) for name in TEXT_PARTS})
     check_same_parts(text, empty)
 
-    def replaced(part, of_empty):
+    def replaced(part, empty_part):
         ops = operations(part)
         rows = ops.reshape(dropped, (-1,) + (1,) * (len(part.shape) - 1))
-        return ops.where(rows, ops.cast(of_empty, part.dtype), part)
+        return ops.where(rows, ops.cast(empty_part, part.dtype), part)
 
     found = _map(replaced, text, empty)
     return condition._replace(**{name: getattr(found, name) for name in TEXT_PARTS})
 
 
 def check_same_parts(first: Condition, second: Condition, names=("one condition", "another")):
-    """Raises `InputError` where two conditions differ in their parts, or these in the shape of a row.
+    """Raises `InputError` if two conditions have different parts, or parts of different shapes per row.
 
     Args:
-        names: what the two are called in the message.
+        first, second: the conditions.
+        names: their names in the error message.
     """
     for name, one, other in zip(Condition._fields, first, second, strict=True):
         if (one is None) != (other is None):
@@ -128,12 +130,12 @@ def check_same_parts(first: Condition, second: Condition, names=("one condition"
 
 
 def _fits(one, other):
-    """Whether two shapes may be the same; in a graph a size can be unknown."""
+    """Whether two shapes may be equal; sizes that are unknown in a graph are None."""
     pairs = zip(one, other, strict=False)
     return len(one) == len(other) and all(a == b or a is None or b is None for a, b in pairs)
 
 
 def _map(function, *conditions):
-    """`function` of each part that is not None, of all conditions."""
+    """Applies `function` to each part that is not None, of all conditions at once."""
     parts = zip(*conditions, strict=True)
     return Condition(*(None if each[0] is None else function(*each) for each in parts))

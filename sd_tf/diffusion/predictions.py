@@ -1,4 +1,4 @@
-"""The one place where noise (epsilon), velocity (v) and clean latents (x0) are converted.
+"""Converts between noise (epsilon), velocity (v) and clean latents (x0); nothing else does.
 
 With signal rate a and noise rate s of a timestep (a^2 + s^2 = 1), noisy latents are
 x = a x0 + s epsilon, and v = a epsilon - s x0 (Salimans & Ho 2022, appendix D).
@@ -10,14 +10,14 @@ from sd_tf.diffusion.arrays import operations
 
 
 class Prediction(NamedTuple):
-    """What a network predicts from noisy latents.
+    """A network's prediction for noisy latents.
 
     Attributes:
         x0, noise: the clean latents and the noise, each (batch, h, w, channels), not clipped.
-        variance_fraction: the learned variance of a DDPM step, likewise (batch, h, w, channels); None for a
-            network that does not learn it. 0 stands for the lower bound of the variance (beta tilde), 1 for
-            the upper one (beta), and between them its logarithm is linear (Nichol & Dhariwal 2021, equation
-            15). Both bounds depend on where the step ends, which only the sampler knows.
+        variance_fraction: the learned variance of a DDPM step, (batch, h, w, channels); None for a network
+            that does not learn it. 0 stands for the lower bound of the variance (beta tilde), 1 for the upper
+            one (beta), with linear interpolation of the logarithm between (Nichol & Dhariwal 2021, equation
+            15). Both bounds depend on the next timestep, which only the sampler knows.
     """
 
     x0: Any
@@ -29,17 +29,17 @@ def to_prediction(output, noisy, signal_rate, noise_rate, prediction_type) -> Pr
     """Converts a network's output to clean latents and noise.
 
     Args:
-        output: the network's, (batch, h, w, channels), meaning `prediction_type`; cast to the dtype of
-            `noisy`. With twice the channels, the second half is the learned variance, of which -1 and 1 are
-            the bounds, as in diffusers' `variance_type="learned_range"`.
-        noisy: x, (batch, h, w, channels), float32 where precision matters: at high noise epsilon is
-            amplified by 1 / signal rate.
-        signal_rate, noise_rate: of x, numbers or tensors that broadcast over it, as those of
+        output: the network's output, (batch, h, w, channels), of type `prediction_type`; cast to the dtype of
+            `noisy`. With twice the channels, the second half is the learned variance, with bounds -1 and 1 as
+            in diffusers' `variance_type="learned_range"`.
+        noisy: x, (batch, h, w, channels); use float32, since at high noise errors of epsilon are amplified by
+            1 / signal rate.
+        signal_rate, noise_rate: rates of x, numbers or tensors that broadcast over it, such as from
             `NoiseSchedule.rates`.
         prediction_type: "epsilon", "v_prediction" or "sample".
 
     Returns:
-        A `Prediction` of the dtype of `noisy`, with signal rate * x0 + noise rate * noise = noisy.
+        A `Prediction` with the dtype of `noisy`; signal rate * x0 + noise rate * noise = noisy.
     """
     output, variance = split_variance(operations(noisy).cast(output, noisy.dtype), noisy)
     fraction = None if variance is None else (variance + 1) / 2
@@ -52,11 +52,14 @@ def to_prediction(output, noisy, signal_rate, noise_rate, prediction_type) -> Pr
 
 
 def split_variance(output, latents):
-    """A network's output, of as many channels as `latents`, and the learned variance, None if there is none.
+    """Splits a network's output into the prediction and the learned variance.
 
     Args:
-        output: (batch, h, w, channels), or twice the channels.
+        output: (batch, h, w, channels), or with twice the channels.
         latents: (batch, h, w, channels).
+
+    Returns:
+        The prediction, (batch, h, w, channels), and the variance of the same shape, or None.
     """
     if not len(latents.shape) or output.shape[-1] != 2 * latents.shape[-1]:
         return output, None
@@ -65,20 +68,20 @@ def split_variance(output, latents):
 
 
 def training_target(latents, noise, t, schedule):
-    """The output that a perfect network gives for `schedule.add_noise(latents, noise, t)`.
+    """What a network should output for `schedule.add_noise(latents, noise, t)`.
 
     Args:
-        latents: x_0, (batch, h, w, channels), float.
-        noise: the noise that was added, the shape and dtype of `latents`.
-        t: int, (batch,); or one for all, an int or a scalar.
+        latents: x0, float (batch, h, w, channels).
+        noise: the added noise, of the shape and dtype of `latents`.
+        t: timesteps, int (batch,), or a single one, an int or a scalar.
         schedule: a `NoiseSchedule`.
 
     Returns:
-        (batch, h, w, channels), of the dtype of `latents`: epsilon, v or x0, by
+        epsilon, v or x0, (batch, h, w, channels), of the dtype of `latents`, by
         `schedule.config.prediction_type`.
 
     Raises:
-        InputError: for a Python int `t` outside the schedule, with v-prediction.
+        InputError: `t` is a Python int outside the schedule, with v-prediction.
     """
     prediction_type = schedule.config.prediction_type
     if prediction_type == "epsilon":
@@ -90,15 +93,15 @@ def training_target(latents, noise, t, schedule):
 
 
 def denoiser(network, schedule, condition):
-    """The network as a function of noisy latents and their level, which is all a sampler sees.
+    """Wraps a network as a function of noisy latents and their noise level, as samplers call it.
 
     Args:
         network: `network(latents, timesteps, condition) -> output`, timesteps float32 (batch,).
         schedule: the `NoiseSchedule` that the network was trained on.
-        condition: a `Condition` of the batch, handed to the network as it is.
+        condition: the `Condition` of the batch, passed on to the network.
 
     Returns:
-        `denoise(x, level) -> Prediction`, with x (batch, h, w, channels), and one `Level` for the whole
+        `denoise(x, level) -> Prediction`, with x (batch, h, w, channels) and one `Level` for the whole
         batch.
     """
 

@@ -1,7 +1,7 @@
-"""Keeps predicted pictures in the range of real ones, whatever guidance makes of them.
+"""Static and dynamic thresholding: keep predicted pixels in range at high guidance scales.
 
-Each function wraps a denoiser. It changes x0 and makes the noise consistent with it, so that samplers need
-not know. It is for diffusion on pixels: latents have no range to keep to.
+Each function wraps a denoiser. It changes x0 and makes the noise consistent with it, so that samplers need no
+change. It is for diffusion on pixels: latents have no fixed range.
 """
 
 from sd_tf.diffusion.arrays import operations
@@ -19,14 +19,14 @@ def clip_x0(denoise, bound: float = 1.0):
         InputError: `bound` is not above 0.
     """
     if not bound > 0:
-        raise InputError(f"the bound to clip x0 to is {bound}: give a number above 0, 1 for pixels")
+        raise InputError(f"the bound for clipping x0 is {bound}: give a number above 0, 1 for pixels")
     return _with_x0(denoise, lambda x0: operations(x0).clip(x0, -bound, bound))
 
 
 def dynamic_thresholding(denoise, percentile: float = 0.995, maximum: float | None = None):
     """A denoiser with Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3).
 
-    s is the given quantile of |x0| over all pixels and channels of a picture, and at least 1. x0 is clipped
+    s is a quantile of |x0| over all pixels and channels of a picture, and at least 1. x0 is clipped
     to [-s, s] and divided by s.
 
     Args:
@@ -42,7 +42,7 @@ def dynamic_thresholding(denoise, percentile: float = 0.995, maximum: float | No
     `use_clipped_model_output=True`.
     """
     if not 0 <= percentile <= 1:
-        raise InputError(f"percentile is {percentile}: give a share from 0 to 1, such as 0.995")
+        raise InputError(f"percentile is {percentile}: give a number from 0 to 1, such as 0.995")
     if maximum is not None and not maximum >= 1:
         raise InputError(f"the maximum of dynamic thresholding is {maximum}: give 1 or more, or None")
 

@@ -1,4 +1,4 @@
-"""Checks of single values that many ways to draw share. Each raises `InputError` with one line."""
+"""Checks of single arguments. Each raises a one-line `InputError`."""
 
 import numbers
 
@@ -6,23 +6,23 @@ from sd_tf.errors import InputError, shown
 
 
 def check_text(name: str, text, longest: int | None = None):
-    """Checks a text that a person typed.
+    """Checks a text that a user typed.
 
     Args:
-        name: what it is, for messages, such as "prompt".
-        text: anything.
+        name: its name in error messages, such as "prompt".
+        text: the value to check.
         longest: the most characters; None for no limit.
 
     Raises:
-        InputError: it is no string, too long, or has halves of characters (lone surrogates, which become of
-            bytes that are not UTF-8, and which JSON can hold).
+        InputError: it is not a string, too long, or has lone surrogates, which come from bytes that are not
+            UTF-8 or from JSON, and which no file can hold.
     """
     if not isinstance(text, str):
-        raise InputError(f"the {name} is {shown(text)}: give a text")
+        raise InputError(f"the {name} is {shown(text)}: give a string")
     if longest is not None and len(text) > longest:
         raise InputError(f"the {name} has {len(text)} characters: give {longest} or fewer")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"the {name} {shown(text)} has characters that no file can hold: type it again")
+        raise InputError(f"the {name} {shown(text)} has characters that are not valid Unicode: type it again")
 
 
 def check_whole(name: str, value, least: int, most: int):
@@ -38,10 +38,10 @@ def check_number(name: str, value, least: float, most: float):
 
 
 def check_interval(name: str, value):
-    """Raises `InputError` if a value is not two shares of 0 to 1, the lower first."""
+    """Raises `InputError` if a value is not a pair of numbers from 0 to 1, the lower first."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise InputError(f"{name} is {value!r}: give two shares, such as (0.2, 0.8)")
+        raise InputError(f"{name} is {value!r}: give two numbers from 0 to 1, such as (0.2, 0.8)")
     for share in value:
         check_number(name, share, 0, 1)
     if value[0] > value[1]:
-        raise InputError(f"{name} is {tuple(value)}: give the lower share first")
+        raise InputError(f"{name} is {tuple(value)}: give the lower number first")

@@ -1,9 +1,9 @@
-"""OpenVINO's conversions of models, kept in the user's cache so that the next process need not convert.
+"""A cache of OpenVINO's conversions in the user's cache folder, so that later processes need not convert.
 
-Nothing is kept beside a model, and nothing that comes with a model is used: a folder from outside could hold
-the conversion of other weights. A conversion is a folder of the cache, named by a hash of the *content* of
-the weights. Its `conversion.json` (the mark) has the SHA-256 of each of its other files. A conversion is used
-only if all of them are as they were written, and only folders with a mark are ever deleted.
+Nothing is cached beside a model, and no conversion that comes with a model is used: an untrusted folder could
+hold the conversion of other weights. A conversion is a folder in the cache, named by a hash of the *content*
+of the weights. Its `conversion.json` (the mark) has the SHA-256 of each of its other files. A conversion is
+used only if all of them match, and only folders with a mark are ever deleted.
 """
 
 import contextlib
@@ -27,25 +27,25 @@ from sd_tf.files import open_file, read_json, write_json
 
 MARK = "conversion.json"
 MADE_BY = "sd_tf"
-ARGUMENTS = "float timesteps, contexts of any length"  # part of the key: change it with the signatures
+ARGUMENTS = "float timesteps, contexts of any length"  # part of the key: change it when signatures change
 MOST_BYTES = 16_000_000_000  # of all conversions; beyond it the least recently used are deleted
 KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
-NAME = re.compile(r"[a-z]{1,40}\.(xml|bin)", re.ASCII)  # of a file of a conversion
+NAME = re.compile(r"[a-z]{1,40}\.(xml|bin)", re.ASCII)  # file name in a conversion
 UNFINISHED = ".new-"  # prefix of the folder of a conversion that is being written or deleted
 UNFINISHED_SECONDS = 86_400.0  # after which its process is assumed to be dead
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The files that a model's networks are read from, and their state now. Make it before reading them.
+    """The files of a model's networks, and their state. Make it before reading them.
 
     Args:
-        source: the model's folder, or its one file.
-        parts: the folders in it that networks are read from.
-        variant: of the files, see `sd_tf.load`.
+        source: the model's folder, or its single file.
+        parts: its subfolders with networks.
+        variant: variant of the files, see `sd_tf.load`.
 
     Attributes:
-        state: name, size, times and inode of each file; None if they cannot be read.
+        state: (name, size, modification and change time, inode) of each file; None if they cannot be read.
     """
 
     source: Path
@@ -75,7 +75,7 @@ class Origin:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether no file was written since, not even with the same size and modification time."""
+        """Whether no file has been written since, even if its size and modification time are the same."""
         return self.state is not None and self.state == self._state()
 
     @property
@@ -85,7 +85,7 @@ class Origin:
 
     @functools.cached_property
     def key(self) -> str | None:
-        """The cache key of the conversion of these files, by their content; None if they have changed."""
+        """The cache key of these files' conversion, a hash of their content; None if they have changed."""
         root = None if self.source.is_file() else self.source
         try:
             names, files = zip(*self._files(), strict=True)
@@ -96,9 +96,9 @@ class Origin:
 
 
 def key_of(*parts) -> str:
-    """A cache key: a hash of `parts` and of the versions that a conversion depends on."""
-    made_for = (ARGUMENTS, sd_tf.__version__, importlib.metadata.version("openvino"))
-    return hashlib.sha256(repr((*made_for, *parts)).encode()).hexdigest()
+    """A cache key: a hash of `parts` and the versions of sd_tf and OpenVINO."""
+    versions = (ARGUMENTS, sd_tf.__version__, importlib.metadata.version("openvino"))
+    return hashlib.sha256(repr((*versions, *parts)).encode()).hexdigest()
 
 
 def find(key: str | None) -> Path | None:
@@ -122,12 +122,12 @@ def find_of(origin: Origin) -> Path | None:
 
 
 def keep(files: Path, key: str, origin: Origin | None):
-    """Copies a conversion's files into the cache, if there is one with room.
+    """Copies a conversion's files into the cache, if there is a cache folder with enough space.
 
     Args:
-        files: a folder that holds them and nothing else.
+        files: a folder with these files and no others.
         key: the cache key.
-        origin: the model's files, by which `find_of` finds it; None if the weights have changed since.
+        origin: the model's files, so that `find_of` finds it; None if the weights have changed since.
     """
     place = _place(make=True)
     if place is None:
@@ -142,7 +142,7 @@ def keep(files: Path, key: str, origin: Origin | None):
             write_json(new / MARK, mark)
             discard(place / key)  # a damaged one
             new.rename(place / key)
-    except (OSError, InputError):  # no room, or another process was first
+    except (OSError, InputError):  # the disk is full, or another process was first
         return
     _trim(place, key)
 
@@ -150,33 +150,33 @@ def keep(files: Path, key: str, origin: Origin | None):
 def discard(folder: Path):
     """Deletes a conversion: the files that its mark names, and the folder if nothing else is in it.
 
-    The folder is renamed first, so that of several processes only one deletes it, and none deletes what
-    another has just put in its place.
+    The folder is renamed first, so that only one of several processes deletes it, and none deletes what
+    another has just written in its place.
     """
     if _mark(folder) is None:
         return
-    going = folder.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+    doomed = folder.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
     with contextlib.suppress(OSError):
-        folder.rename(going)
-        mark = _mark(going)
+        folder.rename(doomed)
+        mark = _mark(doomed)
         for name in (*mark["files"], MARK) if mark is not None else ():
-            (going / name).unlink(missing_ok=True)
-        going.rmdir()
+            (doomed / name).unlink(missing_ok=True)
+        doomed.rmdir()
 
 
 def _place(make=False) -> Path | None:
-    """The cache's folder for conversions, None if there is none that only this user can write to."""
+    """The cache folder; None if it is missing or others can write to it."""
     try:
         place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_tf" / "conversions"
         if make:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return place if _is_private(place) else None
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+    except (OSError, RuntimeError):  # RuntimeError: no home folder
         return None
 
 
 def _is_private(folder):
-    """Whether it is a real folder of this user, not a link, and not writable by everybody."""
+    """Whether it is a folder, not a link, that belongs to this user and is not writable by everybody."""
     found = os.lstat(folder)
     is_ours = not hasattr(os, "geteuid") or (
         found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
@@ -198,7 +198,7 @@ def _marked() -> Iterator[tuple[Path, dict]]:
 
 
 def _mark(folder):
-    """The content of a conversion's mark, None for other folders."""
+    """The content of a conversion's mark; None if the folder is not a conversion."""
     try:
         if not _is_private(folder):
             return None
@@ -206,8 +206,8 @@ def _mark(folder):
     except (OSError, InputError):
         return None
     files = mark.get("files")
-    is_one = mark.get("made_by") == MADE_BY and isinstance(files, dict)
-    return mark if is_one and all(map(NAME.fullmatch, files)) else None
+    is_conversion = mark.get("made_by") == MADE_BY and isinstance(files, dict)
+    return mark if is_conversion and all(map(NAME.fullmatch, files)) else None
 
 
 def _is_whole(folder):
@@ -223,13 +223,13 @@ def _is_whole(folder):
 
 
 def _trim(place, used):
-    """Deletes the least recently used conversions, and what killed processes left."""
+    """Deletes the least recently used conversions above `MOST_BYTES`, and leftovers of killed processes."""
     found = []
     for folder, mark in _marked():
         with contextlib.suppress(OSError):
             state = os.stat(folder / MARK)
             if folder.name.startswith(UNFINISHED):
-                _sweep(folder, state.st_mtime)
+                _delete_leftover(folder, state.st_mtime)
             elif KEY.fullmatch(folder.name):
                 size = sum(os.stat(folder / name).st_size for name in mark["files"])
                 found.append((folder.name == used, state.st_mtime, size, folder))
@@ -240,9 +240,9 @@ def _trim(place, used):
             discard(folder)
 
 
-def _sweep(folder, begun):
-    if time.time() - begun > UNFINISHED_SECONDS:
-        for file in folder.iterdir():  # the mark was written first
+def _delete_leftover(folder, started):
+    if time.time() - started > UNFINISHED_SECONDS:
+        for file in folder.iterdir():  # never deletes other files
             if NAME.fullmatch(file.name) or file.name == MARK:
                 file.unlink(missing_ok=True)
         folder.rmdir()
@@ -259,7 +259,7 @@ def _copy(file, target):
 
 
 def _state(file):
-    """What changes when a file is written."""
+    """(size, modification time, change time, inode), which change when a file is written."""
     found = os.stat(file)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
@@ -271,7 +271,7 @@ def _sha256_of_kept(folder, files, states):
 
 
 def _sha256_of_all(files, root):
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the GIL
         return list(threads.map(lambda file: _sha256(file, root), files))
 
 

@@ -1,6 +1,6 @@
-"""What runs a model's networks while it draws: TensorFlow, or OpenVINO, which is faster on a CPU.
+"""Inference engines: TensorFlow, or OpenVINO, which is faster on a CPU.
 
-An engine is three functions of float32 or integer arrays (or tensors), which return arrays:
+An engine is three functions of float32 or integer arrays (or tensors) that return arrays:
 
     encode: token ids (n, tokens) -> context (n, tokens, width)
     denoise: latents (n, h, w, channels), float timesteps (n,), context (n, tokens, width) -> like the latents
@@ -31,7 +31,7 @@ ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a
 
 
 class Engine(NamedTuple):
-    """The three functions, as the module explains."""
+    """The three functions; see the module's docstring."""
 
     encode: Callable
     denoise: Callable
@@ -42,12 +42,12 @@ class Engines:
     """The engines of a model, each made when it is first used.
 
     Args:
-        functions: gives name -> (Keras model, its function, the shapes and dtypes of its arguments) for each
-            field of `Engine`. None in a shape is a size that varies. It is called when first needed.
+        functions: returns name -> (Keras model, function, (shape, dtype) of each argument) for each field of
+            `Engine`; None in a shape is any size. It is called when first needed.
 
     Attributes:
-        keeps_conversions: whether OpenVINO's conversions are kept in the user's cache: only after `came_from`
-            has said which files the model is from.
+        keeps_conversions: whether OpenVINO's conversions are cached in the user's cache folder, which needs
+            `came_from`.
     """
 
     def __init__(self, functions):
@@ -57,7 +57,7 @@ class Engines:
         self._as_read = None  # a checksum of the weights as they were read
 
     def came_from(self, origin: Origin, kept: Path | None = None):
-        """Says which files the weights are from, so that conversions can be kept and found again.
+        """Sets which files the weights are from, so that conversions can be cached and found again.
 
         Args:
             origin: these files.
@@ -68,7 +68,7 @@ class Engines:
             self._remember_as_read()
 
     def forget_kept(self):
-        """Stops using the kept conversion: the networks are used, and may change, from now on."""
+        """Stops using the cached conversion, as the networks may change from now on."""
         self._kept = None
 
     @functools.cached_property
@@ -81,14 +81,14 @@ class Engines:
             raise unknown("engine", name, ENGINES)
         if name != "tensorflow" and self._kept is not None and self._has_read_kept():
             return self._converted[1]
-        if name == "auto":  # converting for one process alone would take longer than most drawing
+        if name == "auto":  # converting for this process only would take longer than most drawing
             name = "tensorflow"
             if self.keeps_conversions and self._openvino_fits() is None:
                 try:
                     return self._openvino()
                 except InputError as error:
                     warnings.warn(f"{error}; TensorFlow draws instead", stacklevel=2)
-                    self.keeps_conversions = False  # so that it is not tried again in each call
+                    self.keeps_conversions = False  # not to try again in each call
         return self._tensorflow if name == "tensorflow" else self._openvino()
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class Engines:
         return Engine(**{name: compiled(function) for name, (_, function, _) in self.networks.items()})
 
     def _openvino_fits(self):
-        """None if OpenVINO can and should be used, otherwise the reason why not."""
+        """None if OpenVINO can and should be used, otherwise why not."""
         if importlib.util.find_spec("openvino") is None:
             return "it is not installed: pip install 'sd_tf[openvino]'"
         import keras
@@ -106,7 +106,7 @@ class Engines:
         import tensorflow as tf
 
         if tf.config.list_physical_devices("GPU"):
-            return "there is a GPU, which it would leave idle: take 'tensorflow'"
+            return "there is a GPU, which it would not use: take 'tensorflow'"
         policies = {model.dtype_policy.name for model, _, _ in self.networks.values()}
         if policies != {"float32"}:
             return f"it converts float32 models, this one computes in {', '.join(sorted(policies))}"
@@ -122,16 +122,16 @@ class Engines:
         return self._converted[1]
 
     def _has_read_kept(self):
-        """Reads the kept conversion. False if that fails; then the networks must be converted again."""
+        """Reads the cached conversion. False if that fails; then the networks must be converted again."""
         if self._converted[0] == self._kept:
             return True
         try:
             self._converted = (self._kept, _read(self._kept))
             return True
-        except Exception:  # whatever OpenVINO says of a file that another process has just deleted
+        except Exception:  # OpenVINO's errors, such as for a file that another process has just deleted
             conversions.discard(self._kept)
             self._kept = None
-            self.networks  # noqa: B018  reads them from their files, if nothing else has
+            self.networks  # noqa: B018  reads them from their files if they have not been read
             self._remember_as_read()
             return False
 
@@ -140,10 +140,10 @@ class Engines:
             self._as_read = self._checksum()
 
     def _checksum(self):
-        """A checksum of all weights: it changes with training, and the model is converted again.
+        """A checksum of all weights: when it changes, the model is converted again.
 
-        Sums of the bits take a tenth of the time of a hash. They need not resist forgery, since the cache
-        names its files by a hash. A few sampled bytes distinguish reordered weights.
+        Sums of the bits take a tenth of the time of a hash. They need not resist forgery, since cache keys
+        are hashes. A few sampled bytes distinguish reordered weights.
         """
         import tensorflow as tf
 
@@ -164,7 +164,7 @@ class Engines:
         return [(variable.handle, variable.dtype) for variable in variables]
 
     def _convert(self):
-        """OpenVINO's engine, from the conversion in the user's cache, which is made if it is missing."""
+        """OpenVINO's engine, from a cached conversion or a new one, which is cached if possible."""
         origin = self._origin if self._as_read == self._checksum() else None
         key = None
         if self.keeps_conversions:
@@ -180,14 +180,14 @@ class Engines:
                 if key is not None:
                     conversions.keep(Path(temporary), key, origin)
                 return _read(Path(temporary))
-        except (OSError, RuntimeError) as error:  # OpenVINO says no more of a full disk than "iostream error"
+        except (OSError, RuntimeError) as error:  # of a full disk OpenVINO says only "iostream error"
             raise InputError(
                 f"engine 'openvino' cannot write its conversion to a temporary folder ({reason(error)}): "
-                "make room there, or name another by TMPDIR"
+                "make room there, or set TMPDIR to another"
             ) from None
 
     def _key_of_weights(self):
-        """The cache key of the conversion of these weights, whatever files they are from."""
+        """The cache key of these weights' conversion, independent of files."""
         parts = []
         for model, _, _ in self.networks.values():
             digest = hashlib.sha256()
@@ -202,9 +202,9 @@ def _read(files):
 
 
 def kept_conversion(origin: Origin) -> Path | None:
-    """The folder of OpenVINO's conversion of exactly these files, None if there is none to use.
+    """The folder of the cached OpenVINO conversion of exactly these files; None if there is none.
 
-    It is not used on a machine with a GPU.
+    None as well on a machine with a GPU, where OpenVINO is not used.
     """
     if importlib.util.find_spec("openvino") is None or any(map(os.path.exists, ACCELERATORS)):
         return None
@@ -214,14 +214,14 @@ def kept_conversion(origin: Origin) -> Path | None:
 def write_conversion(model, function, arguments, file):
     """Converts a function of a Keras model for OpenVINO: `file` (.xml), and the weights beside it (.bin).
 
-    The weights are converted as arguments and then replaced by constants, since a TensorFlow graph with large
-    weights inside would exceed the size limit of graphs.
+    Weights are converted as arguments and then replaced by constants, since a TensorFlow graph that contains
+    large weights would exceed the size limit of graphs.
 
     Args:
         model: the Keras model.
-        function: one of tensors, which uses the model.
-        arguments: (shape, dtype) of each argument, None in a shape for any size.
-        file: a path.
+        function: a function of tensors that uses the model.
+        arguments: (shape, dtype) of each argument; None in a shape is any size.
+        file: path of the .xml file.
     """
     import keras
     import openvino
@@ -249,10 +249,10 @@ def write_conversion(model, function, arguments, file):
 
 @functools.cache
 def _openvino_core():
-    """The only core of this process, never released.
+    """OpenVINO's `Core`, one for this process, never released.
 
-    Its CPU plugin sets the stack of signal handlers, and unmaps it when the last core is released. Ctrl-C
-    would then be a segmentation fault.
+    Its CPU plugin sets the stack of signal handlers, and unmaps it when the last `Core` is released: Ctrl-C
+    would then crash.
     """
     import openvino
 
@@ -260,18 +260,21 @@ def _openvino_core():
 
 
 def read_conversion(file):
-    """Reads a converted function, as a function of numpy arrays.
+    """Reads a converted function as a function of numpy arrays.
 
     OpenVINO is a quarter faster with static shapes, and faster still with a slice of the batch on each core.
-    So a model is compiled for each shape; the last two are kept.
+    So the model is compiled for each shape; the last two are cached.
+
+    Args:
+        file: path of the .xml file.
     """
     core = _openvino_core()
-    unshaped = core.read_model(file)
+    any_shape = core.read_model(file)
 
     @functools.lru_cache(maxsize=2)
     def requests(*shapes):
         streams = max(n for n in range(1, cores() + 1) if shapes[0][0] % n == 0)
-        model = unshaped.clone()
+        model = any_shape.clone()
         model.reshape(
             {
                 argument: (shape[0] // streams, *shape[1:])

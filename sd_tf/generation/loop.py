@@ -1,4 +1,4 @@
-"""The loop over batches that draws pictures, whatever the network, its conditions and what wraps them."""
+"""The sampling loop over batches of pictures, for any network, conditions and wrappers of the denoiser."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,15 +12,15 @@ from sd_tf.generation.pictures import to_uint8
 
 
 class Plan(NamedTuple):
-    """What is drawn with a network. Pictures are counted from 0; `places` are the numbers of a batch's.
+    """What to draw. `places` are the indices, from 0, of the pictures in a batch.
 
     Attributes:
-        conditions: for each picture (negative, positive), each a `Condition` of one row, of one shape.
+        conditions: (negative, positive) for each picture, each a `Condition` of one row.
         start: `start(places)` -> latents at levels[0].
-        noise: `noise(places, step)` -> standard normal, like the latents.
-        levels: `Settings.levels(schedule)`, or the last of them to start from a noised picture.
-        wrappers: `wrap(denoise, places, condition)` -> denoise, the first one innermost, for inpainting,
-            thresholding or the gradient of a classifier.
+        noise: `noise(places, step)` -> standard normal noise of the latents' shape, for stochastic samplers.
+        levels: `Settings.levels(schedule)`, or the last of them for image-to-image.
+        wrappers: `wrap(denoise, places, condition)` -> denoiser, the first one innermost, such as for
+            inpainting, thresholding or classifier guidance.
         finish: `finish(latents, places)` -> latents, after the last step; None for no change.
     """
 
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
 
 def draw(network, decode, schedule, settings, plan, batch_size, callback=None, progress=True) -> np.ndarray:
-    """Draws pictures in batches of those whose conditions have one shape.
+    """Draws pictures in batches, each of pictures whose conditions have the same shapes.
 
     Args:
         network: `network(latents, timesteps, condition) -> output`.
@@ -43,7 +43,7 @@ def draw(network, decode, schedule, settings, plan, batch_size, callback=None, p
         plan: a `Plan`.
         batch_size: the most pictures at once.
         callback: `callback(step, latents, prediction)` after each step of each batch.
-        progress: shows a bar, if standard error is a terminal.
+        progress: shows a progress bar, if standard error is a terminal.
 
     Returns:
         uint8 (pictures, height, width, 3).
@@ -94,19 +94,19 @@ def _denoiser(network, schedule, settings, plan, places, guided_levels):
 
 
 def batches(kinds, batch_size: int) -> list[np.ndarray]:
-    """The places of pictures that are drawn at once: of one kind each, in their order.
+    """Divides pictures into batches of one kind each; returns the indices of each batch.
 
     Args:
-        kinds: for each picture what must be equal in a batch, hashable.
-        batch_size: the most pictures of a batch.
+        kinds: a hashable value for each picture, equal within a batch.
+        batch_size: the most pictures in a batch.
     """
     places = {}
     for place, kind in enumerate(kinds):
         places.setdefault(kind, []).append(place)
-    of_kinds = [np.array(each) for each in places.values()]
-    return [each[i : i + batch_size] for each in of_kinds for i in range(0, len(each), batch_size)]
+    groups = [np.array(each) for each in places.values()]
+    return [each[i : i + batch_size] for each in groups for i in range(0, len(each), batch_size)]
 
 
 def _shapes(condition):
-    """What conditions must share to be drawn at once."""
+    """The shapes of a condition's parts, which must be equal within a batch."""
     return tuple(None if part is None else tuple(part.shape[1:]) for part in condition)

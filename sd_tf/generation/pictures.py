@@ -1,4 +1,4 @@
-"""Image-to-image and inpainting: pictures and masks as users give them, checked; and pictures as uint8."""
+"""Checks pictures and masks for image-to-image and inpainting, and converts pictures to uint8."""
 
 import math
 
@@ -8,21 +8,24 @@ from sd_tf.errors import InputError
 
 
 def to_uint8(images) -> np.ndarray:
-    """Float images of about [-1, 1] to uint8, rounded and clipped."""
+    """Converts float images in about [-1, 1] to uint8, rounded and clipped."""
     return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def checked_image(image, number: int, multiple: int, most: int) -> np.ndarray:
-    """A picture, or one for each prompt, as uint8 (n, height, width, 3), n being 1 or `number`.
+    """Checks a picture, or one for each prompt.
 
     Args:
         image: uint8 (height, width, 3) or (number, height, width, 3).
-        number: of prompts.
-        multiple: both sides must be multiples of it.
-        most: pixels, height times width.
+        number: number of prompts.
+        multiple: height and width must be multiples of it.
+        most: the most pixels, height times width.
+
+    Returns:
+        uint8 (n, height, width, 3), n being 1 or `number`.
 
     Raises:
-        InputError: it is not such a picture.
+        InputError: it has another dtype, shape or size.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8:
@@ -46,16 +49,19 @@ def checked_image(image, number: int, multiple: int, most: int) -> np.ndarray:
 
 
 def checked_mask(mask, images, number: int) -> np.ndarray:
-    """Where something new is drawn, as bool (n, height, width, 1), n being 1 or `number`.
+    """Checks an inpainting mask, or one for each prompt.
 
     Args:
-        mask: (height, width) or (number, height, width): bool, uint8 of 0 to 255 or float of 0 to 1. Numbers
+        mask: (height, width) or (number, height, width): bool, uint8 of 0 to 255 or float of 0 to 1. Values
             above half of the largest count as True.
-        images: of `checked_image`.
-        number: of prompts.
+        images: the result of `checked_image`.
+        number: number of prompts.
+
+    Returns:
+        bool (n, height, width, 1), n being 1 or `number`: True where something new is drawn.
 
     Raises:
-        InputError: it is of another size, type or range, or True nowhere.
+        InputError: it has another size, dtype or range, or is True nowhere.
     """
     given = np.asarray(mask)
     mask = given[np.newaxis] if given.ndim == 2 else given
@@ -78,11 +84,11 @@ def checked_mask(mask, images, number: int) -> np.ndarray:
 
 
 def latent_mask(mask, factor: int) -> np.ndarray:
-    """A mask of pixels as a mask of latents, 1 where any of the pixels below is masked.
+    """Scales a mask down to the latents: 1 where any of the pixels is masked.
 
     Args:
         mask: bool (n, height, width, 1).
-        factor: pixels along a side, for one position of the latents.
+        factor: the autoencoder's downsampling factor.
 
     Returns:
         float32 (n, height / factor, width / factor, 1).

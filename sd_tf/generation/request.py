@@ -1,4 +1,4 @@
-"""What is to be drawn: prompts, seeds, sizes and how many at once, for every family, checked in one place."""
+"""What to draw, checked, for all families: prompts, seeds, number of pictures, batch size, initial noise."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from sd_tf.seeding import normals
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_BATCH = 2**20
-MOST_PICTURES = 2**20  # of one call
-PICTURE_NOISE = 1  # names the stream of random numbers that pictures are drawn from
+MOST_PICTURES = 2**20  # in one call
+PICTURE_NOISE = 1  # key of the stream of random numbers for generation (`sd_tf.seeding`)
 
 
 class Request:
@@ -20,13 +20,13 @@ class Request:
         prompt: a string or a list of strings.
         negative_prompt: what to avoid: a string for all prompts, or a list with one for each.
         num_images: pictures for each prompt.
-        seed: of the first picture of each prompt.
-        batch_size: the most pictures, and rows of text, that are computed at once.
+        seed: seed of the first picture of each prompt.
+        batch_size: the most pictures, and prompts, that are computed at once.
 
     Attributes:
-        prompts, negative_prompts: lists of strings, as long as each other.
+        prompts, negative_prompts: lists of strings of equal length.
         num_images, batch_size: as given.
-        number: of pictures in all.
+        number: total number of pictures.
         seeds: int64 (number,), prompt by prompt.
 
     Raises:
@@ -45,24 +45,24 @@ class Request:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should be told about the prompts."""
+        """Warnings about the prompts."""
         return [
-            f"prompt {prompt!r} has no Latin letter: the text tower learned English captions"
+            f"prompt {prompt!r} has no Latin letter: the text encoder was trained on English captions"
             for prompt in self.prompts
             if not any("a" <= letter <= "z" for letter in prompt.lower())
         ]
 
     def for_each_picture(self, values) -> np.ndarray:
-        """Values for all prompts, (1, ...), or for each prompt, (prompts, ...), repeated for each picture."""
+        """Repeats values, (1, ...) or (prompts, ...), for each picture: (number, ...)."""
         return _for_each(values, len(self.prompts), self.num_images)
 
     def noise(self, places, draw: int, shape) -> np.ndarray:
-        """Noise for the pictures at some places, which depends on their seeds alone.
+        """Noise for some of the pictures, which depends on their seeds only.
 
         Args:
-            places: int (n,).
-            draw: 0 for the noise that a picture starts from, k + 1 for that of step k.
-            shape: of one sample, such as (h, w, channels).
+            places: int (n,), indices of the pictures.
+            draw: 0 for the initial noise, k + 1 for the noise of step k.
+            shape: shape of one sample, such as (h, w, channels).
 
         Returns:
             Standard normal, float32 (n, *shape).
@@ -70,14 +70,14 @@ class Request:
         return _noise(self.seeds[places], draw, shape)
 
     def checked_latents(self, latents, shape) -> np.ndarray:
-        """Initial noise that a user gives in place of the seeds', as a float32 copy.
+        """Checks the initial noise that a user gives; returns a float32 copy.
 
         Args:
-            latents: float (number, ..., channels); its size is that of what is drawn.
-            shape: of one of the model's own samples, whose channels and number of axes must match.
+            latents: float (number, ..., channels); it sets the size of the pictures.
+            shape: shape of one sample of the model's default size, such as (h, w, channels).
 
         Raises:
-            InputError: another shape or dtype, or it is not all finite.
+            InputError: it has another number of axes or channels, is not floating-point or not finite.
         """
         latents = np.asarray(latents)
         fits = latents.ndim == 1 + len(shape) and (latents.shape[0], latents.shape[-1]) == (
@@ -96,18 +96,19 @@ class Request:
 
 
 class Interpolation:
-    """Pictures between prompts, between seeds, or both.
+    """Pictures that interpolate between prompts, between seeds, or both.
 
     Args:
         prompts: a string or a list of strings.
-        seeds: a number or a list of them: as many as prompts, or one of the two is one.
-        frames: pictures, the first and the last being those of the first and the last prompt and seed.
-        negative_prompt: a string, for all.
-        batch_size: the most pictures, and rows of text, that are computed at once.
+        seeds: a number or a list of numbers: as many as prompts, or a single one of either.
+        frames: number of pictures. The first and the last are those of the first and the last prompt and
+            seed.
+        negative_prompt: a string for all frames.
+        batch_size: the most pictures, and prompts, that are computed at once.
 
     Attributes:
         prompts, negative_prompt, frames, batch_size: as given, the prompts as a list.
-        number: of pictures, `frames`.
+        number: number of pictures, `frames`.
 
     Raises:
         InputError: there is nothing to interpolate, or an argument is of the wrong type or out of range.
@@ -131,18 +132,18 @@ class Interpolation:
         self.batch_size, self._seeds = batch_size, np.array(seeds)
         positions = np.linspace(0, self._stops - 1, frames)
         firsts = [min(int(position), self._stops - 2) for position in positions]
-        self._where = [
+        self._positions = [
             (first, float(position - first)) for first, position in zip(firsts, positions, strict=True)
         ]
 
     def conditions(self, condition):
-        """The conditions of the frames, linear between those of the prompts. A mask is that of both prompts.
+        """The conditions of the frames, interpolated linearly; a mask is the union of both prompts' masks.
 
         Args:
-            condition: a `Condition` of the negative prompt and then the prompts, of text parts.
+            condition: a `Condition` whose rows are the negative prompt and then the prompts.
 
         Returns:
-            For each frame (negative, positive), each a `Condition` of one row.
+            (negative, positive) for each frame, each a `Condition` of one row.
         """
 
         def mixed(share, here, there):
@@ -151,15 +152,17 @@ class Interpolation:
         negative, texts = condition.rows(slice(0, 1)), condition.rows(slice(1, None))
         texts = texts.map(lambda part: _for_each(part, self._stops, 1))
         found = []
-        for first, share in self._where:
+        for first, share in self._positions:
             both = texts.rows(slice(first, first + 2))
             found.append((negative, both.map(lambda part, share=share: mixed(share, part[:1], part[1:]))))
         return found
 
     def noise(self, places, draw: int, shape) -> np.ndarray:
-        """As `Request.noise`, on the arc between the noise of two seeds (`slerp`)."""
+        """As `Request.noise`, interpolated spherically between the noise of two seeds (`slerp`)."""
         stops = _for_each(_noise(self._seeds, draw, shape), self._stops, 1)
-        mixed = [slerp(*stops[first : first + 2], share) for first, share in (self._where[i] for i in places)]
+        mixed = [
+            slerp(*stops[first : first + 2], share) for first, share in (self._positions[i] for i in places)
+        ]
         return np.stack(mixed).astype("float32")
 
 

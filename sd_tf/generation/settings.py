@@ -1,4 +1,4 @@
-"""How pictures are drawn: steps, guidance and sampler."""
+"""Sampling settings: steps, guidance and sampler."""
 
 import dataclasses
 
@@ -10,20 +10,20 @@ from sd_tf.generation.checks import check_interval, check_number, check_whole
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Sampling settings, checked before anything is computed.
+    """Sampling settings, checked when they are made.
 
     Attributes:
         steps: sampling steps, 1 to the schedule's number of timesteps.
-        guidance_scale: 0 to 1000; 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
+        guidance_scale: of classifier-free guidance, 0 to 1000; 1 is no guidance, 0 ignores the prompt.
         guidance_interval: (start, stop), the part of the steps that is guided, as shares of all steps.
         guidance_rescale: 0 to 1, how far to undo the contrast that a high scale adds (Lin et al. 2023).
-        sampler: a name of `SAMPLERS`.
-        timestep_spacing: "leading", "trailing" or "linspace", in place of the schedule's own; None for that.
-        karras: spaces the steps as Karras et al. 2022, which samplers that step through timesteps cannot.
-        eta: 0 to 1, the fresh noise in each step of DDIM, as a share of DDPM's.
+        sampler: a key of `SAMPLERS`.
+        timestep_spacing: "leading", "trailing" or "linspace"; None for the schedule's.
+        karras: uses the noise levels of Karras et al. 2022; not with "ddim", "ddpm" and "pndm".
+        eta: 0 to 1, the noise added in each step of DDIM, as a share of DDPM's.
 
     Raises:
-        InputError: one of the wrong type or out of range.
+        InputError: a setting has the wrong type or is out of range.
     """
 
     steps: int = 20
@@ -46,14 +46,14 @@ class Settings:
             raise InputError(f"karras is {self.karras!r}: give True or False")
         if self.eta and self.sampler != "ddim":
             raise InputError(
-                f"eta is {self.eta}, but sampler {self.sampler!r} has none: leave it out, or take 'ddim'"
+                f"eta is {self.eta}, but sampler {self.sampler!r} takes none: leave it out, or use 'ddim'"
             )
 
     def levels(self, schedule):
-        """The levels that the sampler steps through on a `NoiseSchedule`, steps + 1 of them.
+        """The steps + 1 noise levels that the sampler visits on a `NoiseSchedule`.
 
         Raises:
-            InputError: the number of steps, the spacing or `karras` does not go with schedule and sampler.
+            InputError: the schedule or sampler does not support the number of steps, the spacing or `karras`.
         """
         check_whole("steps", self.steps, 1, schedule.config.num_train_timesteps)
         if self.timestep_spacing is not None:
@@ -64,6 +64,6 @@ class Settings:
         return [*levels, last]
 
     def sample(self, denoise, latents, levels, noise, callback):
-        """Runs the sampler; arguments as `sd_tf.diffusion.samplers` explains."""
+        """Runs the sampler; see `sd_tf.diffusion.samplers` for the arguments."""
         options = {"eta": self.eta} if self.sampler == "ddim" else {}
         return SAMPLERS[self.sampler].sample(denoise, latents, levels, noise, callback, **options)

@@ -1,4 +1,4 @@
-"""The latents and texts that a run's UNet learns from: computed once, as the other networks are frozen."""
+"""Caches latents and caption embeddings, which are computed once as their networks are frozen."""
 
 import numpy as np
 
@@ -8,24 +8,24 @@ from sd_tf.graphs import compiled
 from sd_tf.hashing import fingerprint, weights_fingerprint
 from sd_tf.progress import tqdm
 
-CACHE_SHARE = 0.1  # of the stage's minutes: latents are cached for so long
-AT_ONCE = 256  # pictures of 32 x 32
+CACHE_SHARE = 0.1  # of the stage's minutes that caching may take
+AT_ONCE = 256  # batch size for pictures of 32 x 32
 
 
 def cached_latents(
     run, model, budget, *, epochs: int, batch_size: int, token_ids: str | None, each_once: bool
 ) -> LatentCache:
-    """The cache of a run's data set, made by the chief where it is not there yet.
+    """The cache of a run's data set; the chief makes it if it is missing.
 
     Args:
         run: the `Run`.
         model: its `LatentDiffusion`.
-        budget: of the stage, a tenth of which caching may take.
-        epochs: of the data set that are cached at most.
-        batch_size: of the stage: no more is cached than its steps look at.
-        token_ids: a new word that learns: texts are cached as token ids, and the text tower runs in every
-            step. None caches the tower's states.
-        each_once: whether every picture is cached once however long it takes.
+        budget: the stage's `Budget`, of which caching may take a tenth.
+        epochs: most epochs of the data set to cache.
+        batch_size: the stage's; no more examples are cached than its steps use.
+        token_ids: a new word to train: captions are cached as token ids, and the text encoder runs in every
+            step. None caches the text encoder's output.
+        each_once: whether every picture is cached at least once, however long that takes.
     """
     dataset = run.dataset
     num_examples = min(epochs, dataset.distinct_epochs or epochs) * len(dataset)
@@ -76,7 +76,7 @@ def _say_what_is_missing(number, whole):
 
 
 class _progress_bar:
-    """A bar; `progress(done, total)` moves it."""
+    """Yields `progress(done, total)`, which moves a bar."""
 
     def __init__(self, is_shown):
         self.bar = tqdm(

@@ -1,4 +1,4 @@
-"""What the command line needs to train this family."""
+"""What `python -m sd_tf.train` needs of this family."""
 
 import dataclasses
 
@@ -9,10 +9,16 @@ Options = LatentOptions
 
 
 def model_for_training(options: LatentOptions, data, dtype: str, seed: int):
-    """A new model, or the one that `--init-from` names; its networks are made or read when they are needed.
+    """A new model, or the one that `--init-from` names; networks are made or read when first used.
+
+    Args:
+        options: the parsed `LatentOptions`.
+        data: a `Data`.
+        dtype: a Keras precision policy.
+        seed: seed of a new model's weights.
 
     Raises:
-        InputError: options that do not go together, or with the model.
+        InputError: options contradict each other or the model.
     """
     if options.init_from is None:
         options.check_of_a_new_model()
@@ -26,18 +32,18 @@ def model_for_training(options: LatentOptions, data, dtype: str, seed: int):
 
 
 def recipe(model, options: LatentOptions, folder):
-    """The `Recipe` of a model of `model_for_training`, for a run in that folder."""
+    """The `Recipe` of a model from `model_for_training`, for a run in that folder."""
     from sd_tf.latent.recipe import recipe_for
 
     return recipe_for(None)(model, options, folder)
 
 
 def defaults(dataset: str, options: LatentOptions) -> dict:
-    """Name of an option -> what stands for it where it is not given, in words.
+    """Name of an option -> its default for `--help`, as text.
 
     Args:
-        dataset: that is learned.
-        options: the others that are given.
+        dataset: name of the data set.
+        options: the options that are given, which select the preset.
     """
     name = options.preset or ("fine-tuning" if options.init_from else preset_of(dataset))
     preset = preset_named(name)
@@ -49,7 +55,9 @@ def defaults(dataset: str, options: LatentOptions) -> dict:
     found = {"preset": name, "max_minutes": f"{preset.max_minutes:g}"}
     for field in dataclasses.fields(preset.diffusion_stage):
         if field.name != "share":
-            found[field.name] = _of_stages({n: getattr(stage, field.name) for n, stage in stages.items()})
+            found[field.name] = _for_all_stages(
+                {n: getattr(stage, field.name) for n, stage in stages.items()}
+            )
     if options.init_from:
         rate = preset.learning_rates.get(options.finetune or "unet", preset.diffusion_stage.learning_rate)
         found["learning_rate"] = f"{rate:g}"
@@ -65,8 +73,8 @@ def defaults(dataset: str, options: LatentOptions) -> dict:
     }
 
 
-def _of_stages(values):
-    """One value for all stages, or each with its stage."""
+def _for_all_stages(values):
+    """The value that all stages share, or each stage's name and value."""
     plain = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in values.items()}
     if len(set(plain.values())) == 1:
         return next(iter(plain.values()))

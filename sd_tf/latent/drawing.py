@@ -1,4 +1,4 @@
-"""How a latent diffusion model draws: from prompts, from a picture, and between prompts or seeds."""
+"""Drawing with a latent diffusion model: text-to-image, image-to-image, inpainting and interpolation."""
 
 import warnings
 
@@ -14,9 +14,9 @@ from sd_tf.text.prompts import encode_prompts
 
 
 def by_context(unet):
-    """`unet(latents, timesteps, context)` as a network that is told a `Condition`.
+    """Adapts `unet(latents, timesteps, context)` to take a `Condition` as its third argument.
 
-    Like diffusers, it attends to all tokens of the context, padding included.
+    As in diffusers, the UNet attends to all tokens of the context, padding included.
     """
     return lambda latents, timesteps, condition: unet(latents, timesteps, condition.context)
 
@@ -35,7 +35,10 @@ def draw_request(
     callback=None,
     progress=True,
 ) -> np.ndarray:
-    """Draws what a `Request` asks for; the other arguments are those of `LatentDiffusion.generate`."""
+    """Draws the pictures of a `Request`, uint8 (number, height, width, 3).
+
+    The other arguments and errors are those of `LatentDiffusion.generate`.
+    """
     _check_guides(clip_guidance, initial_noise, image, mask)
     levels, shape, picture = settings.levels(model.schedule), model.latent_shape, None
     if latents is not None:
@@ -47,13 +50,13 @@ def draw_request(
         picture = StartPicture(model, request, image, mask, strength)
         if latents is not None and shape != picture.shape:
             raise InputError(
-                f"latents are {shape[:2]}, those of the picture {picture.shape[:2]}: give one of the two"
+                f"latents are {shape[:2]}, those of image {picture.shape[:2]}: give only one of them"
             )
         shape, levels = picture.shape, levels_for_strength(levels, strength)
         if strength > 0 and len(levels) == 1:
             warnings.warn(
-                f"strength {strength:g} of {settings.steps} steps is less than one: the picture stays as it "
-                "is",
+                f"strength {strength:g} of {settings.steps} steps is less than one step: the picture is not "
+                "changed",
                 stacklevel=3,
             )
     networks = model.engine_for(engine, shape)
@@ -83,7 +86,7 @@ def draw_request(
 
 
 def draw_interpolation(model, interpolation, settings, engine="auto", progress=True) -> np.ndarray:
-    """Draws the frames of an `Interpolation`."""
+    """Draws the frames of an `Interpolation`, uint8 (frames, height, width, 3)."""
     levels, shape = settings.levels(model.schedule), model.latent_shape
     networks = model.engine_for(engine, shape)
     prompts = [interpolation.negative_prompt, *interpolation.prompts]
@@ -99,23 +102,23 @@ def draw_interpolation(model, interpolation, settings, engine="auto", progress=T
 
 
 def text_encoder(model, networks) -> CLIPTextEncoder:
-    """The model's text encoder, run by an engine."""
+    """The model's text encoder, run by the engine `networks`."""
     return CLIPTextEncoder(model.tokenizer, model.text_config, lambda: model.text_encoder, networks.encode)
 
 
 class StartPicture:
-    """Image-to-image and inpainting: the picture to start from, and what of it may change.
+    """Image-to-image and inpainting: the picture to start from, and the mask.
 
     Args:
-        model: a `LatentDiffusion`, which encodes it.
-        request: the `Request` that it is for.
-        image, mask, strength: as `LatentDiffusion.generate` takes them.
+        model: a `LatentDiffusion`, which encodes the picture.
+        request: the `Request`.
+        image, mask, strength: see `LatentDiffusion.generate`.
 
     Attributes:
-        shape: of the latents of a picture, (h, w, channels).
+        shape: shape (h, w, channels) of its latents.
 
     Raises:
-        InputError: the picture or the mask does not fit.
+        InputError: the picture or the mask has the wrong size, type or range.
     """
 
     def __init__(self, model, request, image, mask, strength):
@@ -131,26 +134,26 @@ class StartPicture:
             self._latent_mask = request.for_each_picture(latents_mask)
 
     def start(self, noise, places, levels):
-        """The latents that sampling starts from: the picture's, noised to the first level."""
+        """The latents that sampling starts from: the picture's, with noise of the first level."""
         latents = self._latents[places]
         if len(levels) == 1:
             return latents
         starts = noised(latents, noise, levels[0])
-        if self._mask is not None and self._strength == 1:  # nothing of what was below the mask is left
+        if self._mask is not None and self._strength == 1:  # keep nothing of the masked content
             return np.where(self._latent_mask[places], noise, starts)
         return starts
 
     def inpaint(self, denoise, places, condition):
-        """Wraps a denoiser for the pictures at `places`, so that the picture outside the mask stays."""
+        """Wraps a denoiser of the pictures at `places`, so that they change only inside the mask."""
         return inpainting(denoise, self._latents[places], self._latent_mask[places])
 
     def keep(self, latents, places):
-        """Drawn latents inside the mask and the picture's outside: the last level may have some noise."""
+        """Drawn latents inside the mask, the picture's outside: the last level may have some noise."""
         mask = self._latent_mask[places]
         return mask * latents + (1 - mask) * self._latents[places]
 
     def paste(self, drawn):
-        """Drawn pixels inside the mask and the picture's own, exactly, outside."""
+        """Drawn pixels inside the mask, exactly the picture's outside."""
         images, mask = (self._request.for_each_picture(each) for each in (self._images, self._mask))
         return np.where(mask, drawn, images)
 
@@ -169,7 +172,7 @@ def _draw(model, networks, settings, plan, batch_size, callback, progress):
 
 
 def _conditions(model, request, networks):
-    """For each picture (negative, positive), each a `Condition` of one row."""
+    """For each picture (negative, positive) conditions, each a `Condition` of one row."""
     pairs = list(zip(request.negative_prompts, request.prompts, strict=True))
     encoder = text_encoder(model, networks)
     return [
@@ -180,9 +183,9 @@ def _conditions(model, request, networks):
 
 
 def _chosen_noise(model, request, initial_noise, conditions, latents, shape, level):
-    """The noise that an `InitialNoise` chooses, for all pictures."""
-    everywhere = np.arange(request.number)
-    latents = request.noise(everywhere, 0, shape) if latents is None else latents
+    """The initial noise of all pictures, chosen by an `InitialNoise`."""
+    all_places = np.arange(request.number)
+    latents = request.noise(all_places, 0, shape) if latents is None else latents
     tokens = [positive.context.shape[1] for _, positive in conditions]
     for places in batches(tokens, request.batch_size):
         latents[places] = initial_noise.chosen(
@@ -197,7 +200,7 @@ def _chosen_noise(model, request, initial_noise, conditions, latents, shape, lev
 
 
 def _clip_wrapper(model, request, clip_guidance):
-    """Wraps a denoiser so that it follows the gradient of a CLIP too."""
+    """A wrapper of denoisers that adds CLIP guidance."""
     prompts = [prompt for prompt in request.prompts for _ in range(request.num_images)]
     gradients = clip_guidance.gradients(model, prompts)
 
@@ -217,4 +220,4 @@ def _check_guides(clip_guidance, initial_noise, image, mask):
     if mask is not None and image is None:
         raise InputError("mask is for a picture: give image as well")
     if initial_noise is not None and image is not None:
-        raise InputError("initial_noise chooses the noise that pictures start from: leave it out, or image")
+        raise InputError("initial_noise and image are both given: leave one out")

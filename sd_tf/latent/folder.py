@@ -1,6 +1,6 @@
-"""Networks in folders: what diffusers' `StableDiffusionPipeline` and transformers write and read.
+"""Reads and writes models as folders, in the format of diffusers' `StableDiffusionPipeline`.
 
-Every part of a model is a folder with a configuration and its weights in safetensors files.
+Every part of a model is a folder with a configuration and weights in safetensors files.
 """
 
 from pathlib import Path
@@ -25,38 +25,36 @@ from sd_tf.text.clip import (
 
 
 def save_autoencoder(autoencoder, folder, dtype="float32", max_shard_size=SHARD):
-    """Writes what `diffusers.AutoencoderKL.from_pretrained` opens."""
+    """Writes a folder that `diffusers.AutoencoderKL.from_pretrained` opens; see `save` for the arguments."""
     with replacing(Path(folder)) as new:
         write_json(new / "config.json", config_files.autoencoder_json(autoencoder.config))
         write(new, DIFFUSERS, autoencoder, dtype, max_shard_size)
 
 
 def save_unet(unet, folder, dtype="float32", max_shard_size=SHARD):
-    """Writes what `diffusers.UNet2DConditionModel.from_pretrained` opens."""
+    """Writes a folder that `diffusers.UNet2DConditionModel.from_pretrained` opens; see `save`."""
     with replacing(Path(folder)) as new:
         write_json(new / "config.json", config_files.UNET.to_json(unet.config))
         write(new, DIFFUSERS, unet, dtype, max_shard_size)
 
 
 def save(model: LatentDiffusion, folder, dtype="float32", max_shard_size=SHARD):
-    """Writes a whole model as what `diffusers.StableDiffusionPipeline.from_pretrained` opens.
+    """Writes a whole model that `diffusers.StableDiffusionPipeline.from_pretrained` opens.
 
-    A folder that holds a model keeps it, whole, until the new one takes its place in one rename. In a
-    folder that holds none yet, a run's, `model_index.json` comes last.
+    An existing model in the folder stays intact until the new one replaces it in one rename. Otherwise, as
+    in a run folder, `model_index.json` is written last.
 
     Args:
         model: the model.
-        folder: made if it is not there; other things in it are left alone.
-        dtype: of the tensors in the files, "float32", "float16" or "bfloat16".
-        max_shard_size: most bytes of one file, a whole number or a text such as "5GB".
+        folder: made if it is missing; other files in it are left alone.
+        dtype: dtype of the tensors in the files, "float32", "float16" or "bfloat16".
+        max_shard_size: most bytes of one file, a whole number or a string such as "5GB".
 
     Raises:
-        InputError: the folder cannot be written, or the dtype or the size makes no sense.
+        InputError: the folder cannot be written, or the dtype or the size is invalid.
     """
     folder = Path(folder)
-    if (
-        folder.is_symlink() and folder.is_dir()
-    ):  # named by the user: it stays, and what it points to is written
+    if folder.is_symlink() and folder.is_dir():  # the link stays, and its target is written to
         folder = folder.resolve()
     if (folder / "model_index.json").is_file():
         with replacing(folder, keep_others=True) as new:
@@ -80,7 +78,7 @@ def _save_parts(model, folder, dtype, max_shard_size):
 
 
 def load_autoencoder(folder, dtype=None, variant=None) -> AutoencoderKL:
-    """Reads what `save_autoencoder` or diffusers wrote."""
+    """Reads a folder that `save_autoencoder` or diffusers wrote; see `loading.load` for the arguments."""
     values, source = config_of(folder)
     config = config_files.AUTOENCODER.from_json(values, source)
     tensors = current_names(find(Path(folder), DIFFUSERS, variant))
@@ -88,7 +86,7 @@ def load_autoencoder(folder, dtype=None, variant=None) -> AutoencoderKL:
 
 
 def load_unet(folder, dtype=None, variant=None) -> UNet:
-    """Reads what `save_unet` or diffusers wrote."""
+    """Reads a folder that `save_unet` or diffusers wrote; see `loading.load` for the arguments."""
     values, source = config_of(folder)
     config = config_files.UNET.from_json(values, source)
     tensors = find(Path(folder), DIFFUSERS, variant)
@@ -96,7 +94,7 @@ def load_unet(folder, dtype=None, variant=None) -> UNet:
 
 
 def unread_original(file, dtype):
-    """The networks of a single file in CompVis' layout, their schedule and the tokenizer's padding token."""
+    """A single file in CompVis' layout: networks as `Unread`, schedule, the tokenizer's padding token."""
     found = original.read(file)
 
     def part(name, kind, config):

@@ -1,7 +1,7 @@
 """`sd_tf.load`: whole models, by name, folder, hub id or single file.
 
-Nothing here needs Keras, which is imported where networks are: a model that an engine can draw with
-as it was kept is ready in a fifth of the time.
+Keras is imported only when networks are read: a model that draws from a cached OpenVINO conversion is ready
+in a fifth of the time.
 """
 
 import contextlib
@@ -31,27 +31,29 @@ PARTS = ("vae", "unet", "text_encoder")
 def load(
     name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
 ) -> LatentDiffusion:
-    """Reads a whole model: Stable Diffusion 1.x, 2.x or one trained here.
+    """Reads a whole model: Stable Diffusion 1.x, 2.x or one trained with sd_tf.
 
-    Where Keras has not been imported yet and OpenVINO has drawn with the same files before, the networks
-    are read when something else than drawing first asks for them.
+    If Keras has not been imported yet and OpenVINO has converted the same files before, the networks are
+    read only when something other than drawing needs them.
 
     Args:
         name_or_folder: a bundled name such as "fashion-mnist"; a folder that `LatentDiffusion.save`,
             `sd_tf.train` or diffusers wrote; a hub id such as "organisation/model", downloaded to the
-            hub's cache (its environment variables hold, `HF_TOKEN` and `HF_HUB_OFFLINE` among them);
-            or a `.safetensors` file in the original layout of CompVis, as community sites share it.
-        dtype: a Keras precision policy for all networks, such as "mixed_bfloat16"; None for Keras' own.
+            hub's cache (its environment variables apply, such as `HF_TOKEN` and `HF_HUB_OFFLINE`);
+            or a `.safetensors` file in the original layout of CompVis, as shared on community sites.
+        dtype: a Keras precision policy for all networks, such as "mixed_bfloat16"; None for
+            Keras' global one.
         revision: branch, tag or commit of a hub id.
-        variant: of the files, such as "fp16"; parts that lack it are read from their plain files.
-        tokenizer: a folder or hub id whose tokenizer takes the place of the model's. A single file
-            brings none: its default is that of OpenAI's ViT-L/14, from the hub.
-        prediction_type: "epsilon" or "v_prediction", where the model does not say or says it wrongly.
-            A single file does not: its default is "epsilon" for 1.x and "v_prediction" for 2.x.
+        variant: variant of the files, such as "fp16"; parts without it are read from their default files.
+        tokenizer: a folder or hub id of a tokenizer to use instead of the model's. A single file has none:
+            its default is that of OpenAI's ViT-L/14, from the hub.
+        prediction_type: "epsilon" or "v_prediction", if the model's configuration lacks it or is wrong.
+            A single file lacks it: its default is "epsilon" for 1.x and "v_prediction" for 2.x.
 
     Raises:
-        InputError: no such model, one of another kind (SDXL, SD 3, Flux), a file is missing, damaged,
-            a pickle or a link out of the folder, or a tensor is missing, left over or of the wrong shape.
+        InputError: there is no such model, or it is of another kind (SDXL, SD 3, Flux); a file is missing,
+            damaged, a pickle or a link out of the folder; or a tensor is missing, unexpected or of the wrong
+            shape.
 
     Warns:
         UserWarning: tensors hold NaN or infinite values.
@@ -65,7 +67,7 @@ def load(
 
 
 def load_lazily(name_or_folder, dtype=None, prediction_type=None) -> LatentDiffusion:
-    """As `load`, with networks that are read when they are first asked for: under a strategy, or never."""
+    """As `load`, with networks that are read when they are first used, such as under a strategy's scope."""
     found = _find(name_or_folder, dtype, prediction_type=prediction_type)
     return found.model(found.parts)
 
@@ -76,12 +78,12 @@ class _Found:
 
     Attributes:
         source: its folder or file.
-        origin: the files of its networks as they are now.
+        origin: the files of its networks and their current state.
         parts: "autoencoder", "unet" and "text_encoder" -> `Unread`.
         schedule: a `ScheduleConfig`.
         tokenizer: a folder or hub id.
-        pad_token: in place of the tokenizer's, or None.
-        dtype: of the networks.
+        pad_token: padding token to use instead of the tokenizer's, or None.
+        dtype: precision policy of the networks.
     """
 
     source: Path
@@ -103,13 +105,13 @@ class _Found:
 
 
 def _find(name_or_folder, dtype, revision=None, variant=None, prediction_type=None) -> _Found:
-    """Checks all that can be wrong with a model but for its weights."""
+    """Finds a model and checks everything but its weights."""
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise unknown("prediction_type", prediction_type, PREDICTION_TYPES)
     path = Path(os.path.expanduser(str(name_or_folder)))
     if not os.path.lexists(path):
-        with contextlib.suppress(OSError, ValueError):  # then there is nothing to read, which is said below
-            recover(path, keep_others=True)  # a save was killed between its renames
+        with contextlib.suppress(OSError, ValueError):  # `resolve` reports it
+            recover(path, keep_others=True)  # from a save that was killed between its renames
     source = resolve(name_or_folder, revision, variant)
     origin = Origin(source, PARTS, variant)
     if source.is_file():
@@ -148,12 +150,12 @@ def _schedule(source, prediction_type):
         from sd_tf.latent.lora_files import FILE as LORA_FILE
 
         run = read_json(source / "run.json", root=source) if (source / "run.json").is_file() else {}
-        of_kohya = run.get("finetune") == "lora" and any(source.glob("*.safetensors"))
-        if (source / LORA_FILE).is_file() or of_kohya:
+        is_kohya_lora = run.get("finetune") == "lora" and any(source.glob("*.safetensors"))
+        if (source / LORA_FILE).is_file() or is_kohya_lora:
             raise InputError(
-                f"{source} holds a LoRA, no model: load its model, and then it by model.load_lora"
+                f"{source} holds a LoRA, not a model: load its base model, then call model.load_lora"
             )
-        way_out = "this run is not finished: start it again to resume" if run else "is it a model?"
+        way_out = "the run there is not finished: run it again to resume" if run else "is it a model?"
         raise InputError(f"{source} has no model_index.json: {way_out}")
     config_files.check_model_index(read_json(index, root=source), str(index))
     refuse_links_out(source / "scheduler")
@@ -162,7 +164,7 @@ def _schedule(source, prediction_type):
     if prediction_type is not None:
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     with naming(file):
-        check_schedule(NoiseSchedule(schedule))  # refuses what it cannot be before gigabytes are read
+        check_schedule(NoiseSchedule(schedule))  # before gigabytes are read
     return schedule
 
 
@@ -174,7 +176,7 @@ def _check_variant(source, variant):
 
 
 def unread(source: Path, name: str, dtype=None, variant=None) -> Unread:
-    """A network of a model's folder, of which its configuration is read so far.
+    """A network of a model's folder: its configuration is read now, its weights later.
 
     Args:
         source: the model's folder.
@@ -196,7 +198,8 @@ def unread(source: Path, name: str, dtype=None, variant=None) -> Unread:
 
     file = source / folder / "config.json"
     values = read_json(file, root=source)
-    return Unread(kind.from_json(values.get("text_config", values), str(file)), read)  # of a whole CLIP
+    values = values.get("text_config", values)  # of a whole CLIP
+    return Unread(kind.from_json(values, str(file)), read)
 
 
 def _check_memory(unread, source, variant=None):

@@ -1,4 +1,4 @@
-"""Text to picture: the text tower, the UNet, the autoencoder and the noise schedule as one model."""
+"""`LatentDiffusion`: text encoder, UNet, autoencoder and noise schedule as one text-to-image model."""
 
 import contextlib
 import functools
@@ -25,11 +25,16 @@ from sd_tf.latent.provenance import Provenance
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encode_prompts
 
-LARGEST_IMAGE = 512**2  # pixels of a given picture, for models that draw fewer than a quarter of that
+LARGEST_IMAGE = 512**2  # pixels of a given `image`, or four times the model's own if that is more
 
 
 class Unread(NamedTuple):
-    """A network that is read when it is first used: its configuration, and the function that reads it."""
+    """A network that is read when it is first used.
+
+    Attributes:
+        config: its configuration.
+        read: function without arguments that returns the network.
+    """
 
     config: Any
     read: Callable
@@ -40,7 +45,7 @@ class LatentDiffusion:
 
     Args:
         autoencoder: an `AutoencoderKL`.
-        unet: a `UNet` whose context is as wide as the text tower and whose latents are the autoencoder's.
+        unet: a `UNet` for the autoencoder's latents and the width of the text encoder's output.
         text_encoder: a `CLIPTextModel`, frozen.
         tokenizer: its `Tokenizer`.
         schedule: the `NoiseSchedule` that the UNet was, or will be, trained on.
@@ -48,9 +53,9 @@ class LatentDiffusion:
     Each network may be `Unread`: then it is read when it is first used.
 
     Attributes:
-        dtype: the Keras precision policy that networks are made with, None for Keras' own.
-        origin: the files that its weights are of, an `Origin`; None where they have changed since.
-        provenance: how it came to its weights, a `Provenance`, for the runs that train it.
+        dtype: the Keras precision policy of its networks; None for Keras' global one.
+        origin: the files that its weights were read from, an `Origin`; None if they have changed since.
+        provenance: a `Provenance`: how the model was made and trained, for later runs.
 
     Example:
         >>> model = sd_tf.load("fashion-mnist")
@@ -66,24 +71,24 @@ class LatentDiffusion:
     def __init__(self, autoencoder, unet, text_encoder, tokenizer, schedule):
         if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
             raise InputError(
-                f"the UNet's context is {unet.config.cross_attention_dim} wide, the text tower's states "
-                f"{text_encoder.config.hidden_size}: take the tower that the UNet was trained with"
+                f"the UNet's context is {unet.config.cross_attention_dim} wide, the text encoder's output "
+                f"{text_encoder.config.hidden_size}: use the text encoder that the UNet was trained with"
             )
         if unet.config.in_channels != autoencoder.config.latent_channels:
             raise InputError(
                 f"the UNet takes latents of {unet.config.in_channels} channels, the autoencoder's have "
-                f"{autoencoder.config.latent_channels}: take the autoencoder that the UNet was trained with"
+                f"{autoencoder.config.latent_channels}: use the autoencoder that the UNet was trained with"
             )
         if unet.config.out_channels != unet.config.in_channels:
             raise InputError(
-                f"the UNet gives {unet.config.out_channels} channels for latents of "
-                f"{unet.config.in_channels}: only those that give as many are supported"
+                f"the UNet's output has {unet.config.out_channels} channels, its latents have "
+                f"{unet.config.in_channels}: only equal numbers are supported"
             )
         channels = autoencoder.config.in_channels, autoencoder.config.out_channels
         if channels != (3, 3):
             raise InputError(
-                f"the autoencoder reads and draws pictures of {channels[0]} and {channels[1]} channels: only "
-                "those of 3, red, green and blue, are supported"
+                f"the autoencoder's input and output have {channels[0]} and {channels[1]} channels: only "
+                "RGB, 3 and 3, is supported"
             )
         if schedule.config.clip_sample:
             raise InputError(
@@ -108,7 +113,7 @@ class LatentDiffusion:
         return self._parts[name]
 
     def put(self, **networks):
-        """Puts networks, or `Unread` ones, in the place of those of these names."""
+        """Replaces networks by others of the same names, which may be `Unread`."""
         if all(self._parts[name] is network for name, network in networks.items()):
             return
         self._parts |= networks
@@ -117,17 +122,17 @@ class LatentDiffusion:
             self.__dict__.pop(name, None)
 
     def read_networks(self):
-        """Reads those that are still `Unread`: their files may go afterwards."""
+        """Reads networks that are still `Unread`; their files may then be deleted."""
         for name in self._parts:
             self._network(name)
 
     def config_of(self, name):
-        """The configuration of "autoencoder", "unet" or "text_encoder", whether it is read or not."""
+        """The configuration of "autoencoder", "unet" or "text_encoder", without reading the network."""
         return self._parts[name].config
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the pictures that it draws unless it is asked for others."""
+        """(height, width) of the pictures that it draws by default, in pixels."""
         factor = self._parts["autoencoder"].config.downsampling
         return tuple(factor * side for side in self._unet_config.latent_size)
 
@@ -146,7 +151,7 @@ class LatentDiffusion:
         return "adaptations" in self.__dict__ and bool(self.adaptations.weights)
 
     def weights_sha256(self) -> str:
-        """A hash of all weights without LoRAs; of the files they were read from, if these are unchanged."""
+        """A hash of all weights without LoRAs: of their files if unchanged, otherwise of their values."""
         from sd_tf.checkpoints.sources import weights_sha256
         from sd_tf.hashing import fingerprint, weights_fingerprint
 
@@ -157,7 +162,7 @@ class LatentDiffusion:
             return fingerprint(*(weights_fingerprint(self._network(name)) for name in sorted(self._parts)))
 
     def read_from(self, folder):
-        """Takes over the networks and the tokenizer of a model's folder of the same configuration."""
+        """Replaces networks and tokenizer by those of a folder with a model of the same configuration."""
         from sd_tf.checkpoints.tokenizers import load_tokenizer
         from sd_tf.generation.conversions import Origin
         from sd_tf.latent.loading import PARTS, unread
@@ -167,7 +172,7 @@ class LatentDiffusion:
         self.tokenizer, self.origin = load_tokenizer(folder, length), Origin(folder, PARTS)
 
     def _functions(self):
-        """What the engines run: see `Engines`."""
+        """The `functions` of `Engines`."""
         unet, autoencoder, text_encoder = self.unet, self.autoencoder, self.text_encoder
         latents = ((None, *self.latent_shape), "float32")
         context = ((None, None, self._unet_config.cross_attention_dim), "float32")
@@ -184,16 +189,16 @@ class LatentDiffusion:
 
     @property
     def latent_shape(self):
-        """Of the latents of one of the model's own pictures: (h, w, channels)."""
+        """Shape (h, w, channels) of the latents of a picture of the default size."""
         return (*self._unet_config.latent_size, self._unet_config.in_channels)
 
     @property
     def text_config(self):
-        """The `CLIPTextConfig` of the text tower."""
+        """The `CLIPTextConfig` of the text encoder."""
         return self._parts["text_encoder"].config
 
     def encode_prompts(self, prompts):
-        """Prompts (n strings), without weights, to context, float32 (n, tokens, width)."""
+        """Encodes n prompts, as plain text without weights, to context, float32 (n, tokens, width)."""
         ids = self.tokenizer(prompts)
         return np.asarray(self.engines["tensorflow"].encode(ids), "float32")
 
@@ -201,8 +206,8 @@ class LatentDiffusion:
         """The training loss of each example, float32 (batch,).
 
         Args:
-            latents: clean ones, scaled, float (batch, h, w, channels).
-            context: the captions' states, float (batch, tokens, width).
+            latents: clean latents, scaled, float (batch, h, w, channels).
+            context: text encoder's output for the captions, float (batch, tokens, width).
             timesteps, noise, min_snr_gamma: see `sd_tf.diffusion.losses.diffusion_loss`.
         """
         condition, network = Condition(context), by_context(self.unet)
@@ -233,42 +238,43 @@ class LatentDiffusion:
         callback=None,
         progress=True,
     ):
-        """Draws pictures from text, or changes a given picture.
+        """Generates pictures from text; with `image`, image-to-image; with `mask` too, inpainting.
 
-        Picture j of a prompt depends on the prompt, the settings and `seed + j` alone. It is the same (up to
-        rounding, at most 1 of 255) drawn alone with that seed, beside other prompts or in another batch size.
+        Picture j of a prompt depends only on the prompt, the settings and `seed + j`. It is the same (up to
+        rounding, at most 1 of 255) whatever the other prompts and the batch size.
 
         Args:
-            prompt: a string or a list of strings. "(red:1.3)" gives words more weight. A prompt longer than
-                the text tower is read in parts (`sd_tf.text.prompts`).
+            prompt: a string or a list of strings. "(red:1.3)" gives words more weight. A prompt with more
+                tokens than the text encoder takes is encoded in parts (`sd_tf.text.prompts`).
             num_images: pictures for each prompt.
             steps: sampling steps, 1 to the schedule's number of timesteps.
-            guidance_scale: 1 follows the prompt plainly, more exaggerates it, 0 ignores it.
+            guidance_scale: of classifier-free guidance, 0 to 1000: 1 is no guidance, more follows the prompt
+                more closely, 0 ignores it.
             guidance_interval: (start, stop), the part of the steps that is guided, as shares of all steps,
                 including those that `strength` leaves out. (0.2, 0.8) leaves the first and the last fifth
                 unguided, which keeps more variety at a high scale and is faster (Kynkaanniemi et al. 2024).
             guidance_rescale: 0 to 1, how far to undo the contrast that a high scale adds (Lin et al. 2023).
-            seed: of the first picture of each prompt; 0 to 2**32 - 1.
+            seed: random seed of the first picture of each prompt; 0 to 2**32 - 1.
             negative_prompt: what to avoid: a string for all prompts, or a list with one for each.
             sampler: a name of `sd_tf.diffusion.samplers.SAMPLERS`: "ddim", "ddpm", "pndm", "euler",
                 "euler_ancestral", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde" or "unipc".
-            timestep_spacing: "leading", "trailing" or "linspace", in place of the model's own.
-            karras: spaces the steps as Karras et al. 2022, which "ddim", "ddpm" and "pndm" cannot.
-            eta: 0 to 1, the fresh noise in each step of DDIM, as a share of DDPM's.
-            batch_size: the most pictures, and rows of text, that are computed at once; it bounds memory.
-            latents: the noise to start from, in place of the seeds': standard normal, float (prompts x
+            timestep_spacing: "leading", "trailing" or "linspace"; None for the model's.
+            karras: uses the noise levels of Karras et al. 2022; not with "ddim", "ddpm" and "pndm".
+            eta: 0 to 1, the noise added in each step of DDIM, as a share of DDPM's.
+            batch_size: the most pictures, and prompts, that are computed at once; it bounds memory.
+            latents: initial noise to use instead of the seeds': standard normal, float (prompts x
                 num_images, h, w, latent channels). It sets the size of the pictures.
-            image: a picture to start from (SDEdit, Meng et al. 2022), uint8 (height, width, 3), or one for
+            image: picture for image-to-image (SDEdit, Meng et al. 2022), uint8 (height, width, 3), or one for
                 each prompt. It sets the size of the pictures.
-            strength: 0 to 1, how much of `image` may change: the share of the steps that are taken. With 1
-                and a mask, nothing of what was below the mask remains.
-            mask: where `image` may change, (height, width), or one for each prompt: bool, uint8 of 0 and 255
-                or float of 0 and 1. Pixels outside stay exactly as they are.
-            clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, whose gradient is followed as well.
-            initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, which chooses the noise to start from.
+            strength: 0 to 1, how much `image` may change: the share of the steps that is run. With 1 and a
+                mask, nothing of the masked content remains.
+            mask: for inpainting, where `image` may change: (height, width), or one for each prompt; bool,
+                uint8 of 0 and 255 or float of 0 and 1. Pixels outside stay exactly as they are.
+            clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, to add CLIP guidance.
+            initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, to optimise the initial noise.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
-                model; or "auto", OpenVINO where it is installed and the model fits it. Pictures of the
-                two differ by at most 2 of 255.
+                model; or "auto", OpenVINO if it is installed and can run the model. Their pictures differ by
+                at most 2 of 255.
             callback: `callback(step, latents, prediction)` after each step of each batch.
             progress: shows a progress bar, if standard error is a terminal.
 
@@ -279,8 +285,8 @@ class LatentDiffusion:
             InputError: an argument is of the wrong type or out of range.
 
         Warns:
-            UserWarning: a prompt is longer than eight times the text tower, has weights that are read as
-                text, or no Latin letter; `strength` is less than a step.
+            UserWarning: a prompt is longer than eight times what the text encoder takes, has invalid weights,
+                which are read as text, or no Latin letter; `strength` is less than one step.
         """
         request = Request(prompt, negative_prompt, num_images, seed, batch_size)
         settings = Settings(
@@ -320,17 +326,18 @@ class LatentDiffusion:
         batch_size=64,
         **settings,
     ):
-        """Draws pictures between prompts, between seeds, or both.
+        """Generates pictures that interpolate between prompts, between seeds, or both.
 
-        Between two prompts, contexts are interpolated linearly; between two seeds, noise spherically.
+        The text encoder's outputs are interpolated linearly, initial noise spherically (slerp).
 
         Args:
             prompts: a string or a list of strings.
-            frames: pictures. The first and the last are those of the first and the last prompt and seed.
-            seeds: a number or a list of numbers. Of prompts and seeds give equally many, or one of either.
-            negative_prompt: a string, for all.
+            frames: number of pictures. The first and the last are those of the first and the last prompt and
+                seed.
+            seeds: a number or a list of numbers: as many as prompts, or a single one of either.
+            negative_prompt: a string for all frames.
             engine, progress, batch_size: as in `generate`.
-            settings: others of `generate` that `sd_tf.generation.settings.Settings` lists.
+            settings: other arguments of `generate`, see `sd_tf.generation.settings.Settings`.
 
         Returns:
             uint8 (frames, height, width, 3).
@@ -342,10 +349,10 @@ class LatentDiffusion:
         return draw_interpolation(self, interpolation, Settings(**settings), engine, progress)
 
     def encode_images(self, images, batch_size=64):
-        """Encodes uint8 pictures (n, height, width, 3) to means of their latents, float32 (n, h, w, c).
+        """Encodes pictures to the means of their scaled latents, float32 (n, h, w, c).
 
         Args:
-            images: the pictures.
+            images: uint8 (n, height, width, 3).
             batch_size: the most pictures at once; it bounds memory.
         """
         starts = range(0, len(images), batch_size)
@@ -353,10 +360,10 @@ class LatentDiffusion:
         return np.concatenate([np.asarray(self._encode_images(each)[0]) for each in some])
 
     def decode_latents(self, latents, engine="auto", batch_size=64):
-        """Decodes clean latents, float32 (n, h, w, c), to uint8 pictures (n, height, width, 3).
+        """Decodes latents to pictures, uint8 (n, height, width, 3).
 
         Args:
-            latents: the latents.
+            latents: clean latents, scaled, float32 (n, h, w, c).
             engine: as in `generate`.
             batch_size: the most pictures at once; it bounds memory.
         """
@@ -368,15 +375,15 @@ class LatentDiffusion:
         return compiled(self.autoencoder.encode)
 
     def invert(self, image, prompt="", steps=50, batch_size=64, engine="auto"):
-        """The noise from which DDIM draws a picture again (Dhariwal & Nichol 2021): `latents` of `generate`.
+        """DDIM inversion (Dhariwal & Nichol 2021): the initial noise from which DDIM reproduces a picture.
 
-        `generate(prompt, latents=..., steps=steps, guidance_scale=1)` draws about the same picture again.
-        Another prompt changes it.
+        `generate(prompt, latents=..., steps=steps, guidance_scale=1)` draws about the same picture again;
+        another prompt edits it.
 
         Args:
-            image: uint8 (height, width, 3), or several, (n, height, width, 3).
-            prompt: a string, what they show.
-            steps: of DDIM.
+            image: uint8 (height, width, 3) or (n, height, width, 3).
+            prompt: a string that describes them.
+            steps: number of DDIM steps.
             batch_size: the most pictures at once; it bounds memory.
             engine: as in `generate`.
 
@@ -391,7 +398,7 @@ class LatentDiffusion:
         check_text("prompt", prompt)
         check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
         levels = Settings(steps).levels(self.schedule)
-        if self.schedule.config.prediction_type == "sample":  # noise is unknown where there is none
+        if self.schedule.config.prediction_type == "sample":  # the first level has no noise to predict
             levels[-1] = self.schedule.level(0)
         latents = self.encode_images(images, batch_size)
         networks = self.engine_for(engine, latents.shape[1:])
@@ -399,39 +406,43 @@ class LatentDiffusion:
         found = []
         for first in range(0, len(latents), batch_size):
             some = latents[first : first + batch_size]
-            told = condition.repeat(len(some))
-            denoise = denoiser(by_context(networks.denoise), self.schedule, told)
+            conditions = condition.repeat(len(some))
+            denoise = denoiser(by_context(networks.denoise), self.schedule, conditions)
             found.append(np.asarray(ddim_inversion(denoise, some, levels)))
         return np.concatenate(found)
 
     @property
     def most_pixels(self):
-        """The most pixels of a given picture: the memory of attention grows with their square."""
+        """The most pixels that `image` may have: attention's memory grows with their square."""
         height, width, _ = self.latent_shape
         return max(LARGEST_IMAGE, 4 * height * width * self._parts["autoencoder"].config.downsampling ** 2)
 
     @property
     def sides_multiple(self):
-        """The number of which both sides of a picture must be multiples."""
+        """Height and width of pictures must be multiples of this number of pixels."""
         levels = len(self._unet_config.block_out_channels) - 1
         return self._parts["autoencoder"].config.downsampling * 2**levels
 
     def engine_for(self, engine, shape):
-        """An `Engine` by its name, for latents of a shape (h, w, channels)."""
+        """An `Engine` by its name, for latents of a shape (h, w, channels).
+
+        Raises:
+            InputError: there is no such engine, or it cannot run the model at this size.
+        """
         if shape != self.latent_shape:  # OpenVINO's conversion is for one size
             if engine == "openvino":
                 raise InputError(
                     f"engine 'openvino' draws {self.latent_shape[:2]} latents only, these are {shape[:2]}: "
-                    "take 'tensorflow'"
+                    "use 'tensorflow'"
                 )
             engine = "tensorflow" if engine == "auto" else engine
         return self.engines[engine]
 
     def warmup(self, num_images=1, guidance_scale=3.0, batch_size=64, engine="auto"):
-        """Compiles all that `generate` needs for this number of pictures, so that its first call is fast.
+        """Compiles what `generate` needs for this number of pictures, so that its first call is fast.
 
-        Networks are compiled once for each engine and, with OpenVINO, for each number of pictures. What
-        OpenVINO converts is kept in the user's cache for other processes.
+        Networks are compiled once for each engine and, with OpenVINO, for each number of pictures.
+        OpenVINO's conversion is kept in the user's cache for other processes.
         """
         self.generate(
             "warm",
@@ -445,25 +456,25 @@ class LatentDiffusion:
 
     @functools.cached_property
     def adaptations(self) -> Adaptations:
-        """The LoRAs that are loaded: their weights can be set, and they can be removed or fused."""
+        """The loaded LoRAs, to set their weights, remove or fuse them."""
         return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder})
 
     def load_lora(self, file, weight=1.0, name=None):
-        """Adds a LoRA (Hu et al. 2021) for the UNet and, if the file has one, the text tower.
+        """Adds a LoRA (Hu et al. 2021) to the UNet and, if the file has weights for it, the text encoder.
 
         `model.adaptations.weigh({name: 0.5})` changes its weight; weight 0 restores the original exactly.
         Several LoRAs add up.
 
         Args:
-            file: a safetensors file of diffusers' or kohya's layout, or a folder with diffusers'
-                `pytorch_lora_weights.safetensors` or one of another name.
-            weight: multiplies its change; 1 applies it as it was trained.
-            name: to call it by; None for the file's name without its suffix, or for the folder's name if it
-                is a folder or diffusers' `pytorch_lora_weights.safetensors`.
+            file: a safetensors file in diffusers' or kohya's layout, or a folder with diffusers'
+                `pytorch_lora_weights.safetensors` or a single file of another name.
+            weight: -100 to 100; 1 applies the LoRA as it was trained.
+            name: its name in `adaptations`; None for the file's name without its suffix, or the folder's name
+                if it is a folder or diffusers' `pytorch_lora_weights.safetensors`.
 
         Raises:
-            InputError: the file is damaged, no LoRA, or one for another architecture, or the name is taken.
-                The model is not changed then.
+            InputError: the file is damaged, not a LoRA or one for another architecture, or the name is
+                taken. The model is not changed then.
         """
         from sd_tf.latent.lora_files import name_of, read_lora
 
@@ -471,66 +482,69 @@ class LatentDiffusion:
         self.adaptations.add(name_of(file) if name is None else name, changes, weight, file)
 
     def load_textual_inversion(self, file, token=None):
-        """Adds a word that was learned by textual inversion (Gal et al. 2023) to the text tower.
+        """Adds a word that was learned by textual inversion (Gal et al. 2023) to the text encoder.
 
         Args:
             file: a safetensors file with one vector, as diffusers and web interfaces write it, or a folder
                 with diffusers' `learned_embeds.safetensors`.
-            token: the word to use in prompts, in place of the file's own.
+            token: the word to use in prompts; None for the file's.
 
         Raises:
-            InputError: the file is damaged or of another width, the word is known already, or a LoRA is
-                loaded. The model is not changed then.
+            InputError: the file is damaged or its embedding has another width, the word is known already,
+                or a LoRA is loaded. The model is not changed then.
         """
         from sd_tf.latent.word_files import read_word
 
         self.add_word(*read_word(file, token))
 
     def add_word(self, word, embedding):
-        """Teaches the text tower a word.
+        """Adds a word to the tokenizer and its embedding to the text encoder.
 
         Args:
-            word: in prompts.
-            embedding: float (width,), of its token.
+            word: the word to use in prompts.
+            embedding: float (width,).
+
+        Raises:
+            InputError: the word is known already, the embedding has another width, or a LoRA is loaded.
         """
         if self.has_adaptations:
             raise InputError(
-                "the model has LoRAs, which are made for its text tower as it is: load words before them"
+                "the model has LoRAs, which belong to its present text encoder: load words before LoRAs"
             )
         text_encoder, self.tokenizer = with_word(self.text_encoder, self.tokenizer, word, embedding)
         self.put(text_encoder=text_encoder)
 
     @classmethod
     def from_preset(cls, name, data, dtype=None, seed=0, **options):
-        """A model with random weights, to be trained by `fit`.
+        """A new model with random weights, to be trained by `fit`.
 
         Args:
-            name: of the preset, a key of `sd_tf.latent.presets.PRESETS` such as "fashion-mnist" or
+            name: name of the preset, a key of `sd_tf.latent.presets.PRESETS` such as "fashion-mnist" or
                 "pictures".
-            data: of `sd_tf.open_data`, or what that opens. Its captions make the vocabulary where the preset
-                has no pretrained text encoder.
-            dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' own.
-            seed: of the weights.
+            data: a data set of `sd_tf.open_data`, or anything that it opens. If the preset has no pretrained
+                text encoder, its captions make the vocabulary.
+            dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' global one.
+            seed: random seed of the weights.
             options: fields of `sd_tf.latent.options.LatentOptions`, such as `image_size` and
                 `prediction_type`.
 
         Raises:
-            InputError: there is no such preset or option, or they do not go together.
+            InputError: there is no such preset or option, or options contradict each other.
         """
         from sd_tf.latent.new_model import new_model
 
         return new_model(LatentOptions.of(preset=name, **options), data, dtype, seed)
 
     def fit(self, data, tune=None, options=None, **settings):
-        """Trains every stage that is left, or trains a finished model further.
+        """Trains a new model, or fine-tunes a trained one.
 
             model = sd_tf.LatentDiffusion.from_preset("fashion-mnist", data)
             history = model.fit(data, minutes=20, folder="runs/mine")
             model.fit(stripes, minutes=5, tune=sd_tf.LoRA(rank=8), learning_rate=3e-3)
 
         Args:
-            data: of `sd_tf.open_data`, or what that opens.
-            tune: what of a finished model learns: `sd_tf.LoRA(...)`, `sd_tf.CrossAttention()`,
+            data: a data set of `sd_tf.open_data`, or anything that it opens.
+            tune: how to fine-tune a trained model: `sd_tf.LoRA(...)`, `sd_tf.CrossAttention()`,
                 `sd_tf.TextualInversion(...)`; None for the whole UNet.
             options: a dictionary of further options, or instances of `RunOptions`, `OptimizerOptions` and
                 `LatentOptions`.
@@ -541,9 +555,9 @@ class LatentDiffusion:
             A `History`: `.history`, `.epoch`, `.plot("loss")`.
 
         Raises:
-            InputError: an argument is of the wrong type, does not go with the others or with what the folder
-                holds. Nothing is written then.
-            KeyboardInterrupt: Ctrl-C, or a notebook's stop button. In a folder, what was learned is saved,
+            InputError: an argument has the wrong type, or contradicts another or the run in the folder.
+                Nothing is written then.
+            KeyboardInterrupt: Ctrl-C, or a notebook's stop button. With a `folder`, a checkpoint is saved,
                 and the same call resumes.
         """
         from sd_tf.latent.recipe import recipe_for
@@ -552,7 +566,7 @@ class LatentDiffusion:
         return fit(self, recipe_for(tune), data, options=options, **settings)
 
     def summary(self):
-        """Prints what the model is made of: its networks with their numbers of weights, and their sizes."""
+        """Prints the networks with their numbers of weights and sizes, and the noise schedule."""
         from sd_tf.latent.summary import summary_of
 
         print(summary_of(self))
@@ -560,12 +574,15 @@ class LatentDiffusion:
     def save(self, folder, dtype="float32", max_shard_size="10GB"):
         """Writes a folder that `sd_tf.load` and diffusers' `StableDiffusionPipeline` open.
 
-        LoRAs are written as part of the kernels, with their present weights.
+        LoRAs are merged into the kernels, with their current weights.
 
         Args:
-            folder: created if it does not exist. A model in it stays whole until the new one is complete.
-            dtype: of the tensors in the files, "float32", "float16" or "bfloat16".
-            max_shard_size: the most bytes of one file, a whole number or a text such as "5GB".
+            folder: made if it is missing. A model in it stays intact until the new one is complete.
+            dtype: dtype of the tensors in the files, "float32", "float16" or "bfloat16".
+            max_shard_size: the most bytes of one file, a whole number or a string such as "5GB".
+
+        Raises:
+            InputError: the folder cannot be written, or the dtype or the size is invalid.
         """
         from sd_tf.latent.folder import save  # which imports this module
 

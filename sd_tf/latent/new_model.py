@@ -1,4 +1,4 @@
-"""Models before they are trained: a preset, a data set's words, and networks with random weights."""
+"""New models: a preset, a vocabulary, and networks with random weights."""
 
 import dataclasses
 from typing import Any
@@ -20,17 +20,17 @@ from sd_tf.text.tokenizer import Tokenizer
 
 
 def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusion:
-    """A model with random weights; its networks are made when they are first asked for.
+    """A model with random weights; its networks are made when they are first used.
 
     Args:
-        options: its preset, image size, text encoder and noise schedule.
-        data: of `sd_tf.open_data`, whose captions a tokenizer learns where there is no pretrained text
-            encoder.
-        dtype: a Keras precision policy; None for Keras' own.
-        seed: of the weights and, where captions are drawn at random, of these.
+        options: preset, image size, text encoder and noise schedule.
+        data: a data set of `sd_tf.open_data`; without a pretrained text encoder, a tokenizer is trained on
+            its captions.
+        dtype: a Keras precision policy; None for Keras' global one.
+        seed: seed of the weights and of captions that are random.
 
     Raises:
-        InputError: there is no such preset or text encoder, or they do not go together.
+        InputError: there is no such preset or text encoder, or the options do not fit together.
     """
     data = open_data(data)
     name = options.preset or preset_of(data.name)
@@ -62,7 +62,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
 
 
 def random_network(kind: type, config: Any, dtype, seed: int) -> Unread:
-    """A network to be made when it is first asked for."""
+    """A network with random weights, to be made when it is first used."""
 
     def make():
         with seeded(seed):
@@ -74,7 +74,7 @@ def random_network(kind: type, config: Any, dtype, seed: int) -> Unread:
 
 
 def sketched(model: LatentDiffusion) -> LatentDiffusion:
-    """A model of the same configurations with random networks, made where they are first asked for."""
+    """A model with the same configurations and random weights; its networks are made when first used."""
     kinds = {"autoencoder": AutoencoderKL, "unet": UNet, "text_encoder": CLIPTextModel}
     parts = {
         name: random_network(kind, model.config_of(name), model.dtype, seed=0) for name, kind in kinds.items()
@@ -83,7 +83,7 @@ def sketched(model: LatentDiffusion) -> LatentDiffusion:
 
 
 def _learned_tokenizer(preset, data, seed):
-    """A vocabulary of the data's captions, and the text tower's configuration for it."""
+    """A tokenizer trained on the data's captions, and the text encoder's configuration for it."""
     corpus = data.at(preset.autoencoder.sample_size, None, seed).corpus()
     tokenizer = Tokenizer.learn(corpus, preset.vocab_size, preset.text.max_position_embeddings)
     names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -91,20 +91,20 @@ def _learned_tokenizer(preset, data, seed):
 
 
 def _schedule(schedule, options):
-    """The preset's noise schedule, with what the options say in its place."""
+    """The preset's noise schedule, overridden by the options."""
     given = {
         name: getattr(options, name)
         for name in ("prediction_type", "beta_schedule")
         if getattr(options, name) is not None
     }
     if options.zero_terminal_snr:
-        # Trailing spacing begins drawing at the timestep without signal (Lin et al. 2023, section 3.3).
+        # Trailing spacing starts sampling at the timestep without signal (Lin et al. 2023, section 3.3).
         given |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return dataclasses.replace(schedule, **given)
 
 
 def _resized(preset, image_size):
-    """The preset for pictures of another size: latents grow with them."""
+    """The preset for another image size: latents grow with it."""
     before = preset.autoencoder.sample_size
     if image_size in (None, before):
         return preset

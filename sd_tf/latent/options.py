@@ -9,24 +9,24 @@ STAGES = ("clip", "autoencoder", "diffusion")
 FINETUNINGS = ("unet", "cross_attention", "lora", "textual_inversion")
 LORA_LAYOUTS = ("diffusers", "kohya")
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
-MODEL, LOSS, FINE_TUNING = "a new model", "loss of the denoiser", "fine-tuning of a model"
+MODEL, LOSS, FINE_TUNING = "new model", "diffusion loss", "fine-tuning"
 
 
 @dataclass(frozen=True)
 class LatentOptions(Options):
-    """Of a `LatentDiffusion` and of its training.
+    """Options of a `LatentDiffusion` and its training.
 
     Raises:
-        InputError: options that do not go together.
+        InputError: options contradict each other.
     """
 
-    preset: str | None = option(None, "sizes and budgets, by name", group=MODEL)
+    preset: str | None = option(None, "named set of network sizes and training settings", group=MODEL)
     image_size: int | None = option(
-        None, "pixels along a side of what is drawn", at_least=8, group=MODEL, identifies=False
+        None, "resolution: pixels along a side", at_least=8, group=MODEL, identifies=False
     )
     text_encoder: str | None = option(
         None,
-        "frozen CLIP: a bundled name, a folder or a hub id; 'none' trains one",
+        "frozen CLIP text encoder: a bundled name, a folder or a hub id; 'none' trains a new one",
         group=MODEL,
     )
     prediction_type: str | None = option(
@@ -39,37 +39,39 @@ class LatentOptions(Options):
         group=MODEL,
     )
     zero_terminal_snr: bool = option(
-        False, "a noise schedule whose last timestep has no signal left", group=MODEL
+        False,
+        "rescale the noise schedule so that its last timestep has no signal (Lin et al. 2023)",
+        group=MODEL,
     )
     perceptual_weight: float | None = option(
         None,
-        "weight of the perceptual loss of the autoencoder; 0 for none",
+        "weight of the autoencoder's perceptual loss; 0 for none",
         at_least=0,
         group=MODEL,
     )
     stage: str | None = option(
-        None, "train this stage alone (default: all that are left)", choices=STAGES, identifies=False
+        None, "train only this stage (default: all that are not finished)", choices=STAGES, identifies=False
     )
     caption_dropout: float = option(
         0.1,
-        "share of captions replaced by the empty one, for classifier-free guidance",
+        "share of captions replaced by the empty caption, for classifier-free guidance",
         at_least=0,
         below=1,
         group=LOSS,
     )
     min_snr_gamma: float | None = option(
         None,
-        "largest weight of a signal-to-noise ratio, 5 in the paper (default: no weights)",
+        "min-SNR loss weighting: largest SNR, 5 in the paper (default: no weighting)",
         above=0,
         example="5",
         group=LOSS,
     )
     timestep_sampling: str | None = option(
-        None, "which timesteps are learned most often", choices=TIMESTEP_SAMPLINGS, group=LOSS
+        None, "distribution of training timesteps", choices=TIMESTEP_SAMPLINGS, group=LOSS
     )
     logit_mean: float | None = option(
         None,
-        "of --timestep-sampling logit_normal, below 0 for less noise",
+        "mean of --timestep-sampling logit_normal; below 0 for less noise",
         at_least=-5,
         at_most=5,
         example="-0.5",
@@ -77,7 +79,7 @@ class LatentOptions(Options):
     )
     offset_noise: float = option(
         0.0,
-        "deviation of noise that is the same all over a channel; 0.1 is usual",
+        "standard deviation of noise that is constant over each channel; 0.1 is usual",
         at_least=0,
         group=LOSS,
     )
@@ -89,30 +91,30 @@ class LatentOptions(Options):
     )
     finetune: str | None = option(
         None,
-        "which weights learn (default: unet, all of it)",
+        "which weights to train (default: unet, all of it)",
         choices=FINETUNINGS,
         name="tune",
         group=FINE_TUNING,
     )
     lora_rank: int | None = option(
-        None, "rank (default: 8)", at_least=1, needs=("finetune", "lora"), group=FINE_TUNING
+        None, "rank of the LoRA (default: 8)", at_least=1, needs=("finetune", "lora"), group=FINE_TUNING
     )
     lora_alpha: float | None = option(
         None,
-        "changes are multiplied by alpha / rank (default: the rank)",
+        "the LoRA is scaled by alpha / rank (default: the rank)",
         at_least=1e-12,
         needs=("finetune", "lora"),
         group=FINE_TUNING,
     )
     lora_targets: str | None = option(
         None,
-        "layers, by the last part of their names (default: to_q,to_k,to_v,to_out)",
+        "layers to adapt, by the last part of their names (default: to_q,to_k,to_v,to_out)",
         needs=("finetune", "lora"),
         group=FINE_TUNING,
     )
     lora_layout: str | None = option(
         None,
-        "of the file that is written; kohya's has the run folder's name (default: diffusers)",
+        "file format of the LoRA; kohya's file has the run folder's name (default: diffusers)",
         choices=LORA_LAYOUTS,
         identifies=False,
         needs=("finetune", "lora"),
@@ -120,7 +122,7 @@ class LatentOptions(Options):
     )
     new_word: str | None = option(
         None,
-        "word that captions have for what is learned, such as <mine>",
+        "placeholder word for the new concept in captions, such as <mine>",
         needs=("finetune", "textual_inversion"),
         group=FINE_TUNING,
     )
@@ -132,19 +134,19 @@ class LatentOptions(Options):
     )
     prior_prompt: str | None = option(
         None,
-        "keep what the model draws for it: 'a toy' beside --caption 'a xyz toy' (DreamBooth)",
+        "prior preservation (DreamBooth): the class prompt, such as 'a toy' for --caption 'a xyz toy'",
         group=FINE_TUNING,
     )
     prior_pictures: int | None = option(
         None,
-        "how many are drawn for it before training (default: 100)",
+        "pictures drawn for --prior-prompt before training (default: 100)",
         at_least=2,
         needs=("prior_prompt", None),
         group=FINE_TUNING,
     )
     prior_share: float | None = option(
         None,
-        "share of examples that are such pictures (default: 0.5)",
+        "share of training examples that are such pictures (default: 0.5)",
         above=0,
         below=1,
         needs=("prior_prompt", None),
@@ -157,45 +159,44 @@ class LatentOptions(Options):
             prediction = self.said("prediction_type")
             raise InputError(
                 f"{self.said('zero_terminal_snr')} leaves no signal at the last timestep, where {prediction} "
-                f"epsilon says nothing of the picture: take {prediction} v_prediction"
+                f"epsilon cannot recover the picture: use {prediction} v_prediction"
             )
-        word = self.finetune == "textual_inversion"
+        learns_word = self.finetune == "textual_inversion"
         for name in ("new_word", "like_word"):
-            if word and getattr(self, name) is None:
+            if learns_word and getattr(self, name) is None:
                 raise InputError(f"{self.said('finetune')} textual_inversion needs {self.said(name)}: add it")
         if self.prior_prompt is not None and not self.prior_prompt.strip():
             raise InputError(f"{self.said('prior_prompt')} is empty: say what the pictures show")
 
     def check_of_a_new_model(self):
-        """Raises `InputError` for what is of a model that there is already."""
+        """Raises `InputError` for options that need a trained model."""
         for name in ("prior_prompt", "finetune"):
             if getattr(self, name) is not None:
                 raise InputError(
                     f"{self.named_value(name)}, which needs {self.said('init_from')}: name the model to "
-                    "begin with"
+                    "fine-tune"
                 )
 
     def check_of_a_trained_model(self):
-        """Raises `InputError` for what is of a new model."""
+        """Raises `InputError` for options of a new model."""
         for name in ("text_encoder", "beta_schedule", "zero_terminal_snr", "perceptual_weight"):
             if getattr(self, name) not in (None, False):
                 raise InputError(
-                    f"{self.said(name)} is of a new model: leave it out, a trained one brings its own"
+                    f"{self.said(name)} is only for a new model: leave it out, a trained one brings its own"
                 )
         if self.stage not in (None, "diffusion"):
-            raise InputError(f"{self.named_value('stage')}, which is of a new model: leave it out")
+            raise InputError(f"{self.named_value('stage')}, which is only for a new model: leave it out")
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Fine-tuning by low-rank changes of some layers (Hu et al. 2021): `model.fit(data,
-    tune=sd_tf.LoRA(rank=8))`.
+    """Low-rank adaptation of some layers (Hu et al. 2021): `model.fit(data, tune=sd_tf.LoRA(rank=8))`.
 
     Args:
-        rank: of the changes.
-        alpha: they are multiplied by alpha / rank; None for the rank.
-        targets: last parts of layers' names, as diffusers has them.
-        layout: of the file in the run's folder, "diffusers" or "kohya".
+        rank: rank of the update matrices.
+        alpha: the update is scaled by alpha / rank; None for the rank.
+        targets: layers to adapt, by the last part of their names in diffusers.
+        layout: format of the file in the run's folder, "diffusers" or "kohya".
     """
 
     rank: int = 8
@@ -207,7 +208,7 @@ class LoRA:
         """Fields of `LatentOptions`."""
         targets = self.targets
         if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
-            raise InputError(f"targets is {targets!r}: give a list of texts, such as ['to_q', 'to_v']")
+            raise InputError(f"targets is {targets!r}: give a list of strings, such as ['to_q', 'to_v']")
         return {
             "finetune": "lora",
             "lora_rank": self.rank,
@@ -219,7 +220,7 @@ class LoRA:
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """Fine-tuning of the layers that read captions alone (Kumari et al. 2023, "Custom Diffusion")."""
+    """Fine-tuning of the cross-attention layers only (Kumari et al. 2023, "Custom Diffusion")."""
 
     def as_options(self) -> dict:
         """Fields of `LatentOptions`."""
@@ -228,11 +229,11 @@ class CrossAttention:
 
 @dataclass(frozen=True)
 class TextualInversion:
-    """Learning a new word, and nothing else (Gal et al. 2023).
+    """Textual inversion: learns the embedding of a new word, and nothing else (Gal et al. 2023).
 
     Args:
-        new_word: that captions have for what is learned, such as "<mine>".
-        like_word: an existing word whose embedding it begins with, such as "toy".
+        new_word: placeholder word for the new concept in captions, such as "<mine>".
+        like_word: existing word whose embedding initialises it, such as "toy".
     """
 
     new_word: str
@@ -244,10 +245,10 @@ class TextualInversion:
 
 
 def options_of_tuning(tune) -> dict:
-    """Fields of `LatentOptions` that `fit(tune=...)` stands for.
+    """Translates `fit(tune=...)` to fields of `LatentOptions`.
 
     Raises:
-        InputError: it is no way to fine-tune.
+        InputError: `tune` is not a fine-tuning method.
     """
     if tune is None:
         return {}

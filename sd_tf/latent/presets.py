@@ -1,4 +1,4 @@
-"""Sizes and budgets that work, by name: what made the bundled weights, how long it took, what they score."""
+"""Presets: network sizes and training settings by name, with how long the bundled weights took and score."""
 
 from dataclasses import dataclass, field, replace
 
@@ -11,25 +11,25 @@ from sd_tf.training.options import StageConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that a run needs besides its data."""
+    """Everything that a run needs except its data."""
 
     autoencoder: AutoencoderConfig
     unet: UNetConfig
     schedule: ScheduleConfig
-    text: CLIPTextConfig  # of the CLIP trained where no pretrained one is given
+    text: CLIPTextConfig  # of the CLIP that is trained if no pretrained one is given
     vision: CLIPVisionConfig
     vocab_size: int
     clip_stage: StageConfig
     autoencoder_stage: StageConfig
     diffusion_stage: StageConfig
     max_minutes: float
-    learning_rates: dict[str, float] = field(default_factory=dict)  # of fine-tuning, in place of the stage's
+    learning_rates: dict[str, float] = field(default_factory=dict)  # by what is fine-tuned
     text_encoder: str | None = None  # a bundled CLIP
     perceptual_weight: float = 1.0  # in the autoencoder's loss
     timestep_sampling: str = "logit_normal"
     logit_mean: float = -0.5
-    cached_epochs: int = 4  # pictures whose latents are cached, in epochs of the data set
-    command: str = ""  # that trained the bundled weights, with
+    cached_epochs: int = 4  # epochs of the data set whose latents are cached
+    command: str = ""  # of the bundled weights, with their runtime and scores
     runtime: str = ""
     scores: str = ""
 
@@ -80,7 +80,7 @@ FASHION_MNIST = Preset(
     "--samples 1000 --tinted-samples 400",
 )
 
-NARROW = replace(  # a step takes 0.6 of the time; better than the wide one after 8 minutes of a core
+NARROW = replace(  # a step takes 0.6 times as long; better than the wide one after 8 minutes on one core
     FASHION_MNIST,
     unet=replace(FASHION_MNIST.unet, block_out_channels=(48, 96)),
     command="",
@@ -112,7 +112,7 @@ SMALL = replace(
 
 GARMENTS = replace(FASHION_MNIST, text_encoder=None, command="", runtime="", scores="")
 
-PICTURES = replace(  # a few hundred or thousand of one's own, 64 x 64
+PICTURES = replace(  # your own, a few hundred or thousand, 64 x 64
     FASHION_MNIST,
     autoencoder=AutoencoderConfig(
         block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=64
@@ -157,10 +157,10 @@ EMOJI = replace(
     'emoji --model emoji --colour-prompt "a 3d icon of {} heart" --guidance-scale 3',
 )
 
-FINE_TUNING = replace(  # of a model whose networks take the place of these
+FINE_TUNING = replace(  # of a model, whose networks replace the preset's
     PICTURES,
     diffusion_stage=StageConfig(batch_size=16, learning_rate=1e-5, lr_schedule="constant"),
-    learning_rates={  # those of diffusers' examples, for Stable Diffusion
+    learning_rates={  # of diffusers' examples for Stable Diffusion
         "unet": 1e-5,
         "dreambooth": 5e-6,  # the same with --prior-prompt
         "cross_attention": 1e-5,
@@ -190,15 +190,15 @@ PRESET_OF_DATASET = {
 
 
 def preset_of(dataset: str) -> str:
-    """The name of the preset that a data set is learned with where none is named."""
+    """The name of a data set's default preset."""
     return PRESET_OF_DATASET.get(dataset, "pictures")
 
 
 def preset_named(name: str) -> Preset:
-    """A preset.
+    """The preset of that name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none.
     """
     if name not in PRESETS:
         raise unknown(argument("preset"), name, PRESETS)

@@ -1,10 +1,10 @@
-"""How a model came to its weights, for the runs that train it."""
+"""`Provenance`: how a model was made and trained, for later runs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # drawing needs neither
+if TYPE_CHECKING:  # not needed for drawing
     from sd_tf.latent.options import LatentOptions
     from sd_tf.latent.presets import Preset
 
@@ -15,9 +15,9 @@ class Beginning(NamedTuple):
     """What a new model was made from.
 
     Attributes:
-        preset: with the sizes that the options asked for.
-        options: of the model.
-        trains_clip: whether its text encoder is trained as well.
+        preset: the `Preset`, with changes by the options.
+        options: `LatentOptions`.
+        trains_clip: whether its text encoder is to be trained as well.
     """
 
     preset: "Preset"
@@ -27,14 +27,14 @@ class Beginning(NamedTuple):
 
 @dataclass
 class Provenance:
-    """How a `LatentDiffusion` came to its weights.
+    """How a `LatentDiffusion` was made and trained.
 
     Attributes:
-        beginning: of a model that was made with random weights; None for one that was read.
-        is_trained: False until every stage of a new model is trained.
-        bases: the resolved folder of each run that trained this model -> the hash of the weights that it
-            began with, or `RANDOM`. The model has learned since, so that they cannot be hashed any more.
-        taught_words: of textual inversion, which may have been stopped.
+        beginning: what a model with random weights was made from; None for a loaded model.
+        is_trained: whether all stages of the model are trained.
+        bases: resolved folder of each run that trained this model -> hash of the weights that the run started
+            from, or `RANDOM`. They have changed since, so they cannot be hashed again.
+        taught_words: words that textual inversion has added, finished or not.
     """
 
     beginning: Beginning | None = None

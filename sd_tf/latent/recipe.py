@@ -1,11 +1,11 @@
-"""How a latent diffusion model is trained: CLIP if it has none, the autoencoder, then the UNet on latents.
+"""How a latent diffusion model is trained: CLIP if none is given, the autoencoder, then the UNet on latents.
 
-clip/                   the CLIP that the first stage trained
-vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, once each is ready
-prior/                  pictures that --prior-prompt keeps
-learned_embeds.safetensors          what --finetune textual_inversion learned, which is in the model as well
-pytorch_lora_weights.safetensors    or what --finetune lora learned, to be loaded beside its model
-<the folder's name>.safetensors     the same with --lora-layout kohya
+clip/                   the CLIP of the first stage
+vae/ unet/ text_encoder/ tokenizer/ scheduler/ model_index.json      the model, each part once it is trained
+prior/                  generated pictures for --prior-prompt
+learned_embeds.safetensors          embedding of --finetune textual_inversion, which the model has as well
+pytorch_lora_weights.safetensors    weights of --finetune lora, to be loaded into the base model
+<run folder's name>.safetensors     the same with --lora-layout kohya
 """
 
 import dataclasses
@@ -49,22 +49,22 @@ from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import FOLDER
 from sd_tf.training.recipe import PlannedStage, Recipe
 
-LONGEST_NAME = 200  # bytes of the folder's that a file is named by; file systems have 255, ending included
-PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # where none are given
+LONGEST_NAME = 200  # bytes of the run folder's name in a file name; file systems allow 255 in all
+PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # defaults
 MODEL_INDEX = "model_index.json"
 
 
 class LatentRecipe(Recipe):
-    """Trains a new model, or fine-tunes one.
+    """Trains a new model from scratch, or fine-tunes a trained one.
 
     Args:
         model: a `LatentDiffusion`.
         options: `LatentOptions`.
-        folder: of the run.
-        is_new: whether all its stages are trained, from random weights.
+        folder: run folder.
+        is_new: whether all stages are trained, from random weights.
 
     Raises:
-        InputError: options that do not go with the model.
+        InputError: an option does not apply to the model.
     """
 
     family = "latent"
@@ -83,7 +83,7 @@ class LatentRecipe(Recipe):
         else:
             options.check_of_a_trained_model()
             self.preset = _fine_tuning_preset(options)
-            self.image_size = _side_of(model, options)
+            self.image_size = _training_size(model, options)
         self.minutes, self.options = self.preset.max_minutes, (options,)
 
     @property
@@ -93,7 +93,7 @@ class LatentRecipe(Recipe):
 
     @functools.cached_property
     def _base(self):
-        # Frozen weights are in no checkpoint; the others have changed if the model was trained here before.
+        # The hash of the first start here: the weights have changed since if the model was trained.
         bases = self.model.provenance.bases
         if self._place not in bases:
             bases[self._place] = self.model.weights_sha256()
@@ -108,7 +108,7 @@ class LatentRecipe(Recipe):
         if began is not None and began != self._base:
             raise InputError(
                 f"{folder} began from other weights than {self.own.init_from or 'the model'} has now: "
-                f"put those back to resume it, or name another {FOLDER}"
+                f"restore those to resume it, or name another {FOLDER}"
             )
 
     def described(self):
@@ -117,7 +117,7 @@ class LatentRecipe(Recipe):
             text_encoder = "the model's"
         else:
             trains_clip = model.provenance.beginning.trains_clip
-            text_encoder = "one that this run trains" if trains_clip else self.own.text_encoder
+            text_encoder = "trained in this run" if trains_clip else self.own.text_encoder
         return {
             "text_encoder": text_encoder or self.preset.text_encoder,
             "prediction_type": schedule.prediction_type,
@@ -133,7 +133,7 @@ class LatentRecipe(Recipe):
         return LORA_FILE
 
     def finished(self, run):
-        self.model.read_networks()  # their files may go
+        self.model.read_networks()  # their files may be deleted from now on
         provenance = self.model.provenance
         provenance.is_trained = all((run.folder / each.result).exists() for each in self._all_stages(run))
         if self.is_new:
@@ -143,20 +143,20 @@ class LatentRecipe(Recipe):
         own, options = self.own, run.options
         if options.snapshots and own.finetune in ("lora", "textual_inversion"):
             raise InputError(
-                f"{options.said('snapshots')} keeps whole UNets: leave it out with {own.said('finetune')} "
+                f"{options.said('snapshots')} saves whole UNets: leave it out with {own.said('finetune')} "
                 f"{own.finetune}"
             )
         if options.dry_run and own.finetune == "textual_inversion":
             raise InputError(
-                f"{options.said('dry_run')} cannot lay out {own.said('finetune')} {own.finetune}, which "
-                f"takes less than {own.said('finetune')} unet"
+                f"{options.said('dry_run')} cannot estimate {own.said('finetune')} {own.finetune}, which "
+                f"takes less memory than {own.said('finetune')} unet"
             )
         learned_here = self._place in self.model.provenance.bases
-        known = {run.folder.name} if learned_here else set()
+        known = {run.folder.name} if learned_here else set()  # the LoRA of an earlier start
         if not self.is_new and self.model.has_adaptations and set(self.model.adaptations.weights) - known:
             raise InputError(
-                "the model has LoRAs: make them part of it by model.adaptations.fuse(), or remove them, "
-                "before it learns more"
+                "the model has LoRAs: merge them with model.adaptations.fuse(), or remove them, before it is "
+                "trained further"
             )
         if own.stage == "diffusion" and self.is_new and not options.dry_run:
             for planned in self._all_stages(run)[:-1]:
@@ -178,35 +178,35 @@ class LatentRecipe(Recipe):
 
 
 def recipe_for(tune):
-    """`fit`'s way to a recipe: `recipe_of(model, options, folder)`.
+    """The `recipe_of(model, options, folder)` that `sd_tf.training.fit.fit` takes.
 
     Args:
-        tune: of `LatentDiffusion.fit`.
+        tune: see `LatentDiffusion.fit`.
     """
     tuning = options_of_tuning(tune)
 
     def recipe_of(model, options, folder):
         is_new = model.provenance.trains_from_random_weights(folder)
         if is_new:
-            options = _with_beginning(model.provenance.beginning.options, options)
+            options = _with_model_options(model.provenance.beginning.options, options)
         return LatentRecipe(model, dataclasses.replace(options, **tuning), folder, is_new)
 
     return recipe_of
 
 
-def _with_beginning(beginning, options):
-    """The options that a new model was made with, and those that its training was given besides."""
+def _with_model_options(made_with, options):
+    """The options that a new model was made with, updated by those of its training."""
     for field in dataclasses.fields(options):
         value = options.given.get(field.name, field.default)
-        if meaning_of(field).group == MODEL and value not in (field.default, getattr(beginning, field.name)):
+        if meaning_of(field).group == MODEL and value not in (field.default, getattr(made_with, field.name)):
             raise InputError(
                 f"{options.named_value(field.name)}, but the model is made already: give it to from_preset"
             )
-    return dataclasses.replace(beginning, **options.given)
+    return dataclasses.replace(made_with, **options.given)
 
 
 class _Planned(PlannedStage):
-    """Of a `LatentRecipe`."""
+    """Base class of the stages of a `LatentRecipe`."""
 
     def __init__(self, recipe, run):
         self.recipe, self.model = recipe, recipe.model
@@ -216,7 +216,7 @@ class _Planned(PlannedStage):
 
 
 class Clip(_Planned):
-    """Both towers of the preset's CLIP; the text tower is then the model's."""
+    """The preset's CLIP, whose text tower becomes the model's text encoder."""
 
     name, result = "clip", "clip"
 
@@ -273,7 +273,7 @@ class Autoencoder(_Planned):
 
 
 class Diffusion(_Planned):
-    """The UNet, or its new word, on cached latents and captions."""
+    """The UNet, or a new word's embedding, on cached latents and captions."""
 
     name = "diffusion"
 
@@ -287,7 +287,7 @@ class Diffusion(_Planned):
             teach_word(model, own.new_word, own.like_word)
         if own.prior_prompt is not None:
             self._mix_in_prior(run)
-        model.put(unet=without_lora(model.unet))  # of a try that was stopped
+        model.put(unet=without_lora(model.unet))  # removes that of a start that was interrupted
         with seeded(run.options.seed):
             choose_what_learns(model.unet, own)
         cache = cached_latents(
@@ -297,7 +297,7 @@ class Diffusion(_Planned):
             epochs=self.recipe.preset.cached_epochs,
             batch_size=self.batch_size,
             token_ids=own.new_word,
-            each_once=not self.recipe.is_new,  # such pictures are few, and none is to be left out
+            each_once=not self.recipe.is_new,  # for fine-tuning, pictures are few: none is left out
         )
         return self._stage(run, model, cache)
 
@@ -320,7 +320,7 @@ class Diffusion(_Planned):
         )
 
     def _mix_in_prior(self, run):
-        """Has the chief draw what the model makes of the prior prompt now, and all learn from it too."""
+        """DreamBooth's prior preservation: adds pictures that the model now draws for the prior prompt."""
         folder, own, seed = run.folder / "prior", self.own, run.options.seed
         if run.workers.is_chief:
             number = own.prior_pictures or PRIOR_PICTURES
@@ -360,12 +360,12 @@ class Diffusion(_Planned):
             *model.text_encoder.variables,
             *model.unet.non_trainable_variables,
         ]
-        stage = self._stage(run, model, _Example(model))
+        stage = self._stage(run, model, _ShapesOnly(model))
         return stage, sum(variable.shape.num_elements() for variable in frozen)
 
 
-class _Example:
-    """A `LatentCache` of one picture, for its shapes."""
+class _ShapesOnly:
+    """A stand-in for a `LatentCache`, of one picture: only its shapes matter."""
 
     def __init__(self, model):
         height, width = model.unet.config.latent_size
@@ -380,7 +380,7 @@ class _Example:
 
 
 def _fine_tuning_preset(options):
-    """The preset for fine-tuning, with the learning rate of what learns."""
+    """The preset for fine-tuning, with the learning rate for the weights that are trained."""
     kind = options.finetune or "unet"
     if kind == "unet" and options.prior_prompt is not None:
         kind = "dreambooth"
@@ -390,17 +390,17 @@ def _fine_tuning_preset(options):
     return dataclasses.replace(preset, diffusion_stage=stage)
 
 
-def _side_of(model, options):
-    """Of the pictures that a model draws and learns from."""
+def _training_size(model, options):
+    """Pixels along a side of the pictures that a trained model is fine-tuned on: its own size."""
     height, width = model.image_size
     name = options.init_from or "the model"
     if height != width:
         raise InputError(
-            f"{name} draws pictures of {width} x {height}: only models of squares are fine-tuned"
+            f"{name} draws pictures of {width} x {height}: only models of square pictures can be fine-tuned"
         )
     if options.image_size not in (None, width):
         raise InputError(
-            f"{options.named_value('image_size')}: {name} learns from pictures of its own size, "
-            f"{width} x {height}, leave it out"
+            f"{options.named_value('image_size')}, but {name} can only be fine-tuned on "
+            f"pictures of its own size, {width} x {height}: leave it out"
         )
     return width

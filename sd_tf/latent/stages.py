@@ -1,4 +1,4 @@
-"""The stages of a latent diffusion model: CLIP, the autoencoder, the UNet on cached latents."""
+"""The training stages of a latent diffusion model: CLIP, the autoencoder, the UNet on cached latents."""
 
 import dataclasses
 import itertools
@@ -14,24 +14,24 @@ from sd_tf.seeding import normals, uniforms
 from sd_tf.text.clip import contrastive_loss
 from sd_tf.training.stage import SinglePlayerStage, gathered_rows, mean_of_some, own_rows
 
-# Names of the streams of random numbers; 1 is `generate`'s.
+# Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
 LATENT_NOISE, DIFFUSION_NOISE, DRAWS, OFFSET_NOISE, TIMESTEPS = 2, 3, 4, 5, 6
-BINS = 10  # of timesteps, whose losses are logged apart
+BINS = 10  # ranges of timesteps whose losses are logged separately
 
 
 class ClipStage(SinglePlayerStage):
-    """Both CLIP towers, contrastively (Radford et al. 2021).
+    """Contrastive training of both CLIP towers (Radford et al. 2021).
 
     Args:
         config: a `StageConfig`.
         clip: a `CLIPModel`.
         tokenizer: its `Tokenizer`.
         dataset: `CaptionedImages`.
-        seed: of the order.
+        seed: seed of the order of examples.
     """
 
     name = "clip"
-    divisible = False  # an example's loss needs all others
+    divisible = False  # an example's loss depends on the whole batch
 
     def __init__(self, config, clip, tokenizer, dataset, seed):
         super().__init__(config, clip)
@@ -52,7 +52,7 @@ class ClipStage(SinglePlayerStage):
         clip = self.network
         text = clip.text_features(batch["token_ids"])
         image = clip.image_features(clip.preprocess(batch["images"]))
-        # Every replica's examples are negatives for the others, so the global batch counts.
+        # The examples of all replicas are negatives for each other.
         text_all, image_all, groups = (
             gathered_rows(text),
             gathered_rows(image),
@@ -65,20 +65,20 @@ class ClipStage(SinglePlayerStage):
 
 
 class AutoencoderStage(SinglePlayerStage):
-    """The KL autoencoder: mean absolute error, and a weak pull of the latents towards a standard normal.
+    """The KL autoencoder: mean absolute error, a small KL term, and optionally a perceptual loss.
 
     Args:
         config: a `StageConfig`.
         autoencoder: an `AutoencoderKL`.
         dataset: `CaptionedImages`.
-        seed: of the order and the latents' noise.
-        perceptual: a `PerceptualNetwork`, frozen, or None.
-        perceptual_weight: of its distance of a picture and what is made of it, beside the error.
+        seed: seed of the order of examples and of the latents' noise.
+        perceptual: a frozen `PerceptualNetwork`, or None.
+        perceptual_weight: weight of the perceptual distance between a picture and its reconstruction.
     """
 
     name = "autoencoder"
     divisible = True
-    KL_WEIGHT = 1e-4  # beside errors of about 0.03: latents stay bounded, pictures stay sharp
+    KL_WEIGHT = 1e-4  # small against errors of about 0.03: latents stay bounded, pictures sharp
 
     def __init__(self, config, autoencoder, dataset, seed, perceptual=None, perceptual_weight=1.0):
         super().__init__(config, autoencoder)
@@ -111,7 +111,7 @@ class AutoencoderStage(SinglePlayerStage):
         return losses
 
     def calibrate(self, num_images=2048):
-        """Sets the scaling factor to 1 / (the latents' standard deviation), by a fair sample of the pictures.
+        """Sets the scaling factor to 1 / (standard deviation of the latents of sampled pictures).
 
         Var[z] = E[exp(log variance)] + E[mean^2] - E[mean]^2, over all latents of all pictures together.
         """
@@ -128,29 +128,30 @@ class AutoencoderStage(SinglePlayerStage):
         self.network.config = dataclasses.replace(self.network.config, scaling_factor=1.0 / deviation)
 
     def preview(self):
-        """Two rows: pictures above, what the autoencoder makes of them below."""
+        """Two rows: pictures, and their reconstructions below."""
         images = self.dataset.examples(np.arange(min(12, len(self.dataset))), 0).images
         rebuilt = to_uint8(np.asarray(self.network(to_unit(images))))
         return np.concatenate([images, rebuilt]), len(images)
 
 
 class DiffusionStage(SinglePlayerStage):
-    """The UNet, on cached latents and captions, of which some are dropped (Ho & Salimans 2022).
+    """The UNet on cached latents and captions, with caption dropout (Ho & Salimans 2022).
 
     Args:
         config: a `StageConfig`.
         model: a `LatentDiffusion`.
-        cache: its latents and captions, of `data.cache`.
-        caption_dropout: share of captions replaced by the empty one.
-        seed: of everything drawn.
-        min_snr_gamma: of the loss's weights, see `diffusion.losses`; None for no weights.
-        timestep_sampling: "uniform", or "logit_normal": the sigmoid of a normal number of deviation 1, of all
-            timesteps, so that those in the middle are learned more often (Esser et al. 2024, section 3.1).
-        logit_mean: that normal number's mean; below 0, timesteps of less noise come more often.
-        offset_noise: deviation of the noise that is one number for each channel of an example, which
+        cache: a `LatentCache` of latents and captions.
+        caption_dropout: share of captions replaced by the empty caption.
+        seed: seed of the order, noise, timesteps and dropout.
+        min_snr_gamma: of the loss weights, see `diffusion.losses`; None for no weights.
+        timestep_sampling: "uniform", or "logit_normal": the timestep, as a share of all timesteps, is the
+            sigmoid of a normal number with standard deviation 1, so that those in the middle are drawn more
+            often (Esser et al. 2024, section 3.1).
+        logit_mean: mean of that normal number; below 0, timesteps with less noise are drawn more often.
+        offset_noise: standard deviation of additional noise that is constant over each channel, which
             lets pictures become brighter or darker as a whole (Guttenberg 2023, "Diffusion with Offset
             Noise"); 0 for none.
-        preview_prompts: strings that previews draw.
+        preview_prompts: prompts of the previews.
     """
 
     name = "diffusion"
@@ -178,39 +179,39 @@ class DiffusionStage(SinglePlayerStage):
         self.empty_context = np.asarray(cache.contexts[-1:], np.float32)
         num_timesteps = model.schedule.config.num_train_timesteps
         edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
-        self.bins = list(itertools.pairwise(edges))  # first timestep and the one after the last
+        self.bins = list(itertools.pairwise(edges))  # (first timestep, last timestep + 1)
 
     def batches(self, first, part=(0, 1)):
         cache, num_timesteps = self.cache, self.model.schedule.config.num_train_timesteps
         latent_shape = cache.mean.shape[1:]
 
         def fetch(indices, epoch):
-            places, dropping = uniforms((DRAWS, self.seed, epoch), indices, 2).T
+            positions, dropping = uniforms((DRAWS, self.seed, epoch), indices, 2).T
             if self.timestep_sampling == "logit_normal":
                 logits = self.logit_mean + normals((TIMESTEPS, self.seed, epoch), indices, ())
-                places = 1.0 / (1.0 + np.exp(-logits))
-            fresh = normals((LATENT_NOISE, self.seed, epoch), indices, latent_shape)
+                positions = 1.0 / (1.0 + np.exp(-logits))
+            latent_noise = normals((LATENT_NOISE, self.seed, epoch), indices, latent_shape)
             noise = normals((DIFFUSION_NOISE, self.seed, epoch), indices, latent_shape)
             if self.offset_noise:
-                of_channels = (1, 1, latent_shape[-1])
-                offsets = normals((OFFSET_NOISE, self.seed, epoch), indices, of_channels)
+                offset_shape = (1, 1, latent_shape[-1])
+                offsets = normals((OFFSET_NOISE, self.seed, epoch), indices, offset_shape)
                 noise = noise + np.float32(self.offset_noise) * offsets
             return {
-                "latents": cache.mean[indices] + cache.std[indices] * fresh,
+                "latents": cache.mean[indices] + cache.std[indices] * latent_noise,
                 **self.captions(indices),
                 "noise": noise,
-                "timesteps": np.minimum(places * num_timesteps, num_timesteps - 1).astype(np.int32),
+                "timesteps": np.minimum(positions * num_timesteps, num_timesteps - 1).astype(np.int32),
                 "dropped": dropping < self.caption_dropout,
             }
 
         return stream(fetch, len(cache), self.config.batch_size, self.seed, first, part)
 
     def captions(self, indices):
-        """What batches hold of the examples' captions: their states, (n, tokens, width)."""
+        """The captions of a batch: the text encoder's output as "context", float32 (n, tokens, width)."""
         return {"context": self.cache.contexts[self.cache.caption[indices]].astype(np.float32)}
 
     def context(self, batch):
-        """The states of a batch's captions."""
+        """The UNet's context for a batch, float32 (n, tokens, width)."""
         return batch["context"]
 
     def loss(self, batch):
@@ -224,7 +225,7 @@ class DiffusionStage(SinglePlayerStage):
         return losses
 
     def preview(self):
-        """Fixed prompts, two pictures each."""
+        """Two pictures for each preview prompt."""
         if not self.preview_prompts:
             return None
         autoencoder, prompts = self.model.autoencoder.config, self.preview_prompts

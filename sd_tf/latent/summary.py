@@ -1,4 +1,4 @@
-"""What a latent diffusion model is made of, as a table."""
+"""A table of the networks of a latent diffusion model."""
 
 from sd_tf.latent.new_model import sketched
 from sd_tf.skeleton import skeleton
@@ -7,7 +7,7 @@ from sd_tf.skeleton import skeleton
 def summary_of(model) -> str:
     """The table that `LatentDiffusion.summary` prints.
 
-    Networks that have not been read yet are counted by their configurations alone.
+    Weights are counted from configurations, so networks need not be read.
     """
     with skeleton():
         sketch = sketched(model)
@@ -19,7 +19,7 @@ def summary_of(model) -> str:
     numbers = {name: network.count_params() for name, network in networks.items()}
     text, unet = model.config_of("text_encoder"), model.config_of("unet")
     (height, width), (picture_height, picture_width) = unet.latent_size, model.image_size
-    said = {
+    details = {
         "text encoder": f"CLIP, {text.max_position_embeddings} tokens -> states {text.hidden_size} wide",
         "UNet": f"latents {height} x {width} x {unet.in_channels}, channels {unet.block_out_channels}",
         "autoencoder": f"pictures {picture_height} x {picture_width} <-> latents, channels "
@@ -27,7 +27,7 @@ def summary_of(model) -> str:
     }
     schedule = model.schedule.config
     rows = [
-        f"{name:<13} {number:>13,} weights {_size(number):>9}   {said[name]}"
+        f"{name:<13} {number:>13,} weights {_size(number):>9}   {details[name]}"
         for name, number in numbers.items()
     ]
     total = sum(numbers.values())

@@ -1,4 +1,4 @@
-"""Keras' callbacks in a run: what `fit` is given as `callbacks`."""
+"""Calls the Keras callbacks that `fit` is given."""
 
 import contextlib
 import math
@@ -8,28 +8,28 @@ import keras
 from sd_tf.errors import InputError, shown
 from sd_tf.training.options import FOLDER
 
-REFUSED = {  # what a run does by itself, or would undo at its next step
-    "BackupAndRestore": f"a run saves and resumes by itself: give {FOLDER}, and call fit again to resume",
-    "ModelCheckpoint": f"a run keeps checkpoints by itself: give {FOLDER}; the option snapshots keeps copies "
-    "of the network on the way",
-    "LearningRateScheduler": "every step sets the learning rate by lr_schedule: give that option",
-    "ReduceLROnPlateau": "every step sets the learning rate by lr_schedule: give that option",
-    "SwapEMAWeights": "a run draws with and saves the moving average by itself: ema_decay sets its decay",
+REFUSED = {  # callbacks that repeat what a run does, or that its next step would overrule
+    "BackupAndRestore": f"a run saves and resumes automatically: give {FOLDER}, and call fit again to resume",
+    "ModelCheckpoint": f"a run writes checkpoints automatically: give {FOLDER}; snapshots=n also keeps n "
+    "copies of the network",
+    "LearningRateScheduler": "the option lr_schedule sets the learning rate of every step: use that",
+    "ReduceLROnPlateau": "the option lr_schedule sets the learning rate of every step: use that",
+    "SwapEMAWeights": "a run already averages the weights and saves the average: set ema_decay",
 }
 
 
 class KerasCallbacks:
     """Calls Keras' callbacks as `keras.Model.fit` would.
 
-    An epoch is as many examples as the data set has. Epochs are counted through all stages of a run, each of
-    which ends its last one early. What a callback sees as `self.model` is the network that learns, or the
-    first of them.
+    An epoch is as many examples as the data set has. Epochs are numbered through all stages of a run; the
+    last epoch of a stage may be shorter. A callback's `self.model` is the network that is trained, or the
+    first of several.
 
     Args:
         callbacks: `keras.callbacks.Callback`s.
 
     Raises:
-        InputError: one is no callback, or does what a run does by itself.
+        InputError: one is not a callback, or is one of `REFUSED`.
     """
 
     def __init__(self, callbacks):
@@ -49,7 +49,7 @@ class KerasCallbacks:
 
     @contextlib.contextmanager
     def training(self):
-        """The whole run; callbacks hear of its end however it ends."""
+        """Around the whole run: calls `on_train_end` however the run ends."""
         try:
             yield
         finally:
@@ -62,17 +62,17 @@ class KerasCallbacks:
 
         Args:
             stage: a `Stage`.
-            examples: in an epoch.
+            examples: examples in an epoch.
         """
-        return _Epochs(self, stage, max(1, math.ceil(examples / stage.batch_size)))
+        return _CallbackObserver(self, stage, max(1, math.ceil(examples / stage.batch_size)))
 
     def begin(self, stage, steps: int):
-        """Tells callbacks of a stage's network, before its first step."""
+        """Gives the callbacks a stage's network, before its first step."""
         network = next(iter(stage.players.values())).network
         for callback in self.callbacks:
             callback.set_params({"epochs": None, "steps": steps, "verbose": 0})
             callback.set_model(_Model(network))
-            # The best value so far that it compares with was of another stage's loss.
+            # EarlyStopping must forget its best value, which was another stage's loss.
             if not self._began or isinstance(callback, keras.callbacks.EarlyStopping):
                 callback.on_train_begin({})
         self._began = True
@@ -86,18 +86,18 @@ class KerasCallbacks:
         return any(callback.model.stop_training for callback in self.callbacks)
 
     def hears_steps(self) -> bool:
-        """Whether a callback wants to know of each step."""
+        """Whether a callback overrides a method that is called at each step."""
         names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-        plain = keras.callbacks.Callback
+        base = keras.callbacks.Callback
         return any(
-            name in vars(callback)  # of a LambdaCallback
-            or getattr(type(callback), name) is not getattr(plain, name)
+            name in vars(callback)  # a LambdaCallback has it as an attribute
+            or getattr(type(callback), name) is not getattr(base, name)
             for callback in self.callbacks
             for name in names
         )
 
 
-class _Epochs:
+class _CallbackObserver:
     """Calls callbacks after the steps and epochs of one stage."""
 
     def __init__(self, owner, stage, steps):
@@ -130,7 +130,7 @@ class _Epochs:
 
 
 class _Model:
-    """A network as callbacks see it: with `stop_training`, whether it is compiled or not."""
+    """A network as callbacks see it: with `stop_training`, even if it is not compiled."""
 
     def __init__(self, network):
         self._network, self.stop_training, self.optimizer = network, False, None
@@ -140,12 +140,12 @@ class _Model:
 
 
 def quotients(means):
-    """Those with a "name/sum" and its "name/count" in the place of the two, if any were counted."""
+    """Replaces each pair "name/sum", "name/count" by the quotient "name", or drops it if the count is 0."""
     values = {}
     for name, mean in means.items():
-        of, _, kind = name.rpartition("/")
+        metric, _, kind = name.rpartition("/")
         if kind not in ("sum", "count"):
             values[name] = mean
-        elif kind == "sum" and means[f"{of}/count"] > 0:
-            values[of] = mean / means[f"{of}/count"]
+        elif kind == "sum" and means[f"{metric}/count"] > 0:
+            values[metric] = mean / means[f"{metric}/count"]
     return values

@@ -1,4 +1,4 @@
-"""The state of a stage on disk: whole or not there, checked when it is read, the last few kept.
+"""Checkpoints of a stage's training state: written atomically, checked when read, the newest few kept.
 
 <folder>/step-0000120/state.index, state.data-…     what `tf.train.Checkpoint` writes
 <folder>/step-0000120/sums.json                     SHA-256 of each of these files
@@ -27,15 +27,15 @@ MOST_FILES = 1000
 
 
 class Checkpoints:
-    """Checkpoints of one `tf.train.Checkpoint` in a folder of their own.
+    """Writes and restores a `tf.train.Checkpoint` in a folder of its own.
 
-    Each is written beside its place and renamed into it, so that a process killed at any moment leaves
-    those before it as they were.
+    Each checkpoint is written under a temporary name and then renamed, so a process killed at any moment
+    leaves the earlier ones intact.
 
     Args:
         state: a `tf.train.Checkpoint`.
-        folder: made when the first one is written.
-        keep: the newest so many stay.
+        folder: for the checkpoints; made when the first one is written.
+        keep: how many of the newest stay.
     """
 
     def __init__(self, state, folder, keep):
@@ -43,23 +43,23 @@ class Checkpoints:
 
     @property
     def steps(self):
-        """Of the checkpoints that are there, damaged or not, in ascending order."""
+        """The steps of the checkpoints on disk, damaged ones included, in ascending order."""
         return list(steps_in(self.folder))
 
     def place(self, step):
-        """The folder of a checkpoint."""
+        """The folder of the checkpoint of a step."""
         return self.folder / name_of(step)
 
     def save(self, step):
-        """Writes the state of now.
+        """Writes the current state.
 
         Raises:
-            InputError: it cannot be written; those before it stay.
+            InputError: it cannot be written; earlier checkpoints are kept.
         """
         new, final = self.folder / f".{name_of(step)}.new", self.place(step)
         self._check_folder()
         try:
-            remove(new)  # a save was killed
+            remove(new)  # of a save that was killed
             new.mkdir(parents=True)
             self.state.write(str(new / "state"))
             (new / SUMS).write_text(json.dumps(_sums(new)))
@@ -68,41 +68,44 @@ class Checkpoints:
         except (OSError, tf.errors.OpError) as error:
             with contextlib.suppress(OSError):
                 remove(new)
-            why = getattr(error, "strerror", None) or _plain(error)
-            before = f"step {self.steps[-1]} is kept" if self.steps else "there is none before it"
+            why = getattr(error, "strerror", None) or _first_line(error)
+            before = f"step {self.steps[-1]} is kept" if self.steps else "there is no earlier one"
             raise InputError(
-                f"cannot write the checkpoint {final}: {why}; {before}: make room, then start the same "
-                "command again to resume"
+                f"cannot write the checkpoint {final}: {why}; {before}: make room, then run it again "
+                "to resume"
             ) from None
         for old in self.steps[: -self.keep]:
             with contextlib.suppress(OSError):
                 remove(self.place(old))
 
     def restore(self, workers):
-        """Reads the newest checkpoint that is whole; returns its step, or None where there is none.
+        """Reads the newest intact checkpoint; returns its step, or None if there is none.
 
         Args:
-            workers: `Workers` that all restore: the newest one that is whole for each of them.
+            workers: `Workers`, which all restore the newest checkpoint that is intact for each of them.
 
         Warns:
             UserWarning: a newer one is damaged.
+
+        Raises:
+            InputError: intact checkpoints are there, but none fits this network.
         """
         self._check_folder()
-        newest, unlike = math.inf, None
+        newest, mismatch = math.inf, None
         while True:
-            found = workers.gathered(self._newest_whole(newest))[:, 0]
+            found = workers.gathered(self._newest_intact(newest))[:, 0]
             newest = int(found.min())
             if newest != found.max():
                 continue
             if newest < 0:
                 break
-            unlike = self._read(newest)
-            if workers.gathered(float(unlike is None)).all():
+            mismatch = self._read(newest)
+            if workers.gathered(float(mismatch is None)).all():
                 return newest
-            unlike = unlike or "another worker cannot read it"
-            self._warn(newest, unlike)
+            mismatch = mismatch or "another worker cannot read it"
+            self._warn(newest, mismatch)
             newest -= 1
-        if unlike is not None:  # of which some values may have been read
+        if mismatch is not None:  # some of its values may have been read into the network
             raise InputError(
                 f"no checkpoint in {self.folder} can be read into this network: delete that folder to begin "
                 f"the stage again, or name another {FOLDER}"
@@ -118,21 +121,21 @@ class Checkpoints:
                 )
 
     def _read(self, step):
-        """Reads a checkpoint whose sums are right; what is wrong with it all the same, or None."""
+        """Reads a checkpoint whose checksums match; returns what does not fit the network, or None."""
         try:
             self.state.read(str(self.place(step) / "state")).assert_existing_objects_matched()
         except KeyboardInterrupt:
             raise
-        except Exception as error:  # of TensorFlow, protocol buffers and shapes that differ
-            return _plain(error)[:200] or type(error).__name__
+        except Exception as error:  # TensorFlow, protocol buffers and shapes each raise their own
+            return _first_line(error)[:200] or type(error).__name__
         return None
 
     def _warn(self, step, damage):
         said = f"checkpoint {self.place(step)} is damaged ({damage}): the one before it is used"
-        warnings.warn(str(InputError(said)), stacklevel=4)  # of what does not print, escaped
+        warnings.warn(str(InputError(said)), stacklevel=4)  # as `InputError` escapes what does not print
 
-    def _newest_whole(self, newest):
-        """Of the steps up to that one, -1 where there is none."""
+    def _newest_intact(self, newest):
+        """The newest step up to `newest` whose files are intact, -1 if there is none."""
         for step in reversed(self.steps):
             if step > newest:
                 continue
@@ -143,8 +146,8 @@ class Checkpoints:
         return -1
 
 
-def _plain(error):
-    """What TensorFlow's error says, without the names of its operations."""
+def _first_line(error):
+    """The first line of TensorFlow's error, without the names of operations."""
     return re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", (str(error).splitlines() or [""])[0]).strip()
 
 
@@ -152,29 +155,29 @@ def _sums(folder):
     """File -> SHA-256, of all regular files of a checkpoint."""
     files, sums = sorted(folder.iterdir()), {}
     if len(files) > MOST_FILES:
-        raise InputError(f"it has {len(files)} files, {MOST_FILES} are the most")
+        raise InputError(f"it has {len(files)} files, at most {MOST_FILES} are allowed")
     for file in files:
         with open_file(file, root=folder) as opened:
             size = os.fstat(opened.fileno()).st_size
             if size > LARGEST_FILE:
-                raise InputError(f"{file} has {size:,} bytes, {LARGEST_FILE:,} are the most")
+                raise InputError(f"{file} has {size:,} bytes, at most {LARGEST_FILE:,} are allowed")
             sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
     return sums
 
 
 def _damage(folder):
-    """What is wrong with a checkpoint's files, None where they are as they were written."""
+    """What is wrong with a checkpoint's files; None if they are as they were written."""
     try:
         if folder.is_symlink() or not folder.is_dir():
-            return "it is no folder"
+            return "it is not a folder"
         expected = read_json(folder / SUMS, root=folder, most=LARGEST_SUMS)
         found = _sums(folder)
     except (OSError, ValueError) as error:
         return reason(error)
     if not any(name.startswith("state.") for name in expected):
-        return f"{SUMS} names no state"
+        return f"{SUMS} lists no state file"
     for name, digest in expected.items():
         if found.get(name) != digest:
-            return f"{shown(name)[1:-1]} is {'missing' if name not in found else 'not what was written'}"
+            return f"{shown(name)[1:-1]} is {'missing' if name not in found else 'not as it was written'}"
     unknown = sorted(found.keys() - expected.keys() - {SUMS})
-    return f"{unknown[0]} is not of it" if unknown else None
+    return f"{unknown[0]} does not belong to it" if unknown else None

@@ -1,7 +1,7 @@
-"""What a run would be, before it is one: its configuration, parameters, memory and steps.
+"""`--dry-run`: a run's configuration, parameters, steps and estimated memory, without training.
 
-Nothing is written, and no network is allocated: each stage's step is laid out as a graph, in which
-tensors have shapes only, and the memory is what these would take.
+Nothing is written, and no network is allocated: each stage's step is traced as a graph, whose tensors have
+shapes but no values, and the memory is what these would take.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.training.optimizer import BUCKET
 
-STATE = 5  # numbers kept for each parameter: itself, two moments, its average, its gradient
-RUNNING = 350 * 2**20  # bytes that graphs, kernels and data on their way take, as measured of the presets
-PASSING = 5  # vectors of a bucket's size while it is updated
-# What these put out is what they take in.
+VALUES_PER_PARAMETER = 5  # the weight, two moments, its moving average, its gradient
+OVERHEAD = 350 * 2**20  # bytes of graphs, kernels and prefetched data, measured with the presets
+UPDATE_VECTORS = 5  # temporary vectors of a bucket's size during its update
+# Operations whose output shares the memory of their input.
 SAME_MEMORY = ("Identity", "IdentityN", "Reshape", "ExpandDims", "Squeeze", "StopGradient", "PreventGradient")
-# Of inputs and variables, which are counted apart.
+# Inputs and variables, which are counted separately.
 NO_MEMORY = ("Placeholder", "VarHandleOp", "ReadVariableOp", "Const")
 
 
@@ -42,21 +42,21 @@ def describe(run) -> list[str]:
 
 def _describe_stage(run, planned):
     options = run.options
-    started = peak_memory() + RUNNING
+    started = peak_memory() + OVERHEAD
     replicas = options.workers or options.replicas or 1
     stage, frozen, _ = _outline(run, planned)
     players = stage.players.values()
     learned = sum(_count(player.network.trainable_variables) for player in players)
     part = stage.batch_size // replicas // (options.accumulate if stage.divisible else 1)
     activations = max(_activations(run, planned, name, part) for name in stage.players)
-    state = 4 * (STATE * learned + PASSING * min(learned, BUCKET) + frozen)
+    state = 4 * (VALUES_PER_PARAMETER * learned + UPDATE_VECTORS * min(learned, BUCKET) + frozen)
     budget = run.budget(planned)
     length = f"{budget.steps:,} steps" if budget.steps else f"{budget.seconds / 60:.1f} minutes"
     return [
         f"stage {planned.name}",
         f"  {length}, each of {stage.batch_size} examples, on {replicas} "
         f"replica{'s' if replicas > 1 else ''}",
-        f"  {learned:,} parameters, and {frozen:,} that are frozen",
+        f"  {learned:,} trainable parameters, {frozen:,} frozen",
         *(
             _describe_optimizer(name, player.optimizer, len(players))
             for name, player in stage.players.items()
@@ -80,9 +80,9 @@ def _count(variables):
 
 
 def peak_memory() -> int:
-    """Bytes that this process has had resident at most; of the one that started it, nothing."""
+    """The peak resident memory of this process in bytes, not of the process that started it."""
     status = Path("/proc/self/status")
-    if status.exists():  # on Linux `ru_maxrss` begins with the parent's: a notebook's, with its pictures
+    if status.exists():  # on Linux `ru_maxrss` starts at the parent's value, such as a notebook's
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -95,7 +95,7 @@ def _outline(run, planned):
 
 
 def _activations(run, planned, player, batch_size):
-    """Most bytes of tensors at once in a player's forward and backward pass of so many examples."""
+    """Peak bytes of tensors in a player's forward and backward pass of `batch_size` examples."""
     stage, _, graph = _outline(run, planned)
     spec, learned = stage.batches(0).element_spec, stage.players[player].network.trainable_variables
     averages = {name: each.network for name, each in stage.players.items()}
@@ -108,25 +108,25 @@ def _activations(run, planned, player, batch_size):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(stage.losses(batch, player, averages)["loss"])
             tape.gradient(loss, learned)
-    return _most_at_once(graph.get_operations())
+    return _peak_bytes(graph.get_operations())
 
 
-def _most_at_once(operations):
-    """Bytes, where operations run in this order and each tensor goes when nothing needs it any more."""
-    owner, size, last = {}, Counter(), {}
+def _peak_bytes(operations):
+    """Peak bytes if operations run in this order and each tensor is freed after its last use."""
+    owner, size, last_use = {}, Counter(), {}
     for i, operation in enumerate(operations):
         for tensor in operation.inputs:
-            last[owner[tensor.ref()]] = i
+            last_use[owner[tensor.ref()]] = i
         for k, tensor in enumerate(operation.outputs):
             if operation.type in SAME_MEMORY:
                 owner[tensor.ref()] = owner[operation.inputs[k].ref()]
                 continue
             owner[tensor.ref()] = (i, k)
-            last[i, k] = i
+            last_use[i, k] = i
             if operation.type not in NO_MEMORY and tensor.dtype != tf.resource:
                 size[i, k] = (tensor.shape.num_elements() or 0) * tensor.dtype.size
     change = np.zeros(len(operations) + 1)
-    for (i, k), end in last.items():
+    for (i, k), end in last_use.items():
         change[i] += size[i, k]
         change[end + 1] -= size[i, k]
     return int(change.cumsum().max())

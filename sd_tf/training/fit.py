@@ -1,4 +1,4 @@
-"""`fit`: training from Python. The command line calls it as well."""
+"""`fit`: the training loop behind every model's `fit` method and the command line."""
 
 import contextlib
 import dataclasses
@@ -31,32 +31,32 @@ def fit(
     options=None,
     verbose="auto",
 ) -> History:
-    """Trains the stages of a model that are left.
+    """Trains the stages of a model that are not trained yet.
 
     Args:
-        model: of any family.
+        model: a model of any family.
         recipe_of: `recipe_of(model, options, folder)` -> the family's `Recipe`.
-        data: of `sd_tf.open_data`, or what that opens.
-        minutes: that all stages together may train; None for the preset's.
-        steps: of each stage, instead of minutes.
-        folder: of the run: checkpoints, logs, sheets of pictures and the finished model. The same call
-            resumes what was stopped there. None for a temporary one, which goes at the end.
-        batch_size: pictures in a step; None for the preset's.
-        learning_rate: its highest value; None for the preset's.
+        data: a data set of `sd_tf.open_data`, or anything that it opens.
+        minutes: training time of all stages together; None for the preset's.
+        steps: training steps of each stage, instead of minutes.
+        folder: run folder for checkpoints, logs, preview sheets and the finished model. The same call
+            resumes a run that was stopped. None for a temporary folder, which is deleted at the end.
+        batch_size: examples in a step; None for the preset's.
+        learning_rate: peak learning rate; None for the preset's.
         optimizer: "muon" or "adamw"; None for the preset's.
         callbacks: `keras.callbacks.Callback`s, see `sd_tf.training.callbacks`.
-        seed: of everything random; None for 0.
+        seed: random seed of the run; None for 0.
         options: a dictionary of further options, or one or several instances of `RunOptions`,
             `OptimizerOptions` and the family's own.
         verbose: "auto" or 1 to show progress, 0 to be silent.
 
     Returns:
-        The `History` of the run, of what was trained in the folder before as well.
+        The `History` of the run, including earlier starts in the same folder.
 
     Raises:
-        InputError: an argument is of the wrong type, does not go with the others or with what the folder
-            holds. Nothing is written then.
-        KeyboardInterrupt: Ctrl-C. In a folder, what was learned is saved, and the same call resumes.
+        InputError: an argument has the wrong type, or contradicts another or the run in the folder.
+            Nothing is written then.
+        KeyboardInterrupt: Ctrl-C. With a `folder`, a checkpoint is saved, and the same call resumes.
     """
     data, shows = open_data(data), _shows_progress(verbose)
     given = {
@@ -81,12 +81,12 @@ def fit(
 
 
 def merged_options(kinds: tuple[type, ...], options, given: dict) -> dict[type, Options]:
-    """An instance of each kind of options.
+    """Builds an instance of each options class.
 
     Args:
-        kinds: dataclasses without a field in common.
+        kinds: `Options` dataclasses that share no field name.
         options: a mapping of fields, an instance, several instances, or None.
-        given: fields that arguments have set.
+        given: field name -> value of those that `fit` has arguments for.
 
     Raises:
         InputError: there is no such option, or it is given twice.
@@ -109,7 +109,7 @@ def merged_options(kinds: tuple[type, ...], options, given: dict) -> dict[type, 
 
 
 def _as_fields(kinds, options):
-    """(name, value) of what `options` has."""
+    """The (name, value) pairs in `options`."""
     if options is None:
         return []
     if isinstance(options, Mapping):
@@ -127,7 +127,7 @@ def _as_fields(kinds, options):
 
 
 def _name_of_optimizer(optimizer):
-    """Raises `InputError` for Keras' optimizers, whose updates the training step does not make."""
+    """The optimizer's name; raises `InputError` for Keras' optimizers, which the training step cannot use."""
     if optimizer is None or isinstance(optimizer, str):
         return optimizer
     raise InputError(
@@ -137,18 +137,18 @@ def _name_of_optimizer(optimizer):
 
 
 def _check_runs_here(options):
-    """Raises `InputError` for what needs other processes, or would change all of TensorFlow."""
+    """Raises `InputError` for options that need other processes or a process-wide setting of TensorFlow."""
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
     for name in ("workers", "dry_run"):
         if getattr(options, name):
             raise InputError(
-                f"{options.said(name)} is of the command line, python -m sd_tf.train: leave it out"
+                f"{options.said(name)} is only for the command line, python -m sd_tf.train: leave it out"
             )
     if options.deterministic and not is_op_determinism_enabled():
         raise InputError(
             f"{options.said('deterministic')} needs tf.config.experimental.enable_op_determinism(), which "
-            "is for the whole process: call it before"
+            "holds for the whole process: call it first"
         )
 
 
@@ -159,18 +159,18 @@ def _shows_progress(verbose):
 
 
 def _precision(model, options):
-    """The model's, which its networks have been made with."""
+    """The model's precision, which its networks were made with."""
     if "precision" in options.given and options.precision != model.precision:
         raise InputError(
-            f"{options.named_value('precision')}, but the model computes in {model.precision}: give dtype "
-            "where it is made, to from_preset or load"
+            f"{options.named_value('precision')}, but the model computes in {model.precision}: pass dtype "
+            "to from_preset or load, which make it"
         )
     return model.precision
 
 
 @contextlib.contextmanager
 def _run_folder(folder, data):
-    """The folder of a run, which is removed at the end where nobody named one."""
+    """The run folder; a temporary one, removed at the end, if none is given."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="sd_tf-run-") as temporary:
             yield Path(temporary) / "run"
@@ -181,5 +181,5 @@ def _run_folder(folder, data):
 
 
 def run_folder(folder: str | Path, data) -> Path:
-    """The folder of a run, in whose name "{dataset}" stands for the data set's."""
+    """The run folder, with "{dataset}" in its path replaced by the data set's name."""
     return Path(str(folder).replace("{dataset}", re.sub("[:/]", "-", data.name))).expanduser()

@@ -1,32 +1,32 @@
-"""What a training has shown on its way, as numbers: what `fit` returns."""
+"""The metrics of a training run, which `fit` returns."""
 
 from pathlib import Path
 
 from sd_tf.errors import InputError, unknown
 from sd_tf.files import parse_json, read_lines
 
-OF_LINES = ("stage", "step", "elapsed", "epoch")  # entries of a line that are no metrics
+NOT_METRICS = ("stage", "step", "elapsed", "epoch")  # other entries of a log line
 
 
 class History:
-    """The metrics of a training, as Keras' `History` has them.
+    """The metrics of a training run, like Keras' `History`.
 
-    They are means over about five seconds each, from the run's `log.jsonl`. So what was trained before a
-    stop, or another day in the same folder, is in it as well.
+    Each entry is a mean over about five seconds, read from the run's `log.jsonl`. So earlier starts in the
+    same folder are included.
 
     Attributes:
         history: metric -> a list with one float for each entry, such as "loss", "learning_rate" and
             "images_per_second"; NaN where a stage has no such metric.
-        epoch: of each entry, float: how often its stage had seen as many examples as there are. Each stage
-            begins at 0.
+        epoch: of each entry, float: examples that the stage has seen, divided by the size of the data set.
+            Each stage begins at 0.
         stage: name of the stage of each entry.
-        step: of each entry, an int, counted in its stage.
-        elapsed: of each entry, seconds that its stage had trained.
+        step: of each entry, int, the steps that its stage has taken.
+        elapsed: of each entry, float, the seconds that its stage has trained.
     """
 
     def __init__(self, lines):
-        """`lines`: dictionaries as of `log.jsonl`."""
-        names = dict.fromkeys(name for line in lines for name in line if name not in OF_LINES)
+        """Takes the lines of `log.jsonl`, as dictionaries."""
+        names = dict.fromkeys(name for line in lines for name in line if name not in NOT_METRICS)
         self.history = {name: [line.get(name, float("nan")) for line in lines] for name in names}
         self.stage = [line["stage"] for line in lines]
         self.step = [line["step"] for line in lines]
@@ -35,20 +35,20 @@ class History:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "History":
-        """That of a run's folder; empty where it has logged nothing."""
+        """The history of a run's folder; empty if nothing has been logged there."""
         file, lines = Path(folder) / "log.jsonl", []
         if file.exists():
             for text in read_lines(file, root=file.parent):
                 try:
                     line = parse_json(text, file)
-                except InputError:  # torn by a kill
+                except InputError:  # cut off by a kill
                     continue
                 if isinstance(line, dict) and {"stage", "step", "elapsed"} <= line.keys():
                     lines.append(line)
         return cls(lines)
 
     def plot(self, metric: str = "loss"):
-        """Draws a metric over the minutes, one curve for each stage.
+        """Plots a metric over training minutes, one panel for each stage.
 
         Args:
             metric: a key of `history`.

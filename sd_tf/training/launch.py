@@ -1,4 +1,4 @@
-"""Starts the workers of a run on one machine, watches them, and lets none go on without the others."""
+"""Starts the workers of a run on one machine, and stops all of them when one fails."""
 
 import contextlib
 import json
@@ -14,25 +14,25 @@ import time
 from sd_tf.errors import InputError, argument
 from sd_tf.files import reason
 
-LAUNCHER = "SD_TF_LAUNCHER"  # the number of the process that started a worker and watches it
-GRACE = 15.0  # seconds in which the others may notice that one is gone, and say so, before they are killed
-SAID = 2000  # characters of what a lost worker said last
+LAUNCHER = "SD_TF_LAUNCHER"  # environment variable: the process id of what started this worker
+GRACE = 15.0  # seconds for the others to notice that a worker is gone and say so, before they are killed
+LAST_OUTPUT = 2000  # characters of a failed worker's output that are shown
 
 
 def launch(command: list[str], number: int) -> int:
-    """Runs a training command in several processes, the workers of one run, each with its part of the cores.
+    """Runs a training command in several processes, the workers of one run, each with its share of the cores.
 
-    What worker 0 prints is shown. Where a worker ends otherwise than well, the others are stopped.
+    The output of worker 0 is shown. If a worker fails, the others are stopped.
 
     Args:
-        command: of a worker: the program and its arguments.
-        number: of workers.
+        command: the program and its arguments, the same for each worker.
+        number: how many workers.
 
     Returns:
-        The exit status: 0, 130 where all were interrupted, or that of the first that failed.
+        The exit status: 0, 130 if all were interrupted, or that of the first worker that failed.
 
     Raises:
-        InputError: a worker was killed by something else.
+        InputError: a worker was killed by a signal.
     """
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(number)]
     with contextlib.ExitStack() as stack:
@@ -50,7 +50,7 @@ def launch(command: list[str], number: int) -> int:
             )
             if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(workers[-1].pid, _share_of_cores(index, number))
-        with _passing_on_signals(workers):
+        with _forwarding_sigterm(workers):
             first = _first_failed(workers)
         if first is None:
             return 0
@@ -62,12 +62,12 @@ def launch(command: list[str], number: int) -> int:
             )
         if first and status != 130:
             outputs[first - 1].seek(0)
-            print(outputs[first - 1].read()[-SAID:].strip(), file=sys.stderr)
+            print(outputs[first - 1].read()[-LAST_OUTPUT:].strip(), file=sys.stderr)
         return status
 
 
 def end_with_launcher():
-    """Ends this process, if `launch` started it, when that is gone, however it ended."""
+    """If `launch` started this process: ends it when the launcher is gone."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
@@ -81,17 +81,17 @@ def end_with_launcher():
 
 
 def _first_failed(workers):
-    """Waits for all to end; the number of the first that did not end well, None where all did."""
-    first, until = None, None
+    """Waits for all to end; returns the index of the first that failed, or None."""
+    first, deadline = None, None
     while True:
         statuses = [worker.poll() for worker in workers]
         failed = [i for i, status in enumerate(statuses) if status not in (None, 0)]
         if failed and first is None:
-            # Of several, one that was killed or knew why, rather than one that only lost another.
-            first, until = min(failed, key=lambda i: (statuses[i] > 0, i)), time.monotonic() + GRACE
+            # Prefer one that was killed by a signal: the others may only have lost their connection to it.
+            first, deadline = min(failed, key=lambda i: (statuses[i] > 0, i)), time.monotonic() + GRACE
         if None not in statuses:
             return first
-        if until is not None and time.monotonic() > until:
+        if deadline is not None and time.monotonic() > deadline:
             _kill(workers)
         time.sleep(0.1)
 
@@ -103,14 +103,14 @@ def _kill(workers):
 
 
 @contextlib.contextmanager
-def _passing_on_signals(workers):
-    """SIGTERM is passed on to the workers; Ctrl-C reaches them by itself, as one terminal's processes."""
+def _forwarding_sigterm(workers):
+    """Forwards SIGTERM to the workers; the terminal sends Ctrl-C to all of its processes anyway."""
 
-    def pass_on(number, frame):
+    def forward(number, frame):
         for worker in workers:
             worker.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, lambda *_: None)
+    before = signal.signal(signal.SIGTERM, forward), signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
     finally:
@@ -119,10 +119,10 @@ def _passing_on_signals(workers):
 
 
 def _share_of_cores(index, number):
-    """The cores of one of the workers: as equal parts as can be, at least one each."""
-    own = sorted(os.sched_getaffinity(0))
-    first, end = len(own) * index // number, len(own) * (index + 1) // number
-    return own[first : max(end, first + 1)]
+    """The cores of a worker: shares as equal as possible, of at least one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    first, end = len(cores) * index // number, len(cores) * (index + 1) // number
+    return cores[first : max(end, first + 1)]
 
 
 def _free_ports(number):
@@ -134,5 +134,5 @@ def _free_ports(number):
             return [each.getsockname()[1] for each in sockets]
     except OSError as error:
         raise InputError(
-            f"{argument('workers')} is {number}: so many cannot be started ({reason(error)})"
+            f"{argument('workers')} is {number}, which cannot be started ({reason(error)}): give fewer"
         ) from None

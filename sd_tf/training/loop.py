@@ -1,4 +1,4 @@
-"""The loop around the training step, which keeps time, writes checkpoints and can be killed at any moment."""
+"""The training loop: it keeps time, writes checkpoints and resumes from them after a kill at any moment."""
 
 import contextlib
 import dataclasses
@@ -16,18 +16,18 @@ from sd_tf.training.options import FOLDER
 from sd_tf.training.step import Step
 from sd_tf.training.workers import Workers
 
-LONGEST_SKIP = 25  # moves: a loss scale of float16 finds its size in less
+LONGEST_SKIP = 25  # moves in a row; float16's dynamic loss scale settles within fewer
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How long a stage lasts: so many seconds, or so many steps (the other is None)."""
+    """How long a stage trains: a number of seconds or of steps (the other is None)."""
 
     seconds: float | None
     steps: int | None
 
     def progress(self, step: int, elapsed: float) -> float:
-        """0 at the start, 1 at the end."""
+        """The share of the budget that is used: 0 at the start, 1 at the end."""
         return min(1.0, step / self.steps if self.steps is not None else elapsed / self.seconds)
 
 
@@ -40,16 +40,17 @@ class Trainer:
         budget: a `Budget`, which the learning rate's decay follows.
         folder: where checkpoints go; a checkpoint found there is resumed.
         precision: a Keras policy; "mixed_float16" adds dynamic loss scaling.
-        checkpoint_seconds: between two checkpoints.
-        checkpoint_every: steps between two checkpoints, in place of seconds.
-        keep_checkpoints: how many of them stay.
-        options: of `Step`: `accumulate`, `remat`, `xla`.
+        checkpoint_seconds: seconds between two checkpoints.
+        checkpoint_every: steps between two checkpoints, instead of seconds.
+        keep_checkpoints: how many of the newest stay.
+        options: arguments of `Step`: `accumulate`, `remat`, `xla`.
 
     Attributes:
-        is_to_stop: set by an observer that wants the stage to end after the step that runs now.
+        is_to_stop: set by an observer to end the stage after the current step.
 
     Raises:
-        InputError: the batch cannot be divided so, or XLA cannot compile the stage.
+        InputError: the batch cannot be divided among replicas and accumulated parts, or XLA cannot
+            compile the stage.
     """
 
     def __init__(
@@ -78,32 +79,31 @@ class Trainer:
         if found is not None and not (number == found and 0 <= elapsed < math.inf):
             raise InputError(
                 f"{self.checkpoints.place(found)} says that it is of step {number}, after {elapsed:g} "
-                "seconds: "
-                "delete it to resume from another one"
+                "seconds: delete it to resume from another one"
             )
 
     @property
     def steps_taken(self) -> int:
-        """Since the start of the stage."""
+        """Steps since the start of the stage."""
         return int(self.step.number.numpy())
 
     @property
     def progress(self) -> float:
-        """Of the last checkpoint: 0 where there is none, 1 at the end of the budget."""
+        """Share of the budget at the last checkpoint: 0 without one, 1 at the end."""
         return self.budget.progress(self.steps_taken, float(self.elapsed.numpy()))
 
     def fit(self, observers=()):
-        """Trains to the end of the budget, from the last checkpoint where there is one.
+        """Trains to the end of the budget, from the last checkpoint if there is one.
 
         Args:
             observers: called in the chief worker after each step as `observer(trainer, step, elapsed,
-                means)`, with the number of steps and the seconds so far.
+                means)`, with the steps and seconds of the stage so far, and the means of its losses.
 
         Raises:
-            InputError: many steps in a row had a loss or gradients that are not finite, or a checkpoint
-                cannot be written; those before it stay.
-            KeyboardInterrupt: Ctrl-C or SIGTERM came, to any of the workers; the step that ran then is
-                finished and saved.
+            InputError: `LONGEST_SKIP` moves in a row had gradients that are not finite, or a checkpoint
+                cannot be written; earlier checkpoints are kept.
+            KeyboardInterrupt: a worker received Ctrl-C or SIGTERM; the current step is finished and saved
+                first.
         """
         observers = observers if self.workers.is_chief else ()
         step, restored = self.steps_taken, float(self.elapsed.numpy())
@@ -112,7 +112,7 @@ class Trainer:
         batches = iter(self._batches(step))
         began, saved = time.monotonic(), elapsed
         try:
-            with _interrupts_noted() as interrupted:
+            with _deferred_interrupts() as interrupted:
                 while not ended:
                     self._set_learning_rates(step, self.budget.progress(step, elapsed))
                     means = self.step(*(next(batches) for _ in self.stage.moves))
@@ -132,17 +132,17 @@ class Trainer:
                     if interrupted_anywhere:
                         raise KeyboardInterrupt
         finally:
-            del batches  # and its threads: an exception would keep them until Python collects it
+            del batches  # ends its threads, which an exception's traceback would keep alive
 
     def _agreed(self, elapsed, is_interrupted, step):
-        """What all workers go by: the chief's seconds, whether one was interrupted, whether to end."""
+        """What all workers act on: the chief's seconds, whether any was interrupted, whether to end."""
         found = self.workers.gathered(elapsed, is_interrupted, self.is_to_stop)
         elapsed = float(found[0, 0])
         ended = self.budget.progress(step, elapsed) >= 1.0 or bool(found[:, 2].any())
         return elapsed, bool(found[:, 1].any()), ended
 
     def _batches(self, first_step):
-        """The batches from that step on: each worker makes its own part, which its replicas share."""
+        """Batches from that step on: each worker makes its part, which is divided among its replicas."""
         workers, replicas = self.workers, self.strategy.num_replicas_in_sync
         first = first_step * len(self.stage.moves)
         batches = self.stage.batches(first, (workers.index, workers.number))
@@ -163,7 +163,7 @@ class Trainer:
         return seconds >= self.checkpoint_seconds
 
     def _check_finite(self, step, ended):
-        """Raises `InputError` rather than save weights that are not finite, or end without an update."""
+        """Raises `InputError` if weights are not finite, or the stage ends without a single update."""
         skipped_all = self.step.skipped_moves == step * len(self.stage.moves)
         if ended and skipped_all:
             raise self._not_finite(step)
@@ -171,16 +171,17 @@ class Trainer:
             raise self._not_finite(step)
 
     def _not_finite(self, step):
-        """What to say where the run cannot go on."""
+        """The `InputError` that says what is not finite."""
         first = first_not_finite(self.step, step - 1)
         steps = self.checkpoints.steps
+        skipped = self.step.skipped
         rates = [learner.config.learning_rate for learner in self.step.learners.values()]
         return InputError(
-            f"stage {self.stage.name} stops at step {step}, {self.step.skipped} steps in a row were skipped: "
+            f"stage {self.stage.name} stops at step {step}, after {skipped} skipped steps in a row: "
             f"{first} is not finite; "
             + (f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet")
-            + f". Start another {FOLDER} with a {argument('learning_rate')} below "
-            f"{min(rates)}, or mend the data"
+            + f". Start in another {FOLDER} with a {argument('learning_rate')} below "
+            f"{min(rates)}, or fix the data"
         )
 
     def _set_learning_rates(self, step, progress):
@@ -189,12 +190,12 @@ class Trainer:
 
 
 def learning_rate(config, step: int, progress: float) -> float:
-    """Of a step: it rises through the warm-up and falls with the progress, as the schedule says.
+    """The learning rate of a step: linear warm-up, then decay by the schedule over the stage's budget.
 
     Args:
         config: an `OptimizerConfig`.
-        step: the first is 0.
-        progress: of the stage's budget, 0 to 1.
+        step: of the stage, from 0.
+        progress: share of the stage's budget that is used, 0 to 1.
     """
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay = {
@@ -206,10 +207,10 @@ def learning_rate(config, step: int, progress: float) -> float:
 
 
 @contextlib.contextmanager
-def _interrupts_noted():
-    """An event that Ctrl-C and SIGTERM set, instead of interrupting; the second of them interrupts.
+def _deferred_interrupts():
+    """Yields an event that the first Ctrl-C or SIGTERM sets; the second interrupts as usual.
 
-    Only signals with a Python handler are noted: those that are ignored, or end the process, still do.
+    Only signals with a Python handler are deferred; ignored signals and those that end the process are not.
     """
     event, handlers = threading.Event(), {}
     if threading.current_thread() is threading.main_thread():  # no other thread may set handlers

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar, a log, TensorBoard and sheets of pictures.
+"""What reports on a run while it trains: progress bar, log, TensorBoard, preview sheets and snapshots.
 
 Each is an observer of the `Trainer`, called after every step as `observer(trainer, step, elapsed, means)`.
 """
@@ -20,7 +20,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressBar:
-    """One line: how far, the loss, pictures per second, the time left."""
+    """One line: progress, loss, images per second and the time left."""
 
     def __init__(self, stage, budget, progress, disable=False):
         self.batch_size = stage.batch_size
@@ -51,7 +51,7 @@ class ProgressBar:
         )
 
     def close(self):
-        """Leaves the bar as it is and goes on to the next line."""
+        """Ends the bar's line."""
         self.bar.close()
 
 
@@ -62,23 +62,23 @@ def _losses(means):
 
 
 class Log:
-    """Means over the last seconds, as lines of JSON and in TensorBoard.
+    """Writes means over the last seconds to `log.jsonl` and TensorBoard.
 
-    A pair of metrics "name/sum" and "name/count" is shown as their quotient, "name": the mean of the
-    examples that were counted in these seconds. Where there were none, nothing is shown.
+    A pair of metrics "name/sum" and "name/count" is logged as its quotient, "name": the mean over the
+    examples that were counted in these seconds, if there were any.
 
     Args:
         stage: a `Stage`.
-        folder: of the run.
-        first_step: that the stage goes on from; lines of later steps, of a killed run, are dropped.
-        examples: in an epoch.
-        also: called with the name of the stage and the entries of each line; None for nobody.
+        folder: run folder.
+        first_step: step that the stage resumes from; lines of later steps, from a killed run, are dropped.
+        examples: examples in an epoch; None to log no epochs.
+        also: `also(stage's name, entries)` is called for each line, if not None.
     """
 
     def __init__(self, stage, folder: Path, first_step, examples=None, also=None):
         self.also, self.first_step, self.examples = also, first_step, examples
         self.stage, self.file = stage, folder / "log.jsonl"
-        _forget_after(self.file, stage.name, first_step)
+        _drop_later_lines(self.file, stage.name, first_step)
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard" / stage.name))
         self.sums, self.count, self.written = {}, 0, None
 
@@ -93,7 +93,7 @@ class Log:
             return
         values = quotients({name: float(total) / self.count for name, total in self.sums.items()})
         values["images_per_second"] = self.stage.batch_size * _rate(self.written, (step, elapsed))
-        values |= _of_optimizers(trainer.step)
+        values |= _optimizer_metrics(trainer.step)
         line = {"step": step, "elapsed": round(elapsed, 2), **values}
         if self.examples:
             line["epoch"] = round(step * self.stage.batch_size / self.examples, 3)
@@ -107,27 +107,27 @@ class Log:
         self.sums, self.count, self.written = {}, 0, (step, elapsed)
 
 
-def _of_optimizers(step):
-    """What the log says of them, of each player's by its name where there are several."""
+def _optimizer_metrics(step):
+    """Learning rates, loss scales and skipped steps; names begin with the player's if there are several."""
     values = {}
     for name, learner in step.learners.items():
-        own = "" if len(step.learners) == 1 else f"{name}/"
-        values[f"{own}learning_rate"] = float(learner.optimizer.learning_rate.numpy())
+        prefix = "" if len(step.learners) == 1 else f"{name}/"
+        values[f"{prefix}learning_rate"] = float(learner.optimizer.learning_rate.numpy())
         if learner.optimizer.loss_scale is not None:
-            values[f"{own}loss_scale"] = float(learner.optimizer.loss_scale.numpy())
+            values[f"{prefix}loss_scale"] = float(learner.optimizer.loss_scale.numpy())
     return values | {"skipped_steps": step.skipped_moves}
 
 
 class WeightsAndBiases:
-    """The lines of the log as a run of Weights & Biases; $WANDB_MODE=offline keeps them in the run's folder.
+    """Sends the lines of the log to Weights & Biases; WANDB_MODE=offline keeps them in the run's folder.
 
     Args:
-        folder: of the run; started again, it goes on with the same run there.
-        config: what to show as the run's configuration.
+        folder: run folder; a resumed run continues the same W&B run.
+        config: the run's configuration, to be shown there.
         stages: names of the stages, each of which counts its own steps.
 
     Raises:
-        InputError: wandb is not installed, or nobody is logged in.
+        InputError: wandb is not installed, or no user is logged in.
     """
 
     def __init__(self, folder: Path, config, stages):
@@ -159,38 +159,38 @@ class WeightsAndBiases:
         self.run.log({f"{stage}/{name}": value for name, value in line.items()})
 
     def close(self):
-        """Waits until everything is written, or sent."""
+        """Waits until everything is written or uploaded."""
         self.run.finish()
 
 
 class Previews:
-    """Sheets of pictures drawn with the averaged weights, some times in a stage."""
+    """Saves `number` preview sheets over a stage, drawn with the averaged weights."""
 
     def __init__(self, stage, folder: Path, number, budget, progress):
         self.stage, self.folder = stage, folder
-        self.times = _Times(number, budget, progress)
+        self.intervals = _EqualIntervals(number, budget, progress)
 
     def __call__(self, trainer, step, elapsed, means):
-        if not self.times.now(step, elapsed):
+        if not self.intervals.has_ended(step, elapsed):
             return
         with trainer.step.averages_in_place():
             preview = self.stage.preview()
         if preview is not None:
             file = self.folder / f"{self.stage.name}-{step:07d}.png"
             self.folder.mkdir(exist_ok=True)
-            remove(file)  # of a killed run, or a stranger's link
+            remove(file)  # of a killed run, or an untrusted link
             save_sheet(file, *preview)
 
 
 class Snapshots:
-    """Copies of a network with the averaged weights, as many in a stage as are asked for.
+    """Saves `number` copies of a network over a stage, with the averaged weights.
 
     Args:
         write: `write(folder)` writes the network.
-        folder: for the copies, "step-0000100" and so on.
-        number: of copies, the last at the end.
-        budget, progress: of the trainer.
-        first_step: that a checkpoint was resumed at: later copies, of a killed run, are made again.
+        folder: parent folder of the copies "step-0000100" and so on.
+        number: how many copies, at equal distances; the last is written at the end.
+        budget, progress: those of the trainer.
+        first_step: step that the stage resumes from; later copies, from a killed run, are removed.
     """
 
     def __init__(self, write, folder: Path, number, budget, progress, first_step=0):
@@ -198,28 +198,28 @@ class Snapshots:
         for step, later in steps_in(folder).items():
             if step > first_step:
                 remove(later)
-        self.times = _Times(number, budget, progress)
+        self.intervals = _EqualIntervals(number, budget, progress)
 
     def __call__(self, trainer, step, elapsed, means):
-        if self.times.now(step, elapsed):
+        if self.intervals.has_ended(step, elapsed):
             with trainer.step.averages_in_place():
                 self.write(self.folder / name_of(step))
 
 
-class _Times:
-    """So many times in a stage, at equal distances, of which the last is its end."""
+class _EqualIntervals:
+    """Divides a stage's budget into `number` equal intervals."""
 
     def __init__(self, number, budget, progress):
         self.number, self.budget, self.passed = number, budget, int(progress * number)
 
-    def now(self, step, elapsed):
-        """Whether one of them has come since the last call."""
+    def has_ended(self, step, elapsed):
+        """Whether an interval has ended since the last call."""
         before, self.passed = self.passed, int(self.budget.progress(step, elapsed) * self.number)
         return self.passed > before
 
 
 def _rate(before, now):
-    """Steps a second between two pairs (step, seconds); 0 where no time has passed."""
+    """Steps per second between two pairs (step, seconds); 0 if no time has passed."""
     steps, seconds = now[0] - before[0], now[1] - before[1]
     return steps / seconds if seconds > 0 else 0.0
 
@@ -231,14 +231,14 @@ def _seconds_left(budget, step, elapsed, rate):
 
 
 def _clock(seconds):
-    if seconds is None:  # not known after a single step
+    if seconds is None:  # unknown after a single step
         return "-:--"
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
 
 
-def _forget_after(file: Path, stage, step):
-    """Drops the lines of steps that a killed run took after its last checkpoint: they are taken again."""
+def _drop_later_lines(file: Path, stage, step):
+    """Drops the lines of steps after the last checkpoint, which a killed run took and this one repeats."""
 
     def is_kept(entry):
         known = isinstance(entry.get("stage"), str) and type(entry.get("step")) is int

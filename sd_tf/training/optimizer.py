@@ -1,4 +1,4 @@
-"""AdamW or Muon with gradient clipping, loss scaling and a moving average of the weights, in flat vectors."""
+"""AdamW and Muon, with gradient clipping, loss scaling and an EMA of the weights, on flat vectors."""
 
 import contextlib
 import math
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 NOT_DECAYED = ("bias", "beta", "gamma", "logit_scale")
-BUCKET = 2**24  # numbers in one vector at most, unless one variable has more: it bounds temporary memory
+BUCKET = 2**24  # most values in one vector, unless one variable has more; bounds temporary memory
 FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000
 MOMENTUM, NEWTON_SCHULZ_STEPS, NEWTON_SCHULZ = 0.95, 5, (3.4445, -4.7750, 2.0315)
 RMS_OF_ADAMW = 0.2  # of an update before the learning rate (Liu et al. 2025)
@@ -16,14 +16,14 @@ FIRST_AND_LAST_LAYERS = ("conv_in", "conv_out", "patch_embedding")
 
 
 class Optimizer:
-    """AdamW or Muon, with clipping by the global norm and a moving average of the weights.
+    """AdamW or Muon, with clipping by the global norm and an exponential moving average (EMA) of the weights.
 
     AdamW is that of Loshchilov & Hutter 2019. Muon (Jordan et al. 2024, "Muon: An optimizer for hidden
     layers in neural networks") updates each kernel of a hidden layer by its momentum, whose singular values
     five steps of a Newton-Schulz iteration bring close to 1. Directions that gradients rarely take are
-    then learned as fast as the others. Its updates are scaled to the size of AdamW's (Liu et al. 2025,
+    then learned as fast as the others. Its updates are scaled to the RMS of AdamW's (Liu et al. 2025,
     "Muon is scalable for LLM training", equation 4), so that both take the same learning rates. Biases,
-    norms, embeddings, first and last layers are updated by AdamW. Muon costs about
+    norms, embeddings and the first and last layers are updated by AdamW. Muon costs about
     20 x min(rows, columns) operations for each weight and step. That is little for small networks or large
     batches, and too much for one picture and layers of a thousand channels.
 
@@ -52,14 +52,14 @@ class Optimizer:
         self.variables, self.config = list(variables), config
         self.learning_rate = tf.Variable(0.0, trainable=False, name="learning_rate")
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
-        self.skipped = tf.Variable(0, trainable=False, name="skipped")  # most recent steps in a row
+        self.skipped = tf.Variable(0, trainable=False, name="skipped")  # in a row, up to now
         self.loss_scale = self.good_steps = None
         if loss_scaling:
             self.loss_scale = tf.Variable(FIRST_LOSS_SCALE, trainable=False, name="loss_scale")
             self.good_steps = tf.Variable(0, trainable=False, name="good_steps")
         matrices = [v for v in variables if config.optimizer == "muon" and _is_matrix(v)]
-        chosen = {id(variable) for variable in matrices}
-        decayed = [v for v in variables if v.name not in NOT_DECAYED and id(v) not in chosen]
+        in_muon = {id(variable) for variable in matrices}
+        decayed = [v for v in variables if v.name not in NOT_DECAYED and id(v) not in in_muon]
         others = [v for v in variables if v.name in NOT_DECAYED]
         self.buckets = [_MuonBucket(group, config.weight_decay) for group in _grouped(matrices)]
         self.buckets += [_AdamWBucket(group, config.weight_decay) for group in _grouped(decayed)]
@@ -67,7 +67,7 @@ class Optimizer:
 
     @property
     def state(self):
-        """Name -> variables that a checkpoint must hold."""
+        """Name -> the variables to be saved in a checkpoint."""
         found = {"learning_rate": self.learning_rate, "updates": self.updates, "skipped": self.skipped}
         for name in ("first", "second", "average"):
             found[name] = [getattr(bucket, name) for bucket in self.buckets if hasattr(bucket, name)]
@@ -80,7 +80,7 @@ class Optimizer:
         return loss if self.loss_scale is None else loss * self.loss_scale
 
     def flat(self, gradients):
-        """One replica's gradients, one for each variable in their order -> one vector for each bucket."""
+        """One replica's gradients, in the order of the variables -> one flat vector for each bucket."""
         of_variable = {
             id(variable): tf.convert_to_tensor(gradient)  # embeddings have sparse gradients
             for variable, gradient in zip(self.variables, gradients, strict=True)
@@ -90,7 +90,10 @@ class Optimizer:
         ]
 
     def apply(self, gradients):
-        """One update by the sum of all replicas' `flat` gradients.
+        """Updates the weights once, by the sum of all replicas' gradients.
+
+        Args:
+            gradients: a vector for each bucket, of `flat`.
 
         Returns:
             float32 (): the global norm of the summed gradients, without loss scale and before clipping.
@@ -131,11 +134,11 @@ class Optimizer:
         self.loss_scale.assign(tf.where(finite, grown, tf.maximum(1.0, 0.5 * self.loss_scale)))
         self.good_steps.assign(tf.where(good >= STEPS_TO_DOUBLE, 0, good))
 
-    # -- the moving averages, with which pictures are generated ------------------------------------------
+    # -- the moving averages, which are used for generation -----------------------------------------------
 
     @property
     def averages(self):
-        """The moving average of each variable, in their order and shapes."""
+        """The moving averages of the variables, in their order and shapes."""
         found = {}
         for bucket in self.buckets:
             parts = bucket.split(bucket.average)
@@ -160,10 +163,10 @@ class Optimizer:
 
 
 class _Bucket:
-    """Some of the variables, with their moments and averages in vectors, one variable after another.
+    """Some of the variables, with their moments and averages concatenated in flat vectors.
 
-    A subclass names in `moments` the vectors that an update reads and writes beside the weights, and
-    computes the new ones in `step`.
+    A subclass lists in `moments` the vectors that an update reads and writes besides the weights, and
+    computes their new values in `step`.
     """
 
     moments = ("first", "average")
@@ -176,15 +179,15 @@ class _Bucket:
             values = _joined([v.value for v in variables]) if average else tf.zeros(sum(self.sizes))
             setattr(self, name, tf.Variable(values, trainable=False, name=name))
         constrained = any(variable.constraint is not None for variable in variables)
-        self.constrained = self._constrained if constrained else None
+        self.constrain = self._constrain if constrained else None
 
-    def _constrained(self, vector):
-        """A vector of weights after the variables' constraints."""
+    def _constrain(self, vector):
+        """Applies the variables' constraints to a vector of weights."""
         values = zip(self.variables, self.split(vector), strict=True)
         return _joined([value if v.constraint is None else v.constraint(value) for v, value in values])
 
     def split(self, vector):
-        """A vector's values of each variable, in the variables' shapes."""
+        """Splits a vector into tensors of the variables' shapes."""
         parts = tf.split(vector, self.sizes)
         return [tf.reshape(part, v.shape) for part, v in zip(parts, self.variables, strict=True)]
 
@@ -215,25 +218,25 @@ class _AdamWBucket(_Bucket):
     def step(self, weights, first, second, average, gradient, settings):
         """New weights and moments, or the old ones if the gradients are not finite."""
         return _adamw_step(
-            weights, first, second, average, gradient, self.weight_decay, settings, self.constrained
+            weights, first, second, average, gradient, self.weight_decay, settings, self.constrain
         )
 
 
 class _MuonBucket(_Bucket):
     def step(self, weights, first, average, gradient, settings):
-        """As in `_AdamWBucket`."""
+        """See `_AdamWBucket.step`."""
         momentum, direction = _momentum(first, gradient, settings["gradient_scale"])
         direction = _joined(self._orthogonal(self.split(direction)))
         return _muon_step(
-            weights, first, average, momentum, direction, self.weight_decay, settings, self.constrained
+            weights, first, average, momentum, direction, self.weight_decay, settings, self.constrain
         )
 
     def _orthogonal(self, directions):
-        """Each direction made orthogonal and scaled; those of one shape together."""
-        places, found = {}, [None] * len(directions)
+        """Orthogonalises and scales each direction; those of equal shape in one batch."""
+        by_shape, found = {}, [None] * len(directions)
         for i, direction in enumerate(directions):
-            places.setdefault(tuple(direction.shape), []).append(i)
-        for shape, indices in places.items():
+            by_shape.setdefault(tuple(direction.shape), []).append(i)
+        for shape, indices in by_shape.items():
             columns = shape[-1]
             matrices = tf.stack([tf.reshape(directions[i], (-1, columns)) for i in indices])
             scale = RMS_OF_ADAMW * math.sqrt(max(matrices.shape[1:]))
@@ -243,7 +246,7 @@ class _MuonBucket(_Bucket):
 
 
 def orthogonal(matrices):
-    """Approximately the nearest orthogonal matrices: singular values end between 0.7 and 1.2.
+    """Approximately the nearest orthogonal matrices, by Newton-Schulz: singular values from 0.7 to 1.2.
 
     Args:
         matrices: float32 (number, rows, columns).
@@ -262,7 +265,7 @@ def orthogonal(matrices):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _adamw_step(weights, first, second, average, gradient, weight_decay, settings, constrained):
+def _adamw_step(weights, first, second, average, gradient, weight_decay, settings, constrain):
     gradient = gradient * settings["gradient_scale"]
     new_first = BETA_1 * first + (1.0 - BETA_1) * gradient
     new_second = BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient)
@@ -270,8 +273,8 @@ def _adamw_step(weights, first, second, average, gradient, weight_decay, setting
         tf.sqrt(new_second / settings["second_correction"]) + EPSILON
     )
     new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
-    if constrained is not None:
-        new = constrained(new)
+    if constrain is not None:
+        new = constrain(new)
     new_average = average + settings["average_rate"] * (new - average)
     pairs = ((new, weights), (new_first, first), (new_second, second), (new_average, average))
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
@@ -279,17 +282,17 @@ def _adamw_step(weights, first, second, average, gradient, weight_decay, setting
 
 @tf.function(jit_compile=True, autograph=False)
 def _momentum(first, gradient, gradient_scale):
-    """The new momentum, and the direction of Nesterov's method, which looks one step ahead."""
+    """The new momentum, and Nesterov's direction, which looks one step ahead."""
     gradient = gradient * gradient_scale
     momentum = MOMENTUM * first + (1.0 - MOMENTUM) * gradient
     return momentum, MOMENTUM * momentum + (1.0 - MOMENTUM) * gradient
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _muon_step(weights, first, average, momentum, direction, weight_decay, settings, constrained):
+def _muon_step(weights, first, average, momentum, direction, weight_decay, settings, constrain):
     new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
-    if constrained is not None:
-        new = constrained(new)
+    if constrain is not None:
+        new = constrain(new)
     new_average = average + settings["average_rate"] * (new - average)
     pairs = ((new, weights), (momentum, first), (new_average, average))
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
@@ -305,7 +308,7 @@ def _joined(tensors):
 
 
 def _grouped(variables):
-    """The variables in order, in groups of at most `BUCKET` numbers."""
+    """Divides the variables, in order, into groups of at most `BUCKET` values."""
     groups, size = [], BUCKET + 1
     for variable in variables:
         number = math.prod(variable.shape)

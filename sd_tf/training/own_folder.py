@@ -1,7 +1,7 @@
-"""What a run reads, writes and deletes lies in its own folder, which may have come from a stranger.
+"""Keeps what a run reads, writes and deletes inside its own folder, which may be untrusted.
 
-A link to somewhere else in place of the log would have us write into another file, and one in place of the
-checkpoints delete another folder's: a run is not begun in such a folder.
+A symbolic link in place of the log would make a run write to another file, and one in place of the
+checkpoints would make it delete in another folder. So no run starts in a folder with such links.
 """
 
 import contextlib
@@ -14,24 +14,24 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where two processes are not kept apart
+except ImportError:  # Windows, where two processes can train in one folder
     fcntl = None
 
 from sd_tf.errors import InputError
 from sd_tf.files import is_inside, is_regular, parse_json, read_lines, read_text, reason, replacing_file
 from sd_tf.training.options import FOLDER
 
-MOST_ENTRIES = 200_000  # files and folders; a run of weeks has some thousands
+MOST_ENTRIES = 200_000  # files and folders; a run of weeks has thousands
 _WAY_OUT = f"Or name another {FOLDER}"
 STEP = re.compile(r"step-([0-9]{7,12})")
 
 
 def check_own(folder: Path, files, folders):
-    """Raises `InputError` where the run's things lead out of its folder, or are no files or folders.
+    """Raises `InputError` if a run's files lead out of its folder, or are not regular files or folders.
 
     Args:
-        folder: of the run; a link to it is followed, since the user has named it.
-        files, folders: names in it, whether they are there or not; what is in folders is looked at as well.
+        folder: run folder; it may itself be a link, since the user has named it.
+        files, folders: names in it, which need not exist; the contents of folders are checked as well.
     """
     left, places = MOST_ENTRIES, [str(folder / name) for name in (*files, *folders)]
     while places:
@@ -44,7 +44,7 @@ def check_own(folder: Path, files, folders):
             if stat.S_ISDIR(mode):
                 places += [entry.path for entry in itertools.islice(os.scandir(place), left + 1)]
         except (FileNotFoundError, NotADirectoryError):
-            continue  # not there, or gone: another worker's
+            continue  # missing, or just removed by another worker
         except (OSError, ValueError) as error:
             raise InputError(f"{place} cannot be read: {reason(error)}. {_WAY_OUT}") from None
         if stat.S_ISLNK(mode) and not (is_inside(folder, place) and os.path.exists(place)):
@@ -57,11 +57,11 @@ def check_own(folder: Path, files, folders):
     for names, kind, is_wrong in ((files, "file", os.path.isdir), (folders, "folder", os.path.isfile)):
         for name in names:
             if is_wrong(folder / name):
-                raise InputError(f"{folder / name} is no {kind}: move it away. {_WAY_OUT}")
+                raise InputError(f"{folder / name} is not a {kind}: move it away. {_WAY_OUT}")
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
-    """Step -> what is at its name, "step-0000120", in ascending order; other names are nobody's."""
+    """Step -> path, such as "step-0000120", of all steps in a folder, ascending; other names are ignored."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -71,12 +71,12 @@ def steps_in(folder: Path) -> dict[int, Path]:
 
 
 def name_of(step: int) -> str:
-    """How the folder of a step is called."""
+    """The name of a step's folder."""
     return f"step-{step:07d}"
 
 
 def remove(path: Path):
-    """Deletes a file, a link or a folder; of a link nothing but itself.
+    """Deletes a file, a folder or a link; what a link points to stays.
 
     Raises:
         OSError: it cannot be deleted.
@@ -91,15 +91,14 @@ def remove(path: Path):
 
 @contextlib.contextmanager
 def locked(file: Path, name: str):
-    """Within the block, nobody else has this lock: a file that goes at the end, and which a killed process
-    lets go.
+    """Holds a lock file during the block; the system releases the lock if the process is killed.
 
     Args:
-        file: in a folder that is there.
-        name: what is being kept, in the error message.
+        file: path of the lock file, in an existing folder; removed at the end.
+        name: what is locked, for the error message.
 
     Raises:
-        InputError: somebody else has it.
+        InputError: another process holds it.
     """
     if fcntl is None:
         yield
@@ -114,7 +113,7 @@ def locked(file: Path, name: str):
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
                 break
-        os.close(descriptor)  # of a process that has just ended and removed it
+        os.close(descriptor)  # its last holder has just removed that file
     try:
         yield
     finally:
@@ -124,28 +123,28 @@ def locked(file: Path, name: str):
 
 
 def append(file: Path, text: str):
-    """Writes behind the end of a regular file, made where it is missing.
+    """Appends to a regular file, which is made if it is missing.
 
     Raises:
-        InputError: there is a link, or something else that is no file.
+        InputError: it is a link, or not a regular file.
     """
     flags = (
         os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     )
     if os.path.lexists(file) and (file.is_symlink() or not is_regular(file)):
-        raise InputError(f"{file} is no file of the run's: delete it. {_WAY_OUT}")
+        raise InputError(f"{file} is not a file that a run wrote: delete it. {_WAY_OUT}")
     with os.fdopen(os.open(file, flags, 0o666), "a", encoding="utf-8") as opened:
         opened.write(text)
 
 
 def keep_lines(file: Path, is_kept):
-    """Writes a file of JSON lines anew, with those objects alone for which `is_kept` says so.
+    """Rewrites a file of JSON lines with only those objects for which `is_kept(object)` is true.
 
-    Lines that are no objects, torn by a kill or a stranger's, are dropped. A process that is killed here
-    leaves the file as it was.
+    Lines that are not JSON objects, such as one cut off by a kill, are dropped. A process that is killed
+    here leaves the file as it was.
 
     Raises:
-        InputError: it is no file of the run's, or no text.
+        InputError: it is not a regular file, or not UTF-8 text.
     """
     if not os.path.lexists(file):
         return
@@ -159,19 +158,19 @@ def keep_lines(file: Path, is_kept):
                 if isinstance(entry, dict) and is_kept(entry):
                     kept.write(line.rstrip("\n") + "\n")
     except InputError as error:
-        raise InputError(f"{error}. Mend it, or delete it to begin a new log") from None
+        raise InputError(f"{error}. Repair it, or delete it to begin a new log") from None
 
 
 def written_once(file: Path, pattern: str, make) -> str:
-    """The one word of a file, which `make` makes where there is none.
+    """The word that a file holds; if the file is missing, writes what `make` returns.
 
     Args:
-        file: in the run's folder.
-        pattern: that the word has to fit.
-        make: gives the word.
+        file: path in the run's folder.
+        pattern: regular expression that the word must match.
+        make: function that returns the word.
 
     Raises:
-        InputError: there is something else than such a word.
+        InputError: the file holds something else.
     """
     if not os.path.lexists(file):
         word = make()
@@ -179,5 +178,5 @@ def written_once(file: Path, pattern: str, make) -> str:
             new.write_text(word, encoding="utf-8")
     word = read_text(file, most=1000, root=file.parent).strip()
     if not re.fullmatch(pattern, word):
-        raise InputError(f"{file} holds no word that was written here: delete it")
+        raise InputError(f"{file} holds something that no run wrote: delete it")
     return word

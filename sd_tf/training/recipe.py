@@ -1,7 +1,7 @@
-"""What a family gives to a run: a recipe, which plans the stages that are left to train.
+"""What a family of models gives to a run: a recipe with the stages to train.
 
-A run knows no network. It asks the recipe for its stages, makes one after the other, trains each to the end
-of its budget, and has it written into the run's folder. A stage whose result lies there is read instead.
+A run knows no networks. It asks the recipe for its stages, makes and trains them one after the other, and
+has each written into the run's folder. A stage whose result is there already is read instead.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ class PlannedStage:
     """A stage that a run may have to train.
 
     Attributes:
-        name: of the stage, the same as that of the `Stage` which `make` returns.
-        share: of the run's minutes, beside the shares of the others.
-        result: name of the file or folder, in the run's folder, that the finished stage leaves there last.
-        batch_size: of all replicas together.
+        name: that of the `Stage` which `make` returns.
+        share: share of the run's minutes, relative to those of the other stages.
+        result: name of the file or folder that the finished stage writes last into the run's folder.
+        batch_size: examples in a step, over all replicas.
     """
 
     name: str
@@ -26,42 +26,42 @@ class PlannedStage:
     batch_size: int
 
     def make(self, run, budget) -> Stage:
-        """The stage, ready to be trained. Called under the strategy's scope.
+        """The stage, ready to train. Called under the strategy's scope.
 
         Args:
             run: the `Run`: its folder, data set, options, workers.
-            budget: the stage's `Budget`. What is spent here comes back as the stage's `seconds_spent`.
+            budget: the stage's `Budget`. Seconds spent here are reported as the stage's `seconds_spent`.
         """
         raise NotImplementedError
 
     def finish(self, run, stage: Stage):
-        """Writes what was learned into the run's folder. Called in the chief worker alone, with the averaged
-        weights in the networks."""
+        """Writes the trained networks into the run's folder. Called in the chief worker only, with the
+        averaged weights in the networks."""
         raise NotImplementedError
 
     def restore(self, run):
-        """Gives the model what the finished stage left in the run's folder. Called in all workers."""
+        """Loads into the model what the finished stage wrote into the run's folder. Called in all workers."""
         raise NotImplementedError
 
     def outline(self, run) -> tuple[Stage, int]:
-        """The stage as a dry run lays it out, and the number of weights that it holds and does not train.
+        """The stage for a dry run, and the number of its frozen weights.
 
-        Nothing is read but configurations, and networks are made in the default graph, without values.
+        Only configurations are read, and networks are made in the default graph, without values.
         """
         raise NotImplementedError
 
 
 class Recipe:
-    """What a family trains, in which order, and what two of its runs differ in.
+    """What a family trains, in which order, and what distinguishes two of its runs.
 
     Attributes:
-        family: name of the family, as the command line has it.
-        image_size: of the pictures it learns from, pixels along a side.
-        minutes: that a run trains where no budget is given.
-        stage_names: of all stages that a run of the family can have.
-        results: names of files by which a folder is known to hold a finished model, of this run or another.
+        family: name of the family on the command line.
+        image_size: pixels along a side of the training pictures.
+        minutes: training time of a run without a given budget.
+        stage_names: names of all stages that a run of the family can have.
+        results: file names that mark a folder with a finished model, of this run or another.
         files, folders: names of what the stages write into the run's folder.
-        options: the family's own `Options`, as they were given.
+        options: instances of the family's own `Options`.
     """
 
     family: str
@@ -75,31 +75,31 @@ class Recipe:
 
     @property
     def identity(self) -> dict:
-        """Name -> value, as JSON has it, of what two different runs differ in, beside the shared options."""
+        """Name -> JSON value of what distinguishes two runs, besides the shared options."""
         return {name: value for each in self.options for name, value in each.identity.items()}
 
     def check_same_base(self, before: dict, folder: Path):
-        """Raises `InputError` where a run began from other weights than it would begin from now.
+        """Raises `InputError` if the run in the folder started from other weights than it would now.
 
         Args:
-            before: what run.json says.
-            folder: of the run.
+            before: contents of run.json.
+            folder: run folder.
         """
 
     def described(self) -> dict:
-        """Name -> value of what a dry run shows, beside the options."""
+        """Name -> value of what a dry run shows besides the options."""
         return {}
 
     def check(self, run):
-        """Raises `InputError` where the run cannot be trained, before anything is written."""
+        """Raises `InputError` if the run cannot be trained. Called before anything is written."""
 
     def finished(self, run):
-        """The run has ended, and every stage's result is in the model again."""
+        """Called at the end of the run, when the model holds every stage's result."""
 
     def stages(self, run) -> list[PlannedStage]:
-        """Those that this run has to have, in order, whether they are done or not."""
+        """The stages of this run in order, finished or not."""
         raise NotImplementedError
 
     def result(self, folder: Path) -> str:
-        """Name of the file that the whole run leaves last in that folder."""
+        """Name of the file that the whole run writes last into that folder."""
         return self.results[0]

@@ -1,14 +1,14 @@
-"""A training run: a folder in which stages follow each other, and which resumes where it was left.
+"""A training run: a folder in which a model's stages are trained one after the other, and can be resumed.
 
-run.json                the options and a hash of the captions, to be the same at every start
-log.jsonl tensorboard/  losses, pictures per second
-samples/                sheets of pictures over time
-snapshots/              a network at several times, if --snapshots asks for them
+run.json                the options and a hash of the captions, which must be the same at every start
+log.jsonl tensorboard/  losses, images per second
+samples/                preview sheets over time
+snapshots/              copies of a network during training, with --snapshots
 checkpoints/            training state of each stage
-cache/                  decoded pictures, and what frozen networks make of them
+cache/                  decoded pictures, cached latents and caption embeddings
 .lock                   held by the process that trains here
 
-What else there is, the family's stages have written: see its recipe.
+Other files are written by the family's stages: see its recipe.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ from sd_tf.training.workers import Workers, lost_worker_named
 
 OWN_FILES = ("run.json", "log.jsonl", "wandb-id.txt", ".lock")
 OWN_FOLDERS = ("tensorboard", "samples", "snapshots", "checkpoints", "cache", "wandb")
-CAPTIONS = "captions_fingerprint"  # in run.json; wherever the data lie, and whenever they were written
-LEARNING_SHARE = 0.5  # of a stage's minutes, at least, however long its preparation took
+CAPTIONS = "captions_fingerprint"  # in run.json: a hash of the captions, wherever the files are
+LEARNING_SHARE = 0.5  # least share of a stage's minutes for training, however long its preparation took
 
 
 class Run:
@@ -44,19 +44,19 @@ class Run:
 
     Args:
         recipe: the family's `Recipe`.
-        data: an opened data set, of `sd_tf.open_data`.
+        data: a `Data`, from `sd_tf.open_data`.
         options: `RunOptions`.
         optimizing: `OptimizerOptions`.
-        callbacks: of Keras.
+        callbacks: `keras.callbacks.Callback`s.
         verbose: whether to show progress.
 
     Attributes:
-        folder, cache_folder: where the run and what it caches lie.
-        dataset: `data` at the recipe's image size, a `CaptionedImages`. A stage may put another in its place.
-        strategy, workers: how several devices and processes train together.
+        folder, cache_folder: the run folder, and the folder for its caches.
+        dataset: `data` at the recipe's image size, a `CaptionedImages`. A stage may replace it.
+        strategy, workers: the `tf.distribute` strategy and the `Workers`.
 
     Raises:
-        InputError: the folder holds a run of other options or cannot be written, or the data is not there.
+        InputError: the folder holds a run with other options or cannot be written, or the data is missing.
             Nothing is written then.
     """
 
@@ -74,7 +74,7 @@ class Run:
         self.folder = Path(options.output)
         if not _is_utf8(self.folder):
             raise InputError(
-                f"{FOLDER} {self.folder} is no UTF-8, where TensorFlow cannot write: name another"
+                f"{FOLDER} {self.folder} is not UTF-8, and TensorFlow cannot write there: name another"
             )
         self.cache_folder = Path(options.cache_dir or self.folder / "cache")
         self.result = recipe.result(self.folder)
@@ -100,20 +100,20 @@ class Run:
         return strategy, strategy.num_replicas_in_sync
 
     def train(self) -> History:
-        """Trains the stages that are left, in order.
+        """Trains the stages that are not finished, in order.
 
         Raises:
             InputError: a worker is lost, the disk is full, losses are not finite ...
-            KeyboardInterrupt: Ctrl-C or, on a command line, SIGTERM; what was learned so far is saved.
+            KeyboardInterrupt: Ctrl-C or, on a command line, SIGTERM; a checkpoint is saved first.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(lost_worker_named(self.workers))
-            stack.enter_context(_full_disk_named(self.folder))
+            stack.enter_context(_explaining_full_disk(self.folder))
             if self.workers.is_chief:
                 stack.enter_context(locked(self.folder / ".lock", f"{FOLDER} {self.folder}"))
-                self._check_resumable()  # what another process may have begun meanwhile
+                self._check_resumable()  # again: another process may have begun a run meanwhile
             stack.enter_context(self._remove_run_file_if_startup_fails())
-            self._check_shared()
+            self._check_folder_is_shared()
             if hasattr(self.dataset, "decode"):
                 self.decode(self.dataset)
             if self.options.wandb and self.workers.is_chief:
@@ -146,7 +146,7 @@ class Run:
     # -- for the recipe -------------------------------------------------------------------------
 
     def decode(self, dataset):
-        """Has the chief decode pictures, which all workers then read."""
+        """Lets the chief decode the pictures of a data set, which all workers then read."""
         if not self.workers.is_chief:
             self.workers.wait()
         dataset.decode(progress=self.shows_progress)
@@ -154,14 +154,14 @@ class Run:
             self.workers.wait()
 
     def stage_config(self, config):
-        """A preset's `StageConfig`, with what the options say in its place."""
+        """A preset's `StageConfig`, overridden by the options."""
         config = self.optimizing.applied_to(config)
         if self.options.overfit:
             config = dataclasses.replace(config, batch_size=self.options.overfit)
         return config
 
     def budget(self, planned) -> Budget:
-        """A stage's part of the run's minutes; one stage alone has all of them."""
+        """A stage's share of the run's minutes, or the given number of steps."""
         if self.options.max_steps is not None:
             return Budget(None, self.options.max_steps)
         minutes = self.options.max_minutes or self.recipe.minutes
@@ -169,18 +169,18 @@ class Run:
         return Budget(60.0 * minutes * planned.share / shares, None)
 
     def is_done(self, result: str) -> bool:
-        """Whether the chief sees that file or folder in the run's folder, once all workers are here."""
+        """Whether the chief sees that file or folder in the run folder. Waits for all workers."""
         return bool(self.workers.gathered((self.folder / result).exists())[0, 0])
 
     @property
     def shows_progress(self) -> bool:
-        """Whether this process shows how far the run is."""
+        """Whether this process shows progress."""
         return self.verbose and self.workers.is_chief
 
     # -- training a stage -----------------------------------------------------------------------
 
     def trainer(self, stage, budget) -> Trainer:
-        """What trains a stage, from its last checkpoint where there is one."""
+        """The `Trainer` of a stage, at its last checkpoint if there is one."""
         options = self.options
         return Trainer(
             stage,
@@ -214,12 +214,12 @@ class Run:
         trainer.step.copy_averages()
 
     def _observers(self, stage, trainer, stack):
-        """What looks at every step in the chief; `stack` closes it."""
+        """The observers of a stage in the chief worker; `stack` closes them."""
         options, budget, progress = self.options, trainer.budget, trainer.progress
         bar = ProgressBar(stage, budget, progress, disable=not self.verbose)
         stack.callback(bar.close)
         log = Log(stage, self.folder, trainer.steps_taken, len(self.dataset), self.wandb)
-        callbacks = self.callbacks.observer(stage, len(self.dataset))  # first, as they may end the stage
+        callbacks = self.callbacks.observer(stage, len(self.dataset))  # called first: they may end the stage
         previews = Previews(stage, self.folder / "samples", options.previews, budget, progress)
         observers = [callbacks, bar, log, previews]
         if options.snapshots and stage.keeps_snapshots:
@@ -229,20 +229,20 @@ class Run:
             )
             observers.append(copies)
         if options.overfit:
-            observers.append(_FirstAndLast(stage, options.overfit, stack))
+            observers.append(_LossOnOneBatch(stage, options.overfit, stack))
         return observers
 
     # -- the folder -----------------------------------------------------------------------------
 
     @functools.cached_property
     def identity(self) -> dict:
-        """Name -> value of what makes two runs different ones."""
-        of_data = self.data.options.identity | {"data": self.data.fingerprint}
-        found = self.optimizing.identity | self.options.identity | of_data | self.recipe.identity
+        """Name -> value of all settings that distinguish two runs."""
+        data_identity = self.data.options.identity | {"data": self.data.fingerprint}
+        found = self.optimizing.identity | self.options.identity | data_identity | self.recipe.identity
         return {"family": self.recipe.family, "image_size": self.recipe.image_size} | found
 
     def _check_folder(self):
-        """That what the run writes lies in its folder, and that no finished model of another's is there."""
+        """Checks that the run writes inside its folder, and that it would not overwrite another model."""
         stages = [
             f"{kind}/{planned}"
             for kind in ("tensorboard", "checkpoints")
@@ -259,10 +259,12 @@ class Run:
             raise InputError(f"{FOLDER} {self.folder} is a file: name a folder")
         for result in (*self.recipe.results, self.result):
             if (self.folder / result).exists():
-                raise InputError(f"{FOLDER} {self.folder} holds a model of no run: name another folder")
+                raise InputError(
+                    f"{FOLDER} {self.folder} holds a model that no run wrote: name another folder"
+                )
 
     def _check_resumable(self):
-        """What run.json says of an earlier start, nothing where there was none."""
+        """The contents of run.json, {} if there is none; raises `InputError` if it is of another run."""
         file = self.folder / "run.json"
         if not os.path.lexists(file):
             return {}
@@ -276,17 +278,17 @@ class Run:
                 f"{self.folder} holds a run of the family {shown(family)}, not {self.recipe.family}: name "
                 f"another {FOLDER}"
             )
-        # What an earlier version had no option for, it did as the option's default does.
+        # An earlier version without an option did what the option's default does.
         before = self._defaults | before
         self.recipe.check_same_base(before, self.folder)
         now = self.identity
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
         if changed:
             changes = ", ".join(
-                f"{self._said_of(name)} {_plain(before[name])} -> {now[name]}" for name in changed
+                f"{self._option_name(name)} {_unquoted(before[name])} -> {now[name]}" for name in changed
             )
             raise InputError(
-                f"{self.folder} holds a run of another configuration ({changes}): give the same to resume "
+                f"{self.folder} holds a run with other options ({changes}): give the same ones to resume "
                 f"it, or another {FOLDER}"
             )
         return before
@@ -299,7 +301,7 @@ class Run:
                 found[field.name] = field.default
         return found
 
-    def _said_of(self, name):
+    def _option_name(self, name):
         """An entry of `identity` as an error message names it."""
         for options in (self.optimizing, self.options, self.data.options, *self.recipe.options):
             if name in {field.name for field in dataclasses.fields(options)}:
@@ -307,17 +309,17 @@ class Run:
         return argument(name)
 
     def _check_captions(self, before):
-        """Other captions would make other words of the tokenizer, and other pictures of the same numbers."""
-        self._captions = fingerprint(self.dataset.corpus())  # before decoding leaves out what cannot be read
-        has_learned = (self.folder / "checkpoints").exists()
-        if has_learned and before.get(CAPTIONS, self._captions) != self._captions:
+        """Raises `InputError` if captions have changed, and so the vocabulary and the order of pictures."""
+        self._captions = fingerprint(self.dataset.corpus())  # before `decode` leaves out unreadable pictures
+        has_checkpoints = (self.folder / "checkpoints").exists()
+        if has_checkpoints and before.get(CAPTIONS, self._captions) != self._captions:
             raise InputError(
-                f"{self.folder} began with other captions than {self.dataset.name} has now: put those back "
+                f"{self.folder} began with other captions than {self.dataset.name} has now: restore those "
                 f"to resume it, or name another {FOLDER}"
             )
 
     def _begin_folder(self):
-        """Makes the folder, and writes what the run is."""
+        """Makes the folder, and writes run.json."""
         if self.options.cache_dir:
             with _writing(argument("cache_dir"), self.cache_folder):
                 self.cache_folder.mkdir(parents=True, exist_ok=True)
@@ -328,19 +330,19 @@ class Run:
 
     @contextlib.contextmanager
     def _remove_run_file_if_startup_fails(self):
-        """Without run.json, the same folder can be given again with better options."""
+        """Without run.json, the same folder can be used again with corrected options."""
         try:
             yield
         except InputError:
             if self.workers.is_chief and not (self.folder / "checkpoints").exists():
                 for name in ("run.json", ".lock"):
                     (self.folder / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # something else is in it
+                with contextlib.suppress(OSError):  # it is not empty
                     self.folder.rmdir()
             raise
 
-    def _check_shared(self):
-        """Raises `InputError` where a worker does not see what the chief wrote."""
+    def _check_folder_is_shared(self):
+        """Raises `InputError` if this worker does not see what the chief wrote."""
         self.workers.wait()
         if not (self.folder / "run.json").exists():
             raise InputError(
@@ -349,19 +351,19 @@ class Run:
             )
 
 
-class _FirstAndLast:
-    """Says at the end of a stage how far the loss fell."""
+class _LossOnOneBatch:
+    """For --overfit: prints at the end of a stage how far the loss fell."""
 
     def __init__(self, stage, examples, stack):
         self.losses = {}
-        stack.callback(self._say, stage.name, examples)
+        stack.callback(self._report, stage.name, examples)
 
     def __call__(self, trainer, step, elapsed, means):
         loss = next(value for name, value in means.items() if name.split("/")[-1] == "loss")
         self.losses.setdefault("first", loss)
         self.losses["last"] = loss
 
-    def _say(self, name, examples):
+    def _report(self, name, examples):
         if self.losses:
             first, last = (float(self.losses[when]) for when in ("first", "last"))
             print(f"{name}: loss {first:.4f} -> {last:.4f} on the same {examples} examples")
@@ -375,8 +377,8 @@ def _is_utf8(path):
     return True
 
 
-def _plain(value):
-    """A value of run.json, as a flag says it."""
+def _unquoted(value):
+    """A value of run.json as it is given to a flag."""
     return value if isinstance(value, str) and len(value) < 200 else shown(value)
 
 
@@ -389,12 +391,12 @@ def _writing(name, folder):
 
 
 @contextlib.contextmanager
-def _full_disk_named(folder):
+def _explaining_full_disk(folder):
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise InputError(
-            f"there is no space left for {FOLDER} {folder}: make room, then start the same again to resume"
+            f"there is no space left for {FOLDER} {folder}: make room, then run it again to resume"
         ) from None

@@ -1,8 +1,8 @@
-"""What a stage of training is: networks that learn, batches, a loss, and pictures that show what was learned.
+"""A stage of training: networks, batches, losses, and previews.
 
-The `Trainer` knows no more of a stage than this. Everything random in a batch (captions, noise, timesteps) is
-drawn with the batch, each example's by its own index. So batches are a pure function of (seed, step), the
-losses are a pure function of the batch, and a resumed run goes on as if it had never stopped.
+The `Trainer` knows nothing else of a stage. Everything random in a batch (captions, noise, timesteps) is
+drawn with the batch, from each example's own index. So batches are a pure function of (seed, step), losses
+are a pure function of the batch, and a resumed run continues as if it had never stopped.
 """
 
 from typing import Any, NamedTuple
@@ -13,25 +13,25 @@ from sd_tf.training.options import OptimizerConfig, StageConfig
 
 
 class Player(NamedTuple):
-    """A network that learns, and how its weights are updated."""
+    """A network that is trained, and its optimizer's configuration."""
 
     network: Any  # a built keras.Model
     optimizer: OptimizerConfig
 
 
 class Stage:
-    """One or several players, and what they learn from.
+    """One or several players, their batches and their losses.
 
     A subclass sets the attributes and overrides `batches` and `losses`.
 
     Attributes:
-        name: of the stage, in logs and as the name of its folder of checkpoints.
-        batch_size: examples in a batch, of all replicas together.
+        name: name of the stage in logs and of its checkpoint folder.
+        batch_size: examples in a batch, over all replicas.
         players: name -> `Player`. A GAN has two; most stages have one.
-        order: (player's name, moves) in turn, of which a step is made; by default each player moves once.
-            Every move has a batch of its own.
-        divisible: whether the losses of parts of a batch are the whole batch's.
-        seconds_spent: on preparing the stage; they count as part of its budget.
+        order: pairs (player's name, number of moves), which make up a step. A move is one update of one
+            player, on a batch of its own. By default each player moves once.
+        divisible: whether an example's loss is independent of the others, so that a batch can be divided.
+        seconds_spent: seconds that preparing the stage took; they count towards its budget.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Stage:
 
     @property
     def order(self) -> tuple[tuple[str, int], ...]:
-        """Who moves when."""
+        """See `Stage`."""
         return tuple((name, 1) for name in self.players)
 
     @property
@@ -54,39 +54,37 @@ class Stage:
         """Endless batches, name -> (batch, ...), one for each move.
 
         Args:
-            first: number of the first batch: with m moves in a step, step k has the batches k m to k m + m -
-            1.
-            part: (i, n), the ith of n equal parts of each batch.
+            first: number of the first batch: with m moves in a step, step k has batches k m ... k m + m - 1.
+            part: (i, n): yield only the ith of n equal parts of each batch.
         """
         raise NotImplementedError
 
     def losses(self, batch, player: str, averages) -> dict[str, tf.Tensor]:
-        """What a player is to make small, for each example.
+        """The losses of a player, for each example.
 
         Args:
-            batch: of `batches`.
-            player: whose move it is. Gradients are taken by the weights of its network alone.
+            batch: an element of `batches`.
+            player: name of the player to update. Gradients are taken with respect to its network only.
             averages: `averages[name](*arguments)` calls a player's network with the moving average of its
-                weights, as a distillation's target does.
+                weights, such as for a distillation target.
 
         Returns:
-            Name -> float32 (batch,). "loss" is learned from, and the means of all are logged. A pair
-            "name/sum" and "name/count", see `mean_of_some`, is logged as a quotient.
+            Name -> float32 (batch,). "loss" is minimised; the means of all are logged. A pair "name/sum" and
+            "name/count", see `mean_of_some`, is logged as a quotient.
         """
         raise NotImplementedError
 
     def preview(self):
-        """Pictures of what has been learned, uint8 (n, height, width, 3), and how many of them make a row;
-        or None."""
+        """Pictures, uint8 (n, height, width, 3), and how many of them make a row; None for no preview."""
         return None
 
     def save_snapshot(self, folder, dtype: str):
-        """Writes the network that `--snapshots` keeps into a folder."""
+        """Writes the network for `--snapshots` to a folder, with weights of that dtype."""
         raise NotImplementedError
 
     @property
     def keeps_snapshots(self) -> bool:
-        """Whether the stage has a network for `--snapshots`."""
+        """Whether the stage implements `save_snapshot`."""
         return type(self).save_snapshot is not Stage.save_snapshot
 
 
@@ -118,24 +116,25 @@ class SinglePlayerStage(Stage):
 
 
 def mean_of_some(name, values, chosen):
-    """The entries of a stage's losses from which the log makes the mean of the chosen examples.
+    """Loss entries that the log turns into the mean over the chosen examples.
 
     Args:
-        name: of the mean.
-        values: float32, (examples,).
-        chosen: bool, (examples,); the values of the others may be anything, NaN too.
+        name: name of the mean.
+        values: float32 (examples,).
+        chosen: bool (examples,); the other values are ignored, even NaN.
 
     Returns:
-        Name -> float32 (examples,), for two names: "/sum" has the chosen values, "/count" has ones for them,
-        and both have zeros for the others.
+        Name -> float32 (examples,): "<name>/sum" holds the chosen values and "<name>/count" ones; both are
+        zero elsewhere.
     """
     return {f"{name}/sum": tf.where(chosen, values, 0.0), f"{name}/count": tf.cast(chosen, tf.float32)}
 
 
 def gathered_rows(x):
-    """The rows of the global batch, from every replica of every worker, where a loss needs them all.
+    """The rows of the global batch, from every replica of every worker, for losses that need them all.
 
-    Each replica adds its rows to zeros: TensorFlow's own `all_gather` fails in workers that have one device.
+    It sums over replicas, with zeros for the others' rows: TensorFlow's `all_gather` fails in workers with
+    one device.
     """
     context = tf.distribute.get_replica_context()
     number = context.num_replicas_in_sync

@@ -15,7 +15,7 @@ from sd_tf.training.workers import Workers
 
 
 class Learner:
-    """A player at work: its trainable variables and the state of its optimizer.
+    """A player in training: its trainable variables and its optimizer's state.
 
     Args:
         player: a `Player` of a stage.
@@ -29,16 +29,16 @@ class Learner:
 
     @property
     def state(self) -> tf.train.Checkpoint:
-        """All that a checkpoint needs of it."""
+        """What a checkpoint saves of it."""
         return tf.train.Checkpoint(
-            # Named one by one: TensorFlow does not find those of layers that a Keras layer keeps in a list.
-            # What is frozen of a network is in the model that the run began from.
+            # A list of variables, as TensorFlow does not track layers that a Keras layer keeps in a list.
+            # Frozen weights are not saved: they are in the model that the run started from.
             weights=[variable.value for variable in self.variables],
             optimizer=tf.train.Checkpoint(**self.optimizer.state),
         )
 
     def call_average(self, *arguments, **options):
-        """The network's output with the moving average of its weights, by which there is no gradient."""
+        """The network's output with the moving average of its weights, through which no gradient flows."""
         averages = zip(self.variables, self.optimizer.averages, strict=True)
         with keras.StatelessScope(state_mapping=averages):
             return self.network(*arguments, **options)
@@ -55,24 +55,25 @@ class Averages:
 
 
 class Step:
-    """One step of training, on batches for each of its moves.
+    """One training step, with one batch for each move.
 
     Args:
         stage: a `Stage`, made under the strategy's scope.
         strategy: a `tf.distribute.Strategy`.
         precision: a Keras policy; "mixed_float16" adds dynamic loss scaling.
-        accumulate: parts of a batch that follow each other in a move, for less memory; of a stage that is
-            divisible.
-        remat: whether functions that are `rematerialised` (`sd_tf.nn.remat`) are computed again in the
-            backward pass, for less memory.
-        xla: whether XLA compiles the gradients' computation.
+        accumulate: gradient accumulation: parts of a batch computed one after another, for less memory;
+            ignored by a stage that is not divisible.
+        remat: whether `rematerialised` functions (`sd_tf.nn.remat`) are computed again in the backward pass,
+            for less memory.
+        xla: whether XLA compiles the forward and backward pass.
 
     Attributes:
         learners: player's name -> `Learner`.
-        number: of the steps taken so far, an int64 variable.
+        number: steps taken so far, an int64 variable.
 
     Raises:
-        InputError: the batch cannot be divided so, or XLA cannot compile the stage.
+        InputError: the batch cannot be divided among replicas and accumulated parts, or XLA cannot
+            compile the stage.
     """
 
     def __init__(self, stage, strategy, precision, accumulate=1, remat=False, xla=False):
@@ -81,18 +82,17 @@ class Step:
         replicas = strategy.num_replicas_in_sync
         if xla and not stage.divisible and replicas > 1:
             raise InputError(
-                f"{argument('xla')} cannot compile stage {stage.name} on {replicas} replicas, where "
-                f"an example's loss needs the others': leave {argument('xla')} out, or train this stage "
-                "on one"
+                f"{argument('xla')} cannot compile stage {stage.name} on {replicas} replicas, since "
+                f"its loss compares examples of all of them: leave {argument('xla')} out, or use one replica"
             )
         check_batch_size(stage.batch_size, replicas, self.accumulate)
-        self._replicas_here = replicas // Workers(strategy).number  # which share this machine's cores
+        self._replicas_here = replicas // Workers(strategy).number  # replicas that share this process's cores
         with strategy.scope():
             scaling = precision == "mixed_float16"
             self.learners = {name: Learner(player, scaling) for name, player in stage.players.items()}
             self.number = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.averages = Averages(self.learners)
-        # Traced once for all parts of a batch.
+        # One trace serves all slices of a batch.
         self._compiled_gradients = {
             name: tf.function(self._gradients_of(name), autograph=False, jit_compile=xla or None)
             for name in self.learners
@@ -100,23 +100,23 @@ class Step:
 
     @property
     def state(self) -> tf.train.Checkpoint:
-        """All that a checkpoint needs."""
+        """What a checkpoint saves."""
         players = {name: learner.state for name, learner in self.learners.items()}
         return tf.train.Checkpoint(players=tf.train.Checkpoint(**players), number=self.number)
 
     @property
     def variables(self):
-        """Trainable ones of all players."""
+        """The trainable variables of all players."""
         return [variable for learner in self.learners.values() for variable in learner.variables]
 
     @property
     def skipped(self) -> int:
-        """Most moves in a row, up to now, that a player skipped as its gradients were not finite."""
+        """Most moves that a player has just skipped in a row, as its gradients were not finite."""
         return max(int(learner.optimizer.skipped.numpy()) for learner in self.learners.values())
 
     @property
     def skipped_moves(self) -> int:
-        """All that were skipped since the start of the stage."""
+        """Moves skipped since the start of the stage."""
         step, skipped = int(self.number.numpy()), 0
         for name, learner in self.learners.items():
             skipped += step * self.stage.moves.count(name) - int(learner.optimizer.updates.numpy())
@@ -124,14 +124,14 @@ class Step:
 
     @contextlib.contextmanager
     def averages_in_place(self):
-        """Within the block, networks hold the averages of their weights; afterwards their own again."""
+        """Within the block, networks hold the averages of their weights."""
         with contextlib.ExitStack() as stack:
             for learner in self.learners.values():
                 stack.enter_context(learner.optimizer.averages_in_place())
             yield
 
     def copy_averages(self):
-        """The networks' weights become their averages, for good."""
+        """Overwrites the networks' weights with their averages."""
         for learner in self.learners.values():
             learner.optimizer.copy_averages()
 
@@ -139,8 +139,8 @@ class Step:
     def __call__(self, *batches):
         """Takes one step; returns the means of the losses, name -> float32 scalar.
 
-        With several players, a name begins with the player's: "generator/loss". Where a player moves several
-        times, it is the mean of its moves.
+        With several players, a name begins with the player's: "generator/loss". If a player moves
+        several times, it is the mean over its moves.
         """
         self.number.assign_add(1)
         found = {}
@@ -156,7 +156,9 @@ class Step:
         def on_replica(batch):
             means, gradients = self._accumulated_gradients(name, batch)
             names[:] = means
-            return tf.stack(list(means.values())), gradients  # one: each sum of workers takes its time
+            return tf.stack(
+                list(means.values())
+            ), gradients  # one tensor, as each sum over workers takes time
 
         means, gradients = self.strategy.run(on_replica, args=(batch,))
         with self.strategy.scope():
@@ -165,24 +167,24 @@ class Step:
         return dict(zip(names, tf.unstack(means), strict=True))
 
     def _accumulated_gradients(self, name, batch):
-        """Losses and gradients of a replica's part of the batch, one piece of it after another."""
+        """Losses and gradients of a replica's batch, accumulated over its pieces."""
         if self.accumulate == 1:
             return self._divided_gradients(name, batch)
         total = None
         for piece in sliced(batch, self.accumulate):
             before = [] if total is None else tf.nest.flatten(total)
-            with tf.control_dependencies(before):  # no two pieces in memory at once
+            with tf.control_dependencies(before):  # one piece in memory at a time
                 piece = tf.nest.map_structure(tf.identity, piece)
             result = self._divided_gradients(name, piece)
             total = result if total is None else tf.nest.map_structure(tf.add, total, result)
         return total
 
     def _divided_gradients(self, name, batch):
-        """Losses and gradients of a batch that the cores divide."""
+        """Losses and gradients of a batch, divided among the CPU cores."""
         number = 1
         if self.stage.divisible:
-            of_replica = self.stage.batch_size // self.strategy.num_replicas_in_sync // self.accumulate
-            number = batch_slices(of_replica, self._replicas_here)
+            num_examples = self.stage.batch_size // self.strategy.num_replicas_in_sync // self.accumulate
+            number = batch_slices(num_examples, self._replicas_here)
         if number == self.accumulate == 1 and not self.xla:
             return self._gradients_of(name)(batch)
         results = [self._compiled_gradients[name](part) for part in sliced(batch, number)]

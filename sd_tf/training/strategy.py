@@ -1,4 +1,4 @@
-"""Where a step runs: one device, or several that each take their part of the batch."""
+"""The `tf.distribute` strategy of a run: one device, or several that each take a part of the batch."""
 
 import os
 
@@ -9,32 +9,32 @@ from sd_tf.training.launch import LAUNCHER
 
 
 def check_batch_size(batch_size: int, replicas: int, accumulate: int = 1):
-    """Raises `InputError` where a batch has no equal parts for the replicas, one after another in each."""
+    """Raises `InputError` if a batch cannot be divided into equal parts for replicas and accumulation."""
     if batch_size % (replicas * accumulate):
         raise InputError(
-            f"{argument('batch_size')} {batch_size} does not divide among {replicas} replicas"
-            + (f", each {argument('accumulate')} {accumulate} times" if accumulate > 1 else "")
+            f"{argument('batch_size')} {batch_size} cannot be divided among {replicas} replicas"
+            + (f" with {argument('accumulate')} {accumulate}" if accumulate > 1 else "")
             + f": give a multiple of {replicas * accumulate}"
         )
 
 
 def make(name: str, replicas: int | None) -> tf.distribute.Strategy:
-    """The `tf.distribute` strategy of a run; call it before anything else uses TensorFlow's devices.
+    """Makes the `tf.distribute` strategy; call it before anything else uses TensorFlow's devices.
 
     Args:
-        name: "none"; "mirrored": one replica on each GPU, or, without GPUs, on each of some virtual CPUs,
-            which gains no time but runs the same code; "multiworker": several processes, of which
-            `TF_CONFIG` or the environment of a SLURM step tells each its place; "tpu": that of this machine.
-        replicas: of "mirrored"; None for all GPUs, or 2 virtual CPUs.
+        name: "none"; "mirrored": one replica on each GPU or, without GPUs, on each of several virtual CPUs,
+            which is no faster but runs the same code; "multiworker": several processes, whose cluster
+            `TF_CONFIG` or the environment of a SLURM step describes; "tpu": the TPU of this machine.
+        replicas: number of replicas of "mirrored"; None for all GPUs, or 2 virtual CPUs.
 
     Raises:
-        InputError: there are fewer devices than asked for, they are in use already, or nothing tells a
-            worker its place.
+        InputError: there are fewer devices than asked for, they are in use already, or nothing describes
+            the cluster.
     """
     if name != "mirrored" and replicas not in (None, 1):
         raise InputError(
-            f"{argument('replicas')} is {replicas} with {argument('strategy')} {name}: it is of "
-            f"{argument('strategy')} mirrored"
+            f"{argument('replicas')} is {replicas} with {argument('strategy')} {name}: only "
+            f"{argument('strategy')} mirrored takes it"
         )
     makers = {"none": tf.distribute.get_strategy, "multiworker": _multiworker, "tpu": _tpu}
     return _mirrored(replicas) if name == "mirrored" else makers[name]()
@@ -55,7 +55,7 @@ def _mirrored(replicas):
         if found < replicas:
             raise InputError(
                 f"{argument('replicas')} is {replicas}, but TensorFlow already runs with {found} virtual "
-                "CPUs: start anew"
+                "CPUs: restart Python"
             ) from None
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
@@ -65,22 +65,22 @@ def _multiworker():
     try:
         if "TF_CONFIG" in os.environ:
             resolver = resolvers.TFConfigClusterResolver()
-            resolver.cluster_spec()  # reads it
+            resolver.cluster_spec()  # raises if TF_CONFIG is wrong
         elif "SLURM_PROCID" in os.environ:
             tasks = int(os.environ["SLURM_NTASKS"])
             resolver = resolvers.SlurmClusterResolver(
                 jobs={"worker": tasks},
                 auto_set_gpu=False,
-                # As if there were enough: it has no addresses for tasks without GPUs.
+                # Pretend that each task has a GPU: otherwise the resolver has no addresses.
                 gpus_per_node=tasks,
                 gpus_per_task=1,
             )
-            resolver.cluster_spec()  # without it, a task does not know its place
+            resolver.cluster_spec()  # sets the resolver's task id
         else:
             raise InputError(
-                f"{argument('strategy')} multiworker needs to know its workers: give "
-                f"{argument('workers')} N for N processes on this "
-                "machine, set TF_CONFIG for each worker, or start them by srun"
+                f"{argument('strategy')} multiworker needs a list of its workers: give "
+                f"{argument('workers')} N for N processes on this machine, set TF_CONFIG "
+                "for each worker, or start them with srun"
             )
         _take_share_of_gpus(resolver)
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
@@ -93,7 +93,7 @@ def _multiworker():
 
 
 def _take_share_of_gpus(resolver):
-    """Of workers on one machine, each sees its own part of the GPUs, unless it was given them already."""
+    """Gives each worker on this machine its share of the GPUs, unless CUDA_VISIBLE_DEVICES already does."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus or ("CUDA_VISIBLE_DEVICES" in os.environ and LAUNCHER not in os.environ):
         return
@@ -104,7 +104,7 @@ def _take_share_of_gpus(resolver):
     share = gpus[len(gpus) * index // number : len(gpus) * (index + 1) // number]
     if not share:
         raise InputError(
-            f"{number} workers are on a machine with {len(gpus)} GPUs: start {len(gpus)} at most"
+            f"{number} workers are on a machine with {len(gpus)} GPUs: start at most {len(gpus)}"
         )
     tf.config.set_visible_devices(share, "GPU")
 

@@ -1,4 +1,4 @@
-"""The processes that train together, each with a part of every batch, and what they agree on."""
+"""The processes of a distributed run, each with a part of every batch, and how they agree on decisions."""
 
 import contextlib
 
@@ -9,18 +9,18 @@ from sd_tf.errors import InputError
 
 
 class Workers:
-    """The processes of a strategy, seen from one of them; there is but one without "multiworker".
+    """The processes of a strategy, as one of them sees them; a single one unless it is "multiworker".
 
-    All of them run the same code and have the same variables, so they must take the same decisions: what
-    they measure (seconds) and notice (Ctrl-C, files), each by itself, they first put together.
+    All run the same code on the same variables, so they must take the same decisions. What each measures
+    (seconds) or notices (Ctrl-C, files) is therefore gathered from all before it is acted on.
 
     Args:
         strategy: a `tf.distribute.Strategy`.
 
     Attributes:
-        number: of processes.
-        index: of this one, from 0.
-        is_chief: whether this is the one that writes, draws and shows.
+        number: how many processes.
+        index: index of this process, from 0.
+        is_chief: whether this process, of index 0, writes files, draws previews and shows progress.
     """
 
     def __init__(self, strategy):
@@ -35,16 +35,16 @@ class Workers:
         self._gathered = tf.function(self._gather, autograph=False)
 
     def gathered(self, *values: float) -> np.ndarray:
-        """The numbers of all workers, float64 (workers, values); it waits until each has come here."""
+        """The values of all workers, float64 (workers, values). Blocks until each has called it."""
         own = np.array([values], np.float64)
         if self.number == 1:
             return own
         rows = self._gathered(tf.constant(own)).numpy()
-        return rows[:: len(rows) // self.number]  # every replica of a worker says the same
+        return rows[:: len(rows) // self.number]  # the replicas of a worker have equal rows
 
     def wait(self):
-        """Until all workers are here."""
-        self.gathered(0.0)  # TensorFlow gathers nothing by a segmentation fault
+        """Blocks until all workers have called it."""
+        self.gathered(0.0)  # gathering no values at all crashes TensorFlow
 
     def _gather(self, values):
         return self.strategy.gather(self.strategy.run(lambda: tf.identity(values)), axis=0)
@@ -52,7 +52,7 @@ class Workers:
 
 @contextlib.contextmanager
 def lost_worker_named(workers):
-    """What TensorFlow says when another worker is lost becomes an `InputError`."""
+    """Turns TensorFlow's error about a lost worker into an `InputError`."""
     try:
         yield
     except tf.errors.OpError as error:

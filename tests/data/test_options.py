@@ -16,8 +16,8 @@ from sd_tf.errors import InputError
         ({"dataset": "folder", "caption": " "}, "caption is empty: say what", "--caption is empty"),
         (
             {"dataset": "folder", "caption": "a", "caption_column": "text"},
-            "caption takes the place of captions, which caption_column names",
-            "--caption takes the place of captions, which --caption-column names",
+            "caption replaces the captions that caption_column names",
+            "--caption replaces the captions that --caption-column names",
         ),
         (
             {"dataset": "folder", "caption_template": "a photo"},
@@ -30,7 +30,7 @@ from sd_tf.errors import InputError
         ({"dataset": "folder", "shorten_captions": 2}, "shorten_captions is 2: give 0 to 1", "--shorten-cap"),
         ({"dataset": "folder", "fit": "crop"}, "unknown fit 'crop'", "unknown --fit 'crop'"),
         ({"dataset": "folder", "flip": 1}, "flip is 1: give True or False", "--flip is 1"),
-        ({"dataset": "folder", "data_dir": 3}, "data_dir is 3: give a text", "--data-dir is 3"),
+        ({"dataset": "folder", "data_dir": 3}, "data_dir is 3: give a string", "--data-dir is 3"),
     ],
 )
 def test_bad_options_are_named_as_they_were_given(values, message, on_the_command_line):

@@ -100,8 +100,8 @@ def test_it_compiles_to_what_it_does_on_arrays(wrap):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: clip_x0(None, 0), "the bound to clip x0 to is 0: give a number above 0"),
-        (lambda: dynamic_thresholding(None, 99.5), "percentile is 99.5: give a share from 0 to 1"),
+        (lambda: clip_x0(None, 0), "the bound for clipping x0 is 0: give a number above 0"),
+        (lambda: dynamic_thresholding(None, 99.5), "percentile is 99.5: give a number from 0 to 1"),
         (
             lambda: dynamic_thresholding(None, 0.9, 0.5),
             "dynamic thresholding is 0.5: give 1 or more",

@@ -32,9 +32,9 @@ def test_noise_is_a_pictures_own_alone_and_within_a_batch_in_any_number_of_dimen
 BAD = [
     ({"prompt": 5}, "prompt is 5: give a string or a list of strings"),
     ({"prompt": []}, r"prompt is \[\]: give a string"),
-    ({"prompt": ["a", None]}, "the prompt is None: give a text"),
+    ({"prompt": ["a", None]}, "the prompt is None: give a string"),
     ({"prompt": " "}, "the prompt is empty"),
-    ({"prompt": "a \ud800"}, r"the prompt 'a \\ud800' has characters that no file can hold"),
+    ({"prompt": "a \ud800"}, r"the prompt 'a \\ud800' has characters that are not valid Unicode"),
     ({"negative_prompt": 3}, "negative_prompt is 3"),
     ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
     ({"num_images": 0}, "num_images is 0: give a whole number from 1 to 1048576"),

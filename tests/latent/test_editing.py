@@ -175,7 +175,7 @@ def test_the_way_between_seeds_begins_and_ends_with_them(tiny_model, noisy):
         ({"mask": np.full((16, 16), np.nan)}, r"mask has numbers outside \[0, 1\]"),
         ({"mask": np.zeros((16, 16), bool)}, "mask covers nothing"),
         ({"mask": np.ones((16, 16), bool), "image": None}, "mask is for a picture: give image as well"),
-        ({"latents": np.zeros((1, 4, 4, 4))}, r"latents are \(4, 4\), those of the picture \(8, 8\)"),
+        ({"latents": np.zeros((1, 4, 4, 4))}, r"latents are \(4, 4\), those of image \(8, 8\)"),
     ],
     ids=str,
 )
@@ -221,7 +221,7 @@ def test_the_bundled_model_fills_in_what_is_missing(bundled):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": ["a bag", "a coat"]}, r"the prompt is \['a bag', 'a coat'\]: give a text"),
+        ({"prompt": ["a bag", "a coat"]}, r"the prompt is \['a bag', 'a coat'\]: give a string"),
         ({"prompt": None}, "prompt is None"),
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -171,7 +171,7 @@ def test_two_replicas_train_a_model_that_was_read_before(trained, data):
     """Its networks were made outside of the strategy."""
     _, folder, _ = trained
     model = sd_tf.load(folder)
-    with pytest.raises(InputError, match="replicas is 2.*virtual CPUs: start anew"):
+    with pytest.raises(InputError, match="replicas is 2.*virtual CPUs: restart Python"):
         model.fit(data, **QUIET | {"options": {"strategy": "mirrored", "replicas": 2, "previews": 0}})
 
 
@@ -222,8 +222,8 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_its_checkpoints(data, tm
     ("callback", "said"),
     [
         (keras.callbacks.BackupAndRestore("x"), "BackupAndRestore is not needed: a run saves and resumes"),
-        (keras.callbacks.ModelCheckpoint("x.keras"), "ModelCheckpoint is not needed: a run keeps"),
-        (keras.callbacks.ReduceLROnPlateau(), "ReduceLROnPlateau is not needed: every step sets"),
+        (keras.callbacks.ModelCheckpoint("x.keras"), "ModelCheckpoint is not needed: a run writes"),
+        (keras.callbacks.ReduceLROnPlateau(), "ReduceLROnPlateau is not needed: the option lr_schedule"),
         (keras.callbacks.LearningRateScheduler(lambda e: 1.0), "LearningRateScheduler is not needed"),
         ("EarlyStopping", "callbacks has 'EarlyStopping': give instances of keras.callbacks.Callback"),
     ],
@@ -257,7 +257,7 @@ def test_callbacks_that_a_run_does_without_are_refused_with_the_reason(data, cal
         ({"options": {"seed": 1}, "seed": 2}, "seed is given twice"),
         ({"options": {"output": "x"}}, "folder is given in options"),
         ({"options": {"precision": "mixed_float16"}}, "dtype is 'mixed_float16', but the model computes"),
-        ({"options": {"workers": 2}}, "workers is of the command line"),
+        ({"options": {"workers": 2}}, "workers is only for the command line"),
         ({"options": {"deterministic": True}, "steps": 1}, "deterministic needs tf.config.experimental"),
         ({"options": {"text_encoder": "clip-mini"}}, "text_encoder is 'clip-mini', but the model is made"),
         ({"options": {"image_size": 16}}, "image_size is 16, but the model is made"),
@@ -291,9 +291,9 @@ def test_options_are_given_as_a_dictionary_or_as_instances(data, tmp_path):
 
 def test_another_preset_or_option_is_not_taken_for_the_run_of_a_folder(trained, data):
     _, folder, _ = trained
-    with pytest.raises(InputError, match="another configuration .*prediction_type None -> epsilon"):
+    with pytest.raises(InputError, match="other options .*prediction_type None -> epsilon"):
         new(data, prediction_type="epsilon").fit(data, folder=folder, **QUIET)
-    with pytest.raises(InputError, match="another configuration .*steps 3 -> 4"):
+    with pytest.raises(InputError, match="other options .*steps 3 -> 4"):
         new(data).fit(data, folder=folder, **QUIET | {"steps": 4})
     with pytest.raises(InputError, match="holds a run that began from random weights"):
         sd_tf.load(folder).fit(data, folder=folder, **QUIET)

@@ -119,7 +119,7 @@ def test_bad_input_is_named(model):
     noise = InitialNoise(words=["hat"])
     with pytest.raises(InputError, match="'a red dress' lacks 'hat', a word of initial_noise: add it"):
         model.generate("a red dress", initial_noise=noise)
-    with pytest.raises(InputError, match="initial_noise chooses the noise that pictures start from"):
+    with pytest.raises(InputError, match="initial_noise and image are both given"):
         model.generate("a dress", image=np.zeros((32, 32, 3), "uint8"), initial_noise=InitialNoise())
     for wrong in ({"steps": 0}, {"rounds": 0}, {"unseen": 2}, {"mixed": -1}, {"words": "dress"}):
         with pytest.raises(InputError, match=next(iter(wrong))):

@@ -164,7 +164,7 @@ def test_a_second_lora_of_one_name_is_refused_and_the_first_stays(model, adaptat
         write_lora(tmp_path / folder / "mine.safetensors", random_changes(adaptations, seed))
     model.load_lora(tmp_path / "one" / "mine.safetensors", 0.5)
     before = drawn(model)
-    with pytest.raises(InputError, match="other.*called 'mine' is there already: give another name"):
+    with pytest.raises(InputError, match="other.*called 'mine' is loaded already: give another name"):
         model.load_lora(tmp_path / "other" / "mine.safetensors")
     assert adaptations.weights == {"mine": 0.5}
     np.testing.assert_array_equal(drawn(model), before)

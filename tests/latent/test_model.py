@@ -239,7 +239,7 @@ def test_an_ordinary_prompt_warns_of_nothing(tiny_model):
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("unet", {"cross_attention_dim": 24}, "context is 24 wide, the text tower's states 16"),
+        ("unet", {"cross_attention_dim": 24}, "context is 24 wide, the text encoder's output 16"),
         ("unet", {"in_channels": 9}, "latents of 9 channels, the autoencoder's have 4"),
         (
             "text_encoder",

@@ -101,5 +101,5 @@ def test_words_come_before_loras(tmp_path):
     change = LowRank(np.ones((1, inputs), "float32"), np.ones((outputs, 1), "float32"))
     model.adaptations.add("a", {module: change})
     write_word(tmp_path / FILE, WORD, embedding())
-    with pytest.raises(InputError, match="load words before them"):
+    with pytest.raises(InputError, match="load words before LoRAs"):
         model.load_textual_inversion(tmp_path)

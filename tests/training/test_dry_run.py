@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import sd_tf
 from sd_tf import train
-from sd_tf.training.dry_run import _most_at_once
+from sd_tf.training.dry_run import _peak_bytes
 
 ROOT = str(Path(sd_tf.__file__).parent.parent)
 MIB = {"MiB": 1.0, "GiB": 1024.0}
@@ -48,8 +48,8 @@ def test_parameters_are_those_of_the_bundled_networks(capsys, tmp_path):
     said = dry_run(capsys, tmp_path / "run", "--preset", "fashion-mnist", "--max-steps", "1")
     model = sd_tf.load("fashion-mnist")
     for network in (model.autoencoder, model.unet):
-        assert f"  {network.count_params():,} parameters, and" in said
-    assert f"{model.autoencoder.count_params() + model.text_encoder.count_params():,} that are frozen" in said
+        assert f"  {network.count_params():,} trainable parameters," in said
+    assert f"{model.autoencoder.count_params() + model.text_encoder.count_params():,} frozen" in said
 
 
 def test_activations_grow_with_the_batch_and_shrink_by_accumulation_and_workers(capsys, tmp_path):
@@ -64,18 +64,18 @@ def test_activations_grow_with_the_batch_and_shrink_by_accumulation_and_workers(
 
 def test_the_small_preset_takes_less_than_three_megabytes_in_half_precision(capsys, tmp_path):
     said = dry_run(capsys, tmp_path, "--preset", "fashion-mnist-small", "--stage", "diffusion")
-    trained, frozen = re.search(r"([\d,]+) parameters, and ([\d,]+) that are frozen", said).groups()
+    trained, frozen = re.search(r"([\d,]+) trainable parameters, ([\d,]+) frozen", said).groups()
     assert 2e6 < 2 * sum(int(number.replace(",", "")) for number in (trained, frozen)) < 2.95e6
 
 
-def test_the_most_at_once_is_that_of_tensors_that_are_needed():
+def test_peak_memory_counts_tensors_until_their_last_use():
     with tf.Graph().as_default() as graph:
         x = tf.compat.v1.placeholder(tf.float32, [1000])  # an input
         a = tf.exp(x)  # 4,000 bytes, needed to the end
         b = tf.reshape(tf.exp(a), [10, 100])  # 4,000, until c is there
         c = tf.reduce_sum(b)  # 4
         tf.concat([a, a, a], axis=0) + c  # 12,000 twice, beside a
-    assert _most_at_once(graph.get_operations()) == 24_004  # after a
+    assert _peak_bytes(graph.get_operations()) == 24_004  # after a
 
 
 # Runs its words and prints the most memory that they had, in KiB: in a small process of its own, since one

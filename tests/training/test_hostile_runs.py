@@ -483,7 +483,7 @@ def test_a_log_elsewhere_is_not_written_to(run, outside):
     stage = SimpleNamespace(name="diffusion", batch_size=1)
     log = Log(stage, run, 0)
     (run / "log.jsonl").symlink_to(outside / "shell.rc")
-    with pytest.raises(InputError, match="log.jsonl is no file of the run's: delete it"):
+    with pytest.raises(InputError, match="log.jsonl is not a file that a run wrote: delete it"):
         log(trainer_of(Budget(None, 1)), 1, 0.0, {"loss": 1.0})
     with pytest.raises(
         InputError, match="log.jsonl is a link out of its folder.*delete it to begin a new log"

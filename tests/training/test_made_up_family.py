@@ -176,7 +176,7 @@ def test_a_made_up_family_is_trained_by_its_name_on_the_command_line(tmp_path):
     assert sd_tf.load(tmp_path / "run").width == 3
     with pytest.raises(sd_tf.InputError, match="--width is 0: give 1 or more"):
         train.main(["dots", "--width", "0"])
-    with pytest.raises(sd_tf.InputError, match="holds a run of another configuration .*--width 3 -> 4"):
+    with pytest.raises(sd_tf.InputError, match="holds a run with other options .*--width 3 -> 4"):
         train.main(["dots", *flags[:3], "4", *flags[4:]])
 
 

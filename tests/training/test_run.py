@@ -204,7 +204,9 @@ def test_a_full_disk_is_named_wherever_it_is_noticed_and_the_run_resumes(tmp_pat
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(f"sd_tf.training.observers.{'_forget_after' if what == 'log' else 'save_sheet'}", full)
-        with pytest.raises(InputError, match=f"no space left for --output {folder}: make room, then start"):
+        with pytest.raises(
+            InputError, match=f"no space left for --output {folder}: make room, then run it again"
+        ):
             train_tiny(folder)
     train_tiny(folder)
     assert (folder / "model_index.json").exists()

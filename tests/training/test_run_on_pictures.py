@@ -83,7 +83,7 @@ def test_a_run_resumes_with_its_captions_wherever_they_lie_and_with_no_others(
     for after in (before.replace("scarlet", "crimson", 1), before + another):
         captions.write_text(after)
         kept = contents(run)
-        refused = re.escape(f"{run} began with other captions than {mine} has now: put those back")
+        refused = re.escape(f"{run} began with other captions than {mine} has now: restore those")
         with pytest.raises(InputError, match=refused):
             run_of(of(mine, run))
         assert contents(run) == kept
@@ -135,7 +135,7 @@ def test_a_dry_run_of_a_folder_writes_nothing(pictures, tmp_path):
         ({"caption_template": "a photo"}, "caption-template is 'a photo'"),
         ({"caption_column": "words"}, "'words'"),
         ({"caption": " "}, "--caption is empty"),
-        ({"caption": "a thing", "caption_column": "text"}, "--caption takes the place of captions"),
+        ({"caption": "a thing", "caption_column": "text"}, "--caption replaces the captions"),
         ({"image_size": 36}, "--image-size is 36: .* a multiple of 8"),
     ],
     ids=str,
