@@ -53,6 +53,7 @@ class LatentDiffusion:
         is_trained: whether all its networks have learned.
         bases: run folder -> hash of the weights that the model had when it was first trained there.
         taught_words: words that a training has added.
+        half_trained: names of networks that a training has changed.
 
     Example:
         >>> model = sd_tf.load("fashion-mnist")
@@ -97,7 +98,7 @@ class LatentDiffusion:
         self._unet_config = unet.config
         self.engines = Engines(self._functions)
         self.dtype = self.origin = self.beginning = None
-        self.is_trained, self.bases, self.taught_words = True, {}, set()
+        self.is_trained, self.bases, self.taught_words, self.half_trained = True, {}, set(), set()
 
     autoencoder = property(lambda self: self._network("autoencoder"))
     unet = property(lambda self: self._network("unet"))

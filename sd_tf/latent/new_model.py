@@ -25,11 +25,13 @@ class Beginning(NamedTuple):
         preset: with the sizes that the options asked for.
         options: `LatentOptions`.
         trains_clip: whether its text encoder is to be trained as well.
+        networks: name -> `Unread` with the random weights.
     """
 
     preset: Preset
     options: LatentOptions
     trains_clip: bool
+    networks: dict
 
 
 def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusion:
@@ -61,16 +63,15 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
         text_encoder = Unread(text, lambda: load_text_encoder(folder, dtype))
     unet = dataclasses.replace(preset.unet, cross_attention_dim=text.hidden_size)
     preset = dataclasses.replace(preset, unet=unet)
-    model = LatentDiffusion(
-        random_network(AutoencoderKL, preset.autoencoder, dtype, seed),
-        random_network(UNet, unet, dtype, seed),
-        text_encoder,
-        tokenizer,
-        NoiseSchedule(preset.schedule),
-    )
+    networks = {
+        "autoencoder": random_network(AutoencoderKL, preset.autoencoder, dtype, seed),
+        "unet": random_network(UNet, unet, dtype, seed),
+        "text_encoder": text_encoder,
+    }
+    model = LatentDiffusion(**networks, tokenizer=tokenizer, schedule=NoiseSchedule(preset.schedule))
     options = dataclasses.replace(options, preset=name)
     model.dtype, model.is_trained = dtype, False
-    model.beginning = Beginning(preset, options, trains_clip=folder == "none")
+    model.beginning = Beginning(preset, options, folder == "none", networks)
     return model
 
 

@@ -98,6 +98,10 @@ class LatentRecipe(Recipe):
             self.model.bases[self._place] = self.model.weights_sha256()
         return self.model.bases[self._place]
 
+    def forget_base(self):
+        """The weights have changed, and no checkpoint has them: what the run began with is gone."""
+        self.model.bases.pop(self._place, None)
+
     def check_same_base(self, before, folder):
         began = before.get("init_from_sha256")
         if began is None and not self.is_new:
@@ -130,6 +134,9 @@ class LatentRecipe(Recipe):
             name = os.fsencode(folder.resolve().name)[:LONGEST_NAME]
             return f"{name.decode(errors='ignore')}.safetensors"
         return LORA_FILE
+
+    def read_model(self):
+        self.model.read_networks()
 
     def finished(self, run):
         self.model.read_networks()  # their files may go
@@ -205,13 +212,27 @@ def _with_beginning(beginning, options):
 
 
 class _Planned(PlannedStage):
-    """Of a `LatentRecipe`."""
+    """Of a `LatentRecipe`; `network` is the name of the model's network that learns, None for a new one."""
+
+    network = None
 
     def __init__(self, recipe, run):
         self.recipe, self.model = recipe, recipe.model
         config = getattr(recipe.preset, f"{self.name}_stage")
         self.config, self.share = run.stage_config(config), config.share
         self.batch_size = self.config.batch_size
+
+    def _begin(self):
+        """Of a new model, a network that a stopped training has changed gets its random weights back."""
+        model = self.model
+        if self.recipe.is_new and self.network in model.half_trained:
+            model.put(**{self.network: model.beginning.networks[self.network]})
+            model.half_trained.remove(self.network)
+
+    def stopped(self, run, has_learned):
+        if has_learned and self.network is not None:
+            self.model.half_trained.add(self.network)
+            self.model.origin = None
 
 
 class Clip(_Planned):
@@ -241,11 +262,12 @@ class Clip(_Planned):
 class Autoencoder(_Planned):
     """The preset's autoencoder."""
 
-    name, result = "autoencoder", "vae"
+    name, result, network = "autoencoder", "vae", "autoencoder"
 
     def make(self, run, budget=None):
         weight = self._perceptual_weight
         perceptual = load_perceptual() if weight else None
+        self._begin()
         return self._stage(run, self.model.autoencoder, perceptual, weight)
 
     @property
@@ -274,19 +296,20 @@ class Autoencoder(_Planned):
 class Diffusion(_Planned):
     """The UNet, or its new word, on cached latents and captions."""
 
-    name = "diffusion"
+    name, network = "diffusion", "unet"
 
     def __init__(self, recipe, run):
         super().__init__(recipe, run)
-        self.own, self.result = recipe.own, run.result
+        self.own, self.result, self._before = recipe.own, run.result, None
 
     def make(self, run, budget):
         model, own = self.model, self.own
         if own.finetune == "textual_inversion":
-            teach_word(model, own.new_word, own.like_word)
+            self._teach_word()
         if own.prior_prompt is not None:
             self._mix_in_prior(run)
-        model.put(unet=without_lora(model.unet))  # of a try that was stopped
+        self._remove_lora()  # of a try that was killed while it stopped
+        self._begin()
         with seeded(run.options.seed):
             choose_what_learns(model.unet, own)
         cache = cached_latents(
@@ -343,13 +366,42 @@ class Diffusion(_Planned):
     def restore(self, run):
         model = self.model
         if self.own.finetune == "lora":
-            origin = model.origin
-            model.put(unet=without_lora(model.unet))
-            model.origin = origin
+            self._remove_lora()
             if run.folder.name not in model.adaptations.weights:
                 model.load_lora(run.folder / self.result, name=run.folder.name)
         else:
             model.read_from(run.folder)
+
+    def stopped(self, run, has_learned):
+        if self.own.finetune == "lora":
+            self._remove_lora()
+        elif self.own.finetune == "textual_inversion":
+            self._forget_word()
+        else:
+            super().stopped(run, has_learned)
+            has_checkpoint = any((run.folder / "checkpoints" / self.name).glob("step-*"))
+            if has_learned and not has_checkpoint:
+                self.recipe.forget_base()
+
+    def _teach_word(self):
+        model = self.model
+        if self.own.new_word not in model.taught_words:
+            self._before = model.text_encoder, model.tokenizer, model.origin
+        teach_word(model, self.own.new_word, self.own.like_word)
+
+    def _forget_word(self):
+        """The text tower is as it was before this stage taught it the word, which the checkpoint keeps."""
+        if self._before is not None:
+            text_encoder, tokenizer, origin = self._before
+            self.model.put(text_encoder=text_encoder)
+            self.model.tokenizer, self.model.origin = tokenizer, origin
+            self.model.taught_words.discard(self.own.new_word)
+
+    def _remove_lora(self):
+        """Of what learns: the UNet is as it was."""
+        origin = self.model.origin
+        self.model.put(unet=without_lora(self.model.unet))
+        self.model.origin = origin
 
     def outline(self, run):
         model = sketched(self.model)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -77,7 +78,20 @@ def fit(
     with _run_folder(folder, data) as place:
         run_options = dataclasses.replace(run_options, output=str(place))
         run = Run(recipe_of(model, own, place), data, run_options, optimizing, callbacks, shows)
-        return run.train()
+        try:
+            return run.train()
+        finally:
+            if folder is None:
+                run.recipe.read_model()
+
+
+def check_names(settings):
+    """Raises `InputError` for arguments that `fit` does not have, such as those of `keras.Model.fit`."""
+    parameters = inspect.signature(fit).parameters.values()
+    names = ["tune", *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
+    for name in settings:
+        if name not in names:
+            raise unknown("argument of fit", name, names)
 
 
 def merged_options(kinds: tuple[type, ...], options, given: dict) -> dict[type, Options]:

@@ -39,6 +39,14 @@ class PlannedStage:
         weights in the networks."""
         raise NotImplementedError
 
+    def stopped(self, run, has_learned: bool):
+        """Leaves the model fit to draw and to be saved, where the stage ends before it is finished.
+
+        Args:
+            run: the `Run`.
+            has_learned: whether its networks' weights have changed.
+        """
+
     def restore(self, run):
         """Gives the model what the finished stage left in the run's folder. Called in all workers."""
         raise NotImplementedError
@@ -95,6 +103,9 @@ class Recipe:
 
     def finished(self, run):
         """The run has ended, and every stage's result is in the model again."""
+
+    def read_model(self):
+        """Reads what the model has not read yet, before a temporary folder goes, however the run ended."""
 
     def stages(self, run) -> list[PlannedStage]:
         """Those that this run has to have, in order, whether they are done or not."""

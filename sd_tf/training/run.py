@@ -131,15 +131,19 @@ class Run:
         if self.is_done(planned.result):
             planned.restore(self)
             return
-        budget = self.budget(planned)
-        with self.strategy.scope():
-            stage = planned.make(self, budget)
-        if budget.seconds is not None and stage.seconds_spent:
-            left = max(1.0, budget.seconds - stage.seconds_spent, LEARNING_SHARE * budget.seconds)
-            budget = Budget(left, None)
-        self._fit(stage, budget)
-        if self.workers.is_chief:
-            planned.finish(self, stage)
+        budget, self._trainer = self.budget(planned), None
+        try:
+            with self.strategy.scope():
+                stage = planned.make(self, budget)
+            if budget.seconds is not None and stage.seconds_spent:
+                left = max(1.0, budget.seconds - stage.seconds_spent, LEARNING_SHARE * budget.seconds)
+                budget = Budget(left, None)
+            self._fit(stage, budget)
+            if self.workers.is_chief:
+                planned.finish(self, stage)
+        except BaseException:
+            planned.stopped(self, self._trainer is not None and self._trainer.steps_taken > 0)
+            raise
         self.workers.wait()
         planned.restore(self)
 
@@ -201,7 +205,7 @@ class Run:
         if self.options.overfit:
             batches = stage.batches
             stage.batches = lambda first, part=(0, 1): batches(0, part).take(1).cache().repeat()
-        trainer = self.trainer(stage, budget)
+        trainer = self._trainer = self.trainer(stage, budget)
         try:
             with contextlib.ExitStack() as stack:
                 trainer.fit(self._observers(stage, trainer, stack) if self.workers.is_chief else ())

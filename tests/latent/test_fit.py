@@ -244,6 +244,59 @@ def test_callbacks_that_a_run_does_without_are_refused_with_the_reason(data, cal
         new(data).fit(data, callbacks=[callback], **QUIET)
 
 
+class Raise(keras.callbacks.Callback):
+    """Ends a run by an error of its own, in the step of that number."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.steps_left = step
+
+    def on_train_batch_end(self, batch, logs):
+        self.steps_left -= 1
+        if not self.steps_left:
+            raise ZeroDivisionError
+
+
+def fit_until(step, model, data, **settings):
+    with pytest.raises(ZeroDivisionError):
+        model.fit(data, callbacks=[Raise(step)], **settings)
+
+
+def test_a_lora_or_a_word_that_is_stopped_leaves_the_model_as_it_was(trained, data, tmp_path):
+    _, folder, _ = trained
+    model = sd_tf.load(folder)
+    plain, sha256 = draw(model), model.weights_sha256()
+    fit_until(2, model, data, tune=sd_tf.LoRA(rank=2), **TUNED)
+    with pytest.raises(InputError, match="no caption has the new word"):
+        model.fit(data, tune=sd_tf.TextualInversion("<mine>", "dress"), **TUNED)
+    assert model.weights_sha256() == sha256 and not model.taught_words
+    model.save(tmp_path / "model")
+    for each in (model, sd_tf.load(tmp_path / "model")):
+        np.testing.assert_array_equal(draw(each), plain)
+
+
+def test_a_fine_tuning_that_is_stopped_has_other_weights_than_its_run_began_with(trained, data, tmp_path):
+    model = sd_tf.load(trained[1])
+    sha256 = model.weights_sha256()
+    fit_until(2, model, data, folder=tmp_path / "run", **TUNED)
+    assert model.weights_sha256() != sha256
+    with pytest.raises(InputError, match="run began from other weights than the model has now"):
+        model.fit(data, folder=tmp_path / "run", **TUNED)
+
+
+def test_a_run_without_a_folder_that_is_stopped_leaves_a_model_that_draws_and_begins_anew(
+    trained, data, tmp_path
+):
+    model = new(data)
+    fit_until(STEPS + 2, model, data, **QUIET)  # in the second stage
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(draw(sd_tf.load(tmp_path / "model")), draw(model))
+    options = {"previews": 0, "stage": "autoencoder"}
+    model.fit(data, folder=tmp_path / "run", **QUIET | {"options": options})
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert contents(tmp_path / "run")[name] == contents(trained[1])[name]
+
+
 # -- arguments ------------------------------------------------------------------------------------
 
 
