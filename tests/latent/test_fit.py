@@ -1,6 +1,7 @@
 """Training from Python: `from_preset` and `fit`, as a notebook calls them."""
 
 import csv
+import json
 import signal
 import threading
 
@@ -384,6 +385,23 @@ def test_the_history_has_an_entry_for_each_line_and_plots(trained, tmp_path):
         history.plot("los")
     assert repr(history).startswith("<History of 3 entries: clip loss ")
     assert len(History.of_folder(tmp_path)) == 0
+
+
+def test_a_history_without_a_loss_or_of_a_damaged_log_is_one_all_the_same(tmp_path):
+    entry = {"stage": "a", "step": 1, "elapsed": 60}
+    two_players = [entry | {"critic/loss": 0.5}]
+    assert repr(History(two_players)) == "<History of 1 entries>"
+    changes = {"stage": ["a"]}, {"elapsed": "x"}, {"loss": None}, {"loss": 2}
+    damaged = [3, *(entry | change for change in changes)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in damaged) + '{"stage":')
+    history = History.of_folder(tmp_path)
+    np.testing.assert_array_equal(history.history["loss"], [np.nan, 2])
+    assert repr(history) == "<History of 2 entries: a loss 2.0000>"
+    assert len(history.plot().axes) == 1
+    with pytest.raises(InputError, match="unknown metric"):
+        history.plot(["loss"])
+    with pytest.raises(InputError, match="nothing to plot"):
+        History([]).plot()
 
 
 def test_the_summary_counts_what_the_networks_hold(trained, data, capsys):
