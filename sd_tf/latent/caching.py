@@ -63,6 +63,7 @@ def cached_latents(
         )
     if run.workers.is_chief:
         run.workers.wait()
+    if run.shows_progress:
         _say_what_is_missing(len(cache), min(len(dataset), num_examples))
     return cache
 
@@ -71,7 +72,7 @@ def _say_what_is_missing(number, whole):
     if number < whole:
         print(
             f"learning from {number:,} of {whole:,} pictures: caching them took the tenth of the "
-            "time that it may, a longer --max-minutes caches more"
+            "time that it may, more minutes (--max-minutes) cache more"
         )
 
 

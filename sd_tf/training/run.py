@@ -232,7 +232,7 @@ class Run:
                 write, self.folder / "snapshots", options.snapshots, budget, progress, log.first_step
             )
             observers.append(copies)
-        if options.overfit:
+        if options.overfit and self.verbose:
             observers.append(_FirstAndLast(stage, options.overfit, stack))
         return observers
 
