@@ -514,15 +514,16 @@ class LatentDiffusion:
                 has no pretrained text encoder.
             dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' own.
             seed: of the weights.
-            options: fields of `sd_tf.latent.options.LatentOptions`, such as `image_size` and
-                `prediction_type`.
+            options: of a new model: `image_size`, `text_encoder`, `prediction_type`, `beta_schedule`,
+                `zero_terminal_snr` and `perceptual_weight` of `sd_tf.latent.options.LatentOptions`, whose
+                other fields are for `fit`.
 
         Raises:
             InputError: there is no such preset or option, or they do not go together.
         """
-        from sd_tf.latent.new_model import new_model
+        from sd_tf.latent.new_model import new_model, options_of_new_model
 
-        return new_model(LatentOptions.of(preset=name, **options), data, dtype, seed)
+        return new_model(options_of_new_model(name, options), data, dtype, seed)
 
     def fit(self, data, tune=None, options=None, **settings):
         """Trains every stage that is left, or trains a finished model further.
@@ -550,8 +551,9 @@ class LatentDiffusion:
                 and the same call resumes.
         """
         from sd_tf.latent.recipe import recipe_for
-        from sd_tf.training.fit import fit
+        from sd_tf.training.fit import check_names, fit
 
+        check_names(settings)
         return fit(self, recipe_for(tune), data, options=options, **settings)
 
     def summary(self):

@@ -3,19 +3,24 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import keras
+
 from sd_tf.checkpoints.clip import load_text_encoder, text_config
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.open import open_data
 from sd_tf.diffusion.schedules import NoiseSchedule
-from sd_tf.errors import InputError, argument, shown
+from sd_tf.errors import InputError, argument, shown, unknown
+from sd_tf.generation.checks import check_whole
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion, Unread
-from sd_tf.latent.options import LatentOptions
+from sd_tf.latent.options import MODEL, LatentOptions
 from sd_tf.latent.presets import Preset, preset_named, preset_of
 from sd_tf.latent.unet import UNet
+from sd_tf.options import meaning_of
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.tokenizer import Tokenizer
+from sd_tf.training.options import PRECISIONS
 
 
 class Beginning(NamedTuple):
@@ -47,6 +52,8 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     Raises:
         InputError: there is no such preset or text encoder, or they do not go together.
     """
+    _check_dtype(dtype)
+    check_whole("seed", seed, 0, 2**32 - 1)
     data = open_data(data)
     name = options.preset or preset_of(data.name)
     preset = _resized(preset_named(name), options.image_size)
@@ -75,6 +82,25 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     return model
 
 
+def options_of_new_model(preset, options) -> LatentOptions:
+    """What `LatentDiffusion.from_preset` was given.
+
+    Raises:
+        InputError: there is no such option, or it is of training.
+    """
+    fields = {field.name: meaning_of(field) for field in dataclasses.fields(LatentOptions)}
+    of_model = [name for name, meaning in fields.items() if meaning.group == MODEL and name != "preset"]
+    for name in options:
+        if name in fields and name not in of_model:
+            way_out = "give it once" if name == "preset" else "give it to fit"
+            if name == "init_from":
+                way_out = "sd_tf.load reads a trained model"
+            raise InputError(f"{LatentOptions.said(name)} is no option of a new model: {way_out}")
+        if name not in fields:
+            raise unknown("option", name, of_model)
+    return LatentOptions(preset=preset, **options)
+
+
 def random_network(kind: type, config: Any, dtype, seed: int) -> Unread:
     """A network to be made when it is first asked for."""
 
@@ -94,6 +120,18 @@ def sketched(model: LatentDiffusion) -> LatentDiffusion:
         name: random_network(kind, model.config_of(name), model.dtype, seed=0) for name, kind in kinds.items()
     }
     return LatentDiffusion(**parts, tokenizer=model.tokenizer, schedule=model.schedule)
+
+
+def _check_dtype(dtype):
+    """Raises `InputError` for a policy that nothing is trained with, before a network is made with it."""
+    if dtype is None:
+        return
+    try:
+        name = keras.dtype_policies.get(dtype).name
+    except (TypeError, ValueError):
+        name = dtype
+    if name not in PRECISIONS:
+        raise unknown(argument("dtype", "--precision"), name, PRECISIONS)
 
 
 def _learned_tokenizer(preset, data, seed):

@@ -181,23 +181,48 @@ class LatentRecipe(Recipe):
         return [*clip, Autoencoder(self, run), Diffusion(self, run)]
 
 
+def recipe_of(model, options, folder) -> LatentRecipe:
+    """The recipe of a model's run in that folder; see `LatentRecipe`."""
+    is_new = _is_new(model, folder)
+    if is_new:
+        options = _with_beginning(model.beginning.options, options)
+    return LatentRecipe(model, options, folder, is_new)
+
+
 def recipe_for(tune):
-    """`fit`'s way to a recipe: `recipe_of(model, options, folder)`.
+    """What `LatentDiffusion.fit` takes in the place of `recipe_of`, which is the command line's.
 
     Args:
         tune: of `LatentDiffusion.fit`.
     """
     tuning = options_of_tuning(tune)
 
-    def recipe_of(model, options, folder):
-        is_new = model.beginning is not None and (
-            not model.is_trained or model.bases.get(folder.resolve()) == RANDOM
-        )
-        if is_new:
-            options = _with_beginning(model.beginning.options, options)
-        return LatentRecipe(model, dataclasses.replace(options, **tuning), folder, is_new)
+    def of_fit(model, options, folder):
+        for name in tuning:
+            if name in options.given:
+                raise InputError(f"{options.named_value(name)} in options, beside tune: leave one out")
+        if options.init_from is not None:
+            raise InputError(
+                f"{options.named_value('init_from')}, but the model is there already: leave it out, or take "
+                "sd_tf.load in the place of the model"
+            )
+        options = dataclasses.replace(options, **tuning)
+        for name in ("finetune", "prior_prompt"):
+            if getattr(options, name) is not None and _is_new(model, folder):
+                raise InputError(
+                    f"{options.named_value(name)}, but the model has learned nothing yet: train it first, or "
+                    "take one of sd_tf.load"
+                )
+        return recipe_of(model, options, folder)
 
-    return recipe_of
+    return of_fit
+
+
+def _is_new(model, folder):
+    """Whether a model's stages are all to be trained, or were trained in that folder."""
+    return model.beginning is not None and (
+        not model.is_trained or model.bases.get(folder.resolve()) == RANDOM
+    )
 
 
 def _with_beginning(beginning, options):

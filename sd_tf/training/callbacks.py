@@ -26,15 +26,15 @@ class KerasCallbacks:
     first of them.
 
     Args:
-        callbacks: `keras.callbacks.Callback`s.
+        callbacks: `keras.callbacks.Callback`s; None for none.
 
     Raises:
-        InputError: one is no callback, or does what a run does by itself.
+        InputError: one is no callback, or does what a run does by itself, or would undo.
     """
 
     def __init__(self, callbacks):
         try:
-            self.callbacks = list(callbacks)
+            self.callbacks = [] if callbacks is None else list(callbacks)
         except TypeError:
             raise InputError(f"callbacks is {shown(callbacks)}: give a list of keras.callbacks") from None
         for callback in self.callbacks:
@@ -45,6 +45,11 @@ class KerasCallbacks:
             for kind in type(callback).__mro__:
                 if kind.__name__ in REFUSED and kind.__module__.startswith("keras."):
                     raise InputError(f"the callback {kind.__name__} is not needed: {REFUSED[kind.__name__]}")
+            if getattr(callback, "restore_best_weights", False):
+                raise InputError(
+                    f"the callback {type(callback).__name__} has restore_best_weights, which a run "
+                    "undoes: it keeps the moving average. Leave it out"
+                )
         self.epoch, self._began = 0, False
 
     @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from sd_tf.errors import InputError, argument, shown
-from sd_tf.files import read_json, write_json
+from sd_tf.files import read_json, reason, write_json
 from sd_tf.hashing import fingerprint
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import KerasCallbacks
@@ -161,6 +161,11 @@ class Run:
         """A preset's `StageConfig`, with what the options say in its place."""
         config = self.optimizing.applied_to(config)
         if self.options.overfit:
+            if self.optimizing.batch_size is not None:
+                raise InputError(
+                    f"{self.options.said('overfit')} and {self.optimizing.said('batch_size')} are both "
+                    "given: leave one out, as the examples are the batch"
+                )
             config = dataclasses.replace(config, batch_size=self.options.overfit)
         return config
 
@@ -388,8 +393,10 @@ def _plain(value):
 def _writing(name, folder):
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{name} {folder} cannot be written: {error.strerror}") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a null character
+        raise InputError(f"{name} {folder} cannot be written: {reason(error)}") from None
 
 
 @contextlib.contextmanager

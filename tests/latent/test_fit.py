@@ -236,6 +236,7 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_its_checkpoints(data, tm
         (keras.callbacks.ModelCheckpoint("x.keras"), "ModelCheckpoint is not needed: a run keeps"),
         (keras.callbacks.ReduceLROnPlateau(), "ReduceLROnPlateau is not needed: every step sets"),
         (keras.callbacks.LearningRateScheduler(lambda e: 1.0), "LearningRateScheduler is not needed"),
+        (keras.callbacks.EarlyStopping(restore_best_weights=True), "EarlyStopping has restore_best_weights"),
         ("EarlyStopping", "callbacks has 'EarlyStopping': give instances of keras.callbacks.Callback"),
     ],
     ids=lambda value: type(value).__name__,
@@ -314,7 +315,19 @@ def test_a_run_without_a_folder_that_is_stopped_leaves_a_model_that_draws_and_be
         ({"optimizer": keras.optimizers.AdamW()}, "optimizer is AdamW: give 'adamw' or 'muon', with"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
         ({"tune": "all"}, "tune is 'all': give sd_tf.LoRA"),
-        ({"tune": sd_tf.LoRA()}, "tune is 'lora', which needs init_from"),
+        ({"tune": np.array(["a", "b"])}, "tune is array.*: give sd_tf.LoRA"),
+        ({"tune": sd_tf.LoRA()}, "tune is 'lora', but the model has learned nothing yet: train it first"),
+        ({"tune": sd_tf.LoRA(targets=())}, r"targets is \(\): give a list of texts"),
+        ({"tune": sd_tf.LoRA(targets=5)}, "targets is 5: give a list of texts"),
+        ({"tune": sd_tf.LoRA(), "options": {"finetune": "unet"}}, "tune is 'unet' in options, beside tune"),
+        ({"options": {"init_from": "emoji"}}, "init_from is 'emoji', but the model is there already"),
+        ({"epochs": 3}, "unknown argument of fit 'epochs': .*Valid: tune, minutes, steps"),
+        ({"folder": "~nobody-of-that-name/run"}, "folder is '~nobody-of-that-name/run': give a path"),
+        ({"folder": "a\0b"}, r"folder is 'a\\x00b': give a path"),
+        ({"options": {"cache_dir": "a\0b"}}, r"cache_dir a\\x00b cannot be written"),
+        ({"options": [RunOptions(previews=1), RunOptions(previews=2)]}, "previews is given twice in options"),
+        ({"options": {"overfit": 4}, "batch_size": 8}, "overfit and batch_size are both given"),
+        ({"verbose": np.ones(2)}, "verbose is array"),
         ({"callbacks": 3}, "callbacks is 3: give a list"),
         ({"options": {"precsion": 1}}, "unknown option 'precsion': did you mean 'precision'"),
         ({"options": 3}, "options is 3: give a dictionary, or instances of RunOptions, OptimizerOptions"),
@@ -361,6 +374,33 @@ def test_another_preset_or_option_is_not_taken_for_the_run_of_a_folder(trained, 
         new(data).fit(data, folder=folder, **QUIET | {"steps": 4})
     with pytest.raises(InputError, match="holds a run that began from random weights"):
         sd_tf.load(folder).fit(data, folder=folder, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"caption_dropout": 0.2}, "caption_dropout is no option of a new model: give it to fit"),
+        ({"finetune": "lora"}, "tune is no option of a new model: give it to fit"),
+        ({"init_from": "emoji"}, "init_from is no option of a new model: sd_tf.load reads"),
+        ({"preset": "tiny"}, "preset is no option of a new model: give it once"),
+        ({"dtype": "float9"}, "unknown dtype 'float9': did you mean 'float32'"),
+        ({"dtype": 5}, "unknown dtype '5'"),
+        ({"seed": -1}, "seed is -1: give a whole number"),
+        ({"seed": "x"}, "seed is 'x': give a whole number"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_new_model_does_not_take_is_refused_where_it_is_made(data, arguments, said):
+    with pytest.raises(InputError, match=said):
+        new(data, **arguments)
+
+
+def test_a_folder_that_is_a_link_to_nothing_or_in_a_circle_is_named(data, tmp_path):
+    (tmp_path / "dead").symlink_to(tmp_path / "nothing")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name, said in (("dead", "dead is a link to nothing"), ("circle", "circle': give a path")):
+        with pytest.raises(InputError, match=said):
+            new(data).fit(data, folder=tmp_path / name, **QUIET)
 
 
 def test_a_preset_that_is_not_there_names_the_nearest(data):
