@@ -50,7 +50,7 @@ class KerasCallbacks:
                     f"the callback {type(callback).__name__} has restore_best_weights, which a run "
                     "undoes: it keeps the moving average. Leave it out"
                 )
-        self.epoch, self._began = 0, False
+        self.epoch, self._began, self._model = 0, False, None
 
     @contextlib.contextmanager
     def training(self):
@@ -73,10 +73,10 @@ class KerasCallbacks:
 
     def begin(self, stage, steps: int):
         """Tells callbacks of a stage's network, before its first step."""
-        network = next(iter(stage.players.values())).network
+        self._model = _Model(next(iter(stage.players.values())).network)
         for callback in self.callbacks:
             callback.set_params({"epochs": None, "steps": steps, "verbose": 0})
-            callback.set_model(_Model(network))
+            callback.set_model(self._model)
             # The best value so far that it compares with was of another stage's loss.
             if not self._began or isinstance(callback, keras.callbacks.EarlyStopping):
                 callback.on_train_begin({})
@@ -88,7 +88,7 @@ class KerasCallbacks:
 
     def is_to_stop(self) -> bool:
         """Whether a callback has set `model.stop_training`."""
-        return any(callback.model.stop_training for callback in self.callbacks)
+        return self._model is not None and self._model.stop_training
 
     def hears_steps(self) -> bool:
         """Whether a callback wants to know of each step."""
