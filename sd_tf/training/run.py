@@ -108,7 +108,7 @@ class Run:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(lost_worker_named(self.workers))
-            stack.enter_context(_full_disk_named(self.folder))
+            stack.enter_context(_lost_folder_named(self.folder))
             if self.workers.is_chief:
                 stack.enter_context(locked(self.folder / ".lock", f"{FOLDER} {self.folder}"))
                 self._check_resumable()  # what another process may have begun meanwhile
@@ -400,10 +400,12 @@ def _writing(name, folder):
 
 
 @contextlib.contextmanager
-def _full_disk_named(folder):
+def _lost_folder_named(folder):
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
+        if not folder.exists():
+            raise InputError(f"{FOLDER} {folder} was removed while it was trained in: begin again") from None
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise InputError(

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -257,6 +258,18 @@ def test_overfitting_learns_one_batch(tmp_path, capsys):
     for line in said:
         first, last = (float(word) for word in line.split() if word[0].isdecimal() and "." in word)
         assert line.endswith("on the same 4 examples") and last < 0.9 * first, line
+
+
+def test_a_folder_that_is_removed_while_it_is_trained_in_is_named(tmp_path, monkeypatch):
+    run = made(tmp_path / "run")
+
+    def remove(planned):
+        shutil.rmtree(run.folder)
+        (run.folder / "log.jsonl").open("a")
+
+    monkeypatch.setattr(run, "_train_stage", remove)
+    with pytest.raises(InputError, match="run was removed while it was trained in: begin again"):
+        run.train()
 
 
 def test_determinism_without_steps_is_refused(tmp_path):
