@@ -333,7 +333,12 @@ class Run:
         if self.workers.is_chief:
             with _writing(FOLDER, self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self.folder / "run.json", self.identity | {CAPTIONS: self._captions})
+                try:
+                    write_json(self.folder / "run.json", self.identity | {CAPTIONS: self._captions})
+                except InputError:
+                    with contextlib.suppress(OSError):  # something else is in it
+                        self.folder.rmdir()
+                    raise
 
     @contextlib.contextmanager
     def _remove_run_file_if_startup_fails(self):

@@ -15,6 +15,7 @@ from PIL import Image
 import sd_tf
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError
+from sd_tf.files import CannotWrite
 from sd_tf.latent import folder as checkpoints
 from sd_tf.latent import presets
 from sd_tf.latent.caching import cached_latents
@@ -258,6 +259,16 @@ def test_overfitting_learns_one_batch(tmp_path, capsys):
     for line in said:
         first, last = (float(word) for word in line.split() if word[0].isdecimal() and "." in word)
         assert line.endswith("on the same 4 examples") and last < 0.9 * first, line
+
+
+def test_a_folder_that_run_json_cannot_be_written_to_is_not_left_behind(tmp_path, monkeypatch):
+    def full(file, _):
+        raise CannotWrite(file, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sd_tf.training.run.write_json", full)
+    with pytest.raises(InputError, match="run.json: No space left"):
+        made(tmp_path / "run")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_removed_while_it_is_trained_in_is_named(tmp_path, monkeypatch):
