@@ -449,7 +449,8 @@ class LatentDiffusion:
     @functools.cached_property
     def adaptations(self) -> Adaptations:
         """The LoRAs that are loaded: their weights can be set, and they can be removed or fused."""
-        return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder})
+        networks = {"unet": self.unet, "text_encoder": self.text_encoder}
+        return Adaptations(networks, fused=lambda: setattr(self, "origin", None))
 
     def load_lora(self, file, weight=1.0, name=None):
         """Adds a LoRA (Hu et al. 2021) for the UNet and, if the file has one, the text tower.

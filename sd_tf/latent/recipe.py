@@ -94,7 +94,8 @@ class LatentRecipe(Recipe):
     @functools.cached_property
     def _base(self):
         # Frozen weights are in no checkpoint; the others have changed if the model was trained here before.
-        if self._place not in self.model.bases:
+        # A LoRA leaves them as they are: it is of what they are now.
+        if self._place not in self.model.bases or self.own.finetune == "lora":
             self.model.bases[self._place] = self.model.weights_sha256()
         return self.model.bases[self._place]
 

@@ -158,6 +158,12 @@ def test_a_lora_is_learned_loaded_and_weight_0_restores_the_original_exactly(tra
     np.testing.assert_array_equal(draw(model), plain)
     with pytest.raises(InputError, match="the model has LoRAs: .*adaptations.fuse"):
         model.fit(data, tune=tune, folder=tmp_path / "second", **QUIET)
+    sha256 = model.weights_sha256()
+    model.adaptations.weigh({"lora": 1})
+    model.adaptations.fuse()
+    assert model.weights_sha256() != sha256
+    with pytest.raises(InputError, match="lora began from other weights than the model has now"):
+        model.fit(data, tune=tune, folder=tmp_path / "lora", **TUNED)
 
 
 def test_a_word_is_learned_and_the_model_knows_it(trained, tmp_path):
