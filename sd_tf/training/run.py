@@ -110,7 +110,7 @@ class Run:
             stack.enter_context(lost_worker_named(self.workers))
             stack.enter_context(_lost_folder_named(self.folder))
             if self.workers.is_chief:
-                stack.enter_context(locked(self.folder / ".lock", f"{FOLDER} {self.folder}"))
+                stack.enter_context(self._locked())
                 self._check_resumable()  # what another process may have begun meanwhile
             stack.enter_context(self._remove_run_file_if_startup_fails())
             self._check_shared()
@@ -334,11 +334,16 @@ class Run:
             with _writing(FOLDER, self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    write_json(self.folder / "run.json", self.identity | {CAPTIONS: self._captions})
-                except InputError:
+                    with self._locked():  # another process may have begun here since this one looked
+                        self._check_resumable()
+                        write_json(self.folder / "run.json", self.identity | {CAPTIONS: self._captions})
+                except (InputError, OSError):
                     with contextlib.suppress(OSError):  # something else is in it
                         self.folder.rmdir()
                     raise
+
+    def _locked(self):
+        return locked(self.folder / ".lock", f"{FOLDER} {self.folder}")
 
     @contextlib.contextmanager
     def _remove_run_file_if_startup_fails(self):

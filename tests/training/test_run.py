@@ -20,6 +20,7 @@ from sd_tf.latent import folder as checkpoints
 from sd_tf.latent import presets
 from sd_tf.latent.caching import cached_latents
 from sd_tf.training.loop import Budget
+from sd_tf.training.run import Run
 from tests.training.tiny import (
     STAGE,
     STAGES,
@@ -281,6 +282,20 @@ def test_a_folder_that_is_removed_while_it_is_trained_in_is_named(tmp_path, monk
     monkeypatch.setattr(run, "_train_stage", remove)
     with pytest.raises(InputError, match="run was removed while it was trained in: begin again"):
         run.train()
+
+
+def test_of_two_that_begin_at_the_same_time_the_second_is_refused(tmp_path, monkeypatch):
+    check = Run._check_captions
+
+    def begin_another(run, before):
+        monkeypatch.undo()
+        made(tmp_path / "run", seed=1)
+        check(run, before)
+
+    monkeypatch.setattr(Run, "_check_captions", begin_another)
+    with pytest.raises(InputError, match="a run of another configuration .--seed 1 -> 0"):
+        made(tmp_path / "run", seed=0)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 1
 
 
 def test_determinism_without_steps_is_refused(tmp_path):
