@@ -77,7 +77,8 @@ class Options:
     def __post_init__(self):
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name), kinds[field.name])
+            value = _checked(field, getattr(self, field.name), kinds[field.name])
+            object.__setattr__(self, field.name, value)
         for field in dataclasses.fields(self):
             self._check_needs(field)
 
@@ -139,11 +140,11 @@ class Options:
         }
 
 
-def _check(field, value, kind):
-    """Raises `InputError` if a field cannot have this value."""
+def _checked(field, value, kind):
+    """The value as one of Python's own types, which JSON has; `InputError` if the field cannot have it."""
     meaning, options = meaning_of(field), typing.get_args(kind) if _is_union(kind) else (kind,)
     if value is None and type(None) in options:
-        return
+        return value
     kind = next(each for each in options if each is not type(None))
     if not _has_type(value, kind):
         raise InputError(f"{name_of(field)} is {shown(value)}: give {_NOUNS[kind]}")
@@ -151,6 +152,7 @@ def _check(field, value, kind):
         raise unknown(name_of(field), value, meaning.choices)
     if kind in (int, float) and not _is_within(value, meaning):
         raise InputError(f"{name_of(field)} is {shown(value)}: give {_range(meaning)}")
+    return value if type(value) in (bool, int, float, str) else kind(value)  # of numpy, or a fraction
 
 
 _NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
@@ -171,7 +173,7 @@ def _is_within(value, meaning):
     high = math.inf if meaning.at_most is None else meaning.at_most
     over = meaning.above is None or value > meaning.above
     under = meaning.below is None or value < meaning.below
-    return math.isfinite(value) and low <= value <= high and over and under
+    return -math.inf < value < math.inf and low <= value <= high and over and under
 
 
 def _range(meaning):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import numbers
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,8 +73,10 @@ def page_of(images, captions=None, columns: int | None = None, scale: int | None
     """The page that `show` shows, uint8 (height, width, 3); see there for the arguments."""
     pictures, in_row = _pictures(images)
     for name, value in (("columns", columns), ("scale", scale)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and not (is_whole and value >= 1):
             raise InputError(f"{name} is {shown(value)}: give a whole number of 1 or more")
+    columns, scale = columns and int(columns), scale and int(scale)  # of numpy, they would overflow
     scale = scale or max(1, SIDE // max(pictures.shape[1:3]))
     title, below, above = _places_of(captions, len(pictures), in_row or columns)
     columns = columns or in_row or (len(pictures) // len(above) if above else None)
@@ -121,7 +124,11 @@ def _places_of(captions, number, columns):
         return "", [], []
     if isinstance(captions, str):
         return captions, [], []
-    texts = list(captions)
+    try:
+        texts = np.asarray(captions).tolist() if hasattr(captions, "__array__") else list(captions)
+        texts = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in texts]
+    except TypeError:
+        raise InputError(f"captions is {shown(captions)}: give one text, or a list of texts") from None
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"captions[{i}] is {shown(text)}, which is not a string")

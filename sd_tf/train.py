@@ -89,7 +89,7 @@ def model_and_data(family, found):
 def _train(family, found):
     options, own, optimizing = found[RunOptions], found[family.Options], found[OptimizerOptions]
     model, data = model_and_data(family, found)
-    from sd_tf.training.fit import run_folder
+    from sd_tf.training.fit import fit, run_folder
 
     folder = run_folder(options.output, data)
     if options.dry_run:
@@ -102,7 +102,7 @@ def _train(family, found):
     # This process is already a worker, and `fit` takes the folder as an argument of its own.
     here = dataclasses.replace(options, workers=None, output=RunOptions().output)
     with commandline.terminating_like_ctrl_c():
-        model.fit(data, folder=folder, options=[here, own, optimizing])
+        fit(model, family.recipe, data, folder=folder, options=[here, own, optimizing])
     print(f"finished: {folder}")
 
 

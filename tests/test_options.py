@@ -1,7 +1,10 @@
 """Options check themselves, and errors name what the user has typed: an argument, or a flag."""
 
+import json
 from dataclasses import dataclass
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from sd_tf.errors import InputError
@@ -52,6 +55,13 @@ def test_values_that_an_option_takes_are_kept_as_they_are():
     assert (some.dataset, some.steps, some.decay, some.rank, some.flip) == ("hub:x/y", 1, 0, 4, True)
     assert Some().given == {} and Some(steps=3, flip=True).given == {"steps": 3, "flip": True}
     assert "flip" not in Some().identity and "steps" in Some().identity
+
+
+def test_numbers_of_other_libraries_become_pythons_own_which_json_has():
+    some = Some(np.str_("hub:x/y"), steps=np.int64(3), share=np.float32(0.5), rate=Fraction(1, 2))
+    assert some == Some("hub:x/y", steps=3, share=0.5, rate=0.5)
+    assert json.loads(json.dumps(some.identity))["rate"] == 0.5
+    assert Some(steps=10**400).steps == 10**400
 
 
 def test_an_error_names_the_argument_in_python_and_the_flag_on_the_command_line():

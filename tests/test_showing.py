@@ -94,6 +94,14 @@ def test_other_forms_of_pictures_are_shown_alike():
         np.testing.assert_array_equal(page_of(same), page_of(grey.repeat(3, axis=-1)))
 
 
+def test_numbers_and_texts_of_numpy_are_taken():
+    texts = ["a", "b", "c"]
+    for given in (np.array(texts), np.array(texts, "S")):
+        np.testing.assert_array_equal(page_of(pictures(), given), page_of(pictures(), texts))
+    page = page_of(pictures(), columns=np.int8(6), scale=np.uint8(4))
+    np.testing.assert_array_equal(page, page_of(pictures(), columns=6, scale=4))
+
+
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
@@ -113,6 +121,7 @@ def test_other_forms_of_pictures_are_shown_alike():
         (pictures(), {"captions": ["a"] * 7}, "7 captions for 6 pictures"),
         (pictures(), {"captions": []}, "0 captions for 6 pictures"),
         (pictures(), {"captions": ["a", "b"], "columns": 2}, "2 captions for 6 pictures in rows of 2"),
+        (pictures(), {"captions": 5}, "captions is 5: give one text, or a list of texts"),
         (pictures(), {"captions": [1, 2]}, r"captions\[0\] is 1, which is not a string"),
         (pictures(), {"columns": 0}, "columns is 0: give a whole number"),
         (pictures(), {"scale": 1.5}, "scale is 1.5: give a whole number"),

@@ -97,6 +97,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_valid_ones(refused, flags,
         ("--replicas 2", "--replicas is 2 with --strategy none: only --strategy mirrored takes it"),
         ("--max-steps many", "argument --max-steps: invalid int value: 'many'; "),
         ("--sampler ddim", "unrecognized arguments: --sampler ddim; "),
+        ("--dataset garments --output ''", "--output is '': give a path"),
+        ("--overfit 4 --batch-size 8", "--overfit and --batch-size are both given: leave one out"),
         ("--seed", "argument --seed: expected one argument; "),
     ],
 )

@@ -72,11 +72,7 @@ def arrays_source(given, captions=None, options: ArrayOptions | None = None) -> 
 
 def _check_given(given, captions, options):
     """Raises `InputError` for mistakes that show without reading."""
-    if (
-        isinstance(given, (str, bytes))
-        or not isinstance(given, Iterable)
-        and not hasattr(given, "__getitem__")
-    ):
+    if isinstance(given, (str, bytes)) or not _is_iterable(given):
         raise InputError(
             f"{argument('source', '--dataset')} is {shown(given)}: give the name of a data set, a folder, or "
             "pictures with captions"
@@ -89,6 +85,8 @@ def _check_given(given, captions, options):
     if _is_tf_dataset(given) and int(given.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
         raise InputError("the tf.data.Dataset has no end: leave out its repeat(), or add take(n)")
     if captions is not None:
+        if not _is_iterable(captions):
+            raise InputError(f"captions is {shown(captions)}: {_GIVE_CAPTIONS}")
         for name in ("caption", "caption_column"):
             if getattr(options, name) is not None:
                 raise InputError(f"captions and {argument(name)} are both given: leave one out")
@@ -96,6 +94,19 @@ def _check_given(given, captions, options):
             raise InputError(
                 f"captions is one string: give a list, or {argument('caption')} for all pictures"
             )
+
+
+def _is_iterable(given):
+    """Whether something has elements to go through, unlike a number, or an array without axes."""
+    is_scalar = getattr(given, "shape", None) == ()
+    return not is_scalar and (isinstance(given, Iterable) or hasattr(given, "__getitem__"))
+
+
+def _elements(given):
+    """An iterator; of an object with `__len__` and `__getitem__` alone, a PyTorch data set, of so many."""
+    if not isinstance(given, Iterable) and hasattr(given, "__len__"):
+        return (given[i] for i in range(len(given)))  # it need not raise IndexError behind its end
+    return iter(given)
 
 
 def _is_tf_dataset(given):
@@ -106,7 +117,7 @@ def _is_tf_dataset(given):
 def _captioned(given, captions, options) -> Iterator[tuple]:
     """Yields (picture, caption) as given, one by one."""
     given = [given] if isinstance(given, Mapping) else given
-    rows = given.as_numpy_iterator() if _is_tf_dataset(given) else iter(given)
+    rows = given.as_numpy_iterator() if _is_tf_dataset(given) else _elements(given)
     if options.caption is not None:
         return ((image, options.caption) for image in _images(rows))
     if captions is not None:

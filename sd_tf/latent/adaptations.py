@@ -44,9 +44,11 @@ class Adaptations:
 
     Args:
         networks: "unet" and "text_encoder" -> Keras model.
+        fused: called when their weights have changed for good.
     """
 
-    def __init__(self, networks):
+    def __init__(self, networks, fused=lambda: None):
+        self._fused = fused
         self._kernels = {
             f"{name}.{key_of(variable).removesuffix('.weight')}": variable
             for name, network in networks.items()
@@ -146,6 +148,7 @@ class Adaptations:
     def fuse(self):
         """Makes the current change of the kernels permanent, and removes the adaptations from the list."""
         self._changes, self._weights, self._original = {}, {}, {}
+        self._fused()
 
     def _apply(self, modules):
         for module in modules:

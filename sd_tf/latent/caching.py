@@ -63,6 +63,7 @@ def cached_latents(
         )
     if run.workers.is_chief:
         run.workers.wait()
+    if run.shows_progress:
         _say_what_is_missing(len(cache), min(len(dataset), num_examples))
     return cache
 

@@ -33,9 +33,9 @@ def model_for_training(options: LatentOptions, data, dtype: str, seed: int):
 
 def recipe(model, options: LatentOptions, folder):
     """The `Recipe` of a model from `model_for_training`, for a run in that folder."""
-    from sd_tf.latent.recipe import recipe_for
+    from sd_tf.latent.recipe import recipe_of
 
-    return recipe_for(None)(model, options, folder)
+    return recipe_of(model, options, folder)
 
 
 def defaults(dataset: str, options: LatentOptions) -> dict:

@@ -457,7 +457,8 @@ class LatentDiffusion:
     @functools.cached_property
     def adaptations(self) -> Adaptations:
         """The loaded LoRAs, to set their weights, remove or fuse them."""
-        return Adaptations({"unet": self.unet, "text_encoder": self.text_encoder})
+        networks = {"unet": self.unet, "text_encoder": self.text_encoder}
+        return Adaptations(networks, fused=lambda: setattr(self, "origin", None))
 
     def load_lora(self, file, weight=1.0, name=None):
         """Adds a LoRA (Hu et al. 2021) to the UNet and, if the file has weights for it, the text encoder.
@@ -525,15 +526,16 @@ class LatentDiffusion:
                 text encoder, its captions make the vocabulary.
             dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' global one.
             seed: random seed of the weights.
-            options: fields of `sd_tf.latent.options.LatentOptions`, such as `image_size` and
-                `prediction_type`.
+            options: of a new model: `image_size`, `text_encoder`, `prediction_type`, `beta_schedule`,
+                `zero_terminal_snr` and `perceptual_weight` of `sd_tf.latent.options.LatentOptions`, whose
+                other fields are for `fit`.
 
         Raises:
             InputError: there is no such preset or option, or options contradict each other.
         """
-        from sd_tf.latent.new_model import new_model
+        from sd_tf.latent.new_model import new_model, options_of_new_model
 
-        return new_model(LatentOptions.of(preset=name, **options), data, dtype, seed)
+        return new_model(options_of_new_model(name, options), data, dtype, seed)
 
     def fit(self, data, tune=None, options=None, **settings):
         """Trains a new model, or fine-tunes a trained one.
@@ -561,8 +563,9 @@ class LatentDiffusion:
                 and the same call resumes.
         """
         from sd_tf.latent.recipe import recipe_for
-        from sd_tf.training.fit import fit
+        from sd_tf.training.fit import check_names, fit
 
+        check_names(settings)
         return fit(self, recipe_for(tune), data, options=options, **settings)
 
     def summary(self):

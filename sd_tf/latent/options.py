@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sd_tf.errors import InputError, argument
+from sd_tf.errors import InputError, argument, shown
 from sd_tf.options import Options, option
 
 STAGES = ("clip", "autoencoder", "diffusion")
@@ -207,8 +207,9 @@ class LoRA:
     def as_options(self) -> dict:
         """Fields of `LatentOptions`."""
         targets = self.targets
-        if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
-            raise InputError(f"targets is {targets!r}: give a list of strings, such as ['to_q', 'to_v']")
+        is_list = isinstance(targets, (list, tuple)) and targets
+        if not is_list or not all(isinstance(target, str) and target for target in targets):
+            raise InputError(f"targets is {shown(targets)}: give a list of strings, such as ['to_q', 'to_v']")
         return {
             "finetune": "lora",
             "lora_rank": self.rank,
@@ -254,9 +255,7 @@ def options_of_tuning(tune) -> dict:
         return {}
     if isinstance(tune, (LoRA, CrossAttention, TextualInversion)):
         return tune.as_options()
-    if tune in FINETUNINGS:
-        return {"finetune": tune}
     raise InputError(
-        f"{argument('tune', '--finetune')} is {tune!r}: give sd_tf.LoRA(rank=8), sd_tf.CrossAttention(), "
-        "sd_tf.TextualInversion('<mine>', 'toy') or None for the whole UNet"
+        f"{argument('tune', '--finetune')} is {shown(tune)}: give sd_tf.LoRA(rank=8), "
+        "sd_tf.CrossAttention(), sd_tf.TextualInversion('<mine>', 'toy') or None for the whole UNet"
     )

@@ -18,11 +18,13 @@ class Beginning(NamedTuple):
         preset: the `Preset`, with changes by the options.
         options: `LatentOptions`.
         trains_clip: whether its text encoder is to be trained as well.
+        networks: name -> `Unread` network with the random weights.
     """
 
     preset: "Preset"
     options: "LatentOptions"
     trains_clip: bool
+    networks: dict
 
 
 @dataclass
@@ -35,12 +37,14 @@ class Provenance:
         bases: resolved folder of each run that trained this model -> hash of the weights that the run started
             from, or `RANDOM`. They have changed since, so they cannot be hashed again.
         taught_words: words that textual inversion has added, finished or not.
+        half_trained: names of networks whose training was stopped.
     """
 
     beginning: Beginning | None = None
     is_trained: bool = True
     bases: dict[Path, str] = field(default_factory=dict)
     taught_words: set[str] = field(default_factory=set)
+    half_trained: set[str] = field(default_factory=set)
 
     def trains_from_random_weights(self, folder: Path) -> bool:
         """Whether a run in that folder trains the stages of a new model, rather than fine-tunes one."""

@@ -93,11 +93,16 @@ class LatentRecipe(Recipe):
 
     @functools.cached_property
     def _base(self):
-        # The hash of the first start here: the weights have changed since if the model was trained.
+        # The hash of the first start here: the weights have changed since if the model was trained. A LoRA
+        # leaves them as they are: it belongs to what they are now.
         bases = self.model.provenance.bases
-        if self._place not in bases:
+        if self._place not in bases or self.own.finetune == "lora":
             bases[self._place] = self.model.weights_sha256()
         return bases[self._place]
+
+    def forget_base(self):
+        """The weights have changed, and no checkpoint has them: what the run began with is gone."""
+        self.model.provenance.bases.pop(self._place, None)
 
     def check_same_base(self, before, folder):
         began = before.get("init_from_sha256")
@@ -131,6 +136,9 @@ class LatentRecipe(Recipe):
             name = os.fsencode(folder.resolve().name)[:LONGEST_NAME]
             return f"{name.decode(errors='ignore')}.safetensors"
         return LORA_FILE
+
+    def read_model(self):
+        self.model.read_networks()
 
     def finished(self, run):
         self.model.read_networks()  # their files may be deleted from now on
@@ -177,6 +185,14 @@ class LatentRecipe(Recipe):
         return [*clip, Autoencoder(self, run), Diffusion(self, run)]
 
 
+def recipe_of(model, options, folder) -> LatentRecipe:
+    """The recipe of a model's run in that folder; see `LatentRecipe`."""
+    is_new = model.provenance.trains_from_random_weights(folder)
+    if is_new:
+        options = _with_model_options(model.provenance.beginning.options, options)
+    return LatentRecipe(model, options, folder, is_new)
+
+
 def recipe_for(tune):
     """The `recipe_of(model, options, folder)` that `sd_tf.training.fit.fit` takes.
 
@@ -185,13 +201,26 @@ def recipe_for(tune):
     """
     tuning = options_of_tuning(tune)
 
-    def recipe_of(model, options, folder):
-        is_new = model.provenance.trains_from_random_weights(folder)
-        if is_new:
-            options = _with_model_options(model.provenance.beginning.options, options)
-        return LatentRecipe(model, dataclasses.replace(options, **tuning), folder, is_new)
+    def of_fit(model, options, folder):
+        for name in tuning:
+            if name in options.given:
+                raise InputError(f"{options.named_value(name)} in options, beside tune: leave one out")
+        if options.init_from is not None:
+            raise InputError(
+                f"{options.named_value('init_from')}, but the model is there already: leave it out, or take "
+                "sd_tf.load in the place of the model"
+            )
+        options = dataclasses.replace(options, **tuning)
+        for name in ("finetune", "prior_prompt"):
+            is_new = model.provenance.trains_from_random_weights(folder)
+            if getattr(options, name) is not None and is_new:
+                raise InputError(
+                    f"{options.named_value(name)}, but the model has learned nothing yet: train it first, or "
+                    "take one of sd_tf.load"
+                )
+        return recipe_of(model, options, folder)
 
-    return recipe_of
+    return of_fit
 
 
 def _with_model_options(made_with, options):
@@ -206,13 +235,31 @@ def _with_model_options(made_with, options):
 
 
 class _Planned(PlannedStage):
-    """Base class of the stages of a `LatentRecipe`."""
+    """Base class of the stages of a `LatentRecipe`.
+
+    Attributes:
+        network: name of the model's network that is trained; None if it is a new one.
+    """
+
+    network = None
 
     def __init__(self, recipe, run):
         self.recipe, self.model = recipe, recipe.model
         config = getattr(recipe.preset, f"{self.name}_stage")
         self.config, self.share = run.stage_config(config), config.share
         self.batch_size = self.config.batch_size
+
+    def _begin(self):
+        """Of a new model, a network that a stopped training has changed gets its random weights back."""
+        provenance = self.model.provenance
+        if self.recipe.is_new and self.network in provenance.half_trained:
+            self.model.put(**{self.network: provenance.beginning.networks[self.network]})
+            provenance.half_trained.remove(self.network)
+
+    def stopped(self, run, has_learned):
+        if has_learned and self.network is not None:
+            self.model.provenance.half_trained.add(self.network)
+            self.model.origin = None
 
 
 class Clip(_Planned):
@@ -242,11 +289,12 @@ class Clip(_Planned):
 class Autoencoder(_Planned):
     """The preset's autoencoder."""
 
-    name, result = "autoencoder", "vae"
+    name, result, network = "autoencoder", "vae", "autoencoder"
 
     def make(self, run, budget=None):
         weight = self._perceptual_weight
         perceptual = load_perceptual() if weight else None
+        self._begin()
         return self._stage(run, self.model.autoencoder, perceptual, weight)
 
     @property
@@ -275,19 +323,20 @@ class Autoencoder(_Planned):
 class Diffusion(_Planned):
     """The UNet, or a new word's embedding, on cached latents and captions."""
 
-    name = "diffusion"
+    name, network = "diffusion", "unet"
 
     def __init__(self, recipe, run):
         super().__init__(recipe, run)
-        self.own, self.result = recipe.own, run.result
+        self.own, self.result, self._before = recipe.own, run.result, None
 
     def make(self, run, budget):
         model, own = self.model, self.own
         if own.finetune == "textual_inversion":
-            teach_word(model, own.new_word, own.like_word)
+            self._teach_word()
         if own.prior_prompt is not None:
             self._mix_in_prior(run)
-        model.put(unet=without_lora(model.unet))  # removes that of a start that was interrupted
+        self._remove_lora()  # of a start that was interrupted
+        self._begin()
         with seeded(run.options.seed):
             choose_what_learns(model.unet, own)
         cache = cached_latents(
@@ -344,13 +393,42 @@ class Diffusion(_Planned):
     def restore(self, run):
         model = self.model
         if self.own.finetune == "lora":
-            origin = model.origin
-            model.put(unet=without_lora(model.unet))
-            model.origin = origin
+            self._remove_lora()
             if run.folder.name not in model.adaptations.weights:
                 model.load_lora(run.folder / self.result, name=run.folder.name)
         else:
             model.read_from(run.folder)
+
+    def stopped(self, run, has_learned):
+        if self.own.finetune == "lora":
+            self._remove_lora()
+        elif self.own.finetune == "textual_inversion":
+            self._forget_word()
+        else:
+            super().stopped(run, has_learned)
+            has_checkpoint = any((run.folder / "checkpoints" / self.name).glob("step-*"))
+            if has_learned and not has_checkpoint:
+                self.recipe.forget_base()
+
+    def _teach_word(self):
+        model = self.model
+        if self.own.new_word not in model.provenance.taught_words:
+            self._before = model.text_encoder, model.tokenizer, model.origin
+        teach_word(model, self.own.new_word, self.own.like_word)
+
+    def _forget_word(self):
+        """The text tower is as it was before this stage taught it the word, which the checkpoint keeps."""
+        if self._before is not None:
+            text_encoder, tokenizer, origin = self._before
+            self.model.put(text_encoder=text_encoder)
+            self.model.tokenizer, self.model.origin = tokenizer, origin
+            self.model.provenance.taught_words.discard(self.own.new_word)
+
+    def _remove_lora(self):
+        """Of what learns: the UNet is as it was."""
+        origin = self.model.origin
+        self.model.put(unet=without_lora(self.model.unet))
+        self.model.origin = origin
 
     def outline(self, run):
         model = sketched(self.model)

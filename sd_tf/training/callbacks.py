@@ -26,7 +26,7 @@ class KerasCallbacks:
     first of several.
 
     Args:
-        callbacks: `keras.callbacks.Callback`s.
+        callbacks: `keras.callbacks.Callback`s; None for none.
 
     Raises:
         InputError: one is not a callback, or is one of `REFUSED`.
@@ -34,7 +34,7 @@ class KerasCallbacks:
 
     def __init__(self, callbacks):
         try:
-            self.callbacks = list(callbacks)
+            self.callbacks = [] if callbacks is None else list(callbacks)
         except TypeError:
             raise InputError(f"callbacks is {shown(callbacks)}: give a list of keras.callbacks") from None
         for callback in self.callbacks:
@@ -45,7 +45,12 @@ class KerasCallbacks:
             for kind in type(callback).__mro__:
                 if kind.__name__ in REFUSED and kind.__module__.startswith("keras."):
                     raise InputError(f"the callback {kind.__name__} is not needed: {REFUSED[kind.__name__]}")
-        self.epoch, self._began = 0, False
+            if getattr(callback, "restore_best_weights", False):
+                raise InputError(
+                    f"the callback {type(callback).__name__} has restore_best_weights, which a run "
+                    "undoes: it keeps the moving average. Leave it out"
+                )
+        self.epoch, self._began, self._model = 0, False, None
 
     @contextlib.contextmanager
     def training(self):
@@ -68,10 +73,10 @@ class KerasCallbacks:
 
     def begin(self, stage, steps: int):
         """Gives the callbacks a stage's network, before its first step."""
-        network = next(iter(stage.players.values())).network
+        self._model = _Model(next(iter(stage.players.values())).network)
         for callback in self.callbacks:
             callback.set_params({"epochs": None, "steps": steps, "verbose": 0})
-            callback.set_model(_Model(network))
+            callback.set_model(self._model)
             # EarlyStopping must forget its best value, which was another stage's loss.
             if not self._began or isinstance(callback, keras.callbacks.EarlyStopping):
                 callback.on_train_begin({})
@@ -83,7 +88,7 @@ class KerasCallbacks:
 
     def is_to_stop(self) -> bool:
         """Whether a callback has set `model.stop_training`."""
-        return any(callback.model.stop_training for callback in self.callbacks)
+        return self._model is not None and self._model.stop_training
 
     def hears_steps(self) -> bool:
         """Whether a callback overrides a method that is called at each step."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from sd_tf.data.open import open_data
 from sd_tf.errors import InputError, argument, shown, unknown
+from sd_tf.files import reason
 from sd_tf.options import Options
 from sd_tf.training.history import History
 from sd_tf.training.options import FOLDER, OptimizerOptions, RunOptions
@@ -77,7 +79,20 @@ def fit(
     with _run_folder(folder, data) as place:
         run_options = dataclasses.replace(run_options, output=str(place))
         run = Run(recipe_of(model, own, place), data, run_options, optimizing, callbacks, shows)
-        return run.train()
+        try:
+            return run.train()
+        finally:
+            if folder is None:
+                run.recipe.read_model()
+
+
+def check_names(settings):
+    """Raises `InputError` for arguments that `fit` does not have, such as those of `keras.Model.fit`."""
+    parameters = inspect.signature(fit).parameters.values()
+    names = ["tune", *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
+    for name in settings:
+        if name not in names:
+            raise unknown("argument of fit", name, names)
 
 
 def merged_options(kinds: tuple[type, ...], options, given: dict) -> dict[type, Options]:
@@ -97,6 +112,8 @@ def merged_options(kinds: tuple[type, ...], options, given: dict) -> dict[type, 
             raise InputError(f"{FOLDER} is given in {argument('options')}: give it as an argument")
         if name in given:
             raise InputError(f"{name} is given twice: as an argument, and in {argument('options')}")
+        if name in values:
+            raise InputError(f"{name} is given twice in {argument('options')}: leave one out")
         values[name] = value
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     for name in values:
@@ -153,7 +170,7 @@ def _check_runs_here(options):
 
 
 def _shows_progress(verbose):
-    if verbose not in ("auto", 0, 1, 2):
+    if not isinstance(verbose, (str, int)) or verbose not in ("auto", 0, 1, 2):
         raise InputError(f"{argument('verbose')} is {shown(verbose)}: give 'auto', 0 or 1")
     return verbose != 0
 
@@ -175,11 +192,25 @@ def _run_folder(folder, data):
         with tempfile.TemporaryDirectory(prefix="sd_tf-run-") as temporary:
             yield Path(temporary) / "run"
         return
-    if not isinstance(folder, (str, Path)) or not str(folder):
+    if not isinstance(folder, (str, Path)):
         raise InputError(f"{FOLDER} is {shown(folder)}: give a path")
     yield run_folder(folder, data)
 
 
 def run_folder(folder: str | Path, data) -> Path:
-    """The run folder, with "{dataset}" in its path replaced by the data set's name."""
-    return Path(str(folder).replace("{dataset}", re.sub("[:/]", "-", data.name))).expanduser()
+    """The run folder, with "{dataset}" in its path replaced by the data set's name.
+
+    Raises:
+        InputError: it is no path that a folder can have.
+    """
+    if not str(folder):
+        raise InputError(f"{FOLDER} is '': give a path")
+    path = Path(str(folder).replace("{dataset}", re.sub("[:/]", "-", data.name)))
+    try:
+        path = path.expanduser()
+        path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # nobody's home, links in a circle, null characters
+        raise InputError(f"{FOLDER} is {shown(str(folder))}: give a path ({reason(error)})") from None
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{FOLDER} {path} is a link to nothing: give another path")
+    return path

@@ -27,11 +27,11 @@ class History:
     def __init__(self, lines):
         """Takes the lines of `log.jsonl`, as dictionaries."""
         names = dict.fromkeys(name for line in lines for name in line if name not in NOT_METRICS)
-        self.history = {name: [line.get(name, float("nan")) for line in lines] for name in names}
+        self.history = {name: [_number(line.get(name)) for line in lines] for name in names}
         self.stage = [line["stage"] for line in lines]
         self.step = [line["step"] for line in lines]
         self.elapsed = [line["elapsed"] for line in lines]
-        self.epoch = [line.get("epoch", float("nan")) for line in lines]
+        self.epoch = [_number(line.get("epoch")) for line in lines]
 
     @classmethod
     def of_folder(cls, folder: Path) -> "History":
@@ -43,7 +43,7 @@ class History:
                     line = parse_json(text, file)
                 except InputError:  # cut off by a kill
                     continue
-                if isinstance(line, dict) and {"stage", "step", "elapsed"} <= line.keys():
+                if isinstance(line, dict) and _is_entry(line):
                     lines.append(line)
         return cls(lines)
 
@@ -57,9 +57,11 @@ class History:
             The matplotlib figure.
 
         Raises:
-            InputError: there is no such metric.
+            InputError: there is no such metric, or none at all.
         """
-        if metric not in self.history:
+        if not self.history:
+            raise InputError("there is nothing to plot: the run has logged nothing")
+        if not isinstance(metric, str) or metric not in self.history:
             raise unknown("metric", metric, self.history)
         import matplotlib.pyplot as plt
 
@@ -75,12 +77,19 @@ class History:
         return figure
 
     def __repr__(self):
-        last = {
-            name: next(self.history["loss"][i] for i in reversed(range(len(self))) if self.stage[i] == name)
-            for name in dict.fromkeys(self.stage)
-        }
+        last = dict(zip(self.stage, self.history.get("loss", ()), strict=False))  # none with several players
         said = ", ".join(f"{name} loss {loss:.4f}" for name, loss in last.items() if loss == loss)
         return f"<History of {len(self)} entries{': ' if said else ''}{said}>"
 
     def __len__(self):
         return len(self.stage)
+
+
+def _is_entry(line):
+    """Whether a line of the log is one of ours, in a folder that may be a stranger's."""
+    kinds = {"stage": str, "step": int, "elapsed": (int, float)}
+    return all(isinstance(line.get(name), kind) for name, kind in kinds.items())
+
+
+def _number(value):
+    return value if isinstance(value, (int, float)) else float("nan")

@@ -131,6 +131,8 @@ class Trainer:
                         saved = elapsed
                     if interrupted_anywhere:
                         raise KeyboardInterrupt
+                if self.workers.gathered(interrupted.is_set()).any():  # it came while the end was saved
+                    raise KeyboardInterrupt
         finally:
             del batches  # ends its threads, which an exception's traceback would keep alive
 

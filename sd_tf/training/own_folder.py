@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import warnings
 from pathlib import Path
 
 try:
@@ -99,6 +100,9 @@ def locked(file: Path, name: str):
 
     Raises:
         InputError: another process holds it.
+
+    Warns:
+        UserWarning: the file system has no locks.
     """
     if fcntl is None:
         yield
@@ -107,19 +111,30 @@ def locked(file: Path, name: str):
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
             raise InputError(f"{name} is being trained by another process: wait for it, or stop it") from None
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
-                break
-        os.close(descriptor)  # its last holder has just removed that file
+        except OSError as error:  # some network file systems and mounted drives have no locks
+            said = f"{name} cannot be locked ({reason(error)}): do not train in it twice at the same time"
+            warnings.warn(str(InputError(said)), stacklevel=3)
+        if _is_still(descriptor, file):
+            break
+        os.close(descriptor)  # of a process that has just ended and removed it
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            file.unlink()
+        if _is_still(descriptor, file):  # and not that of a process that came after this one removed its own
+            with contextlib.suppress(OSError):
+                file.unlink()
         os.close(descriptor)
+
+
+def _is_still(descriptor, file):
+    """Whether what was opened has that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(file))
+    except OSError:
+        return False
 
 
 def append(file: Path, text: str):

@@ -39,6 +39,14 @@ class PlannedStage:
         averaged weights in the networks."""
         raise NotImplementedError
 
+    def stopped(self, run, has_learned: bool):
+        """Leaves the model fit to draw and to be saved, where the stage ends before it is finished.
+
+        Args:
+            run: the `Run`.
+            has_learned: whether its networks' weights have changed.
+        """
+
     def restore(self, run):
         """Loads into the model what the finished stage wrote into the run's folder. Called in all workers."""
         raise NotImplementedError
@@ -95,6 +103,9 @@ class Recipe:
 
     def finished(self, run):
         """Called at the end of the run, when the model holds every stage's result."""
+
+    def read_model(self):
+        """Reads what the model has not read yet, before a temporary folder goes, however the run ended."""
 
     def stages(self, run) -> list[PlannedStage]:
         """The stages of this run in order, finished or not."""

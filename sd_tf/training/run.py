@@ -21,7 +21,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from sd_tf.errors import InputError, argument, shown
-from sd_tf.files import read_json, write_json
+from sd_tf.files import read_json, reason, write_json
 from sd_tf.hashing import fingerprint
 from sd_tf.training import strategy as strategies
 from sd_tf.training.callbacks import KerasCallbacks
@@ -110,7 +110,7 @@ class Run:
             stack.enter_context(lost_worker_named(self.workers))
             stack.enter_context(_explaining_full_disk(self.folder))
             if self.workers.is_chief:
-                stack.enter_context(locked(self.folder / ".lock", f"{FOLDER} {self.folder}"))
+                stack.enter_context(self._locked())
                 self._check_resumable()  # again: another process may have begun a run meanwhile
             stack.enter_context(self._remove_run_file_if_startup_fails())
             self._check_folder_is_shared()
@@ -131,15 +131,19 @@ class Run:
         if self.is_done(planned.result):
             planned.restore(self)
             return
-        budget = self.budget(planned)
-        with self.strategy.scope():
-            stage = planned.make(self, budget)
-        if budget.seconds is not None and stage.seconds_spent:
-            left = max(1.0, budget.seconds - stage.seconds_spent, LEARNING_SHARE * budget.seconds)
-            budget = Budget(left, None)
-        self._fit(stage, budget)
-        if self.workers.is_chief:
-            planned.finish(self, stage)
+        budget, self._trainer = self.budget(planned), None
+        try:
+            with self.strategy.scope():
+                stage = planned.make(self, budget)
+            if budget.seconds is not None and stage.seconds_spent:
+                left = max(1.0, budget.seconds - stage.seconds_spent, LEARNING_SHARE * budget.seconds)
+                budget = Budget(left, None)
+            self._fit(stage, budget)
+            if self.workers.is_chief:
+                planned.finish(self, stage)
+        except BaseException:
+            planned.stopped(self, self._trainer is not None and self._trainer.steps_taken > 0)
+            raise
         self.workers.wait()
         planned.restore(self)
 
@@ -157,6 +161,11 @@ class Run:
         """A preset's `StageConfig`, overridden by the options."""
         config = self.optimizing.applied_to(config)
         if self.options.overfit:
+            if self.optimizing.batch_size is not None:
+                raise InputError(
+                    f"{self.options.said('overfit')} and {self.optimizing.said('batch_size')} are both "
+                    "given: leave one out, as the examples are the batch"
+                )
             config = dataclasses.replace(config, batch_size=self.options.overfit)
         return config
 
@@ -201,7 +210,7 @@ class Run:
         if self.options.overfit:
             batches = stage.batches
             stage.batches = lambda first, part=(0, 1): batches(0, part).take(1).cache().repeat()
-        trainer = self.trainer(stage, budget)
+        trainer = self._trainer = self.trainer(stage, budget)
         try:
             with contextlib.ExitStack() as stack:
                 trainer.fit(self._observers(stage, trainer, stack) if self.workers.is_chief else ())
@@ -228,7 +237,7 @@ class Run:
                 write, self.folder / "snapshots", options.snapshots, budget, progress, log.first_step
             )
             observers.append(copies)
-        if options.overfit:
+        if options.overfit and self.verbose:
             observers.append(_LossOnOneBatch(stage, options.overfit, stack))
         return observers
 
@@ -326,7 +335,17 @@ class Run:
         if self.workers.is_chief:
             with _writing(FOLDER, self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self.folder / "run.json", self.identity | {CAPTIONS: self._captions})
+                try:
+                    with self._locked():  # another process may have begun here since this one looked
+                        self._check_resumable()
+                        write_json(self.folder / "run.json", self.identity | {CAPTIONS: self._captions})
+                except (InputError, OSError):
+                    with contextlib.suppress(OSError):  # something else is in it
+                        self.folder.rmdir()
+                    raise
+
+    def _locked(self):
+        return locked(self.folder / ".lock", f"{FOLDER} {self.folder}")
 
     @contextlib.contextmanager
     def _remove_run_file_if_startup_fails(self):
@@ -386,8 +405,10 @@ def _unquoted(value):
 def _writing(name, folder):
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{name} {folder} cannot be written: {error.strerror}") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a null character
+        raise InputError(f"{name} {folder} cannot be written: {reason(error)}") from None
 
 
 @contextlib.contextmanager
@@ -395,6 +416,8 @@ def _explaining_full_disk(folder):
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
+        if not folder.exists():
+            raise InputError(f"{FOLDER} {folder} was removed while it was trained in: begin again") from None
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise InputError(

@@ -144,6 +144,8 @@ BAD = {
     "fewer captions": (lambda: (pictures(), CAPTIONS[:3]), {}, "more pictures than the 3 captions: give"),
     "more captions": (lambda: (pictures(), [*CAPTIONS, "a"]), {}, "more captions than the 4 pictures: give"),
     "one text": (lambda: (pictures(), "a dress"), {}, "captions is one string: give a list, or caption"),
+    "a number of captions": (lambda: (pictures(), 4), {}, "captions is 4: give pairs"),
+    "a caption without axes": (lambda: (pictures(), np.array("a")), {}, "captions is array.*: give pairs"),
     "labels": (
         lambda: (pictures(), [9, 1, 2, 3]),
         {},
@@ -173,6 +175,7 @@ BAD = {
     "a picture of no size": (lambda: (pictures(4, 0, 8), CAPTIONS), {}, r"images\[0\] has 8 x 0 pixels"),
     "used up": (lambda: (used_up(),), {}, "no pictures in the generator, which can be read only once"),
     "a number": (lambda: (3,), {}, "source is 3: give the name of a data set, a folder, or pictures"),
+    "an array without axes": (lambda: (np.array(3), CAPTIONS), {}, r"source is array\(3\): give the name"),
     "nothing": (lambda: (None,), {}, "source is None: give the name"),
     "one picture": (lambda: (pictures()[0], CAPTIONS), {}, "is one picture: give .n, height, width, 3"),
     "one pair": (lambda: ((pictures()[0], "a"),), {}, "one picture with one caption: give a list"),
@@ -232,6 +235,21 @@ def test_an_iterable_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(arrays, "MOST_BYTES", 10_000)
     with pytest.raises(InputError, match=r"cannot be kept in .* take more than 10,000 bytes.*: make room"):
         sd_tf.open_data(endless)
+
+
+class OfPyTorch:
+    """As its data sets are: without `__iter__`, and what lies behind their end need not be an error."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return pairs()[i % 4]
+
+
+def test_what_has_a_length_is_read_to_it(monkeypatch):
+    monkeypatch.setattr(arrays, "MOST_PICTURES", 100)
+    assert sd_tf.open_data(OfPyTorch()).fingerprint == sd_tf.open_data(pairs()).fingerprint
 
 
 def test_an_error_of_a_generator_is_its_own():

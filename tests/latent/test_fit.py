@@ -1,6 +1,7 @@
 """Training from Python: `from_preset` and `fit`, as a notebook calls them."""
 
 import csv
+import json
 import signal
 import threading
 
@@ -150,6 +151,12 @@ def test_a_lora_is_learned_loaded_and_weight_0_restores_the_original_exactly(tra
     np.testing.assert_array_equal(draw(model), plain)
     with pytest.raises(InputError, match="the model has LoRAs: .*adaptations.fuse"):
         model.fit(data, tune=tune, folder=tmp_path / "second", **QUIET)
+    sha256 = model.weights_sha256()
+    model.adaptations.weigh({"lora": 1})
+    model.adaptations.fuse()
+    assert model.weights_sha256() != sha256
+    with pytest.raises(InputError, match="lora began from other weights than the model has now"):
+        model.fit(data, tune=tune, folder=tmp_path / "lora", **TUNED)
 
 
 def test_a_word_is_learned_and_the_model_knows_it(trained, tmp_path):
@@ -225,6 +232,7 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_its_checkpoints(data, tm
         (keras.callbacks.ModelCheckpoint("x.keras"), "ModelCheckpoint is not needed: a run writes"),
         (keras.callbacks.ReduceLROnPlateau(), "ReduceLROnPlateau is not needed: the option lr_schedule"),
         (keras.callbacks.LearningRateScheduler(lambda e: 1.0), "LearningRateScheduler is not needed"),
+        (keras.callbacks.EarlyStopping(restore_best_weights=True), "EarlyStopping has restore_best_weights"),
         ("EarlyStopping", "callbacks has 'EarlyStopping': give instances of keras.callbacks.Callback"),
     ],
     ids=lambda value: type(value).__name__,
@@ -232,6 +240,59 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_its_checkpoints(data, tm
 def test_callbacks_that_a_run_does_without_are_refused_with_the_reason(data, callback, said):
     with pytest.raises(InputError, match=said):
         new(data).fit(data, callbacks=[callback], **QUIET)
+
+
+class Raise(keras.callbacks.Callback):
+    """Ends a run by an error of its own, in the step of that number."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.steps_left = step
+
+    def on_train_batch_end(self, batch, logs):
+        self.steps_left -= 1
+        if not self.steps_left:
+            raise ZeroDivisionError
+
+
+def fit_until(step, model, data, **settings):
+    with pytest.raises(ZeroDivisionError):
+        model.fit(data, callbacks=[Raise(step)], **settings)
+
+
+def test_a_lora_or_a_word_that_is_stopped_leaves_the_model_as_it_was(trained, data, tmp_path):
+    _, folder, _ = trained
+    model = sd_tf.load(folder)
+    plain, sha256 = draw(model), model.weights_sha256()
+    fit_until(2, model, data, tune=sd_tf.LoRA(rank=2), **TUNED)
+    with pytest.raises(InputError, match="no caption has the new word"):
+        model.fit(data, tune=sd_tf.TextualInversion("<mine>", "dress"), **TUNED)
+    assert model.weights_sha256() == sha256 and not model.provenance.taught_words
+    model.save(tmp_path / "model")
+    for each in (model, sd_tf.load(tmp_path / "model")):
+        np.testing.assert_array_equal(draw(each), plain)
+
+
+def test_a_fine_tuning_that_is_stopped_has_other_weights_than_its_run_began_with(trained, data, tmp_path):
+    model = sd_tf.load(trained[1])
+    sha256 = model.weights_sha256()
+    fit_until(2, model, data, folder=tmp_path / "run", **TUNED)
+    assert model.weights_sha256() != sha256
+    with pytest.raises(InputError, match="run began from other weights than the model has now"):
+        model.fit(data, folder=tmp_path / "run", **TUNED)
+
+
+def test_a_run_without_a_folder_that_is_stopped_leaves_a_model_that_draws_and_begins_anew(
+    trained, data, tmp_path
+):
+    model = new(data)
+    fit_until(STEPS + 2, model, data, **QUIET)  # in the second stage
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(draw(sd_tf.load(tmp_path / "model")), draw(model))
+    options = {"previews": 0, "stage": "autoencoder"}
+    model.fit(data, folder=tmp_path / "run", **QUIET | {"options": options})
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert contents(tmp_path / "run")[name] == contents(trained[1])[name]
 
 
 # -- arguments ------------------------------------------------------------------------------------
@@ -250,7 +311,19 @@ def test_callbacks_that_a_run_does_without_are_refused_with_the_reason(data, cal
         ({"optimizer": keras.optimizers.AdamW()}, "optimizer is AdamW: give 'adamw' or 'muon', with"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
         ({"tune": "all"}, "tune is 'all': give sd_tf.LoRA"),
-        ({"tune": sd_tf.LoRA()}, "tune is 'lora', which needs init_from"),
+        ({"tune": np.array(["a", "b"])}, "tune is array.*: give sd_tf.LoRA"),
+        ({"tune": sd_tf.LoRA()}, "tune is 'lora', but the model has learned nothing yet: train it first"),
+        ({"tune": sd_tf.LoRA(targets=())}, r"targets is \(\): give a list of texts"),
+        ({"tune": sd_tf.LoRA(targets=5)}, "targets is 5: give a list of texts"),
+        ({"tune": sd_tf.LoRA(), "options": {"finetune": "unet"}}, "tune is 'unet' in options, beside tune"),
+        ({"options": {"init_from": "emoji"}}, "init_from is 'emoji', but the model is there already"),
+        ({"epochs": 3}, "unknown argument of fit 'epochs': .*Valid: tune, minutes, steps"),
+        ({"folder": "~nobody-of-that-name/run"}, "folder is '~nobody-of-that-name/run': give a path"),
+        ({"folder": "a\0b"}, r"folder is 'a\\x00b': give a path"),
+        ({"options": {"cache_dir": "a\0b"}}, r"cache_dir a\\x00b cannot be written"),
+        ({"options": [RunOptions(previews=1), RunOptions(previews=2)]}, "previews is given twice in options"),
+        ({"options": {"overfit": 4}, "batch_size": 8}, "overfit and batch_size are both given"),
+        ({"verbose": np.ones(2)}, "verbose is array"),
         ({"callbacks": 3}, "callbacks is 3: give a list"),
         ({"options": {"precsion": 1}}, "unknown option 'precsion': did you mean 'precision'"),
         ({"options": 3}, "options is 3: give a dictionary, or instances of RunOptions, OptimizerOptions"),
@@ -299,6 +372,33 @@ def test_another_preset_or_option_is_not_taken_for_the_run_of_a_folder(trained, 
         sd_tf.load(folder).fit(data, folder=folder, **QUIET)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"caption_dropout": 0.2}, "caption_dropout is no option of a new model: give it to fit"),
+        ({"finetune": "lora"}, "tune is no option of a new model: give it to fit"),
+        ({"init_from": "emoji"}, "init_from is no option of a new model: sd_tf.load reads"),
+        ({"preset": "tiny"}, "preset is no option of a new model: give it once"),
+        ({"dtype": "float9"}, "unknown dtype 'float9': did you mean 'float32'"),
+        ({"dtype": 5}, "unknown dtype '5'"),
+        ({"seed": -1}, "seed is -1: give a whole number"),
+        ({"seed": "x"}, "seed is 'x': give a whole number"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_new_model_does_not_take_is_refused_where_it_is_made(data, arguments, said):
+    with pytest.raises(InputError, match=said):
+        new(data, **arguments)
+
+
+def test_a_folder_that_is_a_link_to_nothing_or_in_a_circle_is_named(data, tmp_path):
+    (tmp_path / "dead").symlink_to(tmp_path / "nothing")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name, said in (("dead", "dead is a link to nothing"), ("circle", "circle': give a path")):
+        with pytest.raises(InputError, match=said):
+            new(data).fit(data, folder=tmp_path / name, **QUIET)
+
+
 def test_a_preset_that_is_not_there_names_the_nearest(data):
     with pytest.raises(InputError, match="unknown preset 'tiniy': did you mean 'tiny'"):
         sd_tf.LatentDiffusion.from_preset("tiniy", data)
@@ -321,6 +421,23 @@ def test_the_history_has_an_entry_for_each_line_and_plots(trained, tmp_path):
         history.plot("los")
     assert repr(history).startswith("<History of 3 entries: clip loss ")
     assert len(History.of_folder(tmp_path)) == 0
+
+
+def test_a_history_without_a_loss_or_of_a_damaged_log_is_one_all_the_same(tmp_path):
+    entry = {"stage": "a", "step": 1, "elapsed": 60}
+    two_players = [entry | {"critic/loss": 0.5}]
+    assert repr(History(two_players)) == "<History of 1 entries>"
+    changes = {"stage": ["a"]}, {"elapsed": "x"}, {"loss": None}, {"loss": 2}
+    damaged = [3, *(entry | change for change in changes)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in damaged) + '{"stage":')
+    history = History.of_folder(tmp_path)
+    np.testing.assert_array_equal(history.history["loss"], [np.nan, 2])
+    assert repr(history) == "<History of 2 entries: a loss 2.0000>"
+    assert len(history.plot().axes) == 1
+    with pytest.raises(InputError, match="unknown metric"):
+        history.plot(["loss"])
+    with pytest.raises(InputError, match="nothing to plot"):
+        History([]).plot()
 
 
 def test_the_summary_counts_what_the_networks_hold(trained, data, capsys):

@@ -267,6 +267,17 @@ def test_a_second_ctrl_c_does_not_wait_and_leaves_the_last_checkpoint(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_while_the_end_is_saved_is_not_lost(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+    save = ours.checkpoints.save
+    monkeypatch.setattr(
+        ours.checkpoints, "save", lambda step: (signal.raise_signal(signal.SIGINT), save(step))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        ours.fit()
+    assert trainer(tmp_path).progress == 1.0
+
+
 def test_a_stage_that_ended_is_neither_trained_nor_saved_again(tmp_path):
     first = trainer(tmp_path)
     first.fit()

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,10 +15,12 @@ from PIL import Image
 import sd_tf
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError
+from sd_tf.files import CannotWrite
 from sd_tf.latent import folder as checkpoints
 from sd_tf.latent import presets
 from sd_tf.latent.caching import cached_latents
 from sd_tf.training.loop import Budget
+from sd_tf.training.run import Run
 from tests.training.tiny import (
     STAGE,
     STAGES,
@@ -259,6 +262,42 @@ def test_overfitting_learns_one_batch(tmp_path, capsys):
     for line in said:
         first, last = (float(word) for word in line.split() if word[0].isdecimal() and "." in word)
         assert line.endswith("on the same 4 examples") and last < 0.9 * first, line
+
+
+def test_a_folder_that_run_json_cannot_be_written_to_is_not_left_behind(tmp_path, monkeypatch):
+    def full(file, _):
+        raise CannotWrite(file, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sd_tf.training.run.write_json", full)
+    with pytest.raises(InputError, match="run.json: No space left"):
+        made(tmp_path / "run")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_removed_while_it_is_trained_in_is_named(tmp_path, monkeypatch):
+    run = made(tmp_path / "run")
+
+    def remove(planned):
+        shutil.rmtree(run.folder)
+        (run.folder / "log.jsonl").open("a")
+
+    monkeypatch.setattr(run, "_train_stage", remove)
+    with pytest.raises(InputError, match="run was removed while it was trained in: begin again"):
+        run.train()
+
+
+def test_of_two_that_begin_at_the_same_time_the_second_is_refused(tmp_path, monkeypatch):
+    check = Run._check_captions
+
+    def begin_another(run, before):
+        monkeypatch.undo()
+        made(tmp_path / "run", seed=1)
+        check(run, before)
+
+    monkeypatch.setattr(Run, "_check_captions", begin_another)
+    with pytest.raises(InputError, match="a run of another configuration .--seed 1 -> 0"):
+        made(tmp_path / "run", seed=0)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 1
 
 
 def test_determinism_without_steps_is_refused(tmp_path):
