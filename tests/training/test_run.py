@@ -125,8 +125,8 @@ def test_pictures_that_caching_had_no_time_for_are_said(finished, tmp_path, monk
         cache = cached_latents(run, model, budget, **settings)
         said.append((len(cache), capsys.readouterr().out))
     (some, line), (everything, nothing) = said
-    assert some == 16 and line.startswith("learning from 16 of 40 pictures: caching them took the tenth ")
-    assert line.count("\n") == 1 and "--max-minutes" in line
+    assert some == 16 and line.startswith("learning from 16 of 40 pictures: no more could be encoded within ")
+    assert line.count("\n") == 1 and "train for longer" in line
     assert everything == 40 and nothing == ""
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_is_named_wherever_it_is_noticed_and_the_run_resumes(tmp_pat
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(f"sd_tf.training.observers.{'_forget_after' if what == 'log' else 'save_sheet'}", full)
+        patch.setattr(f"sd_tf.training.observers.{'_drop_later_lines' if what == 'log' else 'save_sheet'}", full)
         with pytest.raises(
             InputError, match=f"no space left for --output {folder}: make room, then run it again"
         ):
