@@ -295,7 +295,7 @@ def test_of_two_that_begin_at_the_same_time_the_second_is_refused(tmp_path, monk
         check(run, before)
 
     monkeypatch.setattr(Run, "_check_captions", begin_another)
-    with pytest.raises(InputError, match="a run of another configuration .--seed 1 -> 0"):
+    with pytest.raises(InputError, match="a run with other options .--seed 1 -> 0"):
         made(tmp_path / "run", seed=0)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 1
 
