@@ -163,7 +163,7 @@ def test_a_made_up_family_resumes_to_the_bit(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(observers.Log, "__call__", interrupt)
-        with pytest.raises(KeyboardInterrupt, match="stopped in stage dots: .* resumes from step 11"):
+        with pytest.raises(KeyboardInterrupt, match="stopped in stage dots: .* resume from step 11"):
             Dots(8).fit("garments", folder=tmp_path / "run", **SETTINGS)
     Dots(8).fit("garments", folder=tmp_path / "run", **SETTINGS)
     ours, theirs = (tmp_path / name / "dots" / "model.safetensors" for name in ("run", "whole"))
