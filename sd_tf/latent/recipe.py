@@ -10,6 +10,7 @@ pytorch_lora_weights.safetensors    weights of --finetune lora, to be loaded int
 
 import dataclasses
 import functools
+import itertools
 import os
 from pathlib import Path
 
@@ -177,6 +178,10 @@ class LatentRecipe(Recipe):
     def stages(self, run):
         stages = self._all_stages(run)
         return [each for each in stages if self.own.stage in (None, each.name)]
+
+    def stages_before(self, run):
+        first = self.stages(run)[0].name
+        return list(itertools.takewhile(lambda each: each.name != first, self._all_stages(run)))
 
     def _all_stages(self, run):
         if not self.is_new:

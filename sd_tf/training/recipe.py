@@ -111,6 +111,10 @@ class Recipe:
         """The stages of this run in order, finished or not."""
         raise NotImplementedError
 
+    def stages_before(self, run) -> list[PlannedStage]:
+        """The stages before those of this run: it takes the networks of those that are finished."""
+        return []
+
     def result(self, folder: Path) -> str:
         """Name of the file that the whole run writes last into that folder."""
         return self.results[0]

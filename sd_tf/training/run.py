@@ -121,6 +121,9 @@ class Run:
                 self.wandb = WeightsAndBiases(self.folder, self.identity, names)
                 stack.callback(self.wandb.close)
             stack.enter_context(self.callbacks.training())
+            for planned in self.recipe.stages_before(self):
+                if self.is_done(planned.result):
+                    planned.restore(self)
             for planned in self.stages:
                 self._train_stage(planned)
             self.workers.wait()  # for what the chief writes

@@ -186,7 +186,7 @@ def test_a_run_interrupted_in_each_stage_ends_bit_for_bit_where_an_undisturbed_o
     assert not (folder / "vae").exists()
     interrupt(made(folder), monkeypatch, "diffusion", 2)
     assert not (folder / "model_index.json").exists()
-    train_tiny(folder)
+    train_tiny(folder, stage="diffusion")  # with the autoencoder that is in the folder
 
     ours, theirs = contents(folder), contents(finished)
     weights = [name for name in theirs if name.endswith(".safetensors")]
@@ -206,7 +206,8 @@ def test_a_full_disk_is_named_wherever_it_is_noticed_and_the_run_resumes(tmp_pat
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(f"sd_tf.training.observers.{'_drop_later_lines' if what == 'log' else 'save_sheet'}", full)
+        name = "_drop_later_lines" if what == "log" else "save_sheet"
+        patch.setattr(f"sd_tf.training.observers.{name}", full)
         with pytest.raises(
             InputError, match=f"no space left for --output {folder}: make room, then run it again"
         ):
