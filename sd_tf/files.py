@@ -8,6 +8,7 @@ through this module; pictures go through `sd_tf.data.opening`, which does so as 
 import codecs
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from sd_tf.errors import InputError
 LARGEST_JSON = 20_000_000  # bytes, of which thirty times as many are made; the largest index is far smaller
 DEEPEST = 50  # objects and lists within each other
 LONGEST_LINE = 1_000_000  # characters
+MOST_GUESSED = 100_000_000  # bytes of a file from which its encoding is told
 
 # A named pipe is opened without waiting for its writer, a terminal without becoming ours.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -166,30 +168,70 @@ def read_beginning(file, most: int, root=None) -> str:
         raise InputError(f"{file} cannot be read: {reason(error)}") from None
 
 
-def read_lines(file, longest: int = LONGEST_LINE, root=None) -> Iterator[str]:
-    """The lines of a text file in UTF-8, one by one, with their ends.
+def read_lines(file, longest: int = LONGEST_LINE, root=None, encoding: str = "utf-8") -> Iterator[str]:
+    """The lines of a text file, one by one, with their ends.
 
     Args:
         file: a path.
         longest: characters of a line.
         root: see `open_file`.
+        encoding: "utf-8" or another one of `encoding_of`.
 
     Raises:
-        InputError: see `open_file`; or a line is longer, or no UTF-8.
+        InputError: see `open_file`; or a line is longer, or of another encoding.
     """
     number = 0
     try:
         with open_file(file, root) as opened:
-            while line := opened.readline(4 * longest):  # a character has four bytes at the most
-                number += 1
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            for number, text in enumerate(_decoded(opened, longest, encoding), 1):
                 if len(text) > longest:
                     raise InputError(f"{file}, line {number} has more than {longest:,} characters")
                 yield text
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}, line {number} is no text in UTF-8: {error}") from None
+    except UnicodeError as error:
+        raise InputError(f"{file}, line {number + 1} is no text in {encoding.upper()}: {error}") from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {reason(error)}") from None
+
+
+def _decoded(opened, longest, encoding):
+    """Lines, cut after more than `longest` characters."""
+    if encoding != "utf-8":
+        text = io.TextIOWrapper(opened, encoding, newline="")
+        yield from iter(lambda: text.readline(longest + 1), "")
+        return
+    yield from (
+        line.decode("utf-8-sig" if number == 0 else "utf-8")
+        for number, line in enumerate(iter(lambda: opened.readline(4 * longest), b""))  # at most 4 bytes each
+    )
+
+
+def encoding_of(file, root=None) -> str:
+    """What the text file of a spreadsheet is written in.
+
+    Args:
+        file: a path.
+        root: see `open_file`.
+
+    Returns:
+        "utf-16" if it begins with its mark, "utf-8" if it is that, and otherwise "cp1252", which Excel writes
+        in western Europe and America.
+
+    Raises:
+        InputError: see `open_file`.
+    """
+    decoder, left = codecs.getincrementaldecoder("utf-8")(), MOST_GUESSED
+    try:
+        with open_file(file, root) as opened:
+            if opened.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                return "utf-16"
+            while left > 0 and (content := opened.read(min(left, 2**20))):
+                decoder.decode(content)
+                left -= len(content)
+    except UnicodeDecodeError:
+        return "cp1252"
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {reason(error)}") from None
+    return "utf-8"
 
 
 def read_json(file, root=None, most: int = LARGEST_JSON) -> dict:

@@ -2,30 +2,39 @@
 
 Read in this order, the first that is there:
 
-1. `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, as Hugging Face's image folders have it: a row for
-   each picture, or for each caption of one, whose `file_name` is relative to the metadata file. Folders below
-   may have one each, which says nothing of pictures elsewhere.
-2. a text file beside each picture: `cat.png`, `cat.txt`.
+1. `metadata.jsonl`, `.json`, `.csv` or `.parquet`, as Hugging Face's image folders have it: a row for each
+   picture, or for each caption of one, whose `file_name` is relative to the metadata file. Folders below may
+   have one each, which says nothing of pictures elsewhere.
+2. a text file beside each picture: `cat.png`, `cat.txt` or kohya's `cat.caption`.
 3. a folder for each class, whose name is the caption: `red_dress/1.png` is "red dress".
+
+In layouts 2 and 3, a folder named as kohya's trainers have it, `10_sks dog`, counts ten times.
 
 As Hugging Face does, hidden files and folders are passed over, and folders like `__MACOSX`; where `train/`
 stands beside `validation/` or `test/`, it alone is read.
 """
 
+import difflib
+import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from sd_tf.data.opening import SUFFIXES
+from sd_tf.data.opening import HEIC, SUFFIXES
 from sd_tf.data.tables import READERS
 from sd_tf.errors import InputError, argument, printable, shown, unknown
 from sd_tf.files import is_inside, is_regular, read_beginning
 
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first that a table has is used
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first that a folder has is used
+METADATA = tuple(f"metadata{suffix}" for suffix in READERS)  # the first that a folder has is used
+# Pictures that are not read: each is reported, though no caption may lie beside it.
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".cr2", ".nef", ".dng")
+BESIDE = (".txt", ".caption")  # a text file beside a picture; the first that is there is read
+REPEATED = re.compile(r"(\d{1,4})_(.+)")  # a folder's name in kohya's trainers
 DRAWN_BY_A_RUN = ("samples", "prior")  # folders in a run's folder that hold pictures
 FOLDERS_OF_A_RUN = ("samples", "checkpoints")  # a folder with run.json and one of these is a run's
 HELD_OUT = ("validation", "valid", "val", "test")  # folders beside train/
@@ -36,10 +45,10 @@ MOST_PROBLEMS = 100_000  # rows that cannot be used
 
 
 class Captioned(NamedTuple):
-    """A picture's file and its caption."""
+    """A picture's file and its caption, or several, of which each epoch draws one."""
 
     file: Path
-    caption: str
+    caption: str | tuple[str, ...]
 
 
 class Listing(NamedTuple):
@@ -83,20 +92,21 @@ def list_folder(
     if caption is not None:
         return Listing([Captioned(picture, caption) for picture in pictures], problems)
     if caption_column is not None and not metadata:
-        raise InputError(f"{folder} has no metadata.jsonl, .csv or .parquet with a column {caption_column!r}")
+        raise InputError(f"{folder} has no {' or '.join(METADATA)} with a column {caption_column!r}")
     if metadata:
         listing, named = _listed_by_metadata(folder, metadata, caption_column, outputs)
         beside = _listed_by_text_files(
             _pictures_without_metadata(metadata, [each for each in pictures if each not in named], folder),
             folder,
         )
-        listing = Listing(sorted(listing.pictures + beside.pictures), listing.problems + beside.problems)
+        pictures = sorted(listing.pictures + beside.pictures, key=lambda each: (each.file, str(each.caption)))
+        listing = Listing(pictures, listing.problems + beside.problems)
     else:
-        if any(map(_has_text, pictures)):
+        if any(map(_text_beside, pictures)):
             listing = _listed_by_text_files(pictures, folder)
         else:
             listing = _listed_by_class_folders(top, pictures)
-        listing = Listing(listing.pictures, problems + listing.problems)
+        listing = Listing(_repeated(listing.pictures, top), problems + listing.problems)
     if not listing.pictures:
         reasons = listing.problems or [f"{file} has no row" for file in metadata]
         raise InputError(
@@ -159,6 +169,7 @@ def _files(top, folder, outputs):
             _warn(
                 f"{Path(place, name)} is left out: it is the folder of a run, not of pictures to learn from"
             )
+        stems = {Path(name).stem for name in files if Path(name).suffix.lower() in SUFFIXES}
         for file in (Path(place, name) for name in sorted(folders + files) if not name.startswith(".")):
             is_picture = file.suffix.lower() in SUFFIXES
             if is_picture and is_regular(file) and is_inside(folder, file):
@@ -168,11 +179,34 @@ def _files(top, folder, outputs):
                 problems.append(f"{file}: is a link that leads out of {folder}, or nowhere")
             elif is_picture and file.name in files:
                 problems.append(f"{file}: is no regular file")
+            elif file.name in files and _is_picture_of_others(file, stems):
+                problems.append(f"{file}: is no picture of a kind that is read ({_kinds()})")
         metadata += [Path(place, name) for name in METADATA if name in files][:1]
+        if not any(name in files for name in METADATA):
+            _warn_of_near_misses(Path(place), files)
     for file in metadata:
         if not is_inside(folder, file):
             raise InputError(f"{file} is a link that leads out of {folder}, or nowhere: put the file there")
     return sorted(pictures), sorted(metadata), problems
+
+
+def _is_picture_of_others(file, stems):
+    """Whether it is a picture that is not read; or has a caption beside it that is of none of `stems`."""
+    suffix = file.suffix.lower()
+    if suffix in OTHER_PICTURES:
+        return True
+    return suffix not in BESIDE and file.stem not in stems and _text_beside(file) is not None
+
+
+def _kinds():
+    return ", ".join(SUFFIXES) + ("" if HEIC else "; .heic with pip install 'sd_tf[heic]'")
+
+
+def _warn_of_near_misses(folder, files):
+    for name in files:
+        near = difflib.get_close_matches(name.lower().removesuffix(".txt"), METADATA, n=1, cutoff=0.85)
+        if near and Path(name).suffix.lower() not in SUFFIXES:
+            _warn(f"{folder / name} is not read: if it has the captions, name it {near[0]}")
 
 
 def _is_of_a_run(folder, outputs):
@@ -204,11 +238,11 @@ def _listed_by_metadata(folder, files, caption_column, outputs):
                 texts.kept(name, folder)
                 places[key] = picture, _why_no_picture(picture, outputs)
             (picture, wrong), name = places[key], name[:LONGEST_NAME]
-            if not isinstance(caption, str) or not caption.strip():
+            if not (caption := captions_of(caption)):
                 problems.append(f"{place}: {name} has no caption")
             elif wrong:
                 problems.append(f"{place}: {name} {wrong}")
-            elif (entry := Captioned(picture, texts.kept(tidy(caption), folder))) in seen:
+            elif (entry := Captioned(picture, texts.kept(caption, folder))) in seen:
                 problems.append(f"{place}: {name} is there twice")
             else:
                 captioned.append(entry)
@@ -259,7 +293,8 @@ class _Texts:
             InputError: all together take too much memory.
         """
         if caption not in self._kept:
-            self._size += sys.getsizeof(caption)
+            parts = caption if isinstance(caption, tuple) else ()
+            self._size += sum(map(sys.getsizeof, (caption, *parts)))
             if self._size > MOST_TEXT:
                 raise InputError(
                     f"{folder} has names and captions of more than {MOST_TEXT:,} bytes: divide it"
@@ -272,7 +307,7 @@ def _pictures_without_metadata(metadata, pictures, folder):
     """Of pictures without a row, those in folders without metadata, if one of these has a text file."""
     described = {file.parent for file in metadata}
     apart = [picture for picture in pictures if described.isdisjoint(picture.parents)]
-    if not any(map(_has_text, apart)):
+    if not any(map(_text_beside, apart)):
         apart = []
     if left_out := len(pictures) - len(apart):
         others = " or other metadata" if len(metadata) > 1 else ""
@@ -280,14 +315,15 @@ def _pictures_without_metadata(metadata, pictures, folder):
     return apart
 
 
-def _has_text(picture):
-    return is_regular(picture.with_suffix(".txt"))
+def _text_beside(picture):
+    """The text file beside a picture, or None."""
+    return next(filter(is_regular, map(picture.with_suffix, BESIDE)), None)
 
 
 def _listed_by_text_files(pictures, folder):
     captioned, problems, texts = [], [], _Texts()
     for picture in pictures:
-        file = picture.with_suffix(".txt")
+        file = _text_beside(picture) or picture.with_suffix(".txt")
         try:
             caption = tidy(read_beginning(file, LONGEST_CAPTION, folder))
         except InputError as error:
@@ -312,7 +348,26 @@ def _listed_by_class_folders(top, pictures):
 
 
 def _caption_of_class(name):
-    return tidy(name.replace("_", " ").replace("-", " "))
+    repeated = REPEATED.fullmatch(name)
+    return tidy((repeated[2] if repeated else name).replace("_", " ").replace("-", " "))
+
+
+def _repeated(pictures, top):
+    """Pictures, each as often as the name of its folder says in proportion to the others."""
+    found = {picture.file.parent: 1 for picture in pictures}
+    for folder in found:
+        if folder != top and (repeated := REPEATED.fullmatch(folder.name)) and int(repeated[1]):
+            found[folder] = int(repeated[1])
+            _warn(f"{folder}: its pictures count {found[folder]} times, as its name says")
+    least = math.gcd(*found.values())
+    return [picture for picture in pictures for _ in range(found[picture.file.parent] // least)]
+
+
+def captions_of(cell):
+    """The caption of a table's cell; a tuple if it lists several; None if it has none."""
+    texts = cell if isinstance(cell, list | tuple) else [cell]
+    texts = [tidy(text) for text in texts if isinstance(text, str) and text.strip()]
+    return tuple(texts) if len(texts) > 1 else next(iter(texts), None)
 
 
 def tidy(caption):
@@ -329,6 +384,9 @@ def _inside(base, name, folder, place):
     if not _is_file_name(name):
         raise InputError(f"{place}: the file_name is {shown(name)}: give a file's name")
     file = base / name
+    if "\\" in name and not os.path.lexists(file):  # written on Windows
+        name = PureWindowsPath(name).as_posix()
+        file = base / name
     if not is_inside(folder, file):
         raise InputError(f"{place}: {shown(name)} lies outside {folder}: put the picture into the folder")
     if Path(name).is_absolute() or ".." in Path(name).parts:

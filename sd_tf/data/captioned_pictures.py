@@ -31,7 +31,7 @@ STORE_VERSION = 1  # part of the fingerprint: raise it with any change to how sq
 PREVIEWS = 6  # prompts
 OWN_SETTINGS = {"prompt", "seed"}  # text in the PNG files that this library writes
 CHUNK = 256  # pictures that are decoded before their squares are written
-_FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _NUMBERS = range(9)
+_FLIPPED, _LEFT, _TOP, _BRIGHTNESS, _CONTRAST, _SATURATION, _SHORTENED, _END, _CAPTION, _NUMBERS = range(10)
 ENDS = re.compile(r",| (?:and|with|in|on|at|from|by|for|who|which|that) ")  # a caption may be cut here
 
 
@@ -122,22 +122,25 @@ class CaptionedPictures:
     def _keep(self, numbers):
         """Makes the source's pictures of these numbers the data set."""
         self._kept = np.asarray(numbers, np.int64)
-        self._captions = [self._template.replace("{}", self._source.captions[i]) for i in numbers]
-        found = {each for caption in set(self._captions) for each in self._ways_to_end(caption)}
+        given = [self._source.captions[i] for i in numbers]
+        given = [(each,) if isinstance(each, str) else each for each in given]
+        self._captions = [tuple(self._template.replace("{}", text) for text in texts) for texts in given]
+        found = {each for caption in set(self.corpus()) for each in self._ways_to_end(caption)}
         self._groups = {caption: group for group, caption in enumerate(sorted(found))}
-        identity = repr((self._identity, self._captions))
+        identity = repr((self._identity, [each if len(each) > 1 else each[0] for each in self._captions]))
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
     def distinct_epochs(self) -> int | None:
-        """1; None if each epoch flips, jitters or crops pictures, or shortens captions, differently."""
-        varied = self.flip or self.jitter or self._shorten or self._side > self.image_size
+        """1; None if flips, crops, colours or captions differ from epoch to epoch."""
+        several = any(len(captions) > 1 for captions in self._captions)
+        varied = self.flip or self.jitter or self._shorten or self._side > self.image_size or several
         return None if varied else 1
 
     @property
     def preview_prompts(self) -> tuple[str, ...]:
         """Six captions, or as many as there are, from all over the list."""
-        captions = sorted(set(self._captions))
+        captions = sorted({captions[0] for captions in self._captions})
         return tuple(
             captions[i] for i in sorted({round(i) for i in np.linspace(0, len(captions) - 1, PREVIEWS)})
         )
@@ -146,8 +149,8 @@ class CaptionedPictures:
         return len(self._kept)
 
     def corpus(self) -> tuple[str, ...]:
-        """Every picture's caption: what is said often, a tokenizer learns first."""
-        return tuple(self._captions)
+        """Every picture's captions: what is said often, a tokenizer learns first."""
+        return tuple(caption for captions in self._captions for caption in captions)
 
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Pictures uint8 (n, size, size, 3), captions and groups: a pure function of (seed, epoch, index).
@@ -170,7 +173,10 @@ class CaptionedPictures:
             images = np.where(flipped, images[:, :, ::-1], images)
         if self.jitter:
             images = self.jitter(images, numbers[:, _BRIGHTNESS : _SATURATION + 1])
-        captions = [self._captions[i] for i in indices]
+        of_pictures = [self._captions[i] for i in indices]
+        captions = [
+            texts[int(own[_CAPTION] * len(texts))] for texts, own in zip(of_pictures, numbers, strict=True)
+        ]
         if self._shorten:
             captions = [
                 self._shortened(caption, own[_SHORTENED], own[_END])

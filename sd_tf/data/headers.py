@@ -84,7 +84,7 @@ def check_header(file, size: int) -> Header:
         _check_png(file, size)
     elif begin.startswith(b"GIF8"):
         header = Header(LARGEST_GIF_HEADER)
-    elif begin[8:] == b"WEBP":  # all of it is read at once
+    elif begin[8:] == b"WEBP" or begin[4:8] == b"ftyp":  # WebP and HEIC are read at once
         header = Header(size + LARGEST_HEADER)
     file.seek(0)
     return header

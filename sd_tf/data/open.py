@@ -123,6 +123,7 @@ class Data:
             return f"{name}: {error}"
         size = "" if self.side is None else f" of {self.side} x {self.side}"
         example = PREVIEW_PROMPTS[0] if self._counted is None else self._counted.captions[0]
+        example = example if isinstance(example, str) else example[0]
         example = self.options.caption_template.replace("{}", example)
         return f"{name}: {number:,} picture{'s' if number > 1 else ''}{size}, {shown(example)}"
 

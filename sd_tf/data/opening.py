@@ -5,6 +5,8 @@ kilobytes can hold as many pixels as are allowed.
 """
 
 import contextlib
+import functools
+import importlib.util
 import io
 import os
 import re
@@ -19,8 +21,11 @@ from sd_tf.data.headers import Metered, check_header, orientation
 from sd_tf.errors import InputError, printable
 from sd_tf.files import open_file
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no decoder that starts another program
+HEIC = importlib.util.find_spec("pillow_heif") is not None  # the extra of that name: pictures of iPhones
+# No decoder that starts another program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(("HEIF",) if HEIC else ()))
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES += (".heic", ".heif") if HEIC else ()
 MOST_PIXELS = 64 * 1024**2  # of one picture: 200 MB as RGB
 LONGEST_SIDE = 65_535  # pixels, as of a JPEG
 SLOW = ("bmp_rle", "ppm", "ppm_plain")  # Pillow's decoders in Python: a second for 1.5 million numbers
@@ -81,6 +86,7 @@ def open_picture(
             file.seek(0)
             header = check_header(file, size)
             metered = Metered(file, header.most)
+            _register_heic()
             with BUDGET.taking(_bytes_of_header(min(size, header.most))):
                 picture = stack.enter_context(Image.open(io.BufferedReader(metered), formats=FORMATS))
             _check_size(picture, file, size)
@@ -119,6 +125,15 @@ def to_rgb(picture: Image.Image, background=WHITE) -> Image.Image:
     except Exception as error:  # of a picture that was not decoded before
         why = (getattr(error, "strerror", None) or str(error)).partition("\n")[0] or type(error).__name__
         raise InputError(f"cannot be read as a picture: {why}") from None
+
+
+@functools.cache
+def _register_heic():
+    """Makes Pillow read HEIC, whose pictures come turned as they should be, where there is a reader of it."""
+    if HEIC:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 
 def _opened(file, root):
@@ -171,7 +186,7 @@ def _bytes_of_pixels(picture, size, is_buffered, least_side):
         if least_side is not None and picture.format == "JPEG":
             picture.draft(None, (least_side, least_side))
             pixels = picture.width * picture.height
-    elif picture.format == "WEBP":  # two canvases and the frame, as bytes
+    elif picture.format in ("WEBP", "HEIF"):  # two canvases and the frame, as bytes
         decoder = 12 * pixels + 2 * size
     elif picture.format == "TIFF":
         decoder = 2 * size + _bytes_of_strip(picture)

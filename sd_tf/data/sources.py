@@ -5,7 +5,7 @@
     hub:<id>         a data set of Hugging Face with a column of pictures and a column of captions
     tfds:<name>      a data set of TensorFlow Datasets: the same, or with labels that have names
 
-A column of captions holds texts, lists of texts, of which the first is taken, or classes that have names.
+A column of captions holds texts, lists of texts, of which each epoch draws one, or classes that have names.
 
 The Pokemon captions of the hub, `lambdalabs/pokemon-blip-captions`, were withdrawn on the notice of the
 pictures' owner. No mirror of them is looked for: name one by `hub:<id>` if you may use it.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd_tf.data.captioned_folder import CAPTION_COLUMNS, holds_pictures, list_folder, tidy
+from sd_tf.data.captioned_folder import CAPTION_COLUMNS, captions_of, holds_pictures, list_folder
 from sd_tf.data.opening import WHITE, as_it_is, open_picture
 from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.files import is_inside
@@ -35,7 +35,7 @@ class Source:
 
     Attributes:
         name: of the data set, as messages say it.
-        captions: one for each picture.
+        captions: one for each picture, or a tuple of several, of which each epoch draws one.
         open: `open(number, side, use)` decodes a picture and returns `use(picture)`, of a PIL picture of mode
             "RGB"; its shorter side has at least `side` pixels if the original's has, see `open_picture`. It
             is called from several threads, and raises `InputError` for a picture that cannot be read.
@@ -45,7 +45,7 @@ class Source:
     """
 
     name: str
-    captions: Sequence[str]
+    captions: Sequence[str | tuple[str, ...]]
     open: Callable[[int, int, Callable], object]
     label: Callable[[int], str]
     fingerprint: str
@@ -217,7 +217,7 @@ def _tfds_source(name, data_dir, caption_column, background):
 
 
 def _texts(name, column, cells, classes):
-    """A column's captions: text, the first of several, or the name of a class; "" where there is none.
+    """A column's captions: what `captions_of` makes of texts or of the names of classes.
 
     Args:
         name: of the data set.
@@ -230,31 +230,33 @@ def _texts(name, column, cells, classes):
         if classes is not None:
             is_known = cell is not None and 0 <= cell < classes.num_classes
             cell = classes.int2str(int(cell)).replace("_", " ") if is_known else None
-        elif isinstance(cell, list | tuple | np.ndarray):
-            cell = cell[0] if len(cell) else None
-        if isinstance(cell, bytes):
-            cell = cell.decode(errors="replace")
-        if cell is not None and not isinstance(cell, str):
-            raise InputError(
-                f"{name}, row {row}: {column} is {shown(cell)}, which is no text: name another with "
-                f"{argument('caption_column')}"
-            )
-        texts.append(cell or "")
+        several = isinstance(cell, list | tuple | np.ndarray)
+        parts = [
+            part.decode(errors="replace") if isinstance(part, bytes) else part
+            for part in (cell if several else [cell])
+        ]
+        for part in parts:
+            if part is not None and not isinstance(part, str):
+                raise InputError(
+                    f"{name}, row {row}: {column} is {shown(part)}, which is no text: name another with "
+                    f"{argument('caption_column')}"
+                )
+        texts.append(captions_of(parts))
     return texts
 
 
 def _table_source(name, texts, opened, identity):
     """The rows of a table that have a caption; `opened(row, side, use)` is a row's picture."""
-    rows = [row for row, text in enumerate(texts) if text.strip()]
+    rows = [row for row, text in enumerate(texts) if text]
     if not rows:
         raise InputError(f"{name} has no caption in any of its {len(texts)} rows")
     return Source(
         name,
-        [tidy(texts[row]) for row in rows],
+        [texts[row] for row in rows],
         lambda i, side, use=as_it_is: opened(rows[i], side, use),
         lambda i: f"{name}, row {rows[i]}",
         hashlib.sha256(repr((identity, rows)).encode()).hexdigest()[:16],
-        [f"{name}, row {row}: has no caption" for row, text in enumerate(texts) if not text.strip()],
+        [f"{name}, row {row}: has no caption" for row, text in enumerate(texts) if not text],
     )
 
 

@@ -4,41 +4,80 @@ Files may come from strangers: the length of a row and the number of rows are li
 """
 
 import csv
+import itertools
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 
-from sd_tf.errors import InputError, shown
-from sd_tf.files import parse_json, read_lines
+from sd_tf.errors import InputError, printable, shown
+from sd_tf.files import LARGEST_JSON, encoding_of, parse_json, read_bytes, read_lines
 
 MOST_ROWS = 1_000_000  # of a file
 LONGEST_ROW = 1_000_000  # characters
+DELIMITERS = (",", ";", "\t", "|")  # of a CSV file: the first with which its first line has a file_name
 
 
 def _jsonl_rows(file, root, columns) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(read_lines(file, LONGEST_ROW, root), 1):
         _check_number(number, file)
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line, f"row {number}")
-            if not isinstance(row, dict):
-                raise InputError(f"a row is {shown(row, 40)}")
-        except InputError as error:
-            raise InputError(f"{file} is damaged ({error}): give a JSON object on each line") from None
-        yield number, row
+        if line.strip():
+            try:
+                row = parse_json(line, f"row {number}")
+            except InputError as error:
+                raise _damaged(file, error, "a JSON object on each line") from None
+            yield number, _object(row, file)
+
+
+def _json_rows(file, root, columns) -> Iterator[tuple[int, dict]]:
+    """A list of rows; or rows on lines, in a file that should be called .jsonl."""
+    content = read_bytes(file, LARGEST_JSON, root)
+    if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield from _jsonl_rows(file, root, columns)
+        return
+    try:
+        rows = parse_json(content, "it")
+    except InputError as error:
+        raise _damaged(file, error, "a list of JSON objects") from None
+    for number, row in enumerate(rows, 1):
+        _check_number(number, file)
+        yield number, _object(row, file)
+
+
+def _object(row, file):
+    if not isinstance(row, dict):
+        raise _damaged(file, f"a row is {shown(row, 40)}", "a JSON object for each picture")
+    return row
 
 
 def _csv_rows(file, root, columns) -> Iterator[tuple[int, dict]]:
     lines = _Lines(file, root)
+    first = next(lines, "")
+    told = re.fullmatch(r'"?sep=(.)"?\s*', first)  # Excel's own first line
+    if told:
+        first = next(lines, "")
+    delimiter = told[1] if told else next((each for each in DELIMITERS if _has_names(first, each)), ",")
     try:
-        for number, row in enumerate(csv.DictReader(lines, strict=True), 1):
-            _check_number(number, file)
-            if None in row or None in row.values():
-                raise csv.Error(f"row {number} has not as many fields as the first line")
-            yield number, row
+        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        names = [name.strip() for name in next(reader, [])]
+        number = 0
+        for values in reader:
             lines.taken = 0
+            if not any(value.strip() for value in values):
+                continue
+            number += 1
+            _check_number(number, file)
+            if len(values) != len(names):
+                raise csv.Error(f"row {number} has not as many fields as the first line")
+            yield number, dict(zip(names, values, strict=True))
     except csv.Error as error:
-        raise InputError(f"{file} is damaged ({error}): give comma-separated values in UTF-8") from None
+        raise _damaged(file, error, "values separated by commas, semicolons or tabs") from None
+
+
+def _has_names(line, delimiter):
+    try:
+        return "file_name" in [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return False
 
 
 class _Lines:
@@ -46,9 +85,14 @@ class _Lines:
 
     def __init__(self, file, root):
         self._file, self.taken = file, 0
+        encoding = encoding_of(file, root)
+        if encoding == "cp1252":
+            warnings.warn(printable(f"{file} is not in UTF-8: it is read as Windows-1252"), stacklevel=2)
         # A carriage return alone ends a line as well.
         self._lines = (
-            part for line in read_lines(file, LONGEST_ROW, root) for part in re.split(r"(?<=\r)(?!\n)", line)
+            part
+            for line in read_lines(file, LONGEST_ROW, root, encoding)
+            for part in re.split(r"(?<=\r)(?!\n)", line)
         )
 
     def __iter__(self):
@@ -75,4 +119,8 @@ def _check_number(number, file):
         raise InputError(f"{file} has more than {MOST_ROWS:,} rows: divide it into folders")
 
 
-READERS = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+def _damaged(file, why, way_out):
+    return InputError(f"{file} is damaged ({why}): give {way_out}")
+
+
+READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}

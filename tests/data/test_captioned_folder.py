@@ -241,6 +241,112 @@ def test_half_a_character_is_no_part_of_a_caption(tmp_path):
     assert found(tmp_path) == {"1.png": "a dress ?"}
 
 
+# -- as people have them -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"file_name": "1.png", "text": "a red dress"}, {"file_name": "2.png", "text": "größer, breiter"}]',
+        '{"file_name": "1.png", "text": "a red dress"}\n{"file_name": "2.png", "text": "größer, breiter"}\n',
+    ],
+    ids=["a list", "lines"],
+)
+def test_metadata_json(tmp_path, text):
+    for name in ("1.png", "2.png"):
+        picture(tmp_path / name)
+    (tmp_path / "metadata.json").write_text(text, encoding="utf-8")
+    assert found(tmp_path) == {"1.png": "a red dress", "2.png": "größer, breiter"}
+
+
+@pytest.mark.parametrize("name", ["metadata.json1", "Metadata.jsonl", "metadata.jsonl.txt", "meta_data.csv"])
+def test_a_name_that_is_nearly_that_of_metadata_is_pointed_out(tmp_path, name):
+    picture(tmp_path / "1.png")
+    (tmp_path / name).write_text('{"file_name": "1.png", "text": "a red dress"}\n')
+    with (
+        pytest.warns(UserWarning, match=f"{name} is not read: if it has the captions, name it metadata"),
+        pytest.raises(InputError, match="no picture with a caption"),
+    ):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with a mark", "cp1252"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"], ids=["comma", "semicolon", "tab", "bar"])
+@pytest.mark.filterwarnings("ignore:.*Windows-1252")
+def test_metadata_csv_as_spreadsheets_write_it(tmp_path, delimiter, encoding):
+    for name in ("1.png", "2.png"):
+        picture(tmp_path / name)
+    rows = [("file_name", "text"), ("1.png", f'"red{delimiter} and ""big"""'), ("2.png", "größer"), ("", "")]
+    text = "".join(f"{delimiter.join(row)}\r\n" for row in rows)
+    if encoding.endswith("mark"):
+        text, encoding = f"\ufeff{text}", "utf-16-le"
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    assert found(tmp_path) == {
+        "1.png": f'red{" " if delimiter == chr(9) else delimiter + " "}and "big"',
+        "2.png": "größer",
+    }
+
+
+def test_excels_own_first_line_names_the_delimiter(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "metadata.csv").write_text("sep=;\nfile_name;text\n1.png;a dress, red\n")
+    assert found(tmp_path) == {"1.png": "a dress, red"}
+
+
+def test_names_that_were_written_on_windows(tmp_path):
+    picture(tmp_path / "images" / "001.png")
+    jsonl(tmp_path, {"file_name": "images\\001.png", "text": "a red dress"})
+    assert found(tmp_path) == {"images/001.png": "a red dress"}
+    jsonl(tmp_path, {"file_name": "..\\..\\001.png", "text": "a red dress"})
+    with pytest.raises(InputError, match="lies outside"):
+        list_folder(tmp_path)
+
+
+def test_kohyas_captions_and_repeats(tmp_path):
+    for name in ("10_sks dog/1.png", "10_sks dog/2.png", "5_dog/3.png"):
+        picture(tmp_path / name)
+    with pytest.warns(UserWarning, match="pictures count (10|5) times, as its name says") as said:
+        pictures = list_folder(tmp_path).pictures
+    assert len(said) == 2
+    counted = [(each.file.name, each.caption) for each in pictures]
+    assert counted == [*[("1.png", "sks dog")] * 2, *[("2.png", "sks dog")] * 2, ("3.png", "dog")]
+    (tmp_path / "10_sks dog" / "1.caption").write_text("a dog in the snow")
+    with pytest.warns(UserWarning, match="count 10 times"):
+        [only] = list_folder(tmp_path).pictures  # no other folder to count more than
+    assert only.caption == "a dog in the snow"
+
+
+def test_a_text_file_is_read_rather_than_a_caption_file(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "1.caption").write_text("another")
+    (tmp_path / "1.txt").write_text("a red dress")
+    assert found(tmp_path) == {"1.png": "a red dress"}
+
+
+def test_several_captions_of_a_row_are_kept_together(tmp_path):
+    picture(tmp_path / "1.png")
+    picture(tmp_path / "2.png")
+    jsonl(
+        tmp_path,
+        {"file_name": "1.png", "text": ["a red dress", " ", "a  gown"]},
+        {"file_name": "2.png", "text": ["a bag"]},
+    )
+    assert found(tmp_path) == {"1.png": ("a red dress", "a gown"), "2.png": "a bag"}
+
+
+def test_pictures_of_kinds_that_are_not_read_are_named(tmp_path):
+    picture(tmp_path / "a.jpg")
+    for name in ("a.txt", "d.xcf", "d.txt", "a.npz"):
+        (tmp_path / name).write_text("a red dress")
+    (tmp_path / "e.avif").write_text("")
+    listing = list_folder(tmp_path)
+    assert [file.name for file, _ in listing.pictures] == ["a.jpg"]
+    assert [line.split(": is no picture of a kind that is read")[0] for line in listing.problems] == [
+        str(tmp_path / "d.xcf"),
+        str(tmp_path / "e.avif"),
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:.*pictures left out")
 @pytest.mark.parametrize(
     "text, message",

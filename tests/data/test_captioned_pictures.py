@@ -324,3 +324,23 @@ def test_a_picture_that_is_gone_since_is_skipped(tmp_path):
     pictures = CaptionedPictures(source, 16, tmp_path / "store")
     pictures.decode(progress=False)
     assert len(pictures) == 29
+
+
+def test_each_epoch_draws_one_of_several_captions(tmp_path):
+    folder = folder_of(tmp_path, np.zeros((2, 8, 8, 3), np.uint8))
+    rows = [
+        {"file_name": "00000.png", "text": ["a dress", "a gown"]},
+        {"file_name": "00001.png", "text": "a bag"},
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = CaptionedPictures(folder_source(folder), 8, None)
+    assert pictures.distinct_epochs is None and len(pictures) == 2
+    assert sorted(pictures.corpus()) == ["a bag", "a dress", "a gown"]
+    drawn = [pictures.examples([0, 1], epoch) for epoch in range(40)]
+    assert 10 < sum(examples.captions[0] == "a gown" for examples in drawn) < 30
+    assert {examples.captions[1] for examples in drawn} == {"a bag"}
+    for examples in drawn:  # pictures of the same caption are of the same group
+        assert (examples.groups[0], examples.groups[1]) == (
+            {"a dress": 1, "a gown": 2}[examples.captions[0]],
+            0,
+        )

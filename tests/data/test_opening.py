@@ -89,6 +89,22 @@ def test_a_photograph_is_turned_as_its_exif_data_say():
     np.testing.assert_array_equal(found[-1, 0], GREEN)
 
 
+def test_a_photograph_of_an_iphone_is_read_and_turned():
+    """HEIC tells the decoder to turn it, and its EXIF data say so once more."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    photograph, exif, file = halves(size=(64, 32)), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    pillow_heif.register_heif_opener()
+    photograph.save(file, "HEIF", quality=-1, exif=exif.tobytes())
+    found = pixels(file)
+    assert found.shape == (64, 32, 3)
+    expected = np.asarray(photograph.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert np.abs(found - expected).max() < 8
+    for cut in (0, 5, 20, 100, 300, -40):
+        with pytest.raises(InputError):
+            open_picture(io.BytesIO(file.getvalue()[:cut]))
+
+
 def test_of_an_animation_the_first_frame_is_taken():
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
     found = pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))

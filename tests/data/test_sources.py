@@ -103,9 +103,9 @@ def test_classes_of_hugging_face_are_called_by_their_names(hub):
     assert source.captions == ["dark blue", "red"] and source.problems == [f"{name}, row 2: has no caption"]
 
 
-def test_of_several_captions_the_first_is_taken(hub):
+def test_several_captions_of_a_picture_are_kept_together(hub):
     name = hub(lambda datasets: [datasets.Value("string")], [["a dress", "red"], ["a bag"], []])
-    assert find_source(name).captions == ["a dress", "a bag"]
+    assert find_source(name).captions == [("a dress", "red"), "a bag"]
 
 
 def test_captions_that_are_no_text_are_refused_by_name(hub):
@@ -202,7 +202,7 @@ def test_pictures_of_tensorflow_are_opened_as_files_are(tfds, tmp_path, kind, pi
     }
     builder(tfds, name, features, [{"image": picture, "text": ["ein Kleid", "a dress"]}])
     source = find_source(f"tfds:{name}", str(tmp_path), background=(10, 20, 30))
-    assert source.captions == ["ein Kleid"] and colours(source) == [seen]
+    assert source.captions == [("ein Kleid", "a dress")] and colours(source) == [seen]
 
 
 def test_what_cannot_be_read_of_tensorflow_is_said_on_one_line(tfds, tmp_path):
