@@ -181,6 +181,9 @@ def check_no_folder(file: Path):
 
 def run(main: typing.Callable[[], None]):
     """Runs a command line: exit status 2 and one line for bad input or a full disk, 130 for Ctrl-C."""
+    if sys.getfilesystemencoding() != "utf-8":  # a locale of bytes: no prompt, caption or file name would fit
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # prints a path that is not UTF-8 as its bytes

@@ -340,6 +340,16 @@ def test_a_folder_below_one_that_may_not_be_read_is_refused_in_one_line(tmp_path
     assert done.stderr == "error: --output closed/below/out cannot be written: Permission denied\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has names in UTF-8")
+def test_a_locale_of_bytes_takes_prompts_and_files_of_any_letters(tmp_path):
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    path = {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
+    words = ["-m", "sd_tf.generate", "größe 一件", "--steps", "1", "--output", "ü"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=os.environ | locale | path, timeout=300)
+    assert done.returncode == 0
+    assert [path.name for path in (tmp_path / "ü").iterdir()] == ["größe-一件-0.png"]
+
+
 def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_drawn(tmp_path):
     for name in ("a-dress-1.png", "grid.png"):
         (tmp_path / name).mkdir()
