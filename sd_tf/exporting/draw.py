@@ -54,7 +54,9 @@ class Model:
         """Begin, ids, end, padding; what does not fit is cut off."""
         begin, end, padding = self.settings["begin_end_padding"]
         length = self.settings["tokens"]
-        ids, most = self.tokenizer.encode(text, add_special_tokens=False).ids, length - 2
+        words, most = self.settings["words_of_several_tokens"], length - 2
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = [each for token in ids for each in words.get(str(token), [token])]
         if len(ids) > most:
             warnings.warn(
                 f"prompt {text!r} has {len(ids)} tokens: the last {len(ids) - most} are cut off", stacklevel=3

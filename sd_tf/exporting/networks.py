@@ -71,6 +71,7 @@ def write_what_draws(model, folder):
         "steps_offset": schedule.config.steps_offset,
         "begin_end_padding": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "tokens": tokenizer.max_length,
+        "words_of_several_tokens": tokenizer.continued,
         "latents": [*model.unet.config.latent_size, model.unet.config.in_channels],
         "noise_key": [PICTURE_NOISE, 0],
     }

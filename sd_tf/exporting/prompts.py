@@ -44,16 +44,18 @@ class GraphTokenizer(tf.Module):
         self.merged = tf.constant([vocab[a + b] for a, b in tokenizer.merges] + [NO_TOKEN], tf.int64)
         self.marks = []  # (what finds an added token, what stands for it)
         whole = {}  # of words that are not divided
-        for number, (token_id, token) in enumerate(sorted(tokenizer.added_tokens.items())):
+        marks = {token_id: chr(FIRST_MARK + i) for i, token_id in enumerate(sorted(tokenizer.added_tokens))}
+        longest_first = sorted(tokenizer.added_tokens.items(), key=lambda item: -len(item[1].content))
+        for token_id, token in longest_first:
             if token.single_word:
                 raise InputError(
                     f"the added token {token.content!r} is a single_word: such are not exported, make it a "
                     "plain one"
                 )
-            mark = chr(FIRST_MARK + number)
+            standing = " ".join(marks[each] for each in tokenizer.continued.get(token_id, (token_id,)))
             ignoring_case = "(?i)" if token.normalized else ""
-            self.marks.append((ignoring_case + re.escape(token.content), f" {mark} "))
-            whole[mark.encode()] = token_id
+            self.marks.append((ignoring_case + re.escape(token.content), f" {standing} "))
+            whole[marks[token_id].encode()] = token_id
         self.whole = _table(whole, whole.values(), NO_TOKEN, tf.string)
         self.begin, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.padding, self.length = tokenizer.pad_token_id, tokenizer.max_length

@@ -1,4 +1,4 @@
-"""A word that a text tower does not know yet: a token of its own, with an embedding of its own."""
+"""A word that a text tower does not know yet: tokens of its own, with embeddings of their own."""
 
 import dataclasses
 
@@ -29,23 +29,27 @@ def with_word(text_encoder, tokenizer, token: str, embedding: np.ndarray):
         text_encoder: a built `CLIPTextModel`.
         tokenizer: its `Tokenizer`.
         token: the new word, cut out of prompts as it is, such as "<mine>".
-        embedding: float (width,).
+        embedding: float (width,), or (vectors, width) for a word that stands for several tokens.
 
     Raises:
         InputError: the token is known, empty or has a space in it, or the embedding has another width.
     """
     width = text_encoder.config.hidden_size
-    if embedding.shape != (width,):
+    vectors = np.atleast_2d(embedding)
+    if vectors.ndim != 2 or vectors.shape[1] != width or not len(vectors):
         raise InputError(
             f"the embedding of {shown(token)} is {embedding.shape}, the text tower's are ({width},)"
         )
+    if len(vectors) > (most := tokenizer.max_length - 2):
+        raise InputError(f"{shown(token)} has {len(vectors)} vectors, the text tower reads {most} tokens")
     if not token or token != "".join(token.split()):
         raise InputError(f"the new word is {shown(token)}: give one without spaces, such as <mine>")
-    if tokenizer.token_id(token) is not None:
-        raise InputError(
-            f"{shown(token)} is a token already: take another word, such as <{token.strip('<>')}-2>"
-        )
-    extended = tokenizer.with_token(token)
+    for name in (token, *(f"{token}_{i}" for i in range(1, len(vectors) + 1))):  # the last one would join it
+        if tokenizer.token_id(name) is not None:
+            raise InputError(
+                f"{shown(name)} is a token already: take another word, such as <{token.strip('<>')}-2>"
+            )
+    extended = tokenizer.with_word(token, len(vectors))
     rows = max(text_encoder.config.vocab_size, extended.vocab_size)
     config = dataclasses.replace(text_encoder.config, vocab_size=rows)
     tower = type(text_encoder)(config, dtype=text_encoder.dtype_policy)
@@ -57,7 +61,8 @@ def with_word(text_encoder, tokenizer, token: str, embedding: np.ndarray):
     values = np.zeros(table.shape, "float32")
     known = np.asarray(token_embeddings(text_encoder).value)
     values[: len(known)] = known
-    values[extended.token_id(token)] = embedding
+    first = extended.token_id(token)
+    values[first : first + len(vectors)] = vectors
     table.assign(values)
     return tower, extended
 

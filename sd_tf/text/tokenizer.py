@@ -6,10 +6,10 @@ Text is lower-cased, split into words and written as UTF-8 bytes, each byte a pr
 """
 
 import heapq
+import itertools
 import json
 import warnings
 from collections import Counter, defaultdict
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +60,12 @@ class Tokenizer:
         special_tokens: role ("bos_token", "eos_token", "unk_token", "pad_token") -> token, a string
             or a `tokenizers.AddedToken`. Roles left out take CLIP's token.
         added_tokens: id -> `tokenizers.AddedToken`, cut out of a prompt before it is split into
-            words (textual inversion); ids beyond `vocab` extend it without gaps.
+            words (textual inversion); ids beyond `vocab` extend it without gaps. Where "<mine>_1",
+            "<mine>_2" and so on follow "<mine>", that stands for all of them in a prompt, as in diffusers.
 
     Attributes:
         added_tokens: likewise, with those of the roles.
+        continued: id of a word that stands for several tokens -> the ids of all of them.
 
     Raises:
         InputError: where the vocabulary and the rest do not fit together.
@@ -119,6 +121,7 @@ class Tokenizer:
                     f"{self._tokenizer.token_to_id(token.content)}: correct its id."
                 )
         self.added_tokens = self._tokenizer.get_added_tokens_decoder()
+        self.continued = _continued({token.content: i for i, token in self.added_tokens.items()})
 
     @property
     def vocab_size(self):
@@ -146,7 +149,8 @@ class Tokenizer:
 
     def ids(self, text):
         """The token ids of a text, without begin and end."""
-        return self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids
+        encoding = self._tokenizer.encode(_encodable(text), add_special_tokens=False)
+        return [each for i in encoding.ids for each in self.continued.get(i, (i,))]
 
     def row(self, ids):
         """Token ids, which fit, as an int32 array (max_length,): begin, ids, end, padding."""
@@ -164,10 +168,18 @@ class Tokenizer:
                 f"{positions} of {rows}: take the tokenizer that the tower was trained with"
             )
 
-    def with_token(self, token):
-        """A tokenizer with one token more, which is cut out of a prompt before it is split into words."""
-        added = self.added_tokens | {self.vocab_size: AddedToken(token, normalized=False)}
-        return Tokenizer(self.vocab, self.merges, self.max_length, self.special_tokens, added)
+    def with_word(self, word, vectors=1):
+        """A tokenizer with one word more, which is cut out of a prompt before it is split into others.
+
+        Args:
+            word: a text without spaces.
+            vectors: tokens that it stands for, called word, word_1, word_2 and so on, as in diffusers.
+        """
+        names = [word, *(f"{word}_{i}" for i in range(1, vectors))]
+        added = {self.vocab_size + i: AddedToken(name, normalized=False) for i, name in enumerate(names)}
+        return Tokenizer(
+            self.vocab, self.merges, self.max_length, self.special_tokens, self.added_tokens | added
+        )
 
     def __call__(self, prompts):
         """Tokenise prompts.
@@ -191,9 +203,14 @@ class Tokenizer:
         cut = []
         encodings = self._tokenizer.encode_batch(prompts, add_special_tokens=False)
         for i, (prompt, encoding) in enumerate(zip(prompts, encodings, strict=True)):
-            rows[i] = self.row(encoding.ids[:room])
-            if len(encoding.ids) > room:
-                cut.append(prompt[encoding.offsets[room][0] :])
+            ids = [
+                (each, start)
+                for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+                for each in self.continued.get(token, (token,))
+            ]
+            rows[i] = self.row([each for each, _ in ids[:room]])
+            if len(ids) > room:
+                cut.append(prompt[ids[room][1] :])
         if cut:
             others = f" and the end of {len(cut) - 1} more" if len(cut) > 1 else ""
             warnings.warn(
@@ -313,6 +330,22 @@ class Tokenizer:
         return cls({token: i for i, token in enumerate([*vocab, START, END])}, merges, max_length)
 
 
+def _continued(ids):
+    """The id of each word that stands for several tokens -> the ids of all.
+
+    Args:
+        ids: added token -> id.
+
+    Reference: diffusers' `TextualInversionLoaderMixin.maybe_convert_prompt`.
+    """
+    found = {}
+    for token in ids:
+        names = itertools.takewhile(ids.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
+        if rest := [ids[name] for name in names]:
+            found[ids[token]] = (ids[token], *rest)
+    return found
+
+
 def byte_characters():
     """Byte -> character: printable Latin-1 stands for itself, the rest moves to U+0100 and on (GPT-2)."""
     printable = [
@@ -344,7 +377,7 @@ def _merge_pairs(word_counts, alphabet, vocab_size):
     words = [([*word[:-1], word[-1] + END_OF_WORD], count) for word, count in word_counts.items()]
     pair_counts, words_with = Counter(), defaultdict(set)
     for i, (symbols, count) in enumerate(words):
-        for pair in pairwise(symbols):
+        for pair in itertools.pairwise(symbols):
             pair_counts[pair] += count
             words_with[pair].add(i)
     queue = [(-count, pair) for pair, count in pair_counts.items()]
@@ -361,12 +394,12 @@ def _merge_pairs(word_counts, alphabet, vocab_size):
         for i in words_with.pop(best):
             symbols, count = words[i]
             merged = _merged(symbols, best)
-            for pair in pairwise(symbols):
+            for pair in itertools.pairwise(symbols):
                 pair_counts[pair] -= count
-            for pair in pairwise(merged):
+            for pair in itertools.pairwise(merged):
                 pair_counts[pair] += count
                 words_with[pair].add(i)
-            changed.update(pairwise(symbols), pairwise(merged))
+            changed.update(itertools.pairwise(symbols), itertools.pairwise(merged))
             words[i] = merged, count
         for pair in changed:
             heapq.heappush(queue, (-pair_counts[pair], pair))

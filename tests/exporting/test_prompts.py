@@ -57,8 +57,9 @@ def test_ids_equal_those_of_openais_vocabulary(openai_folder):  # noqa: F811
 
 
 def test_added_tokens_are_cut_out(learned):
-    tokenizer = learned.with_token("<my toy>")
+    tokenizer = learned.with_word("<my toy>", 3)
     prompts = [
+        "a <my toy>_1 <my toy>_5",
         "a <my toy> bag",
         "a<my toy>",
         "a <MY TOY>",

@@ -12,8 +12,8 @@ WORD = "<mine>"
 PROMPTS = ["a <mine> dress", "a blue <mine>"]
 
 
-def embedding(width=16):
-    return np.random.default_rng(0).normal(0, 2, width).astype("float32")
+def embedding(*shape):
+    return np.random.default_rng(0).normal(0, 2, shape or 16).astype("float32")
 
 
 def drawn(model, latents):
@@ -21,11 +21,15 @@ def drawn(model, latents):
     return model.generate(PROMPTS, latents=latents, **settings).astype(int)
 
 
-def test_diffusers_draws_the_same_with_a_word(tmp_path):
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_diffusers_draws_the_same_with_a_word(tmp_path, vectors):
+    """From the file, and from what diffusers saves after it has loaded the file."""
+    import sd_tf
+
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     model = make_tiny_model()
     model.save(tmp_path / "model")
-    write_word(tmp_path / FILE, WORD, embedding())
+    write_word(tmp_path / FILE, WORD, embedding(vectors, 16))
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         tmp_path / "model", torch_dtype=torch.float32
     )
@@ -37,6 +41,8 @@ def test_diffusers_draws_the_same_with_a_word(tmp_path):
     after = drawn(model, latents)
     assert np.abs(after - before).max() > 10
     assert np.abs(reference - after).max() <= 2
+    pipeline.save_pretrained(tmp_path / "with-word")
+    assert np.abs(drawn(sd_tf.load(tmp_path / "with-word"), latents) - after).max() <= 2
 
 
 def test_a_model_with_a_word_is_saved_with_it_and_diffusers_opens_it(tmp_path):
@@ -56,12 +62,24 @@ def test_a_model_with_a_word_is_saved_with_it_and_diffusers_opens_it(tmp_path):
     assert tower.get_input_embeddings().weight.shape[0] == again.text_encoder.config.vocab_size
 
 
-def test_what_web_interfaces_write_is_named_by_its_file(tmp_path):
-    save_file({"emb_params": embedding()[None]}, tmp_path / "my-style.safetensors")
-    token, values = read_word(tmp_path / "my-style.safetensors")
-    assert token == "my-style"
-    np.testing.assert_array_equal(values, embedding())
-    assert read_word(tmp_path / "my-style.safetensors", "<other>")[0] == "<other>"
+def test_what_web_interfaces_write_is_named_by_its_file(tiny_model, tmp_path):
+    """The name stands for as many tokens as the file has vectors, also between other words."""
+    save_file({"emb_params": embedding(5, 16)}, tmp_path / "easynegative.safetensors")
+    token, values = read_word(tmp_path / "easynegative.safetensors")
+    assert token == "easynegative"
+    np.testing.assert_array_equal(values, embedding(5, 16))
+    assert read_word(tmp_path / "easynegative.safetensors", "<other>")[0] == "<other>"
+    model = make_tiny_model()
+    model.load_textual_inversion(tmp_path / "easynegative.safetensors")
+    first, known = model.tokenizer.token_id("easynegative"), tiny_model.tokenizer.ids
+    assert model.tokenizer.ids("a easynegative") == [*known("a"), *range(first, first + 5)]
+    assert "easynegative" not in tiny_model.tokenizer.vocab
+
+
+def test_a_word_of_stable_diffusion_xl_is_refused_by_that_name(tiny_model, tmp_path):
+    save_file({"clip_l": embedding(8, 16), "clip_g": embedding(8, 32)}, tmp_path / FILE)
+    with pytest.raises(InputError, match="clip_g and clip_l: it is a word for .* of Stable Diffusion XL"):
+        tiny_model.load_textual_inversion(tmp_path)
 
 
 def test_a_written_word_is_read_back(tmp_path):
@@ -69,16 +87,18 @@ def test_a_written_word_is_read_back(tmp_path):
     assert set(load_file(tmp_path / FILE)) == {WORD}
     token, values = read_word(tmp_path)
     assert token == WORD
-    np.testing.assert_array_equal(values, embedding())
+    np.testing.assert_array_equal(values, embedding(1, 16))
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({"a": embedding(), "b": embedding()}, "holds 2 tensors"),
-        ({WORD: np.zeros((3, 16), "float32")}, r"has the shape \(3, 16\): words of one vector"),
+        ({WORD: np.zeros((3, 1, 16), "float32")}, r"has the shape \(3, 1, 16\): give \(vectors, width\)"),
+        ({WORD: np.zeros((0, 16), "float32")}, r"has the shape \(0, 16\): give \(vectors, width\)"),
+        ({WORD: np.zeros((9, 16), "float32")}, "has 9 vectors, the text tower reads 8 tokens"),
         ({WORD: np.full(16, np.nan, "float32")}, "not finite"),
-        ({WORD: np.zeros(17, "float32")}, r"is \(17,\), the text tower's are \(16,\)"),
+        ({WORD: np.zeros(17, "float32")}, r"is \(1, 17\), the text tower's are \(16,\)"),
         ({"dress</w>": embedding()}, "is a token already"),
     ],
 )
