@@ -2,7 +2,7 @@
 
 Read in this order, the first that is there:
 
-1. `metadata.jsonl`, `.json`, `.csv` or `.parquet`, as Hugging Face's image folders have it: a row for each
+1. `metadata.jsonl`, `.csv`, `.parquet` or `.json`, as Hugging Face's image folders have it: a row for each
    picture, or for each caption of one, whose `file_name` is relative to the metadata file. Folders below may
    have one each, which says nothing of pictures elsewhere.
 2. a text file beside each picture: `cat.png`, `cat.txt` or kohya's `cat.caption`.
@@ -204,8 +204,10 @@ def _kinds():
 
 def _warn_of_near_misses(folder, files):
     for name in files:
+        if Path(name).suffix.lower() in SUFFIXES:
+            continue
         near = difflib.get_close_matches(name.lower().removesuffix(".txt"), METADATA, n=1, cutoff=0.85)
-        if near and Path(name).suffix.lower() not in SUFFIXES:
+        if near:
             _warn(f"{folder / name} is not read: if it has the captions, name it {near[0]}")
 
 

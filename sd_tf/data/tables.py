@@ -123,4 +123,4 @@ def _damaged(file, why, way_out):
     return InputError(f"{file} is damaged ({why}): give {way_out}")
 
 
-READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+READERS = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows, ".json": _json_rows}

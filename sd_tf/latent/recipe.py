@@ -216,8 +216,8 @@ def recipe_for(tune):
                 "sd_tf.load in the place of the model"
             )
         options = dataclasses.replace(options, **tuning)
+        is_new = model.provenance.trains_from_random_weights(folder)
         for name in ("finetune", "prior_prompt"):
-            is_new = model.provenance.trains_from_random_weights(folder)
             if getattr(options, name) is not None and is_new:
                 raise InputError(
                     f"{options.named_value(name)}, but the model has learned nothing yet: train it first, or "
