@@ -8,7 +8,7 @@ decoder and the UNet.
 from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.errors import naming
 from sd_tf.generation.checks import check_number
-from sd_tf.text.prompts import parts_of
+from sd_tf.text.prompt_syntax import text_of
 
 
 class CLIPGuidance:
@@ -48,7 +48,7 @@ class CLIPGuidance:
         """
         import tensorflow as tf
 
-        plain = ["".join(part.text for part in parts_of(prompt)) for prompt in prompts]
+        plain = [text_of(prompt) for prompt in prompts]
 
         def of(places, context):
             texts = self.clip.text_features(self.tokenizer([plain[place] for place in places]))

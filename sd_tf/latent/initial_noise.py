@@ -11,7 +11,8 @@ from sd_tf.errors import InputError, shown
 from sd_tf.generation.checks import check_number, check_whole
 from sd_tf.nn.attention import recorded_attention
 from sd_tf.seeding import normals
-from sd_tf.text.prompts import MOST_PARTS, parts_of
+from sd_tf.text.prompt_syntax import text_of
+from sd_tf.text.prompts import MOST_PARTS
 
 FINEST = 16  # the most positions along a side of the attention maps that are read, as in the paper
 SHARPNESS = (
@@ -116,7 +117,7 @@ class InitialNoise:
     def _words(self, tokenizer, prompt):
         """The places, among a prompt's tokens, of each word to attend to; the number of tokens."""
         place, found = 0, {}
-        for word in "".join(part.text for part in parts_of(prompt)).split():
+        for word in text_of(prompt).split():
             number, plain = len(tokenizer.ids(word)), word.strip(",.;:!?'\"()").lower()
             wanted = plain not in STOP_WORDS if self.words is None else plain in self.words
             if plain and wanted:

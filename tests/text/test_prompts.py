@@ -8,7 +8,8 @@ import pytest
 from sd_tf.errors import InputError
 from sd_tf.text.config import CLIPTextConfig
 from sd_tf.text.encoder import CLIPTextEncoder
-from sd_tf.text.prompts import encode_prompts, parts_of
+from sd_tf.text.prompt_syntax import parts_of
+from sd_tf.text.prompts import encode_prompts
 from sd_tf.text.tokenizer import Tokenizer
 
 WIDTH, LENGTH = 5, 8
@@ -31,9 +32,13 @@ class Tower:
         return self.table[token_ids] + np.arange(LENGTH, dtype="float32")[:, np.newaxis]
 
 
+def encoder_of(tokenizer, tower):
+    return CLIPTextEncoder(tokenizer, CLIPTextConfig(hidden_size=WIDTH), None, run=tower)
+
+
 def encoded(groups, tokenizer, tower, batch_size=64):
     """The contexts of groups of prompts."""
-    encoder = CLIPTextEncoder(tokenizer, CLIPTextConfig(hidden_size=WIDTH), None, run=tower)
+    encoder = encoder_of(tokenizer, tower)
     return [condition.context for condition in encode_prompts(groups, encoder, batch_size)]
 
 
@@ -150,7 +155,7 @@ def test_at_most_a_batch_of_rows_is_encoded_at_once_however_many_prompts_there_a
 
 
 def test_the_mask_is_true_at_the_start_the_words_and_the_end_of_each_row(tokenizer):
-    encoder = CLIPTextEncoder(tokenizer, CLIPTextConfig(hidden_size=WIDTH), None, run=Tower())
+    encoder = encoder_of(tokenizer, Tower())
     long = "a red dress a blue bag a (red:2) dress"  # 9 tokens, 6 in a row
     [condition] = encode_prompts([[long, "a bag", ""]], encoder, 64)
     assert condition.mask.dtype == bool
