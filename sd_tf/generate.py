@@ -3,6 +3,8 @@
 With `--frames 8` it interpolates from one prompt, or seed, to the next.
 """
 
+import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from sd_tf import commandline
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
+from sd_tf.generation.parameters import KEY, parameters
 from sd_tf.images import file_name, save_png, save_sheet
 
 BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
@@ -27,15 +30,16 @@ def main(arguments=None):
     flags = _parser().parse_args(arguments)
     output = Path(flags.output)
     commandline.check_writable(output)
-    _check(flags)
-    files = _files(output, flags)
+    request = _check(flags)
+    files = _files(output, flags, request)
     for file in (*files, output / GRID, output / STRIP):
         commandline.check_no_folder(file)
     start = _start_picture(flags)
     model = _load(flags)
     settings = {name: getattr(flags, name) for name in DRAWING_FLAGS} | {"negative_prompt": _negative(flags)}
     metadata = _metadata(flags, settings)
-    settings |= {"batch_size": flags.batch_size, "engine": flags.engine}
+    settings |= {name: getattr(flags, name) for name in ("batch_size", "engine", "height", "width")}
+    settings["prompt_syntax"] = flags.prompt_syntax
     if flags.frames is not None:
         images = model.interpolate(flags.prompt, flags.frames, flags.seed, **settings)
         output.mkdir(parents=True, exist_ok=True)
@@ -47,13 +51,12 @@ def main(arguments=None):
         guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy, so that the batch can be freed
 
     settings |= start | _guides(flags) | {"callback": keep_guess if flags.strip else None}
-    [seed] = flags.seed
-    images = model.generate(flags.prompt, flags.num_images, seed=seed, **settings)
+    images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
     output.mkdir(parents=True, exist_ok=True)
-    _write(files, images, flags, metadata)
+    _write(files, images, flags, request, metadata)
     if guesses:
         strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine, flags.batch_size)
-        _write_sheet(output / STRIP, strip, len(strip), metadata | {"prompt": flags.prompt[0], "seed": seed})
+        _write_sheet(output / STRIP, strip, len(strip), metadata | _own(flags, request, 0))
 
 
 def _parser():
@@ -62,10 +65,11 @@ def _parser():
     parser.add_argument("--num-images", type=int, default=1, help="pictures for each prompt (default: 1)")
     parser.add_argument(
         "--seed",
-        type=int,
+        type=number_or_random,
         nargs="+",
         default=[0],
-        help="seed of the first picture (default: 0); with --frames, several to interpolate between",
+        help="seed of the first picture (default: 0), or random; several seeds: one for each prompt or "
+        "picture; with --frames, those to interpolate between",
     )
     parser.add_argument("--output", default="out", help="folder for the pictures (default: out)")
     parser.add_argument(
@@ -76,11 +80,23 @@ def _parser():
         action="store_true",
         help="also write strip.png: the network's guess of the first picture after each step",
     )
+    for side in ("height", "width"):
+        parser.add_argument(f"--{side}", type=int, help="of the pictures, in pixels (default: the model's)")
+    parser.add_argument(
+        "--prompt-syntax",
+        default="weights",
+        help="what parentheses mean: weights, a1111 or comfyui (default: weights, of which (red:1.3) is one)",
+    )
     _add_model(parser.add_argument_group("model"))
     _add_sampling(parser.add_argument_group("sampling"))
     _add_guidance(parser.add_argument_group("guidance"))
     _add_start_picture(parser.add_argument_group("image-to-image and inpainting"))
     return parser
+
+
+def number_or_random(text):
+    """The type of --seed: None is a random one."""
+    return None if text == "random" else int(text)
 
 
 def _add_model(group):
@@ -167,7 +183,7 @@ def _add_start_picture(group):
 
 
 def _check(flags):
-    """Refuses flags that do not go together, before a model is loaded."""
+    """The `Request` or `Interpolation`; refuses flags that do not go together, before a model is loaded."""
     from sd_tf.generation.request import Interpolation, Request
     from sd_tf.training.options import PRECISIONS
 
@@ -187,13 +203,15 @@ def _check(flags):
             raise InputError(f"--{name} is for a picture: give --image as well")
     if flags.frames is not None:
         _check_frames(flags)
-        Interpolation(flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0], flags.batch_size)
-        return
-    if len(flags.seed) > 1:
-        raise InputError(
-            f"--seed has {len(flags.seed)} numbers: give one, or --frames to interpolate between them"
+        return Interpolation(
+            flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0], flags.batch_size
         )
-    Request(flags.prompt, _negative(flags), flags.num_images, flags.seed[0], flags.batch_size)
+    if len(flags.seed) > 1 and None in flags.seed:
+        raise InputError("--seed has numbers beside random: give one of the two")
+    seed = flags.seed[0] if len(flags.seed) == 1 else flags.seed
+    return Request(
+        flags.prompt, _negative(flags), flags.num_images, seed, flags.batch_size, flags.prompt_syntax
+    )
 
 
 def _check_frames(flags):
@@ -271,31 +289,45 @@ def _metadata(flags, settings):
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _files(output, flags):
-    """The file of each picture."""
+def _files(output, flags, request):
+    """The file of each picture. Pictures that are there already stay: new ones get the next free number."""
     if flags.frames is not None:
         digits = len(str(flags.frames - 1))
         return [output / f"frame-{i:0{digits}}.png" for i in range(flags.frames)]
     files = {}  # a set that keeps its order
-    for i in range(len(flags.prompt) * flags.num_images):
-        prompt, seed = flags.prompt[i // flags.num_images], flags.seed[0] + i % flags.num_images
-        file = output / file_name(prompt, seed)
-        if file in files:  # two prompts alike in their letters, or in their first sixty
-            file = file.with_stem(f"{file.stem}-{i}")
+    for i, seed in enumerate(request.seeds):
+        first = file = output / file_name(flags.prompt[i // flags.num_images], seed)
+        numbers = itertools.count(1)
+        while file in files or os.path.lexists(file):
+            file = first.with_stem(f"{first.stem}-{next(numbers)}")
         files[file] = None
     return list(files)
 
 
-def _write(files, images, flags, metadata):
-    """Writes a file for each picture, and a grid of several."""
+def _own(flags, request, i):
+    """Prompt and seed of picture i."""
+    return {"prompt": flags.prompt[i // flags.num_images], "seed": int(request.seeds[i])}
+
+
+def _write(files, images, flags, request, metadata):
+    """Writes a file for each picture, and a grid of all; one picture only where an older grid would stay."""
     for i, (file, image) in enumerate(zip(files, images, strict=True)):
-        own = {"prompt": flags.prompt[i // flags.num_images], "seed": flags.seed[0] + i % flags.num_images}
-        save_png(file, image, metadata | own)
+        own = _own(flags, request, i)
+        negative = request.negative_prompts[i // flags.num_images]
+        of_a1111 = parameters(
+            **own,
+            size=image.shape[:2],
+            negative_prompt=negative,
+            strength=metadata.get("strength", 0.8) if "image" in metadata else None,
+            **{name: metadata[name] for name in ("model", "steps", "sampler", "guidance_scale", "karras")},
+        )
+        save_png(file, image, metadata | own | {KEY: of_a1111})
         print(file)
-    if len(images) > 1:
+    grid = files[0].with_name(GRID)
+    if len(images) > 1 or grid.exists():
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
-        of_all = metadata | {"prompt": flags.prompt, "seed": flags.seed[0]}
-        _write_sheet(files[0].with_name(GRID), images, columns, of_all)
+        of_all = metadata | {"prompt": flags.prompt, "seed": int(request.seeds[0])}
+        _write_sheet(grid, images, columns, of_all)
 
 
 def _write_frames(files, images, metadata):

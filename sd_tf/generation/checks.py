@@ -25,10 +25,15 @@ def check_text(name: str, text, longest: int | None = None):
         raise InputError(f"the {name} {shown(text)} has characters that are not valid Unicode: type it again")
 
 
-def check_whole(name: str, value, least: int, most: int):
-    """Raises `InputError` if a value is not a whole number from `least` to `most`."""
+def check_whole(name: str, value, least: int, most: int) -> int:
+    """A whole number of Python's or numpy's, as an int.
+
+    Raises:
+        InputError: it is no whole number from `least` to `most`.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
         raise InputError(f"{name} is {value!r}: give a whole number from {least} to {most}")
+    return int(value)
 
 
 def check_number(name: str, value, least: float, most: float):

@@ -27,6 +27,7 @@ from sd_tf.generation.conversions import Origin
 from sd_tf.graphs import compiled, cores
 
 ENGINES = ("auto", "tensorflow", "openvino")
+MOST_SHAPES = 3  # that are held in memory besides the model's own
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")  # NVIDIA's, AMD's, a TPU
 
 
@@ -54,6 +55,7 @@ class Engines:
         self._functions, self.keeps_conversions = functions, False
         self._converted = (None, None)  # a checksum of the weights, and the engine made from them
         self._origin = self._kept = None
+        self._of_other_shapes = {}
         self._as_read = None  # a checksum of the weights as they were read
 
     def came_from(self, origin: Origin, kept: Path | None = None):
@@ -70,6 +72,20 @@ class Engines:
     def forget_kept(self):
         """Stops using the cached conversion, as the networks may change from now on."""
         self._kept = None
+
+    def at(self, shape, functions):
+        """The engines for other sizes than the model's own; OpenVINO's conversions are for one size each.
+
+        Args:
+            shape: of the latents, (h, w, channels).
+            functions: as of this class, for that shape.
+        """
+        if shape not in self._of_other_shapes:
+            kept = list(self._of_other_shapes.items())[1 - MOST_SHAPES :]
+            self._of_other_shapes = dict(kept) | {shape: Engines(functions)}
+        found = self._of_other_shapes[shape]
+        found.keeps_conversions = self.keeps_conversions
+        return found
 
     @functools.cached_property
     def networks(self):
@@ -194,6 +210,7 @@ class Engines:
             for variable in model.variables:
                 digest.update(np.ascontiguousarray(variable.value))
             parts.append((repr(model.config), digest.hexdigest()))
+        parts += [repr(arguments) for _, _, arguments in self.networks.values()]
         return conversions.key_of("weights", *parts)
 
 

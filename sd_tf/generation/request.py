@@ -1,11 +1,15 @@
 """What to draw, checked, for all families: prompts, seeds, number of pictures, batch size, initial noise."""
 
+import collections
+import secrets
+
 import numpy as np
 
 from sd_tf.diffusion.editing import slerp
-from sd_tf.errors import InputError, shown
+from sd_tf.errors import InputError, shown, unknown
 from sd_tf.generation.checks import check_text, check_whole
 from sd_tf.seeding import normals
+from sd_tf.text.prompt_syntax import SYNTAXES, without_loras
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_BATCH = 2**20
@@ -14,34 +18,62 @@ PICTURE_NOISE = 1  # key of the stream of random numbers for generation (`sd_tf.
 
 
 class Request:
-    """Which pictures to draw. Picture j of each prompt has the seed `seed + j`.
+    """Which pictures to draw.
+
+    With one seed, picture j of a prompt has `seed + j`. If a prompt is there again, with the same negative
+    prompt, its pictures go on from the seeds that they had before.
 
     Args:
         prompt: a string or a list of strings.
         negative_prompt: what to avoid: a string for all prompts, or a list with one for each.
         num_images: pictures for each prompt.
-        seed: seed of the first picture of each prompt.
+        seed: seed of the first picture of each prompt; a list of seeds, one for the first picture of each
+            prompt or one for each picture; None for a random one.
         batch_size: the most pictures, and prompts, that are computed at once.
+        prompt_syntax: one of `sd_tf.text.prompt_syntax.SYNTAXES`.
 
     Attributes:
         prompts, negative_prompts: lists of strings of equal length.
         num_images, batch_size: as given.
         number: total number of pictures.
+        syntax: as given.
+        loras: name -> weight, which prompts of a1111 name.
         seeds: int64 (number,), prompt by prompt.
 
     Raises:
         InputError: an argument is of the wrong type or out of range.
     """
 
-    def __init__(self, prompt, negative_prompt="", num_images=1, seed=0, batch_size=64):
-        self.prompts = checked_prompts(prompt)
+    def __init__(
+        self, prompt, negative_prompt="", num_images=1, seed=0, batch_size=64, prompt_syntax="weights"
+    ):
+        self.syntax = checked_syntax(prompt_syntax)
+        self.prompts, self.loras = _prompts_and_loras(prompt, prompt_syntax)
         self.negative_prompts = checked_negative_prompts(negative_prompt, len(self.prompts))
-        check_whole("num_images", num_images, 1, MOST_PICTURES)
-        check_whole("seed", seed, 0, LARGEST_SEED - (num_images - 1))
-        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
-        self.num_images, self.batch_size = num_images, batch_size
-        self.number = len(self.prompts) * num_images
-        self.seeds = seed + np.tile(np.arange(num_images), len(self.prompts))
+        self.num_images = check_whole("num_images", num_images, 1, MOST_PICTURES)
+        self.batch_size = check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        self.number = len(self.prompts) * self.num_images
+        self.seeds = self._seeds(seed)
+
+    def _seeds(self, seed):
+        if isinstance(seed, (list, tuple, np.ndarray)):
+            if len(seed) == self.number:
+                return np.array([check_whole("seed", each, 0, LARGEST_SEED) for each in seed], np.int64)
+            if len(seed) != len(self.prompts):
+                raise InputError(
+                    f"{len(seed)} seeds for {len(self.prompts)} prompts of {self.num_images} pictures: give "
+                    "one, one for each prompt, or one for each picture"
+                )
+            firsts = [check_whole("seed", each, 0, LARGEST_SEED - (self.num_images - 1)) for each in seed]
+            return np.concatenate([first + np.arange(self.num_images) for first in firsts])
+        if seed is None:
+            seed = secrets.randbelow(LARGEST_SEED + 2 - self.number)
+        before, firsts = collections.Counter(), []
+        for pair in zip(self.prompts, self.negative_prompts, strict=True):
+            firsts.append(before[pair] * self.num_images)
+            before[pair] += 1
+        seed = check_whole("seed", seed, 0, LARGEST_SEED - (max(firsts) + self.num_images - 1))
+        return np.concatenate([seed + first + np.arange(self.num_images) for first in firsts])
 
     @property
     def warnings(self) -> list[str]:
@@ -107,15 +139,19 @@ class Interpolation:
         batch_size: the most pictures, and prompts, that are computed at once.
 
     Attributes:
-        prompts, negative_prompt, frames, batch_size: as given, the prompts as a list.
+        prompts, negative_prompt, frames, batch_size, syntax: as given, the prompts as a list.
+        loras: name -> weight, which prompts of a1111 name.
         number: number of pictures, `frames`.
 
     Raises:
         InputError: there is nothing to interpolate, or an argument is of the wrong type or out of range.
     """
 
-    def __init__(self, prompts, seeds=0, frames=8, negative_prompt="", batch_size=64):
-        self.prompts = checked_prompts(prompts)
+    def __init__(
+        self, prompts, seeds=0, frames=8, negative_prompt="", batch_size=64, prompt_syntax="weights"
+    ):
+        self.syntax = checked_syntax(prompt_syntax)
+        self.prompts, self.loras = _prompts_and_loras(prompts, prompt_syntax)
         [self.negative_prompt] = checked_negative_prompts(negative_prompt, 1)
         seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
         self._stops = max(len(self.prompts), len(seeds))
@@ -124,12 +160,9 @@ class Interpolation:
                 f"{len(self.prompts)} prompts and {len(seeds)} seeds: give two or more of one of them, and "
                 "as many or one of the other"
             )
-        check_whole("frames", frames, 2, MOST_PICTURES)
-        for seed in seeds:
-            check_whole("seeds", seed, 0, LARGEST_SEED)
-        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
-        self.number = self.frames = frames
-        self.batch_size, self._seeds = batch_size, np.array(seeds)
+        self.number = self.frames = frames = check_whole("frames", frames, 2, MOST_PICTURES)
+        self._seeds = np.array([check_whole("seeds", seed, 0, LARGEST_SEED) for seed in seeds])
+        self.batch_size = check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
         positions = np.linspace(0, self._stops - 1, frames)
         firsts = [min(int(position), self._stops - 2) for position in positions]
         self._positions = [
@@ -180,6 +213,18 @@ def checked_prompts(prompt) -> list[str]:
         if not text.strip():
             raise InputError("the prompt is empty: say what to draw, such as 'a red dress'")
     return list(prompts)
+
+
+def checked_syntax(prompt_syntax) -> str:
+    """Raises `InputError` if prompts are not written in that syntax."""
+    if prompt_syntax not in SYNTAXES:
+        raise unknown("prompt_syntax", prompt_syntax, SYNTAXES)
+    return prompt_syntax
+
+
+def _prompts_and_loras(prompt, syntax):
+    prompts = checked_prompts(prompt)
+    return without_loras(prompts) if syntax == "a1111" else (prompts, {})
 
 
 def checked_negative_prompts(negative_prompt, number: int) -> list[str]:

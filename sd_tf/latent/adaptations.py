@@ -134,16 +134,18 @@ class Adaptations:
         self._apply(set(self._original))
 
     @contextlib.contextmanager
-    def switched_off(self):
-        """Within the block, the model is without adaptations."""
-        before = self._weights
-        self._weights = dict.fromkeys(before, 0.0)
-        self._apply(set(self._original))
+    def weighing(self, weights: dict[str, float]):
+        """Within the block, adaptations have these weights; see `weigh`."""
+        before = dict(self._weights)
+        self.weigh(weights)
         try:
             yield
         finally:
-            self._weights = before
-            self._apply(set(self._original))
+            self.weigh(before)
+
+    def switched_off(self):
+        """Within the block, the model is without adaptations."""
+        return self.weighing(dict.fromkeys(self._weights, 0.0))
 
     def fuse(self):
         """Makes the current change of the kernels permanent, and removes the adaptations from the list."""

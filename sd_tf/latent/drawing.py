@@ -25,6 +25,7 @@ def draw_request(
     model,
     request,
     settings,
+    size=(None, None),
     latents=None,
     image=None,
     strength=0.8,
@@ -37,17 +38,22 @@ def draw_request(
 ) -> np.ndarray:
     """Draws the pictures of a `Request`, uint8 (number, height, width, 3).
 
-    The other arguments and errors are those of `LatentDiffusion.generate`.
+    `size` is (height, width) in pixels, None for the model's. The other arguments and errors are those of
+    `LatentDiffusion.generate`.
     """
     _check_guides(clip_guidance, initial_noise, image, mask)
-    levels, shape, picture = settings.levels(model.schedule), model.latent_shape, None
+    levels, shape, picture = settings.levels(model.schedule), model.latent_shape_of(*size), None
     if latents is not None:
         latents = request.checked_latents(latents, shape)
+        if size != (None, None) and latents.shape[1:] != shape:
+            raise InputError(
+                f"latents are {latents.shape[1:3]}, of height and width {shape[:2]}: give one of the two"
+            )
         shape = latents.shape[1:]
     for warning in request.warnings:
         warnings.warn(warning, stacklevel=3)
     if image is not None:
-        picture = StartPicture(model, request, image, mask, strength)
+        picture = StartPicture(model, request, image, mask, strength, size)
         if latents is not None and shape != picture.shape:
             raise InputError(
                 f"latents are {shape[:2]}, those of image {picture.shape[:2]}: give only one of them"
@@ -85,13 +91,13 @@ def draw_request(
     return drawn if mask is None else picture.paste(drawn)
 
 
-def draw_interpolation(model, interpolation, settings, engine="auto", progress=True) -> np.ndarray:
-    """Draws the frames of an `Interpolation`, uint8 (frames, height, width, 3)."""
-    levels, shape = settings.levels(model.schedule), model.latent_shape
+def draw_interpolation(model, interpolation, settings, shape, engine="auto", progress=True) -> np.ndarray:
+    """Draws the frames of an `Interpolation`, uint8 (frames, height, width, 3); `shape` is of the latents."""
+    levels = settings.levels(model.schedule)
     networks = model.engine_for(engine, shape)
     prompts = [interpolation.negative_prompt, *interpolation.prompts]
     encoder = text_encoder(model, networks)
-    [condition] = encode_prompts([prompts], encoder, interpolation.batch_size)
+    [condition] = encode_prompts([prompts], encoder, interpolation.batch_size, interpolation.syntax)
     plan = Plan(
         interpolation.conditions(condition),
         lambda places: interpolation.noise(places, 0, shape),
@@ -113,6 +119,7 @@ class StartPicture:
         model: a `LatentDiffusion`, which encodes the picture.
         request: the `Request`.
         image, mask, strength: see `LatentDiffusion.generate`.
+        size: (height, width) that pictures are scaled to, None for their own.
 
     Attributes:
         shape: shape (h, w, channels) of its latents.
@@ -121,9 +128,9 @@ class StartPicture:
         InputError: the picture or the mask has the wrong size, type or range.
     """
 
-    def __init__(self, model, request, image, mask, strength):
+    def __init__(self, model, request, image, mask, strength, size):
         number = len(request.prompts)
-        self._images = checked_image(image, number, model.sides_multiple, model.most_pixels)
+        self._images = checked_image(image, number, model.sides_multiple, model.most_pixels, size)
         self._mask = None if mask is None else checked_mask(mask, self._images, number)
         self._request, self._strength = request, strength
         latents = model.encode_images(self._images, request.batch_size)
@@ -177,7 +184,7 @@ def _conditions(model, request, networks):
     encoder = text_encoder(model, networks)
     return [
         tuple(both.split(2))
-        for both in encode_prompts(pairs, encoder, request.batch_size)
+        for both in encode_prompts(pairs, encoder, request.batch_size, request.syntax)
         for _ in range(request.num_images)
     ]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from sd_tf.diffusion.predictions import denoiser
 from sd_tf.errors import InputError
 from sd_tf.generation.checks import check_number, check_text, check_whole
 from sd_tf.generation.engines import Engines
-from sd_tf.generation.pictures import checked_image, to_uint8
+from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import LARGEST_BATCH, Interpolation, Request
 from sd_tf.generation.settings import Settings
 from sd_tf.graphs import compiled
@@ -171,10 +172,10 @@ class LatentDiffusion:
         length = self._parts["text_encoder"].config.max_position_embeddings
         self.tokenizer, self.origin = load_tokenizer(folder, length), Origin(folder, PARTS)
 
-    def _functions(self):
-        """The `functions` of `Engines`."""
+    def _functions(self, shape=None):
+        """The `functions` of `Engines`, for latents of a shape; None for the model's own."""
         unet, autoencoder, text_encoder = self.unet, self.autoencoder, self.text_encoder
-        latents = ((None, *self.latent_shape), "float32")
+        latents = ((None, *(shape or self.latent_shape)), "float32")
         context = ((None, None, self._unet_config.cross_attention_dim), "float32")
         token_ids = ((None, self.tokenizer.max_length), "int32")
 
@@ -191,6 +192,16 @@ class LatentDiffusion:
     def latent_shape(self):
         """Shape (h, w, channels) of the latents of a picture of the default size."""
         return (*self._unet_config.latent_size, self._unet_config.in_channels)
+
+    def latent_shape_of(self, height, width):
+        """Shape (h, w, channels) of the latents of a picture of so many pixels; None for the default."""
+        factor = self._parts["autoencoder"].config.downsampling
+        own_height, own_width, channels = self.latent_shape
+        return (
+            height // factor if height else own_height,
+            width // factor if width else own_width,
+            channels,
+        )
 
     @property
     def text_config(self):
@@ -234,6 +245,10 @@ class LatentDiffusion:
         mask=None,
         clip_guidance=None,
         initial_noise=None,
+        height=None,
+        width=None,
+        prompt_syntax="weights",
+        output="array",
         engine="auto",
         callback=None,
         progress=True,
@@ -241,11 +256,13 @@ class LatentDiffusion:
         """Generates pictures from text; with `image`, image-to-image; with `mask` too, inpainting.
 
         Picture j of a prompt depends only on the prompt, the settings and `seed + j`. It is the same (up to
-        rounding, at most 1 of 255) whatever the other prompts and the batch size.
+        rounding, at most 1 of 255) whatever the other prompts and the batch size. The same prompt given k
+        times draws k times as many pictures, whose seeds go on.
 
         Args:
-            prompt: a string or a list of strings. "(red:1.3)" gives words more weight. A prompt with more
-                tokens than the text encoder takes is encoded in parts (`sd_tf.text.prompts`).
+            prompt: a string or a list of strings. "(red:1.3)" gives words more weight, see `prompt_syntax`.
+                A prompt with more tokens than the text encoder takes is encoded in parts
+                (`sd_tf.text.prompts`).
             num_images: pictures for each prompt.
             steps: sampling steps, 1 to the schedule's number of timesteps.
             guidance_scale: of classifier-free guidance, 0 to 1000: 1 is no guidance, more follows the prompt
@@ -254,7 +271,8 @@ class LatentDiffusion:
                 including those that `strength` leaves out. (0.2, 0.8) leaves the first and the last fifth
                 unguided, which keeps more variety at a high scale and is faster (Kynkaanniemi et al. 2024).
             guidance_rescale: 0 to 1, how far to undo the contrast that a high scale adds (Lin et al. 2023).
-            seed: random seed of the first picture of each prompt; 0 to 2**32 - 1.
+            seed: random seed of the first picture of each prompt; 0 to 2**32 - 1. A list has one for each
+                prompt, or one for each picture. None draws one, which the result's `seeds` tell.
             negative_prompt: what to avoid: a string for all prompts, or a list with one for each.
             sampler: a name of `sd_tf.diffusion.samplers.SAMPLERS`: "ddim", "ddpm", "pndm", "euler",
                 "euler_ancestral", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde" or "unipc".
@@ -264,14 +282,20 @@ class LatentDiffusion:
             batch_size: the most pictures, and prompts, that are computed at once; it bounds memory.
             latents: initial noise to use instead of the seeds': standard normal, float (prompts x
                 num_images, h, w, latent channels). It sets the size of the pictures.
-            image: picture for image-to-image (SDEdit, Meng et al. 2022), uint8 (height, width, 3), or one for
-                each prompt. It sets the size of the pictures.
+            image: picture for image-to-image (SDEdit, Meng et al. 2022), or one for each prompt: a path, a
+                PIL picture, or an array, see `sd_tf.generation.pictures.checked_image`. It sets the size of
+                the pictures, unless `height` and `width` do, which it is then scaled to.
             strength: 0 to 1, how much `image` may change: the share of the steps that is run. With 1 and a
                 mask, nothing of the masked content remains.
-            mask: for inpainting, where `image` may change: (height, width), or one for each prompt; bool,
-                uint8 of 0 and 255 or float of 0 and 1. Pixels outside stay exactly as they are.
+            mask: for inpainting, where `image` may change, or one for each prompt: a path, a PIL picture, or
+                an array of 0 and 1, or of 0 and 255. Pixels outside stay exactly as they are.
             clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, to add CLIP guidance.
             initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, to optimise the initial noise.
+            height, width: of the pictures, in pixels, multiples of `sides_multiple`; None for the model's
+                own size. Far from it, a model draws worse.
+            prompt_syntax: what parentheses in prompts mean: "weights", "a1111" or "comfyui", see
+                `sd_tf.text.prompt_syntax`. In "a1111", "<lora:name:0.7>" sets the weight of a loaded LoRA.
+            output: "array", or "pil" for a list of PIL pictures, whose `info` has prompt and seed.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO if it is installed and can run the model. Their pictures differ by
                 at most 2 of 255.
@@ -279,7 +303,8 @@ class LatentDiffusion:
             progress: shows a progress bar, if standard error is a terminal.
 
         Returns:
-            uint8 (prompts x num_images, height, width, 3), prompt by prompt.
+            uint8 (prompts x num_images, height, width, 3), prompt by prompt: an array whose `seeds` are int64
+                (pictures,). Or PIL pictures in a list, see `output`.
 
         Raises:
             InputError: an argument is of the wrong type or out of range.
@@ -288,7 +313,8 @@ class LatentDiffusion:
             UserWarning: a prompt is longer than eight times what the text encoder takes, has invalid weights,
                 which are read as text, or no Latin letter; `strength` is less than one step.
         """
-        request = Request(prompt, negative_prompt, num_images, seed, batch_size)
+        check_output(output)
+        request = Request(prompt, negative_prompt, num_images, seed, batch_size, prompt_syntax)
         settings = Settings(
             steps,
             guidance_scale,
@@ -300,20 +326,23 @@ class LatentDiffusion:
             eta,
         )
         check_number("strength", strength, 0, 1)
-        return draw_request(
-            self,
-            request,
-            settings,
-            latents,
-            image,
-            strength,
-            mask,
-            clip_guidance,
-            initial_noise,
-            engine,
-            callback,
-            progress,
-        )
+        with self._weighing(request.loras):
+            images = draw_request(
+                self,
+                request,
+                settings,
+                self._checked_size(height, width),
+                latents,
+                image,
+                strength,
+                mask,
+                clip_guidance,
+                initial_noise,
+                engine,
+                callback,
+                progress,
+            )
+        return as_output(images, output, request)
 
     def interpolate(
         self,
@@ -324,6 +353,9 @@ class LatentDiffusion:
         engine="auto",
         progress=True,
         batch_size=64,
+        height=None,
+        width=None,
+        prompt_syntax="weights",
         **settings,
     ):
         """Generates pictures that interpolate between prompts, between seeds, or both.
@@ -336,7 +368,7 @@ class LatentDiffusion:
                 seed.
             seeds: a number or a list of numbers: as many as prompts, or a single one of either.
             negative_prompt: a string for all frames.
-            engine, progress, batch_size: as in `generate`.
+            engine, progress, batch_size, height, width, prompt_syntax: as in `generate`.
             settings: other arguments of `generate`, see `sd_tf.generation.settings.Settings`.
 
         Returns:
@@ -345,8 +377,10 @@ class LatentDiffusion:
         Raises:
             InputError: there is nothing to interpolate, or an argument is out of range.
         """
-        interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size)
-        return draw_interpolation(self, interpolation, Settings(**settings), engine, progress)
+        interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size, prompt_syntax)
+        shape = self.latent_shape_of(*self._checked_size(height, width))
+        with self._weighing(interpolation.loras):
+            return draw_interpolation(self, interpolation, Settings(**settings), shape, engine, progress)
 
     def encode_images(self, images, batch_size=64):
         """Encodes pictures to the means of their scaled latents, float32 (n, h, w, c).
@@ -381,7 +415,7 @@ class LatentDiffusion:
         another prompt edits it.
 
         Args:
-            image: uint8 (height, width, 3) or (n, height, width, 3).
+            image: a picture or several, as `image` of `generate`.
             prompt: a string that describes them.
             steps: number of DDIM steps.
             batch_size: the most pictures at once; it bounds memory.
@@ -393,7 +427,8 @@ class LatentDiffusion:
         Raises:
             InputError: an argument is of the wrong type or out of range.
         """
-        number = len(image) if np.ndim(image) == 4 else 1
+        is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+        number = len(image) if is_several else 1
         images = checked_image(image, number, self.sides_multiple, self.most_pixels)
         check_text("prompt", prompt)
         check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
@@ -423,20 +458,51 @@ class LatentDiffusion:
         levels = len(self._unet_config.block_out_channels) - 1
         return self._parts["autoencoder"].config.downsampling * 2**levels
 
+    def _weighing(self, loras):
+        """Within the block, LoRAs have the weights that prompts give them."""
+        if not loras:
+            return contextlib.nullcontext()
+        for name in loras:
+            if name not in self.adaptations.weights:
+                raise InputError(
+                    f"the prompt names the LoRA {name!r}, which is not loaded: load_lora(file, name={name!r})"
+                )
+        return self.adaptations.weighing(loras)
+
+    def _checked_size(self, height, width):
+        """(height, width) in pixels; None where there is none.
+
+        Raises:
+            InputError: the networks cannot draw that size, or not in the memory that there is.
+        """
+        multiple, most = self.sides_multiple, self.most_pixels
+        sides = []
+        for name, side in (("height", height), ("width", width)):
+            if side is not None:
+                side = check_whole(name, side, 1, most)
+                lower = side - side % multiple
+                if side != lower:
+                    nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
+                    raise InputError(f"{name} is {side}: give {nearest}, a multiple of {multiple}")
+            sides.append(side)
+        if math.prod(side or own for side, own in zip(sides, self.image_size, strict=True)) > most:
+            raise InputError(
+                f"height {sides[0]} and width {sides[1]} are more than this model has memory for: give at "
+                f"most {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
+            )
+        return tuple(sides)
+
     def engine_for(self, engine, shape):
         """An `Engine` by its name, for latents of a shape (h, w, channels).
 
         Raises:
             InputError: there is no such engine, or it cannot run the model at this size.
         """
-        if shape != self.latent_shape:  # OpenVINO's conversion is for one size
-            if engine == "openvino":
-                raise InputError(
-                    f"engine 'openvino' draws {self.latent_shape[:2]} latents only, these are {shape[:2]}: "
-                    "use 'tensorflow'"
-                )
-            engine = "tensorflow" if engine == "auto" else engine
-        return self.engines[engine]
+        if shape == self.latent_shape:
+            return self.engines[engine]
+        if engine == "openvino":
+            return self.engines.at(shape, lambda: self._functions(shape))[engine]
+        return self.engines["tensorflow" if engine == "auto" else engine]  # which needs no conversion
 
     def warmup(self, num_images=1, guidance_scale=3.0, batch_size=64, engine="auto"):
         """Compiles what `generate` needs for this number of pictures, so that its first call is fast.

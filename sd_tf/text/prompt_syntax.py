@@ -30,6 +30,8 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 # A backslash and what it protects; the end of a weighted part; a parenthesis; text.
 MARKS = re.compile(rf"\\([()\\])|:\s*({NUMBER})\s*\)|([()])|[^\\:()]+|.", re.DOTALL)
 MARKS_OF_A1111 = re.compile(rf"\\([()\[\]\\])|:\s*({NUMBER})\s*\)|([()\[\]])|[^\\:()\[\]]+|.", re.DOTALL)
+LORA = re.compile(rf"\s*<lora:([^<>:]+)(?::\s*({NUMBER})\s*)?>")
+TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 
@@ -62,6 +64,29 @@ def parts_of(prompt: str, syntax: str = "weights") -> list[Part]:
         InputError: a weight above 10, or below -10.
     """
     return _PARSERS[syntax](prompt)
+
+
+def without_loras(prompts: list[str]) -> tuple[list[str], dict[str, float]]:
+    """Prompts of a1111 without "<lora:name:0.7>", and name -> weight; a name without a weight has 1.
+
+    Other tags are text, with a warning.
+
+    Raises:
+        InputError: two prompts give a LoRA different weights: a model has one at a time.
+    """
+    found = [
+        {name.strip(): float(weight or 1) for name, weight in LORA.findall(prompt)} for prompt in prompts
+    ]
+    for prompt, weights in zip(prompts, found, strict=True):
+        if weights != found[0]:
+            raise InputError(
+                f"prompt {shown(prompt)} has other LoRAs than {shown(prompts[0])}: draw them one by one"
+            )
+    without = [LORA.sub("", prompt) for prompt in prompts]
+    for prompt in without:
+        if tag := TAG.search(prompt):
+            _warn(prompt, f"{tag[0]} is read as text: LoRAs are written <lora:name:0.7>")
+    return without, found[0]
 
 
 def text_of(prompt: str, syntax: str = "weights") -> str:

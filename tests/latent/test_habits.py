@@ -1,0 +1,223 @@
+"""What people bring from diffusers, Keras, numpy and the web interfaces: sizes, seeds, pictures of any form."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd_tf.errors import InputError
+from tests.conftest import drawn_by_diffusers, make_tiny_model
+
+SETTINGS = {"steps": 3, "guidance_scale": 2.0, "progress": False, "engine": "tensorflow"}
+
+
+def draw(model, prompt="a red dress", **settings):
+    return model.generate(prompt, **SETTINGS | settings)
+
+
+def apart(one, other):
+    return np.abs(np.asarray(one).astype(int) - other).max()
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """A smooth one, 16 x 16."""
+    across, down = np.meshgrid(np.arange(16), np.arange(16))
+    return np.stack([16 * across, 16 * down, 255 - 8 * across - 8 * down], axis=-1).astype("uint8")
+
+
+# -- sizes ------------------------------------------------------------------------------------------------
+
+
+def test_diffusers_draws_the_same_at_another_size(tiny_model, tmp_path):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    tiny_model.save(tmp_path)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    latents = np.random.default_rng(0).standard_normal((1, 12, 6, 4)).astype("float32")
+    theirs = drawn_by_diffusers(pipeline, ["a red dress"], latents, 3, 2.0, height=24, width=12)
+    assert theirs.shape == (1, 24, 12, 3)
+    assert apart(draw(tiny_model, latents=latents, height=24, width=12), theirs) <= 2
+    assert apart(draw(tiny_model, latents=latents), theirs) <= 2
+
+
+def test_height_and_width_are_of_the_pictures_and_each_may_be_left_to_the_model(tiny_model):
+    assert draw(tiny_model, height=24, width=32).shape == (1, 24, 32, 3)
+    assert draw(tiny_model, width=32).shape == (1, 16, 32, 3)
+    np.testing.assert_array_equal(draw(tiny_model, height=16, width=16), draw(tiny_model))
+    way = tiny_model.interpolate(["a bag", "a dress"], frames=2, height=24, steps=2, progress=False)
+    assert way.shape == (2, 24, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"height": 30}, "height is 30: give 28 or 32, a multiple of 4"),
+        ({"width": 3}, "width is 3: give 4, a multiple of 4"),
+        ({"height": 0}, "height is 0: give a whole number from 1"),
+        ({"height": 16.0}, "height is 16.0: give a whole number"),
+        ({"height": 5000, "width": 5000}, "are more than this model has memory for: give at most 262,144"),
+        ({"height": 24, "latents": np.zeros((1, 8, 8, 4))}, r"latents are \(8, 8\), of height and width \(12, 8\)"),
+    ],
+)  # fmt: skip
+def test_sizes_that_cannot_be_drawn_are_named(tiny_model, settings, said):
+    with pytest.raises(InputError, match=said):
+        draw(tiny_model, **settings)
+
+
+def test_openvino_draws_other_sizes(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = make_tiny_model()
+    for size in ({"height": 24, "width": 12}, {"height": 12}, {}):
+        by_tensorflow = draw(model, num_images=2, **size)
+        assert apart(draw(model, num_images=2, engine="openvino", **size), by_tensorflow) <= 2
+
+
+# -- seeds ------------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_numpy_are_numbers(tiny_model):
+    given = {"num_images": np.int32(2), "seed": np.uint32(2**32 - 2), "steps": np.int64(3)}
+    np.testing.assert_array_equal(
+        draw(tiny_model, **given), draw(tiny_model, num_images=2, seed=2**32 - 2, steps=3)
+    )
+
+
+def test_seeds_are_one_for_each_prompt_or_one_for_each_picture(tiny_model):
+    one, two = (draw(tiny_model, prompt, seed=seed) for prompt, seed in (("a bag", 7), ("a dress", 3)))
+    both = draw(tiny_model, ["a bag", "a dress"], seed=[7, 3])
+    assert both.seeds.tolist() == [7, 3] and apart(both, np.concatenate([one, two])) <= 1
+    each = draw(tiny_model, ["a bag", "a dress"], num_images=2, seed=[7, 1, 1, 3])
+    assert each.seeds.tolist() == [7, 1, 1, 3] and apart(each[[0, 3]], np.concatenate([one, two])) <= 1
+    firsts = draw(tiny_model, ["a bag", "a dress"], num_images=2, seed=[7, 3])
+    assert firsts.seeds.tolist() == [7, 8, 3, 4]
+
+
+def test_no_seed_is_a_new_one_which_the_result_tells(tiny_model):
+    first, second = (draw(tiny_model, num_images=2, seed=None) for _ in range(2))
+    assert apart(first, second) > 2
+    assert apart(draw(tiny_model, num_images=2, seed=int(first.seeds[0])), first) == 0
+
+
+def test_the_same_prompt_several_times_is_as_many_pictures(tiny_model):
+    drawn = draw(tiny_model, ["a dress", "a bag", "a dress"], num_images=2, seed=5)
+    assert drawn.seeds.tolist() == [5, 6, 5, 6, 7, 8]
+    assert apart(drawn[[0, 1, 4, 5]], draw(tiny_model, "a dress", num_images=4, seed=5)) <= 1
+    others = draw(tiny_model, ["a dress", "a dress"], negative_prompt=["", "a bag"])
+    assert others.seeds.tolist() == [0, 0]  # drawn to be compared
+
+
+# -- what is handed in and out ----------------------------------------------------------------------------
+
+
+def test_pil_pictures_come_back_with_prompt_and_seed(tiny_model):
+    pictures = draw(tiny_model, ["a bag", "a dress"], num_images=2, seed=3, output="pil")
+    np.testing.assert_array_equal(
+        np.stack([np.asarray(each) for each in pictures]),
+        draw(tiny_model, ["a bag", "a dress"], num_images=2, seed=3),
+    )
+    assert pictures[3].info == {"prompt": "a dress", "seed": 4}
+    with pytest.raises(InputError, match="unknown output 'pill': did you mean 'pil'"):
+        draw(tiny_model, output="pill")
+
+
+def test_a_picture_is_taken_in_any_form(tiny_model, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    expected = draw(tiny_model, image=picture)
+    transparent = np.concatenate([picture, np.full((16, 16, 1), 255, np.uint8)], axis=-1)
+    for form in (
+        Image.fromarray(picture),
+        tmp_path / "picture.png",
+        str(tmp_path / "picture.png"),
+        [picture],
+        picture[np.newaxis],
+        picture.astype("float32") / 255,
+        transparent,
+        Image.fromarray(transparent),
+    ):
+        np.testing.assert_array_equal(draw(tiny_model, image=form), expected)
+    grey = np.repeat(picture[..., :1], 3, axis=-1)
+    for form in (grey[..., 0], grey[..., :1], Image.fromarray(grey[..., 0])):
+        np.testing.assert_array_equal(draw(tiny_model, image=form), draw(tiny_model, image=grey))
+    clear = np.concatenate([picture, np.zeros((16, 16, 1), np.uint8)], axis=-1)
+    np.testing.assert_array_equal(
+        draw(tiny_model, image=clear), draw(tiny_model, image=np.full_like(picture, 255))
+    )
+
+
+def test_a_picture_of_any_size_is_scaled_to_height_and_width(tiny_model, picture):
+    large = Image.fromarray(picture).resize((50, 30))
+    scaled = large.resize((24, 16), Image.Resampling.LANCZOS)
+    drawn = draw(tiny_model, image=large, height=16, width=24)
+    np.testing.assert_array_equal(drawn, draw(tiny_model, image=scaled))
+    two = draw(tiny_model, ["a bag", "a dress"], image=[large, picture], height=16, width=24)
+    assert two.shape == (2, 16, 24, 3)
+    with pytest.raises(InputError, match="image is 50 x 30: give sides .* or height and width, which it is"):
+        draw(tiny_model, image=large)
+    with pytest.raises(InputError, match="image has pictures of 16 x 16 and 50 x 30: give height and width"):
+        draw(tiny_model, ["a bag", "a dress"], image=[large, picture])
+
+
+def test_a_mask_is_taken_in_any_form(tiny_model, picture, tmp_path):
+    mask = np.zeros((16, 16), bool)
+    mask[:, :8] = True
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    expected = draw(tiny_model, image=picture, mask=mask)
+    for form in (
+        mask.astype(np.int8),
+        mask.astype(np.uint8),
+        mask.astype(np.int64) * 255,
+        mask.astype(np.float64),
+        mask[..., np.newaxis],
+        mask[np.newaxis],
+        Image.fromarray(mask),
+        tmp_path / "mask.png",
+        mask[::2, ::2],
+        Image.fromarray(mask).resize((160, 160)),
+    ):
+        np.testing.assert_array_equal(draw(tiny_model, image=picture, mask=form), expected)
+
+
+def test_what_is_no_picture_is_named(tiny_model, tmp_path):
+    with pytest.raises(InputError, match="image .*nothing.png: cannot be read as a picture: it is missing"):
+        draw(tiny_model, image=tmp_path / "nothing.png")
+    with pytest.raises(InputError, match="mask .*nothing.png: cannot be read as a picture: it is missing"):
+        draw(tiny_model, image=np.zeros((16, 16, 3), np.uint8), mask=tmp_path / "nothing.png")
+
+
+# -- prompts of the web interfaces ------------------------------------------------------------------------
+
+
+def test_a1111s_prompts_weigh_words_and_loaded_loras(tmp_path):
+    from sd_tf.latent.adaptations import LowRank
+
+    model = make_tiny_model()
+    module = next(name for name in model.adaptations.modules if name.endswith("to_q"))
+    outputs, inputs = model.adaptations.shape(module)
+    change = LowRank(np.ones((1, inputs), "float32"), np.ones((outputs, 1), "float32"))
+    model.adaptations.add("style", {module: change}, weight=0.0)
+    plain = draw(model)
+    np.testing.assert_array_equal(draw(model, "a red dress <lora:style:0>", prompt_syntax="a1111"), plain)
+    tagged = draw(model, "a red dress <lora:style:0.7>", prompt_syntax="a1111")
+    assert model.adaptations.weights == {"style": 0.0}
+    model.adaptations.weigh({"style": 0.7})
+    np.testing.assert_array_equal(draw(model), tagged)
+    assert apart(tagged, plain) > 0
+    with pytest.raises(
+        InputError, match=r"names the LoRA 'other', which is not loaded: load_lora\(file, name"
+    ):
+        draw(model, "a dress <lora:other>", prompt_syntax="a1111")
+    with pytest.raises(InputError, match="'a bag' has other LoRAs than 'a dress <lora:style>'"):
+        draw(model, ["a dress <lora:style>", "a bag"], prompt_syntax="a1111")
+    with pytest.warns(UserWarning, match="<hypernet:x:1> is read as text"):
+        draw(model, "a dress <hypernet:x:1>", prompt_syntax="a1111")
+
+
+def test_prompt_syntaxes_differ_as_their_names_say(tiny_model):
+    drawn = {
+        syntax: draw(tiny_model, "a (red:1.8) dress", prompt_syntax=syntax)
+        for syntax in ("weights", "a1111", "comfyui")
+    }
+    np.testing.assert_array_equal(drawn["weights"], drawn["a1111"])  # one row has one mean
+    assert apart(drawn["comfyui"], drawn["a1111"]) > 0
+    with pytest.raises(InputError, match="unknown prompt_syntax 'a111': did you mean 'a1111'"):
+        draw(tiny_model, prompt_syntax="a111")
