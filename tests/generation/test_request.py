@@ -93,3 +93,36 @@ def test_frames_go_from_the_first_prompt_and_seed_to_the_last():
         own = Request("a", seed=seed).noise(np.array([0]), 0, (32, 32, 4))[0]
         np.testing.assert_allclose(noise[place], own, atol=1e-6)
     assert noise[1].std() == pytest.approx(1, abs=0.03)
+
+
+def test_seeds_are_counted_on_given_one_by_one_or_drawn():
+    assert Request(["a", "b", "a"], num_images=2, seed=5).seeds.tolist() == [5, 6, 5, 6, 7, 8]
+    assert Request(["a", "a"], ["x", "y"], seed=5).seeds.tolist() == [5, 5]
+    assert Request(["a", "b"], num_images=2, seed=[9, 3]).seeds.tolist() == [9, 10, 3, 4]
+    assert Request(["a", "b"], num_images=2, seed=(1, 2, 3, 4)).seeds.tolist() == [1, 2, 3, 4]
+    assert Request("a", num_images=np.int32(2), seed=np.uint32(2**32 - 2)).seeds.tolist() == [
+        2**32 - 2,
+        2**32 - 1,
+    ]
+    drawn = [Request("a", num_images=3, seed=None).seeds for _ in range(20)]
+    assert all((np.diff(seeds) == 1).all() and seeds[0] >= 0 and seeds[-1] < 2**32 for seeds in drawn)
+    assert len({int(seeds[0]) for seeds in drawn}) > 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"seed": [1, 2, 3]},
+            "3 seeds for 2 prompts of 2 pictures: give one, one for each prompt, or one for",
+        ),
+        ({"seed": [1, -2]}, "seed is -2"),
+        ({"seed": [1, 2**32 - 1]}, "seed is 4294967295"),
+        ({"seed": "1"}, "seed is '1': give a whole number"),
+        ({"seed": 2**32 - 3, "prompt": ["a", "a"]}, "seed is 4294967293"),
+    ],
+    ids=str,
+)
+def test_seeds_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        Request(**{"prompt": ["a", "b"], "num_images": 2} | changes)
