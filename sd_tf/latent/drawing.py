@@ -42,29 +42,15 @@ def draw_request(
     `LatentDiffusion.generate`.
     """
     _check_guides(clip_guidance, initial_noise, image, mask)
-    levels, shape, picture = settings.levels(model.schedule), model.latent_shape_of(*size), None
+    levels, picture = settings.levels(model.schedule), None
     if latents is not None:
-        latents = request.checked_latents(latents, shape)
-        if size != (None, None) and latents.shape[1:] != shape:
-            raise InputError(
-                f"latents are {latents.shape[1:3]}, of height and width {shape[:2]}: give one of the two"
-            )
-        shape = latents.shape[1:]
+        latents = request.checked_latents(latents, model.latent_shape)
     for warning in request.warnings:
         warnings.warn(warning, stacklevel=3)
     if image is not None:
         picture = StartPicture(model, request, image, mask, strength, size)
-        if latents is not None and shape != picture.shape:
-            raise InputError(
-                f"latents are {shape[:2]}, those of image {picture.shape[:2]}: give only one of them"
-            )
-        shape, levels = picture.shape, levels_for_strength(levels, strength)
-        if strength > 0 and len(levels) == 1:
-            warnings.warn(
-                f"strength {strength:g} of {settings.steps} steps is less than one step: the picture is not "
-                "changed",
-                stacklevel=3,
-            )
+        levels = picture.levels(levels, settings.steps)
+    shape = _shape_of_all(model, size, latents, picture)
     networks = model.engine_for(engine, shape)
     conditions = _conditions(model, request, networks)
     if initial_noise is not None:
@@ -140,6 +126,16 @@ class StartPicture:
             latents_mask = latent_mask(self._mask, self._images.shape[1] // self.shape[0])
             self._latent_mask = request.for_each_picture(latents_mask)
 
+    def levels(self, levels, steps):
+        """Those of all levels that `strength` leaves."""
+        left = levels_for_strength(levels, self._strength)
+        if self._strength > 0 and len(left) == 1:
+            warnings.warn(
+                f"strength {self._strength:g} of {steps} steps is less than one step: the picture is not changed",
+                stacklevel=4,
+            )
+        return left
+
     def start(self, noise, places, levels):
         """The latents that sampling starts from: the picture's, with noise of the first level."""
         latents = self._latents[places]
@@ -163,6 +159,21 @@ class StartPicture:
         """Drawn pixels inside the mask, exactly the picture's outside."""
         images, mask = (self._request.for_each_picture(each) for each in (self._images, self._mask))
         return np.where(mask, drawn, images)
+
+
+def _shape_of_all(model, size, latents, picture):
+    """Shape (h, w, channels) of the latents, on which whatever was given must agree."""
+    given = {} if size == (None, None) else {"height and width": model.latent_shape_of(*size)}
+    if latents is not None:
+        given["latents"] = latents.shape[1:]
+    if picture is not None:
+        given["image"] = picture.shape
+    for name, shape in given.items():
+        if latents is not None and shape != given["latents"]:
+            raise InputError(
+                f"latents are {given['latents'][:2]}, those of {name} {shape[:2]}: give only one of them"
+            )
+    return next(reversed(given.values()), model.latent_shape)
 
 
 def _draw(model, networks, settings, plan, batch_size, callback, progress):

@@ -55,7 +55,10 @@ def test_height_and_width_are_of_the_pictures_and_each_may_be_left_to_the_model(
         ({"height": 0}, "height is 0: give a whole number from 1"),
         ({"height": 16.0}, "height is 16.0: give a whole number"),
         ({"height": 5000, "width": 5000}, "are more than this model has memory for: give at most 262,144"),
-        ({"height": 24, "latents": np.zeros((1, 8, 8, 4))}, r"are \(8, 8\), of height and width \(12, 8\)"),
+        (
+            {"height": 24, "latents": np.zeros((1, 8, 8, 4))},
+            r"are \(8, 8\), those of height and width \(12, 8\)",
+        ),
     ],
     ids=str,
 )
