@@ -131,7 +131,8 @@ class StartPicture:
         left = levels_for_strength(levels, self._strength)
         if self._strength > 0 and len(left) == 1:
             warnings.warn(
-                f"strength {self._strength:g} of {steps} steps is less than one step: the picture is not changed",
+                f"strength {self._strength:g} of {steps} steps is less than one step: the picture is not "
+                "changed",
                 stacklevel=4,
             )
         return left
