@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -312,6 +313,46 @@ def replacing_file(file):
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
+
+
+def write_new(file, content: bytes) -> Path:
+    """Writes a file whole or not at all; what is there already stays, and the file gets the next free number.
+
+    Args:
+        file: a path, such as "dress.png": if it is taken, "dress-1.png", "dress-2.png" and so on.
+        content: what to write.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        CannotWrite: an `InputError`.
+    """
+    file = Path(file)
+    new = file.with_name(f".{secrets.token_hex(8)}.new")
+    try:
+        new.write_bytes(content)
+        for number in itertools.count():
+            numbered = file.with_stem(f"{file.stem}-{number}") if number else file
+            with contextlib.suppress(FileExistsError):
+                _name_anew(new, numbered)
+                return numbered
+    except OSError as error:
+        raise CannotWrite(file, reason(error)) from None
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def _name_anew(file, name):
+    """Gives a file another name; `FileExistsError` if that is taken, also by another process just now."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL))
+        file.replace(name)
 
 
 def remove_folder(folder):

@@ -3,8 +3,6 @@
 With `--frames 8` it interpolates from one prompt, or seed, to the next.
 """
 
-import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from sd_tf import commandline
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.generation.parameters import KEY, parameters
-from sd_tf.images import file_name, save_png, save_sheet
+from sd_tf.images import add_png, file_name, save_sheet
 
 BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
 DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
@@ -26,14 +24,16 @@ NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip")
 
 @commandline.naming_flags()
 def main(arguments=None):
-    """Parses flags, draws, and writes a PNG file for each picture and, for several, a grid of all."""
+    """Parses flags, draws, and writes a PNG file for each picture and, for several, a grid of all.
+
+    Pictures that are there already stay: new ones get the next free number. The grid is of this drawing.
+    """
     flags = _parser().parse_args(arguments)
     output = Path(flags.output)
     commandline.check_writable(output)
     request = _check(flags)
-    files = _files(output, flags, request)
-    for file in (*files, output / GRID, output / STRIP):
-        commandline.check_no_folder(file)
+    for name in (GRID, STRIP):
+        commandline.check_no_folder(output / name)
     start = _start_picture(flags)
     model = _load(flags)
     settings = {name: getattr(flags, name) for name in DRAWING_FLAGS} | {"negative_prompt": _negative(flags)}
@@ -43,7 +43,7 @@ def main(arguments=None):
     if flags.frames is not None:
         images = model.interpolate(flags.prompt, flags.frames, flags.seed, **settings)
         output.mkdir(parents=True, exist_ok=True)
-        _write_frames(files, images, metadata | {"prompt": flags.prompt, "seed": flags.seed})
+        _write_frames(output, images, metadata | {"prompt": flags.prompt, "seed": flags.seed})
         return
     guesses = {}  # step -> the first picture's x0
 
@@ -53,7 +53,7 @@ def main(arguments=None):
     settings |= start | _guides(flags) | {"callback": keep_guess if flags.strip else None}
     images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
     output.mkdir(parents=True, exist_ok=True)
-    _write(files, images, flags, request, metadata)
+    _write(output, images, flags, request, metadata)
     if guesses:
         strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine, flags.batch_size)
         _write_sheet(output / STRIP, strip, len(strip), metadata | _own(flags, request, 0))
@@ -204,7 +204,8 @@ def _check(flags):
     if flags.frames is not None:
         _check_frames(flags)
         return Interpolation(
-            flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0], flags.batch_size
+            *(flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0], flags.batch_size),
+            prompt_syntax=flags.prompt_syntax,
         )
     if len(flags.seed) > 1 and None in flags.seed:
         raise InputError("--seed has numbers beside random: give one of the two")
@@ -262,6 +263,7 @@ def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
     from sd_tf.latent.loading import needs_networks
+    from sd_tf.latent.lora_files import name_of
 
     of_networks = (flags.lora, flags.textual_inversion, flags.image, flags.clip_guidance, flags.initial_noise)
     if any(of_networks) or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
@@ -269,8 +271,9 @@ def _load(flags):
     model = sd_tf.load(flags.model, dtype=flags.precision)
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
-    for file, weight in _loras(flags):
-        model.load_lora(file, weight, name=file)
+    names = [name_of(file) for file in flags.lora]
+    for name, (file, weight) in zip(names, _loras(flags), strict=True):
+        model.load_lora(file, weight, name=name if names.count(name) == 1 else file)
     return model
 
 
@@ -289,29 +292,14 @@ def _metadata(flags, settings):
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _files(output, flags, request):
-    """The file of each picture. Pictures that are there already stay: new ones get the next free number."""
-    if flags.frames is not None:
-        digits = len(str(flags.frames - 1))
-        return [output / f"frame-{i:0{digits}}.png" for i in range(flags.frames)]
-    files = {}  # a set that keeps its order
-    for i, seed in enumerate(request.seeds):
-        first = file = output / file_name(flags.prompt[i // flags.num_images], seed)
-        numbers = itertools.count(1)
-        while file in files or os.path.lexists(file):
-            file = first.with_stem(f"{first.stem}-{next(numbers)}")
-        files[file] = None
-    return list(files)
-
-
 def _own(flags, request, i):
     """Prompt and seed of picture i."""
     return {"prompt": flags.prompt[i // flags.num_images], "seed": int(request.seeds[i])}
 
 
-def _write(files, images, flags, request, metadata):
-    """Writes a file for each picture, and a grid of all; one picture only where an older grid would stay."""
-    for i, (file, image) in enumerate(zip(files, images, strict=True)):
+def _write(output, images, flags, request, metadata):
+    """Writes a file for each picture, and a grid of all: of one picture only if there is an older grid."""
+    for i, image in enumerate(images):
         own = _own(flags, request, i)
         negative = request.negative_prompts[i // flags.num_images]
         of_a1111 = parameters(
@@ -321,21 +309,22 @@ def _write(files, images, flags, request, metadata):
             strength=metadata.get("strength", 0.8) if "image" in metadata else None,
             **{name: metadata[name] for name in ("model", "steps", "sampler", "guidance_scale", "karras")},
         )
-        save_png(file, image, metadata | own | {KEY: of_a1111})
-        print(file)
-    grid = files[0].with_name(GRID)
+        file = output / file_name(own["prompt"], own["seed"])
+        print(add_png(file, image, metadata | own | {KEY: of_a1111}))
+    grid = output / GRID
     if len(images) > 1 or grid.exists():
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)
         of_all = metadata | {"prompt": flags.prompt, "seed": int(request.seeds[0])}
         _write_sheet(grid, images, columns, of_all)
 
 
-def _write_frames(files, images, metadata):
+def _write_frames(output, images, metadata):
     """Writes a numbered file for each frame, and a grid."""
-    for i, (file, image) in enumerate(zip(files, images, strict=True)):
-        save_png(file, image, metadata | {"frame": f"{i} of {len(images)}"})
-        print(file)
-    _write_sheet(files[0].with_name(GRID), images, round(len(images) ** 0.5), metadata)
+    digits = len(str(len(images) - 1))
+    for i, image in enumerate(images):
+        file = output / f"frame-{i:0{digits}}.png"
+        print(add_png(file, image, metadata | {"frame": f"{i} of {len(images)}"}))
+    _write_sheet(output / GRID, images, round(len(images) ** 0.5), metadata)
 
 
 def _write_sheet(file, images, columns, metadata):

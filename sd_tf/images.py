@@ -2,13 +2,14 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd_tf.errors import InputError
-from sd_tf.files import replacing_file
+from sd_tf.files import replacing_file, write_new
 
 LONGEST_NAME = 200  # bytes of a file's name; file systems take 255
 
@@ -21,6 +22,11 @@ def save_png(file, image: np.ndarray, settings: dict | None = None):
     """
     with replacing_file(file) as new:
         new.write_bytes(png(image, settings))
+
+
+def add_png(file, image: np.ndarray, settings: dict | None = None) -> Path:
+    """As `save_png`, but never in the place of another file, see `write_new`; returns the file written."""
+    return write_new(file, png(image, settings))
 
 
 def png(image: np.ndarray, settings: dict | None = None) -> bytes:

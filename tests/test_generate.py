@@ -49,7 +49,9 @@ def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp
     assert list(file.parent.iterdir()) == [file]
     expected = tiny_model.generate("a red dress", steps=2, seed=5, guidance_scale=2.5, negative_prompt="blue")
     assert np.abs(pixels(file).astype(int) - expected[0]).max() <= 1
-    assert texts(file) == {
+    said = texts(file)
+    assert said.pop("parameters").splitlines()[:2] == ["a red dress", "Negative prompt: blue"]
+    assert said == {
         "prompt": "a red dress",
         "seed": "5",
         "steps": "2",
@@ -218,7 +220,8 @@ def test_words_negative_prompts_and_noise_from_the_command_line(folder, tiny_mod
         (["--image", "nothing.png"], "--image .*nothing.png cannot be read as a picture: it is missing"),
         (["--image", "text.png"], "--image .*text.png cannot be read as a picture"),
         (["--image", "image.png", "--strength", "2"], "strength is 2.0"),
-        (["--image", "image.png", "--mask", "wide.png"], r"mask has the shape \(16, 18\)"),
+        (["--image", "image.png", "--mask", "text.png"], "--mask .*text.png cannot be read as a picture"),
+        (["--image", "image.png", "--mask", "image.png"], "mask covers nothing: give True where something"),
         (["--image", "wide.png"], "image is 18 x 16: give sides that are multiples of"),
     ],
     ids=str,
@@ -231,6 +234,52 @@ def test_a_picture_that_cannot_be_drawn_on_is_named(flags, message, folder, tmp_
     with pytest.raises(InputError, match=message):
         main(["a bag", "--model", str(folder), "--output", "out", *flags])
     assert not Path("out").exists()
+
+
+def test_pictures_that_are_there_stay_and_the_grid_is_of_the_last_drawing(folder, tmp_path, capsys):
+    flags = ["--model", str(folder), "--steps", "1", "--engine", "tensorflow", "--output", str(tmp_path)]
+    main(["a bag", "--num-images", "2", *flags])
+    before = {file: file.read_bytes() for file in tmp_path.glob("a-bag*.png")}
+    capsys.readouterr()
+    main(["a bag", "--guidance-scale", "1", *flags])
+    new, grid = tmp_path / "a-bag-0-1.png", tmp_path / "grid.png"
+    assert capsys.readouterr().out.splitlines() == [str(new), str(grid)]
+    assert all(file.read_bytes() == content for file, content in before.items()) and len(before) == 2
+    np.testing.assert_array_equal(pixels(grid), sheet(pixels(new)[np.newaxis], columns=1))
+    main(["a bag", "a bag", *flags, "--seed", "0", "0"])
+    assert {file.name for file in tmp_path.glob("a-bag*")} == {
+        *("a-bag-0.png", "a-bag-1.png", "a-bag-0-1.png", "a-bag-0-2.png", "a-bag-0-3.png")
+    }
+    for _ in range(2):
+        main(["a bag", "a dress", "--frames", "2", *flags])
+    assert {file.name for file in tmp_path.glob("frame*")} == {
+        *("frame-0.png", "frame-1.png", "frame-0-1.png", "frame-1-1.png")
+    }
+
+
+def test_a_random_seed_is_told_by_name_and_content(folder, tmp_path, capsys):
+    flags = ["--model", str(folder), "--steps", "1", "--output", str(tmp_path)]
+    main(["a bag", "--seed", "random", *flags])
+    main(["a bag", "--seed", "random", *flags])
+    files = list(tmp_path.glob("a-bag-*.png"))
+    assert len(files) == 2 and all(file.name == f"a-bag-{texts(file)['seed']}.png" for file in files)
+    with pytest.raises(InputError, match="--seed has numbers beside random: give one of the two"):
+        main(["a bag", "--seed", "random", "3", *flags])
+    with pytest.raises(SystemExit):
+        main(["a bag", "--seed", "soon", *flags])
+    assert "argument --seed: invalid" in capsys.readouterr().err
+
+
+def test_sizes_and_prompts_of_web_interfaces_from_the_command_line(folder, tiny_model, tmp_path):
+    flags = ["--model", str(folder), "--steps", "2", "--engine", "tensorflow", "--output", str(tmp_path)]
+    main(["a [red] dress", "--height", "24", "--width", "12", "--prompt-syntax", "a1111", *flags])
+    expected = tiny_model.generate("a [red] dress", height=24, width=12, steps=2, prompt_syntax="a1111")
+    drawn = pixels(tmp_path / "a-red-dress-0.png")
+    assert drawn.shape == (24, 12, 3) and np.abs(drawn.astype(int) - expected[0]).max() <= 1
+    said = texts(tmp_path / "a-red-dress-0.png")["parameters"]
+    assert said.splitlines()[0] == "a [red] dress" and "Size: 12x24" in said
+    with pytest.raises(InputError, match="--height is 25: give 24 or 28, a multiple of 4"):
+        main(["a dress", "--height", "25", *flags])
 
 
 def test_sixteen_pictures_of_one_prompt_make_a_square(folder, tmp_path):
@@ -351,7 +400,7 @@ def test_a_locale_of_bytes_takes_prompts_and_files_of_any_letters(tmp_path):
 
 
 def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_drawn(tmp_path):
-    for name in ("a-dress-1.png", "grid.png"):
+    for name in ("strip.png", "grid.png"):
         (tmp_path / name).mkdir()
         with pytest.raises(InputError, match=f"{name} is a folder, but a file is to be written there"):
             main(["a dress", "--num-images", "2", "--model", "no-such", "--output", str(tmp_path)])
