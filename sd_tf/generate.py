@@ -3,6 +3,7 @@
 With `--frames 8` it interpolates from one prompt, or seed, to the next.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,10 @@ def _parser():
 
 def number_or_random(text):
     """The type of --seed: None is a random one."""
-    return None if text == "random" else int(text)
+    try:
+        return None if text == "random" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no seed: give a whole number, or random") from None
 
 
 def _add_model(group):

@@ -257,7 +257,7 @@ def test_pictures_that_are_there_stay_and_the_grid_is_of_the_last_drawing(folder
     }
 
 
-def test_a_random_seed_is_told_by_name_and_content(folder, tmp_path, capsys):
+def test_a_random_seed_is_told_by_name_and_content(folder, tmp_path):
     flags = ["--model", str(folder), "--steps", "1", "--output", str(tmp_path)]
     main(["a bag", "--seed", "random", *flags])
     main(["a bag", "--seed", "random", *flags])
@@ -265,9 +265,8 @@ def test_a_random_seed_is_told_by_name_and_content(folder, tmp_path, capsys):
     assert len(files) == 2 and all(file.name == f"a-bag-{texts(file)['seed']}.png" for file in files)
     with pytest.raises(InputError, match="--seed has numbers beside random: give one of the two"):
         main(["a bag", "--seed", "random", "3", *flags])
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="argument --seed: soon is no seed: give a whole number, or random"):
         main(["a bag", "--seed", "soon", *flags])
-    assert "argument --seed: invalid" in capsys.readouterr().err
 
 
 def test_sizes_and_prompts_of_web_interfaces_from_the_command_line(folder, tiny_model, tmp_path):
@@ -278,7 +277,7 @@ def test_sizes_and_prompts_of_web_interfaces_from_the_command_line(folder, tiny_
     assert drawn.shape == (24, 12, 3) and np.abs(drawn.astype(int) - expected[0]).max() <= 1
     said = texts(tmp_path / "a-red-dress-0.png")["parameters"]
     assert said.splitlines()[0] == "a [red] dress" and "Size: 12x24" in said
-    with pytest.raises(InputError, match="--height is 25: give 24 or 28, a multiple of 4"):
+    with pytest.raises(InputError, match="height is 25: give 24 or 28, a multiple of 4"):
         main(["a dress", "--height", "25", *flags])
 
 
@@ -322,7 +321,10 @@ def test_a_picture_made_in_bfloat16_is_near_the_exact_one(folder, tmp_path):
         (["--eta", "2"], "eta is 2.0"),
         (["--clip-guidance-scale", "2"], "--clip-guidance-scale is for --clip-guidance: name a CLIP"),
         (["--clip-guidance", "clip-mono"], "unknown model 'clip-mono': did you mean 'clip-mini'"),
-        (["--seed", "1", "2"], "--seed has 2 numbers: give one, or --frames"),
+        (
+            ["--seed", "1", "2"],
+            r"seed has 2 numbers: give one, one for each prompt \(1\), or one for each picture \(1\)",
+        ),
         (["--frames", "4"], "1 prompts and 1 seeds: give two or more of one of them"),
         (["--frames", "1", "--seed", "1", "2"], "frames is 1"),
         (["--frames", "4", "--seed", "1", "2", "--strip"], "--frames does not go with --strip"),

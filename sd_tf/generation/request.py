@@ -61,8 +61,8 @@ class Request:
                 return np.array([check_whole("seed", each, 0, LARGEST_SEED) for each in seed], np.int64)
             if len(seed) != len(self.prompts):
                 raise InputError(
-                    f"{len(seed)} seeds for {len(self.prompts)} prompts of {self.num_images} pictures: give "
-                    "one, one for each prompt, or one for each picture"
+                    f"seed has {len(seed)} numbers: give one, one for each prompt ({len(self.prompts)}), or "
+                    f"one for each picture ({self.number})"
                 )
             firsts = [check_whole("seed", each, 0, LARGEST_SEED - (self.num_images - 1)) for each in seed]
             return np.concatenate([first + np.arange(self.num_images) for first in firsts])

@@ -114,7 +114,7 @@ def test_seeds_are_counted_on_given_one_by_one_or_drawn():
     [
         (
             {"seed": [1, 2, 3]},
-            "3 seeds for 2 prompts of 2 pictures: give one, one for each prompt, or one for",
+            r"seed has 3 numbers: give one, one for each prompt \(2\), or one for each picture \(4\)",
         ),
         ({"seed": [1, -2]}, "seed is -2"),
         ({"seed": [1, 2**32 - 1]}, "seed is 4294967295"),
