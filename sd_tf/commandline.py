@@ -71,8 +71,7 @@ def add_guidance_interval(parser: argparse.ArgumentParser):
         type=float,
         nargs=2,
         metavar=("START", "STOP"),
-        default=[0.0, 1.0],
-        help="part of the steps that is guided, as shares of all steps (default: 0 1)",
+        help="part of the steps that is guided, as shares of all steps (default: the model's, or 0 1)",
     )
 
 
@@ -80,7 +79,9 @@ def add_levels(parser: argparse.ArgumentParser):
     """Adds --timestep-spacing and --karras, see `LatentDiffusion.generate`."""
     parser.add_argument("--timestep-spacing", help="leading, trailing or linspace (default: the model's)")
     parser.add_argument(
-        "--karras", action="store_true", help="noise levels of Karras et al. 2022 (not for ddim, ddpm, pndm)"
+        "--karras",
+        action=argparse.BooleanOptionalAction,
+        help="noise levels of Karras et al. 2022, not for ddim, ddpm, pndm (default: the model's)",
     )
 
 

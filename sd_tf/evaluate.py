@@ -4,6 +4,7 @@ Writes report.json, where every number stands with its protocol, and report.html
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import re
@@ -16,11 +17,11 @@ from sd_tf import commandline
 from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.data.open import open_data
 from sd_tf.data.options import DATASETS, DataOptions
-from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import check_comparable, check_report
 from sd_tf.files import read_json, write_text
+from sd_tf.generation.settings import Settings
 from sd_tf.options import is_choice, meaning_of
 
 FASHION_MNIST = "fashion_mnist"  # whose garments have judges of their own
@@ -30,6 +31,7 @@ DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "backgroun
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
 LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
 COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale")  # of which several may be given
+GIVEN_SETTINGS = (*COMPARED_SETTINGS, "guidance_interval", "karras", "timestep_spacing")
 
 
 @commandline.naming_flags()
@@ -90,14 +92,14 @@ def _add_drawing_flags(parser: argparse.ArgumentParser):
     for name, kind, default, text in (
         ("sampler", str, "ddim", "ddim, euler, dpmpp_2m, unipc, …; several are compared"),
         ("steps", int, 20, "sampling steps; several numbers are compared"),
-        ("guidance_scale", float, 3.0, "weight of the prompt in guidance; several are compared"),
+        ("guidance_scale", float, 3, "weight of the prompt in guidance; several are compared"),
     ):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
             nargs="+",
-            default=[default],
-            help=f"{text} (default: {default})",
+            default=[None],
+            help=f"{text} (default: the model's, or {default})",
         )
     commandline.add_guidance_interval(parser)
     commandline.add_levels(parser)
@@ -142,8 +144,11 @@ def _write(flags, command, reports, pictures):
 
 
 def _compared(flags):
-    """Names of the settings of which several were given."""
-    return [name for name in COMPARED_SETTINGS if len(getattr(flags, name)) > 1]
+    """Names of the settings of which several were given, or that each of several models has its own of."""
+    several = [name for name in COMPARED_SETTINGS if len(getattr(flags, name)) > 1]
+    if not flags.compare:
+        return several
+    return several + [name for name in GIVEN_SETTINGS if getattr(flags, name) in (None, [None])]
 
 
 def _json(value):
@@ -178,21 +183,12 @@ def _check(flags):
         if value < 2 * unit or value % unit:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} is {value}: give a multiple of {unit}, from {2 * unit}")
-    for value in flags.sampler:
-        if value not in SAMPLERS:
-            raise unknown("--sampler", value, SAMPLERS)
-    for name, values, least in (("steps", flags.steps, 1), ("guidance-scale", flags.guidance_scale, 0)):
-        for value in values:
-            if not least <= value <= 1000:
-                raise InputError(f"--{name} is {value}: give {least} to 1000")
-    start, stop = flags.guidance_interval
-    if not 0 <= start <= stop <= 1:
-        raise InputError(
-            f"--guidance-interval is {start} {stop}: give two shares of the steps, the lower first"
-        )
-    of_any_model = NoiseSchedule(ScheduleConfig(timestep_spacing=flags.timestep_spacing or "trailing"))
-    for name, steps in itertools.product(flags.sampler, flags.steps):
-        SAMPLERS[name].levels(of_any_model, steps, flags.karras)
+    of_any_model = NoiseSchedule(ScheduleConfig(timestep_spacing="trailing"))
+    for given in _given_settings(flags):
+        settings = Settings().replaced(**given)
+        if settings.karras and given["sampler"] is None:  # it may suit the model's
+            settings = dataclasses.replace(settings, karras=False)
+        settings.levels(of_any_model)
     if not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed is {flags.seed}: give 0 to {2**32 - 1}")
 
@@ -201,7 +197,7 @@ def _reports(flags, command):
     """The reports of all models and settings, and the pictures of each model's first."""
     names = flags.compare or [flags.model or "fashion-mnist"]
     # Whatever can be wrong is found before minutes of drawing.
-    earlier = {name: _read_reports(Path(name)) for name in names if name.endswith(".json")}
+    earlier = {name: read_reports(Path(name)) for name in names if name.endswith(".json")}
     check_comparable([report for found in earlier.values() for report in found], _compared(flags))
     for name in names:
         if name not in earlier:
@@ -248,6 +244,13 @@ def _picture_judges(flags, names):
         return PictureJudges(dataset, flags.colour_prompt)
 
 
+def _given_settings(flags):
+    """The settings that flags give, one after another; None is the model's."""
+    fixed = {name: getattr(flags, name) for name in GIVEN_SETTINGS if name not in COMPARED_SETTINGS}
+    for values in itertools.product(*(getattr(flags, name) for name in COMPARED_SETTINGS)):
+        yield dict(zip(COMPARED_SETTINGS, values, strict=True)) | fixed
+
+
 def _scored(name, flags, judges, command):
     """A report and sheets of pictures for each of the settings, one after another."""
     import sd_tf
@@ -255,12 +258,8 @@ def _scored(name, flags, judges, command):
     model = sd_tf.load(name)
     weights, coloured = weights_sha256(resolve(name)), flags.dataset == FASHION_MNIST or flags.colour_prompt
     number = flags.samples + (flags.tinted_samples if coloured else 0)
-    fixed = {"guidance_interval": flags.guidance_interval, "seed": flags.seed}
-    # Named only if they are not the usual ones, so that reports can be compared with older ones.
-    fixed |= {"karras": True} if flags.karras else {}
-    fixed |= {"timestep_spacing": flags.timestep_spacing} if flags.timestep_spacing else {}
-    for values in itertools.product(*(getattr(flags, each) for each in COMPARED_SETTINGS)):
-        settings = dict(zip(COMPARED_SETTINGS, values, strict=True)) | fixed
+    for given in _given_settings(flags):
+        settings = _described(model.recommended.replaced(**given)) | {"seed": flags.seed}
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
         print(f"{name}: {number} pictures, {described}", file=sys.stderr)
         drawn = judges.draw(model, flags.samples, flags.tinted_samples, settings)
@@ -271,6 +270,7 @@ def _scored(name, flags, judges, command):
             "label": ", ".join([name, *varied]),
             "weights": weights,
             "command": command,
+            "settings": settings,
             **judges.about,
             "skipped": judges.skipped,
             "scores": {title: score.to_json() for title, score in found.items()},
@@ -278,8 +278,19 @@ def _scored(name, flags, judges, command):
         yield report, judges.sheets(drawn)
 
 
-def _read_reports(file):
-    """The reports in an earlier report.json."""
+def _described(settings):
+    """Settings as protocols have them: some only if they are not the usual ones, as in older reports."""
+    values = settings.to_json()
+    usual = {"guidance_rescale": 0.0, "eta": 0.0, "karras": False, "timestep_spacing": None}
+    return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+
+
+def read_reports(file):
+    """The reports in an earlier report.json.
+
+    Raises:
+        InputError: the file is missing, damaged or no such report.
+    """
     try:
         whole = read_json(file, most=LARGEST_REPORT)
         found = whole.get("reports", [whole])

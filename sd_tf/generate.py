@@ -20,7 +20,7 @@ DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
     *("karras", "eta"),
 )
 GRID, STRIP = "grid.png", "strip.png"
-NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip")
+NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip", "clip_skip")
 
 
 @commandline.naming_flags()
@@ -37,7 +37,8 @@ def main(arguments=None):
         commandline.check_no_folder(output / name)
     start = _start_picture(flags)
     model = _load(flags)
-    settings = {name: getattr(flags, name) for name in DRAWING_FLAGS} | {"negative_prompt": _negative(flags)}
+    given = {name: getattr(flags, name) for name in DRAWING_FLAGS}
+    settings = vars(model.recommended.replaced(**given)) | {"negative_prompt": _negative(flags)}
     metadata = _metadata(flags, settings)
     settings |= {name: getattr(flags, name) for name in ("batch_size", "engine", "height", "width")}
     settings["prompt_syntax"] = flags.prompt_syntax
@@ -51,7 +52,8 @@ def main(arguments=None):
     def keep_guess(step, latents, prediction):
         guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy, so that the batch can be freed
 
-    settings |= start | _guides(flags) | {"callback": keep_guess if flags.strip else None}
+    settings |= start | _guides(flags) | {"clip_skip": flags.clip_skip}
+    settings["callback"] = keep_guess if flags.strip else None
     images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
     output.mkdir(parents=True, exist_ok=True)
     _write(output, images, flags, request, metadata)
@@ -83,6 +85,12 @@ def _parser():
     )
     for side in ("height", "width"):
         parser.add_argument(f"--{side}", type=int, help="of the pictures, in pixels (default: the model's)")
+    parser.add_argument(
+        "--clip-skip",
+        type=int,
+        default=0,
+        help='layers of the text encoder to leave out; 1 is "Clip skip: 2" of A1111 (default: 0)',
+    )
     parser.add_argument(
         "--prompt-syntax",
         default="weights",
@@ -133,12 +141,10 @@ def _add_model(group):
 
 
 def _add_sampling(group):
-    group.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
-    group.add_argument("--sampler", default="ddim", help=f"{', '.join(SAMPLERS)} (default: ddim)")
+    group.add_argument("--steps", type=int, help="sampling steps (default: the model's, or 20)")
+    group.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, or ddim)")
     commandline.add_levels(group)
-    group.add_argument(
-        "--eta", type=float, default=0.0, help="fresh noise in each step of DDIM, 0 to 1 (default: 0)"
-    )
+    group.add_argument("--eta", type=float, help="fresh noise in each step of DDIM, 0 to 1 (default: 0)")
     group.add_argument(
         "--initial-noise",
         action="store_true",
@@ -150,14 +156,12 @@ def _add_guidance(group):
     group.add_argument(
         "--guidance-scale",
         type=float,
-        default=3.0,
-        help="how strongly the pictures follow the prompt; 1 is without guidance (default: 3)",
+        help="how strongly pictures follow the prompt; 1 is without guidance (default: the model's, or 3)",
     )
     commandline.add_guidance_interval(group)
     group.add_argument(
         "--guidance-rescale",
         type=float,
-        default=0.0,
         help="0 to 1, how far to undo the contrast that a high scale adds (default: 0)",
     )
     group.add_argument(
@@ -291,7 +295,8 @@ def _metadata(flags, settings):
     """The settings that are written into every PNG file."""
     names = ("image", "strength", "mask", "clip_guidance", "clip_guidance_scale")
     found = settings | {name: getattr(flags, name) for name in names}
-    found |= {name: getattr(flags, name) or None for name in ("initial_noise", "textual_inversion")}
+    others = "initial_noise", "textual_inversion", "clip_skip"
+    found |= {name: getattr(flags, name) or None for name in others}
     found |= {"model": flags.model, "lora": dict(_loras(flags)) or None}
     return {name: value for name, value in found.items() if value is not None}
 

@@ -71,7 +71,7 @@ def _serve(flags, limits, ending, found):
     listeners = Listeners()
     actions = Actions(name, drawings, limits, size, sent, drawn, listeners)
     most_steps = min(limits.max_steps, model.schedule.config.num_train_timesteps)
-    blocks, style = page(actions, most_steps)
+    blocks, style = page(actions, most_steps, model.recommended)
     hosts = Hosts(flags.host, flags.allow_host)
     app = application(blocks, style, sent, drawn, listeners, hosts)
     host, port = found.getsockname()[:2]

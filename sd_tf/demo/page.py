@@ -9,6 +9,7 @@ import gradio as gr
 from sd_tf.demo.actions import CANVAS, Actions, Changes
 from sd_tf.demo.limits import LONGEST_PROMPT
 from sd_tf.diffusion.samplers import SAMPLERS
+from sd_tf.generation.settings import Settings
 
 SESSIONS = 500  # whose pictures are remembered; the least used is forgotten
 THEME = gr.themes.Default(
@@ -59,12 +60,13 @@ class Asked(NamedTuple):
     stop: Any
 
 
-def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
+def page(actions: Actions, most_steps: int, recommended: Settings) -> tuple[gr.Blocks, str]:
     """The page and its style sheet.
 
     Args:
         actions: what happens when the page is used.
         most_steps: that the limits and the model's schedule allow.
+        recommended: the settings that the page begins with.
     """
     limits, (width, height) = actions.limits, actions.size
     with gr.Blocks(title="sd_tf", analytics_enabled=False, fill_width=True) as blocks:
@@ -77,7 +79,7 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
         made, chosen, sent = gr.State([]), gr.State(0), gr.JSON({}, visible="hidden")
         with gr.Row():
             with gr.Column(scale=5, min_width=320, elem_classes="tight"):
-                asked = _asked(limits, most_steps, actions.size, sent)
+                asked = _asked(limits, most_steps, actions.size, sent, recommended)
             with gr.Column(scale=6, min_width=320, elem_classes="tight"):
                 shown, edit = _shown(made, chosen)
         _connect(actions, asked, shown, edit)
@@ -86,7 +88,7 @@ def page(actions: Actions, most_steps: int) -> tuple[gr.Blocks, str]:
     return blocks, CSS + _squares(limits.max_images) + (SHARP if actions.is_small else "")
 
 
-def _asked(limits, most_steps, size, sent) -> Asked:
+def _asked(limits, most_steps, size, sent, recommended) -> Asked:
     """The left column."""
     prompt = gr.Textbox(
         label="Prompt", placeholder="a red dress", lines=2, max_lines=6, max_length=LONGEST_PROMPT
@@ -98,18 +100,19 @@ def _asked(limits, most_steps, size, sent) -> Asked:
     with gr.Row():
         most = limits.max_images
         num_images = gr.Slider(1, most, min(4, most), step=1, label="Pictures")
-        steps = gr.Slider(1, most_steps, min(20, most_steps), step=1, label="Steps")
+        steps = gr.Slider(1, most_steps, min(recommended.steps, most_steps), step=1, label="Steps")
     with gr.Row():
-        guidance_scale = gr.Slider(0, 15, 3, step=0.1, label="Guidance scale")
-        sampler = gr.Dropdown(list(SAMPLERS), value="ddim", label="Sampler", filterable=False)
+        guidance_scale = gr.Slider(0, 15, recommended.guidance_scale, step=0.1, label="Guidance scale")
+        sampler = gr.Dropdown(list(SAMPLERS), value=recommended.sampler, label="Sampler", filterable=False)
     with gr.Row():
         seed = gr.Number(0, precision=0, minimum=0, label="Seed")
         with gr.Column(min_width=160, elem_classes="tight"):
             random_seed = gr.Checkbox(True, label="Another seed each time")
-            karras = gr.Checkbox(False, label="Karras' levels (not ddim, ddpm, pndm)")
+            karras = gr.Checkbox(recommended.karras, label="Karras' levels (not ddim, ddpm, pndm)")
     with gr.Accordion("Guide only some of the steps", open=False), gr.Row():
-        guidance_start = gr.Slider(0, 1, 0, step=0.05, label="From this share of them")
-        guidance_stop = gr.Slider(0, 1, 1, step=0.05, label="To this share")
+        start, stop = recommended.guidance_interval
+        guidance_start = gr.Slider(0, 1, start, step=0.05, label="From this share of them")
+        guidance_stop = gr.Slider(0, 1, stop, step=0.05, label="To this share")
     with gr.Accordion("Image-to-image and inpainting", open=False) as editor_section:
         upload, editor = _editor(size)
         strength = gr.Slider(0, 1, 0.8, step=0.05, label="Strength: how much of it may change")

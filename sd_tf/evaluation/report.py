@@ -21,6 +21,7 @@ img { image-rendering: pixelated; max-width: 100% } .best { font-weight: 600 }
 """
 NAMES = {
     "frechet_distance": "Fréchet distance",
+    "tinted_frechet_distance": "Fréchet distance, in colours",
     "kernel_distance": "kernel distance (KID)",
     "precision": "precision",
     "recall": "recall",

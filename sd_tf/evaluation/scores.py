@@ -54,19 +54,25 @@ class RealPictures:
         other_labels: of `others`.
         train: uint8 (60000, 32, 32), all that training sees.
         tinted: `Examples` of `others` in the colours of the palette.
+        tinted_reference: the same of `reference`.
     """
 
     def __init__(self, train, test):
         grey = np.repeat(test.grey[..., None], 3, axis=-1)
         self.reference, self.others = grey[1::2], grey[::2]
         self.other_labels, self.train = test.labels[::2], train.grey
-        examples = test.examples(np.arange(0, len(test), 2), 0)
-        chosen = examples.groups % (1 + len(PALETTE)) > 0
-        self.tinted = type(examples)(
-            examples.images[chosen],
-            [text for text, tinted in zip(examples.captions, chosen, strict=True) if tinted],
-            examples.groups[chosen],
-        )
+        self.tinted, self.tinted_reference = (_tinted(test, first) for first in (0, 1))
+
+
+def _tinted(test, first):
+    """`Examples` of every other test picture from `first` on, those with a colour."""
+    examples = test.examples(np.arange(first, len(test), 2), 0)
+    chosen = examples.groups % (1 + len(PALETTE)) > 0
+    return type(examples)(
+        examples.images[chosen],
+        [text for text, tinted in zip(examples.captions, chosen, strict=True) if tinted],
+        examples.groups[chosen],
+    )
 
 
 class ClassifierFeatures:
@@ -86,7 +92,8 @@ class ClassifierFeatures:
 
 class Fidelity:
     """Frechet and kernel distance, precision and recall of the grey pictures, in an extractor's features;
-    and the autoencoder's part of that distance, which is the least that its model can reach.
+    the Frechet distance of those in colours; and the autoencoder's part of the distance, which is the least
+    that its model can reach.
 
     Args:
         extractor: has `name`, `sha256`, `resize` and `features(images)`.
@@ -97,6 +104,9 @@ class Fidelity:
     def __init__(self, extractor, real, prefix=""):
         self.extractor, self.real, self.prefix = extractor, real, prefix
         self.reference, self.others = (extractor.features(each) for each in (real.reference, real.others))
+        self.tinted_reference, self.tinted_others = (
+            extractor.features(each.images) for each in (real.tinted_reference, real.tinted)
+        )
         self._manifold = Manifold(self.reference, NEIGHBOURS)
         self.resamples = RESAMPLES if self.reference.shape[1] <= NARROW else WIDE_RESAMPLES
         self.protocol = {
@@ -120,9 +130,18 @@ class Fidelity:
             "precision": scored(share_estimate(precision), "higher", manifold, floor[2]),
             "recall": scored(share_estimate(recall), "higher", manifold, floor[3]),
         }
+        scores["tinted_frechet_distance"] = self._tinted(drawn.tinted, drawing)
         if drawn.rebuilt is not None:
             scores["reconstruction_distance"] = self._reconstruction(drawn.rebuilt)
         return {self.prefix + name: score for name, score in scores.items()}
+
+    def _tinted(self, tinted, drawing):
+        number = len(self.tinted_reference)
+        reference = {"reference": f"the {number} test pictures of odd number that have a colour"}
+        protocol = self._of(len(tinted)) | reference | {"resamples": self.resamples} | drawing
+        estimate = frechet_estimate(self.extractor.features(tinted), self.tinted_reference, self.resamples)
+        floor = frechet_distance(self.tinted_others[: len(tinted)], self.tinted_reference)
+        return scored(estimate, "lower", protocol, floor)
 
     def _reconstruction(self, rebuilt):
         of = {"pictures": OTHERS, "resamples": self.resamples}

@@ -31,9 +31,12 @@ class Request:
             prompt or one for each picture; None for a random one.
         batch_size: the most pictures, and prompts, that are computed at once.
         prompt_syntax: one of `sd_tf.text.prompt_syntax.SYNTAXES`.
+        prompt_embeds: float (prompts, tokens, width), instead of `prompt`.
+        negative_prompt_embeds: float (1 or prompts, tokens, width), instead of `negative_prompt`.
 
     Attributes:
-        prompts, negative_prompts: lists of strings of equal length.
+        prompts, negative_prompts: lists of strings of equal length; empty strings in place of embeddings.
+        prompt_embeds, negative_prompt_embeds: float32 (prompts, tokens, width), or None.
         num_images, batch_size: as given.
         number: total number of pictures.
         syntax: as given.
@@ -45,11 +48,27 @@ class Request:
     """
 
     def __init__(
-        self, prompt, negative_prompt="", num_images=1, seed=0, batch_size=64, prompt_syntax="weights"
+        self,
+        prompt=None,
+        negative_prompt="",
+        num_images=1,
+        seed=0,
+        batch_size=64,
+        prompt_syntax="weights",
+        prompt_embeds=None,
+        negative_prompt_embeds=None,
     ):
         self.syntax = checked_syntax(prompt_syntax)
-        self.prompts, self.loras = _prompts_and_loras(prompt, prompt_syntax)
-        self.negative_prompts = checked_negative_prompts(negative_prompt, len(self.prompts))
+        self.prompt_embeds = _checked_embeds("prompt_embeds", prompt_embeds, "prompt", prompt)
+        if self.prompt_embeds is None:
+            self.prompts, self.loras = _prompts_and_loras(prompt, prompt_syntax)
+        else:
+            self.prompts, self.loras = [""] * len(self.prompt_embeds), {}
+        number = len(self.prompts)
+        self.negative_prompts = checked_negative_prompts(negative_prompt, number)
+        self.negative_prompt_embeds = _checked_embeds(
+            "negative_prompt_embeds", negative_prompt_embeds, "negative_prompt", negative_prompt, number
+        )
         self.num_images = check_whole("num_images", num_images, 1, MOST_PICTURES)
         self.batch_size = check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
         self.number = len(self.prompts) * self.num_images
@@ -71,7 +90,7 @@ class Request:
         before, firsts = collections.Counter(), []
         for pair in zip(self.prompts, self.negative_prompts, strict=True):
             firsts.append(before[pair] * self.num_images)
-            before[pair] += 1
+            before[pair] += self.prompt_embeds is None  # embeddings are not compared
         seed = check_whole("seed", seed, 0, LARGEST_SEED - (max(firsts) + self.num_images - 1))
         return np.concatenate([seed + first + np.arange(self.num_images) for first in firsts])
 
@@ -80,7 +99,7 @@ class Request:
         """Warnings about the prompts."""
         return [
             f"prompt {prompt!r} has no Latin letter: the text encoder was trained on English captions"
-            for prompt in self.prompts
+            for prompt in (self.prompts if self.prompt_embeds is None else ())
             if not any("a" <= letter <= "z" for letter in prompt.lower())
         ]
 
@@ -241,6 +260,28 @@ def checked_negative_prompts(negative_prompt, number: int) -> list[str]:
     if len(texts) != number:
         raise InputError(f"{len(texts)} negative prompts for {number} prompts: give one, or one for each")
     return list(texts)
+
+
+def _checked_embeds(name, embeds, replaced, text, number=None):
+    """The text encoder's output that a user gives, float32 (prompts, tokens, width), or None.
+
+    Args:
+        name: of the argument.
+        embeds: its value.
+        replaced, text: name and value of the argument that it stands for.
+        number: of prompts, if they are known.
+    """
+    if embeds is None:
+        return None
+    if text not in (None, ""):
+        raise InputError(f"{replaced} and {name} are both given: leave one out")
+    embeds = np.asarray(embeds)
+    if embeds.ndim != 3 or not embeds.size or number is not None and len(embeds) not in (1, number):
+        prompts = "prompts" if number is None else f"1 or {number}"
+        raise InputError(f"{name} have the shape {embeds.shape}: give ({prompts}, tokens, width)")
+    if not np.issubdtype(embeds.dtype, np.floating) or not np.isfinite(embeds).all():
+        raise InputError(f"{name} are {embeds.dtype}, or not all finite: give the text encoder's output")
+    return np.broadcast_to(embeds, (number or len(embeds), *embeds.shape[1:])).astype("float32")
 
 
 def _noise(seeds, draw, shape):

@@ -1,11 +1,21 @@
-"""Sampling settings: steps, guidance and sampler."""
+"""Sampling settings: steps, guidance and sampler; and those that a model's folder recommends."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 from sd_tf.diffusion.guidance import with_restarts
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, naming, unknown
+from sd_tf.files import read_json, write_json
 from sd_tf.generation.checks import check_interval, check_number, check_whole
+
+FILE = "generation_config.json"  # of a model's folder
+ABOUT = ("found_by", "distances")  # what the file may say besides: the command, and what it found
+TOGETHER = {  # a setting -> those that were chosen for it
+    "sampler": ("timestep_spacing", "karras", "eta"),
+    "guidance_scale": ("guidance_interval", "guidance_rescale"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +59,27 @@ class Settings:
                 f"eta is {self.eta}, but sampler {self.sampler!r} takes none: leave it out, or use 'ddim'"
             )
 
+    def replaced(self, **given) -> "Settings":
+        """These settings with those that a caller gave in their place; None is not given.
+
+        Settings that were chosen together are left out together: a caller's sampler takes neither these
+        levels nor this `eta`, a caller's guidance scale neither this interval nor this rescaling.
+
+        Raises:
+            InputError: see above.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        unused = set()
+        for first, others in TOGETHER.items():
+            if first in given:
+                unused |= set(others)
+        kept = {name: value for name, value in vars(self).items() if name not in unused}
+        return Settings(**kept | given)
+
+    def to_json(self) -> dict:
+        """As `FILE` has them."""
+        return vars(self) | {"guidance_interval": list(self.guidance_interval)}
+
     def levels(self, schedule):
         """The steps + 1 noise levels that the sampler visits on a `NoiseSchedule`.
 
@@ -67,3 +98,36 @@ class Settings:
         """Runs the sampler; see `sd_tf.diffusion.samplers` for the arguments."""
         options = {"eta": self.eta} if self.sampler == "ddim" else {}
         return SAMPLERS[self.sampler].sample(denoise, latents, levels, noise, callback, **options)
+
+
+def read_settings(folder: Path, usual: Settings) -> Settings:
+    """The settings that a model's folder recommends; `usual` where it has no `FILE`, or the file lacks one.
+
+    Raises:
+        InputError: the file is damaged, names an unknown setting, or a value is out of range.
+    """
+    file = folder / FILE
+    if not os.path.lexists(file):
+        return usual
+    values = read_json(file, root=folder)
+    with naming(file):
+        return settings_of({name: value for name, value in values.items() if name not in ABOUT}, usual)
+
+
+def settings_of(values: dict, usual: Settings | None = None) -> Settings:
+    """Settings of a JSON object; `usual` has those that it lacks.
+
+    Raises:
+        InputError: it has an unknown setting, or a value is out of range.
+    """
+    names = [field.name for field in dataclasses.fields(Settings)]
+    for name in values:
+        if name not in names:
+            raise unknown("setting", name, names)
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return (usual or Settings()).replaced(**given)
+
+
+def write_settings(folder: Path, settings: Settings, about: dict | None = None):
+    """Writes the settings that a model's folder recommends; `about` has values for `ABOUT`."""
+    write_json(folder / FILE, settings.to_json() | (about or {}))

@@ -4,9 +4,11 @@ import warnings
 
 import numpy as np
 
+from sd_tf.diffusion.conditions import Condition
 from sd_tf.diffusion.editing import inpainting, levels_for_strength, noised
 from sd_tf.diffusion.guidance import classifier_guidance
 from sd_tf.errors import InputError
+from sd_tf.generation.checks import check_whole
 from sd_tf.generation.loop import Plan, batches, draw
 from sd_tf.generation.pictures import checked_image, checked_mask, latent_mask
 from sd_tf.text.encoder import CLIPTextEncoder
@@ -32,6 +34,7 @@ def draw_request(
     mask=None,
     clip_guidance=None,
     initial_noise=None,
+    clip_skip=0,
     engine="auto",
     callback=None,
     progress=True,
@@ -41,7 +44,8 @@ def draw_request(
     `size` is (height, width) in pixels, None for the model's. The other arguments and errors are those of
     `LatentDiffusion.generate`.
     """
-    _check_guides(clip_guidance, initial_noise, image, mask)
+    _check_guides(request, clip_guidance, initial_noise, image, mask)
+    clip_skip = check_whole("clip_skip", clip_skip, 0, model.text_config.num_hidden_layers - 1)
     levels, picture = settings.levels(model.schedule), None
     if latents is not None:
         latents = request.checked_latents(latents, model.latent_shape)
@@ -52,7 +56,7 @@ def draw_request(
         levels = picture.levels(levels, settings.steps)
     shape = _shape_of_all(model, size, latents, picture)
     networks = model.engine_for(engine, shape)
-    conditions = _conditions(model, request, networks)
+    conditions = _conditions(model, request, text_encoder(model, networks, clip_skip))
     if initial_noise is not None:
         latents = _chosen_noise(model, request, initial_noise, conditions, latents, shape, levels[0])
 
@@ -93,9 +97,10 @@ def draw_interpolation(model, interpolation, settings, shape, engine="auto", pro
     return _draw(model, networks, settings, plan, interpolation.batch_size, None, progress)
 
 
-def text_encoder(model, networks) -> CLIPTextEncoder:
-    """The model's text encoder, run by the engine `networks`."""
-    return CLIPTextEncoder(model.tokenizer, model.text_config, lambda: model.text_encoder, networks.encode)
+def text_encoder(model, networks, clip_skip=0) -> CLIPTextEncoder:
+    """The model's text encoder, run by the engine `networks`, or without its last layers by TensorFlow."""
+    run = model.encode_skipping(clip_skip) if clip_skip else networks.encode
+    return CLIPTextEncoder(model.tokenizer, model.text_config, lambda: model.text_encoder, run)
 
 
 class StartPicture:
@@ -190,15 +195,46 @@ def _draw(model, networks, settings, plan, batch_size, callback, progress):
     )
 
 
-def _conditions(model, request, networks):
+def _conditions(model, request, encoder):
     """For each picture (negative, positive) conditions, each a `Condition` of one row."""
-    pairs = list(zip(request.negative_prompts, request.prompts, strict=True))
-    encoder = text_encoder(model, networks)
-    return [
-        tuple(both.split(2))
-        for both in encode_prompts(pairs, encoder, request.batch_size, request.syntax)
-        for _ in range(request.num_images)
-    ]
+    embeds = request.negative_prompt_embeds, request.prompt_embeds
+    texts = request.negative_prompts, request.prompts
+    if embeds == (None, None):
+        groups = list(zip(*texts, strict=True))
+        pairs = [
+            both.split(2) for both in encode_prompts(groups, encoder, request.batch_size, request.syntax)
+        ]
+    else:
+        sides = [
+            _given_or_encoded(given, prompts, request, encoder)
+            for given, prompts in zip(embeds, texts, strict=True)
+        ]
+        pairs = list(zip(*sides, strict=True))
+        _check_equal_lengths(*pairs[0])
+    return [tuple(pair) for pair in pairs for _ in range(request.num_images)]
+
+
+def _given_or_encoded(embeds, prompts, request, encoder):
+    """A `Condition` of one row for each prompt, of its embeddings or else of its text."""
+    if embeds is None:
+        [found] = encode_prompts([prompts], encoder, request.batch_size, request.syntax)
+    else:
+        if embeds.shape[2] != encoder.width:
+            raise InputError(
+                f"prompt_embeds have the width {embeds.shape[2]}, this model's text encoder has "
+                f"{encoder.width}: make them with it"
+            )
+        found = Condition(embeds, np.ones(embeds.shape[:2], bool))
+    return found.split(len(prompts))
+
+
+def _check_equal_lengths(negative, positive):
+    tokens = [condition.context.shape[1] for condition in (negative, positive)]
+    if tokens[0] != tokens[1]:
+        raise InputError(
+            f"negative prompts have {tokens[0]} tokens, prompts {tokens[1]}: give prompt_embeds and "
+            "negative_prompt_embeds of equally many"
+        )
 
 
 def _chosen_noise(model, request, initial_noise, conditions, latents, shape, level):
@@ -229,13 +265,15 @@ def _clip_wrapper(model, request, clip_guidance):
     return wrap
 
 
-def _check_guides(clip_guidance, initial_noise, image, mask):
+def _check_guides(request, clip_guidance, initial_noise, image, mask):
     for name, value, method, kind in (
         ("clip_guidance", clip_guidance, "gradients", "CLIPGuidance"),
         ("initial_noise", initial_noise, "chosen", "InitialNoise"),
     ):
         if value is not None and not hasattr(value, method):
             raise InputError(f"{name} is {value!r}: give a `{kind}` of sd_tf.latent.{name}")
+        if value is not None and request.prompt_embeds is not None:
+            raise InputError(f"{name} reads the words of a prompt: give prompt instead of prompt_embeds")
     if mask is not None and image is None:
         raise InputError("mask is for a picture: give image as well")
     if initial_noise is not None and image is not None:

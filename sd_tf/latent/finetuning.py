@@ -102,9 +102,11 @@ def draw_prior(model, prompt: str, number: int, seed: int, folder: Path, image_s
     files = [folder / f"{i:05}.png" for i in range(number)]
     at_once = pictures_at_once(64, image_size)
     # A model of its own, so that the given one compiles its networks later, with a LoRA in them.
+    recommended = model.recommended
     model = LatentDiffusion(
         model.autoencoder, model.unet, model.text_encoder, model.tokenizer, model.schedule
     )
+    model.recommended = recommended
     for start in range(sum(file.exists() for file in files), number, at_once):
         part = files[start : start + at_once]
         for file, image in zip(part, model.generate(prompt, len(part), seed=seed + start), strict=True):

@@ -13,6 +13,7 @@ from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.tensors import find, write
 from sd_tf.checkpoints.weight_files import DIFFUSERS
 from sd_tf.files import write_json
+from sd_tf.generation.settings import write_settings
 from sd_tf.latent import config_files, original
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion, Unread
@@ -71,6 +72,7 @@ def _save_parts(model, folder, dtype, max_shard_size):
         model.tokenizer.save(new)
     with replacing(folder / "scheduler") as new:
         write_json(new / "scheduler_config.json", SCHEDULE.to_json(model.schedule.config))
+    write_settings(folder, model.recommended)
     write_json(folder / "model_index.json", config_files.model_index(model.schedule.config))
 
 

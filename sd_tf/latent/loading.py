@@ -21,6 +21,7 @@ from sd_tf.errors import InputError, naming, unknown
 from sd_tf.files import is_regular, read_json
 from sd_tf.generation.conversions import Origin
 from sd_tf.generation.engines import kept_conversion
+from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.latent import config_files
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.model import LatentDiffusion, Unread
@@ -84,6 +85,7 @@ class _Found:
         tokenizer: a folder or hub id.
         pad_token: padding token to use instead of the tokenizer's, or None.
         dtype: precision policy of the networks.
+        recommended: `Settings` to draw with.
     """
 
     source: Path
@@ -93,6 +95,7 @@ class _Found:
     tokenizer: str | Path
     pad_token: str | None
     dtype: str | None
+    recommended: Settings = Settings()
 
     def model(self, parts, tokenizer=None) -> LatentDiffusion:
         """The model with these networks."""
@@ -100,7 +103,7 @@ class _Found:
         tokenizer = load_tokenizer(tokenizer or self.tokenizer, length, self.pad_token)
         with naming(self.source):
             model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(self.schedule))
-        model.dtype, model.origin = self.dtype, self.origin
+        model.dtype, model.origin, model.recommended = self.dtype, self.origin, self.recommended
         return model
 
 
@@ -123,10 +126,11 @@ def _find(name_or_folder, dtype, revision=None, variant=None, prediction_type=No
         return _Found(source, origin, parts, schedule, original.TOKENIZER, pad_token, dtype)
     refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
     schedule = _schedule(source, prediction_type)
+    recommended = read_settings(source, Settings())
     parts = {name: unread(source, name, dtype, variant) for name in ("text_encoder", "autoencoder", "unet")}
     _check_memory(parts, source, variant)
     _check_variant(source, variant)
-    return _Found(source, origin, parts, schedule, source, None, dtype)
+    return _Found(source, origin, parts, schedule, source, None, dtype, recommended)
 
 
 def needs_networks(name_or_folder, dtype=None) -> bool:

@@ -17,7 +17,7 @@ from sd_tf.generation.checks import check_number, check_text, check_whole
 from sd_tf.generation.engines import Engines
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import LARGEST_BATCH, Interpolation, Request
-from sd_tf.generation.settings import Settings
+from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.graphs import compiled
 from sd_tf.latent.adaptations import Adaptations
 from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
@@ -57,6 +57,7 @@ class LatentDiffusion:
         dtype: the Keras precision policy of its networks; None for Keras' global one.
         origin: the files that its weights were read from, an `Origin`; None if they have changed since.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
+        recommended: the `Settings` that `generate` uses where its caller gives none.
 
     Example:
         >>> model = sd_tf.load("fashion-mnist")
@@ -101,7 +102,7 @@ class LatentDiffusion:
         self._unet_config = unet.config
         self.engines = Engines(self._functions)
         self.dtype = self.origin = None
-        self.provenance = Provenance()
+        self.provenance, self.recommended = Provenance(), Settings()
 
     autoencoder = property(lambda self: self._network("autoencoder"))
     unet = property(lambda self: self._network("unet"))
@@ -119,7 +120,7 @@ class LatentDiffusion:
             return
         self._parts |= networks
         self.origin, self.engines = None, Engines(self._functions)
-        for name in ("adaptations", "_encode_images"):
+        for name in ("adaptations", "_encode_images", "_skipping"):
             self.__dict__.pop(name, None)
 
     def read_networks(self):
@@ -171,6 +172,7 @@ class LatentDiffusion:
         self.put(**{name: unread(folder, name, self.dtype) for name in self._parts})
         length = self._parts["text_encoder"].config.max_position_embeddings
         self.tokenizer, self.origin = load_tokenizer(folder, length), Origin(folder, PARTS)
+        self.recommended = read_settings(folder, self.recommended)
 
     def _functions(self, shape=None):
         """The `functions` of `Engines`, for latents of a shape; None for the model's own."""
@@ -213,6 +215,18 @@ class LatentDiffusion:
         ids = self.tokenizer(prompts)
         return np.asarray(self.engines["tensorflow"].encode(ids), "float32")
 
+    def encode_skipping(self, layers: int):
+        """A function as `Engine.encode`, without the text encoder's last layers but with its layer norm."""
+        if layers not in self._skipping:
+            self._skipping[layers] = compiled(
+                lambda token_ids: self.text_encoder(token_ids, layer=-1 - layers).last_hidden_state
+            )
+        return self._skipping[layers]
+
+    @functools.cached_property
+    def _skipping(self):
+        return {}  # layers left out -> the function
+
     def loss(self, latents, context, timesteps, noise, min_snr_gamma=None):
         """The training loss of each example, float32 (batch,).
 
@@ -226,18 +240,18 @@ class LatentDiffusion:
 
     def generate(
         self,
-        prompt,
+        prompt=None,
         num_images=1,
-        steps=20,
-        guidance_scale=3.0,
-        guidance_interval=(0.0, 1.0),
-        guidance_rescale=0.0,
+        steps=None,
+        guidance_scale=None,
+        guidance_interval=None,
+        guidance_rescale=None,
         seed=0,
         negative_prompt="",
-        sampler="ddim",
+        sampler=None,
         timestep_spacing=None,
-        karras=False,
-        eta=0.0,
+        karras=None,
+        eta=None,
         batch_size=64,
         latents=None,
         image=None,
@@ -248,6 +262,9 @@ class LatentDiffusion:
         height=None,
         width=None,
         prompt_syntax="weights",
+        prompt_embeds=None,
+        negative_prompt_embeds=None,
+        clip_skip=0,
         output="array",
         engine="auto",
         callback=None,
@@ -295,6 +312,10 @@ class LatentDiffusion:
                 own size. Far from it, a model draws worse.
             prompt_syntax: what parentheses in prompts mean: "weights", "a1111" or "comfyui", see
                 `sd_tf.text.prompt_syntax`. In "a1111", "<lora:name:0.7>" sets the weight of a loaded LoRA.
+            prompt_embeds: text encoder's output instead of prompts, float (prompts, tokens, width).
+            negative_prompt_embeds: the same instead of negative prompts, for all prompts or for each.
+            clip_skip: layers at the end of the text encoder that are left out, as diffusers counts them: 1 is
+                "Clip skip: 2" of A1111.
             output: "array", or "pil" for a list of PIL pictures, whose `info` has prompt and seed.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO if it is installed and can run the model. Their pictures differ by
@@ -314,16 +335,25 @@ class LatentDiffusion:
                 which are read as text, or no Latin letter; `strength` is less than one step.
         """
         check_output(output)
-        request = Request(prompt, negative_prompt, num_images, seed, batch_size, prompt_syntax)
-        settings = Settings(
-            steps,
-            guidance_scale,
-            guidance_interval,
-            guidance_rescale,
-            sampler,
-            timestep_spacing,
-            karras,
-            eta,
+        request = Request(
+            prompt,
+            negative_prompt,
+            num_images,
+            seed,
+            batch_size,
+            prompt_syntax,
+            prompt_embeds,
+            negative_prompt_embeds,
+        )
+        settings = self.recommended.replaced(
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            sampler=sampler,
+            timestep_spacing=timestep_spacing,
+            karras=karras,
+            eta=eta,
         )
         check_number("strength", strength, 0, 1)
         with self._weighing(request.loras):
@@ -338,6 +368,7 @@ class LatentDiffusion:
                 mask,
                 clip_guidance,
                 initial_noise,
+                clip_skip,
                 engine,
                 callback,
                 progress,
@@ -380,7 +411,8 @@ class LatentDiffusion:
         interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size, prompt_syntax)
         shape = self.latent_shape_of(*self._checked_size(height, width))
         with self._weighing(interpolation.loras):
-            return draw_interpolation(self, interpolation, Settings(**settings), shape, engine, progress)
+            settings = self.recommended.replaced(**settings)
+            return draw_interpolation(self, interpolation, settings, shape, engine, progress)
 
     def encode_images(self, images, batch_size=64):
         """Encodes pictures to the means of their scaled latents, float32 (n, h, w, c).
@@ -411,8 +443,8 @@ class LatentDiffusion:
     def invert(self, image, prompt="", steps=50, batch_size=64, engine="auto"):
         """DDIM inversion (Dhariwal & Nichol 2021): the initial noise from which DDIM reproduces a picture.
 
-        `generate(prompt, latents=..., steps=steps, guidance_scale=1)` draws about the same picture again;
-        another prompt edits it.
+        `generate(prompt, latents=..., steps=steps, guidance_scale=1, sampler="ddim")` draws about the same
+        picture again; another prompt edits it.
 
         Args:
             image: a picture or several, as `image` of `generate`.
@@ -504,7 +536,7 @@ class LatentDiffusion:
             return self.engines.at(shape, lambda: self._functions(shape))[engine]
         return self.engines["tensorflow" if engine == "auto" else engine]  # which needs no conversion
 
-    def warmup(self, num_images=1, guidance_scale=3.0, batch_size=64, engine="auto"):
+    def warmup(self, num_images=1, guidance_scale=None, batch_size=64, engine="auto"):
         """Compiles what `generate` needs for this number of pictures, so that its first call is fast.
 
         Networks are compiled once for each engine and, with OpenVINO, for each number of pictures.

@@ -64,6 +64,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     options = dataclasses.replace(options, preset=name)
     beginning = Beginning(preset, options, folder == "none", networks)
     model.dtype, model.provenance = dtype, Provenance(beginning, is_trained=False)
+    model.recommended = preset.recommended
     return model
 
 

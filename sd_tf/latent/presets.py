@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import argument, unknown
+from sd_tf.generation.settings import Settings
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 from sd_tf.training.options import StageConfig
@@ -28,6 +29,7 @@ class Preset:
     perceptual_weight: float = 1.0  # in the autoencoder's loss
     timestep_sampling: str = "logit_normal"
     logit_mean: float = -0.5
+    recommended: Settings = Settings()  # of the models that it makes
     cached_epochs: int = 4  # epochs of the data set whose latents are cached
     command: str = ""  # of the bundled weights, with their runtime and scores
     runtime: str = ""
