@@ -19,8 +19,8 @@ from sd_tf.data.open import open_data
 from sd_tf.data.options import DATASETS, DataOptions
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, unknown
-from sd_tf.evaluation.protocol import check_comparable, check_report
-from sd_tf.files import read_json, write_text
+from sd_tf.evaluation.protocol import check_comparable, read_reports
+from sd_tf.files import write_text
 from sd_tf.generation.settings import Settings
 from sd_tf.options import is_choice, meaning_of
 
@@ -29,7 +29,6 @@ FASHION_MNIST = "fashion_mnist"  # whose garments have judges of their own
 JUDGED_DATASETS = [name for name in DATASETS if name != "garments"]
 DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "background")  # of captioned pictures
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
-LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
 COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale")  # of which several may be given
 GIVEN_SETTINGS = (*COMPARED_SETTINGS, "guidance_interval", "karras", "timestep_spacing")
 
@@ -283,24 +282,6 @@ def _described(settings):
     values = settings.to_json()
     usual = {"guidance_rescale": 0.0, "eta": 0.0, "karras": False, "timestep_spacing": None}
     return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
-
-
-def read_reports(file):
-    """The reports in an earlier report.json.
-
-    Raises:
-        InputError: the file is missing, damaged or no such report.
-    """
-    try:
-        whole = read_json(file, most=LARGEST_REPORT)
-        found = whole.get("reports", [whole])
-        if not isinstance(found, list) or not found:
-            raise ValueError("it has none")
-        for report in found:
-            check_report(report)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no report of this command ({error}): evaluate the model again") from None
-    return found
 
 
 if __name__ == "__main__":

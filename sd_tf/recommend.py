@@ -1,7 +1,7 @@
 """Chooses a model's settings: `python -m sd_tf.recommend --model runs/mine --report evaluation/report.json`.
 
-Of the settings that `sd_tf.evaluate` has tried, it takes those whose Fréchet distances, of grey pictures and of
-pictures in colours, are nearest to the least of each. It writes them into the model's folder, where
+Of the settings that `sd_tf.evaluate` has tried, it takes those whose Fréchet distances, of grey pictures and
+of pictures in colours, are nearest to the least of each. It writes them into the model's folder, where
 `model.generate`, `sd_tf.generate` and the page find them.
 """
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from sd_tf import commandline
 from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.errors import InputError, naming, printable
-from sd_tf.evaluate import read_reports
-from sd_tf.evaluation.protocol import check_comparable
+from sd_tf.evaluation.protocol import check_comparable, read_reports
 from sd_tf.generation.settings import FILE, settings_of, write_settings
 
 DISTANCE = "frechet_distance"  # how the names of scores end that are looked at

@@ -26,7 +26,7 @@ STREAM = [
     {"latent"},
     {"families"},
     {"evaluation", "exporting"},
-    {"__init__", "train", "generate", "evaluate", "sweep", "export", "demo"},
+    {"__init__", "train", "generate", "evaluate", "sweep", "export", "demo", "recommend"},
 ]
 FAMILIES = STREAM[5]
 KNOW_NO_FAMILY = ("diffusion", "checkpoints", "generation", "training")

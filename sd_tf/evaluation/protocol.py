@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sd_tf.errors import InputError, shown
+from sd_tf.files import read_json
 
+LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
 BY_PROMPT = ("class_accuracy", "tinted_class_accuracy", "colour_accuracy")  # whose details are shares
 
 
@@ -35,6 +37,24 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """Its fields, as JSON has them."""
         return dataclasses.asdict(self)
+
+
+def read_reports(file):
+    """The reports in an earlier report.json.
+
+    Raises:
+        InputError: the file is missing, damaged or no such report.
+    """
+    try:
+        whole = read_json(file, most=LARGEST_REPORT)
+        found = whole.get("reports", [whole])
+        if not isinstance(found, list) or not found:
+            raise ValueError("it has none")
+        for report in found:
+            check_report(report)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is no report of this command ({error}): evaluate the model again") from None
+    return found
 
 
 def check_report(report):

@@ -56,7 +56,7 @@ def draw_request(
         levels = picture.levels(levels, settings.steps)
     shape = _shape_of_all(model, size, latents, picture)
     networks = model.engine_for(engine, shape)
-    conditions = _conditions(model, request, text_encoder(model, networks, clip_skip))
+    conditions = _conditions(model, request, networks, clip_skip)
     if initial_noise is not None:
         latents = _chosen_noise(model, request, initial_noise, conditions, latents, shape, levels[0])
 
@@ -195,23 +195,30 @@ def _draw(model, networks, settings, plan, batch_size, callback, progress):
     )
 
 
-def _conditions(model, request, encoder):
+def _conditions(model, request, networks, clip_skip):
     """For each picture (negative, positive) conditions, each a `Condition` of one row."""
-    embeds = request.negative_prompt_embeds, request.prompt_embeds
-    texts = request.negative_prompts, request.prompts
-    if embeds == (None, None):
-        groups = list(zip(*texts, strict=True))
-        pairs = [
-            both.split(2) for both in encode_prompts(groups, encoder, request.batch_size, request.syntax)
-        ]
+    whole, encoder = (text_encoder(model, networks, layers) for layers in (0, clip_skip))
+    if request.syntax != "weights":  # diffusers skips no layers for negative prompts, web interfaces do
+        whole = encoder
+    if request.prompt_embeds is None and request.negative_prompt_embeds is None:
+        pairs = _encoded_pairs(request, encoder)
+        if whole.run is not encoder.run:
+            negatives = _encoded_pairs(request, whole)
+            pairs = [(of_whole[0], pair[1]) for of_whole, pair in zip(negatives, pairs, strict=True)]
     else:
-        sides = [
-            _given_or_encoded(given, prompts, request, encoder)
-            for given, prompts in zip(embeds, texts, strict=True)
-        ]
-        pairs = list(zip(*sides, strict=True))
-        _check_equal_lengths(*pairs[0])
+        negatives = _given_or_encoded(
+            request.negative_prompt_embeds, request.negative_prompts, request, whole
+        )
+        positives = _given_or_encoded(request.prompt_embeds, request.prompts, request, encoder)
+        _check_equal_lengths(negatives[0], positives[0])
+        pairs = list(zip(negatives, positives, strict=True))
     return [tuple(pair) for pair in pairs for _ in range(request.num_images)]
+
+
+def _encoded_pairs(request, encoder):
+    """(negative, positive) for each prompt, with equally many tokens."""
+    groups = list(zip(request.negative_prompts, request.prompts, strict=True))
+    return [both.split(2) for both in encode_prompts(groups, encoder, request.batch_size, request.syntax)]
 
 
 def _given_or_encoded(embeds, prompts, request, encoder):

@@ -315,7 +315,8 @@ class LatentDiffusion:
             prompt_embeds: text encoder's output instead of prompts, float (prompts, tokens, width).
             negative_prompt_embeds: the same instead of negative prompts, for all prompts or for each.
             clip_skip: layers at the end of the text encoder that are left out, as diffusers counts them: 1 is
-                "Clip skip: 2" of A1111.
+                "Clip skip: 2" of A1111. As there, the syntaxes of web interfaces leave them out for negative
+                prompts, too.
             output: "array", or "pil" for a list of PIL pictures, whose `info` has prompt and seed.
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO if it is installed and can run the model. Their pictures differ by

@@ -60,11 +60,11 @@ class CLIPTextEncoder:
             `encode`. There is no pooled state then.
 
     Attributes:
-        tokenizer: as given.
+        tokenizer, run: as given.
     """
 
     def __init__(self, tokenizer, config, network: Callable, run: Callable | None = None):
-        self.tokenizer, self._network, self._run = tokenizer, network, run
+        self.tokenizer, self._network, self.run = tokenizer, network, run
         self.width, self.length = config.hidden_size, tokenizer.max_length
 
     @property
@@ -85,7 +85,7 @@ class CLIPTextEncoder:
 
     def encode(self, ids, mask) -> EncodedText:
         """Token ids and their mask, both (n, length), to states; the mask is returned as it is."""
-        if self._run is not None:
-            return EncodedText(self._run(ids), mask)
+        if self.run is not None:
+            return EncodedText(self.run(ids), mask)
         output = self._network()(ids)
         return EncodedText(output.last_hidden_state, mask, output.pooled)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sd_tf
 from sd_tf.errors import InputError
+from sd_tf.generation.settings import Settings
 from tests.conftest import drawn_by_diffusers, make_tiny_model
 
 SETTINGS = {"steps": 3, "guidance_scale": 2.0, "progress": False, "engine": "tensorflow"}
@@ -186,6 +188,126 @@ def test_what_is_no_picture_is_named(tiny_model, tmp_path):
         draw(tiny_model, image=tmp_path / "nothing.png")
     with pytest.raises(InputError, match="mask .*nothing.png: cannot be read as a picture: it is missing"):
         draw(tiny_model, image=np.zeros((16, 16, 3), np.uint8), mask=tmp_path / "nothing.png")
+
+
+# -- embeddings and layers of the text encoder ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model, tmp_path_factory):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model.save(folder)
+    return diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype("float32")
+
+
+def test_diffusers_draws_the_same_from_embeddings(tiny_model, pipeline, latents):
+    import torch
+
+    embeds = tiny_model.encode_prompts(["a red dress", "a blue bag"])
+    negative = np.random.default_rng(1).standard_normal(embeds.shape).astype("float32")
+    given = {
+        "prompt_embeds": torch.from_numpy(embeds.copy()),
+        "negative_prompt_embeds": torch.from_numpy(negative),
+    }
+    theirs = drawn_by_diffusers(pipeline, None, latents, 3, 2.0, **given)
+    ours = draw(tiny_model, None, latents=latents, prompt_embeds=embeds, negative_prompt_embeds=negative)
+    assert apart(ours, theirs) <= 2
+    words = draw(tiny_model, ["a red dress", "a blue bag"], latents=latents)
+    assert apart(draw(tiny_model, None, latents=latents, prompt_embeds=embeds), words) <= 1
+
+
+def test_embeddings_stand_for_prompts(tiny_model):
+    embeds = tiny_model.encode_prompts(["a red dress", "a red dress"])
+    drawn = draw(tiny_model, None, prompt_embeds=embeds, num_images=2, seed=5)
+    assert drawn.shape == (4, 16, 16, 3) and drawn.seeds.tolist() == [5, 6, 5, 6]
+    plain = draw(tiny_model, "a red dress", negative_prompt="a bag")
+    negative = tiny_model.encode_prompts(["a bag"])
+    assert apart(draw(tiny_model, "a red dress", negative_prompt_embeds=negative), plain) <= 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "said"),
+    [
+        ("a dress", {"prompt_embeds": np.zeros((1, 10, 16))}, "prompt and prompt_embeds are both given"),
+        (None, {}, "prompt is None: give a string"),
+        (
+            None,
+            {"prompt_embeds": np.zeros((10, 16))},
+            r"have the shape \(10, 16\): give \(prompts",
+        ),
+        (None, {"prompt_embeds": np.zeros((1, 10, 8))}, "have the width 8, this model's text encoder has 16"),
+        (None, {"prompt_embeds": np.zeros((1, 10, 16), int)}, "prompt_embeds are int64, or not all finite"),
+        (
+            None,
+            {"prompt_embeds": np.full((1, 10, 16), np.nan)},
+            "are float64, or not all finite",
+        ),
+        (None, {"prompt_embeds": np.zeros((1, 20, 16))}, "negative prompts have 10 tokens, prompts 20: give"),
+        ("a dress", {"negative_prompt_embeds": np.zeros((2, 10, 16))}, r"give \(1 or 1, tokens, width\)"),
+        (
+            "a dress",
+            {"negative_prompt": "a bag", "negative_prompt_embeds": np.zeros((1, 10, 16))},
+            "negative_prompt and negative_prompt_embeds are both given",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_embeddings_that_do_not_fit_are_named(tiny_model, prompt, settings, said):
+    with pytest.raises(InputError, match=said):
+        draw(tiny_model, prompt, **settings)
+
+
+def test_what_reads_words_takes_no_embeddings(tiny_model):
+    from sd_tf.latent.initial_noise import InitialNoise
+
+    with pytest.raises(InputError, match="initial_noise reads the words of a prompt: give prompt instead"):
+        draw(tiny_model, None, prompt_embeds=np.zeros((1, 10, 16)), initial_noise=InitialNoise())
+
+
+def test_clip_skip_is_diffusers(tiny_model, pipeline, latents):
+    """Its own line for it fails with transformers 5, which has taken `text_model` out of the way."""
+    import torch
+
+    prompts = ["a red dress", "a blue bag"]
+    ids = torch.from_numpy(np.asarray(tiny_model.tokenizer(prompts)).astype("int64"))
+    with torch.no_grad():
+        found = pipeline.text_encoder(ids, output_hidden_states=True)
+        tower = getattr(pipeline.text_encoder, "text_model", pipeline.text_encoder)
+        embeds = tower.final_layer_norm(found.hidden_states[-2])
+    whole = torch.from_numpy(tiny_model.encode_prompts(["", ""]).copy())
+    given = {"prompt_embeds": embeds, "negative_prompt_embeds": whole}
+    theirs = drawn_by_diffusers(pipeline, None, latents, 3, 2.0, **given)
+    ours = draw(tiny_model, prompts, latents=latents, clip_skip=1)
+    assert apart(ours, theirs) <= 2
+    assert apart(ours, draw(tiny_model, prompts, latents=latents)) > 2
+    of_web = draw(tiny_model, prompts, latents=latents, clip_skip=1, prompt_syntax="a1111")
+    assert apart(of_web, ours) > 0  # there the negative prompt has fewer layers, too
+
+
+# -- settings that a model recommends ---------------------------------------------------------------------
+
+
+def test_a_model_recommends_settings_which_a_caller_replaces(tmp_path):
+    model = make_tiny_model()
+    chosen = Settings(steps=4, guidance_scale=2.0, guidance_interval=(0.5, 1.0), sampler="euler", karras=True)
+    model.recommended = chosen
+    model.save(tmp_path)
+    read = sd_tf.load(tmp_path)
+    assert read.recommended == chosen
+    plain = {"progress": False, "engine": "tensorflow"}
+    np.testing.assert_array_equal(
+        read.generate("a bag", **plain), model.generate("a bag", **vars(chosen), **plain)
+    )
+    np.testing.assert_array_equal(
+        read.generate("a bag", steps=2, sampler="ddim", guidance_scale=3.0, **plain),
+        model.generate("a bag", **vars(Settings(steps=2)), **plain),
+    )
 
 
 # -- prompts of the web interfaces ------------------------------------------------------------------------

@@ -166,10 +166,10 @@ BAD = {
     "prompt": ["", "  ", 5, None, [], ["a dress", 3], ["a dress", ""], {"a dress"}],
     "num_images": [0, -1, 1.5, "2", True, None],
     "steps": [0, -1, 1001, 2.0, "20", True],
-    "seed": [-1, 2**32, 0.5, None, "0"],
+    "seed": [-1, 2**32, 0.5, "0", [1, 2], [0.5]],
     "batch_size": [0, -4, 2.5],
-    "guidance_scale": [-1, float("nan"), float("inf"), "3", None, True],
-    "guidance_interval": [0.5, (0.2,), (0.8, 0.2), (-0.1, 1), (0, 1.1), ("0", "1"), None],
+    "guidance_scale": [-1, float("nan"), float("inf"), "3", True],
+    "guidance_interval": [0.5, (0.2,), (0.8, 0.2), (-0.1, 1), (0, 1.1), ("0", "1")],
     "guidance_rescale": [-0.1, 1.1, "1"],
     "eta": [-0.1, 1.1, float("nan"), "0"],
     "negative_prompt": [None, 3, ["a", "b"], [3], []],
@@ -181,9 +181,10 @@ BAD = {
         "x",
     ]
     + [np.full((1, 8, 8, 4), np.nan), np.zeros((1, 8, 8, 4), int)],
-    "sampler": ["dimm", "", None, ["ddim"]],
+    "sampler": ["dimm", "", ["ddim"]],
     "timestep_spacing": ["lead", "", 3, ["leading"]],
-    "karras": [1, "yes", None, True],  # the sampler is DDIM
+    "karras": [1, "yes", True],  # the sampler is DDIM
+    "clip_skip": [-1, 2, 0.5, None, True],  # of two layers
     "clip_guidance": ["clip-mini", 1.0],
     "initial_noise": [True, "red"],
 }
