@@ -7,7 +7,7 @@ from sd_tf import evaluate
 from sd_tf.errors import InputError
 from sd_tf.evaluation.classifier import load_classifier
 from sd_tf.evaluation.inception import Inception
-from sd_tf.evaluation.protocol import Score, check_report
+from sd_tf.evaluation.protocol import Score, check_report, read_reports
 from sd_tf.evaluation.scores import TINTED_PROMPTS
 from tests.checkpoints.hostile import SPECIAL
 from tests.fuzzing import limited
@@ -23,9 +23,12 @@ FEW = ["--samples", "40", "--tinted-samples", "160", "--steps", "2", "--inceptio
         (["--tinted-samples", "80"], "--tinted-samples is 80: .* from 160"),
         (["--model", "a", "--compare", "b"], "--compare"),
         (["--sampler", "ddmi"], "'ddmi'.*'ddim'"),
-        (["--steps", "20", "0"], "--steps is 0: give 1 to 1000"),
-        (["--guidance-scale", "-1"], "--guidance-scale is -1.0: give 0 to 1000"),
-        (["--guidance-interval", "0.8", "0.2"], "--guidance-interval is 0.8 0.2: .* the lower first"),
+        (["--steps", "20", "0"], "--steps is 0: give a whole number from 1"),
+        (["--guidance-scale", "-1"], "--guidance-scale is -1.0: give a number from 0 to 1000"),
+        (
+            ["--guidance-interval", "0.8", "0.2"],
+            r"--guidance-interval is \(0.8, 0.2\): give the lower",
+        ),
         (["--seed", "-1"], "--seed is -1"),
         (["--compare", "fashion-mnist", "fashion-mnits"], "'fashion-mnits': did you mean 'fashion-mnist'"),
     ],
@@ -160,7 +163,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, how, read):
     file.parent.mkdir()
     SPECIAL[how](file, tmp_path)
     uses = {
-        "report": lambda: evaluate._read_reports(file),
+        "report": lambda: read_reports(file),
         "inception": lambda: Inception(file),
         "classifier": lambda: load_classifier(file.parent),
     }

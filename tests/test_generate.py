@@ -277,7 +277,7 @@ def test_sizes_and_prompts_of_web_interfaces_from_the_command_line(folder, tiny_
     assert drawn.shape == (24, 12, 3) and np.abs(drawn.astype(int) - expected[0]).max() <= 1
     said = texts(tmp_path / "a-red-dress-0.png")["parameters"]
     assert said.splitlines()[0] == "a [red] dress" and "Size: 12x24" in said
-    with pytest.raises(InputError, match="height is 25: give 24 or 28, a multiple of 4"):
+    with pytest.raises(InputError, match="--height is 25: give 24 or 28, a multiple of 4"):
         main(["a dress", "--height", "25", *flags])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sd_tf.diffusion.guidance import with_restarts
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import MOST_TIMESTEPS, SPACINGS
-from sd_tf.errors import InputError, naming, unknown
+from sd_tf.errors import InputError, argument, naming, unknown
 from sd_tf.files import read_json, write_json
 from sd_tf.generation.checks import check_interval, check_number, check_whole
 
@@ -47,20 +47,21 @@ class Settings:
     eta: float = 0.0
 
     def __post_init__(self):
-        check_whole("steps", self.steps, 1, MOST_TIMESTEPS)
-        check_number("guidance_scale", self.guidance_scale, 0, 1000)
-        check_number("guidance_rescale", self.guidance_rescale, 0, 1)
-        check_number("eta", self.eta, 0, 1)
-        check_interval("guidance_interval", self.guidance_interval)
+        check_whole(argument("steps"), self.steps, 1, MOST_TIMESTEPS)
+        check_number(argument("guidance_scale"), self.guidance_scale, 0, 1000)
+        check_number(argument("guidance_rescale"), self.guidance_rescale, 0, 1)
+        check_number(argument("eta"), self.eta, 0, 1)
+        check_interval(argument("guidance_interval"), self.guidance_interval)
         if self.sampler not in tuple(SAMPLERS):
             raise unknown("sampler", self.sampler, SAMPLERS)
         if self.timestep_spacing is not None and self.timestep_spacing not in tuple(SPACINGS):
             raise unknown("timestep_spacing", self.timestep_spacing, SPACINGS)
         if not isinstance(self.karras, bool):
-            raise InputError(f"karras is {self.karras!r}: give True or False")
+            raise InputError(f"{argument('karras')} is {self.karras!r}: give True or False")
         if self.eta and self.sampler != "ddim":
             raise InputError(
-                f"eta is {self.eta}, but sampler {self.sampler!r} takes none: leave it out, or use 'ddim'"
+                f"{argument('eta')} is {self.eta}, but sampler {self.sampler!r} takes none: leave it out, or "
+                "use 'ddim'"
             )
 
     def replaced(self, **given) -> "Settings":

@@ -12,7 +12,7 @@ from sd_tf.diffusion.conditions import Condition
 from sd_tf.diffusion.editing import ddim_inversion
 from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.diffusion.predictions import denoiser
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.generation.checks import check_number, check_text, check_whole
 from sd_tf.generation.engines import Engines
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
@@ -356,7 +356,7 @@ class LatentDiffusion:
             karras=karras,
             eta=eta,
         )
-        check_number("strength", strength, 0, 1)
+        check_number(argument("strength"), strength, 0, 1)
         with self._weighing(request.loras):
             images = draw_request(
                 self,
@@ -512,11 +512,11 @@ class LatentDiffusion:
         sides = []
         for name, side in (("height", height), ("width", width)):
             if side is not None:
-                side = check_whole(name, side, 1, most)
+                side = check_whole(argument(name), side, 1, most)
                 lower = side - side % multiple
                 if side != lower:
                     nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
-                    raise InputError(f"{name} is {side}: give {nearest}, a multiple of {multiple}")
+                    raise InputError(f"{argument(name)} is {side}: give {nearest}, a multiple of {multiple}")
             sides.append(side)
         if math.prod(side or own for side, own in zip(sides, self.image_size, strict=True)) > most:
             raise InputError(
