@@ -62,7 +62,7 @@ def _serve(flags, limits, ending, found):
 
     commandline.load_tensorflow()
     model = load(flags.model)
-    first = model.generate("a first picture", steps=1, engine=flags.engine, progress=False)
+    first = model.generate("a", steps=1, engine=flags.engine, progress=False)
     model.encode_images(first)  # compiled before somebody waits for it
     drawings = Drawings(model, limits.max_seconds, flags.engine)
     size = first.shape[2], first.shape[1]

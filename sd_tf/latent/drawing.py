@@ -12,6 +12,7 @@ from sd_tf.generation.checks import check_whole
 from sd_tf.generation.loop import Plan, batches, draw
 from sd_tf.generation.pictures import checked_image, checked_mask, latent_mask
 from sd_tf.text.encoder import CLIPTextEncoder
+from sd_tf.text.known_words import warnings_about
 from sd_tf.text.prompts import encode_prompts
 
 
@@ -49,7 +50,8 @@ def draw_request(
     levels, picture = settings.levels(model.schedule), None
     if latents is not None:
         latents = request.checked_latents(latents, model.latent_shape)
-    for warning in request.warnings:
+    known = None if model.has_adaptations else model.known_words  # a LoRA may know more
+    for warning in (*request.warnings, *warnings_about(request.prompts, model.tokenizer, known)):
         warnings.warn(warning, stacklevel=3)
     if image is not None:
         picture = StartPicture(model, request, image, mask, strength, size)

@@ -18,9 +18,8 @@ from sd_tf.latent import config_files, original
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion, Unread
 from sd_tf.latent.unet import UNet
-from sd_tf.text.clip import (
-    CLIPTextModel,
-)
+from sd_tf.text.clip import CLIPTextModel
+from sd_tf.text.known_words import write_words
 
 # -- writing ----------------------------------------------------------------------------------------
 
@@ -73,6 +72,8 @@ def _save_parts(model, folder, dtype, max_shard_size):
     with replacing(folder / "scheduler") as new:
         write_json(new / "scheduler_config.json", SCHEDULE.to_json(model.schedule.config))
     write_settings(folder, model.recommended)
+    if model.known_words is not None:
+        write_words(folder, model.known_words)
     write_json(folder / "model_index.json", config_files.model_index(model.schedule.config))
 
 

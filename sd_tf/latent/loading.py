@@ -25,6 +25,7 @@ from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.latent import config_files
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.text.known_words import read_words
 
 PARTS = ("vae", "unet", "text_encoder")
 
@@ -86,6 +87,7 @@ class _Found:
         pad_token: padding token to use instead of the tokenizer's, or None.
         dtype: precision policy of the networks.
         recommended: `Settings` to draw with.
+        known_words: see `LatentDiffusion`.
     """
 
     source: Path
@@ -96,6 +98,7 @@ class _Found:
     pad_token: str | None
     dtype: str | None
     recommended: Settings = Settings()
+    known_words: frozenset | None = None
 
     def model(self, parts, tokenizer=None) -> LatentDiffusion:
         """The model with these networks."""
@@ -103,7 +106,8 @@ class _Found:
         tokenizer = load_tokenizer(tokenizer or self.tokenizer, length, self.pad_token)
         with naming(self.source):
             model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(self.schedule))
-        model.dtype, model.origin, model.recommended = self.dtype, self.origin, self.recommended
+        model.dtype, model.origin = self.dtype, self.origin
+        model.recommended, model.known_words = self.recommended, self.known_words
         return model
 
 
@@ -126,11 +130,11 @@ def _find(name_or_folder, dtype, revision=None, variant=None, prediction_type=No
         return _Found(source, origin, parts, schedule, original.TOKENIZER, pad_token, dtype)
     refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
     schedule = _schedule(source, prediction_type)
-    recommended = read_settings(source, Settings())
+    recommended, known_words = read_settings(source, Settings()), read_words(source)
     parts = {name: unread(source, name, dtype, variant) for name in ("text_encoder", "autoencoder", "unet")}
     _check_memory(parts, source, variant)
     _check_variant(source, variant)
-    return _Found(source, origin, parts, schedule, source, None, dtype, recommended)
+    return _Found(source, origin, parts, schedule, source, None, dtype, recommended, known_words)
 
 
 def needs_networks(name_or_folder, dtype=None) -> bool:

@@ -23,6 +23,7 @@ from sd_tf.latent.adaptations import Adaptations
 from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
 from sd_tf.latent.options import LatentOptions
 from sd_tf.latent.provenance import Provenance
+from sd_tf.text.known_words import read_words
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encode_prompts
 
@@ -58,6 +59,8 @@ class LatentDiffusion:
         origin: the files that its weights were read from, an `Origin`; None if they have changed since.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
         recommended: the `Settings` that `generate` uses where its caller gives none.
+        known_words: the words of all captions that it has learned from, if its text encoder has learned from
+            no others; None if that may know any word.
 
     Example:
         >>> model = sd_tf.load("fashion-mnist")
@@ -102,7 +105,7 @@ class LatentDiffusion:
         self._unet_config = unet.config
         self.engines = Engines(self._functions)
         self.dtype = self.origin = None
-        self.provenance, self.recommended = Provenance(), Settings()
+        self.provenance, self.recommended, self.known_words = Provenance(), Settings(), None
 
     autoencoder = property(lambda self: self._network("autoencoder"))
     unet = property(lambda self: self._network("unet"))
@@ -172,7 +175,7 @@ class LatentDiffusion:
         self.put(**{name: unread(folder, name, self.dtype) for name in self._parts})
         length = self._parts["text_encoder"].config.max_position_embeddings
         self.tokenizer, self.origin = load_tokenizer(folder, length), Origin(folder, PARTS)
-        self.recommended = read_settings(folder, self.recommended)
+        self.recommended, self.known_words = read_settings(folder, self.recommended), read_words(folder)
 
     def _functions(self, shape=None):
         """The `functions` of `Engines`, for latents of a shape; None for the model's own."""
@@ -333,7 +336,8 @@ class LatentDiffusion:
 
         Warns:
             UserWarning: a prompt is longer than eight times what the text encoder takes, has invalid weights,
-                which are read as text, or no Latin letter; `strength` is less than one step.
+                which are read as text, no Latin letter, or words that the model does not know
+                (`sd_tf.text.known_words`); `strength` is less than one step.
         """
         check_output(output)
         request = Request(
@@ -544,7 +548,7 @@ class LatentDiffusion:
         OpenVINO's conversion is kept in the user's cache for other processes.
         """
         self.generate(
-            "warm",
+            "a",
             num_images,
             steps=1,
             guidance_scale=guidance_scale,

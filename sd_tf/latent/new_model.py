@@ -20,6 +20,7 @@ from sd_tf.latent.unet import UNet
 from sd_tf.options import meaning_of
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPTextModel
+from sd_tf.text.known_words import read_words
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import PRECISIONS
 
@@ -65,6 +66,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     beginning = Beginning(preset, options, folder == "none", networks)
     model.dtype, model.provenance = dtype, Provenance(beginning, is_trained=False)
     model.recommended = preset.recommended
+    model.known_words = frozenset() if folder == "none" else read_words(folder)
     return model
 
 

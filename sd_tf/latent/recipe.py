@@ -46,6 +46,7 @@ from sd_tf.nn.perceptual import PerceptualNetwork
 from sd_tf.options import meaning_of
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPModel
+from sd_tf.text.known_words import words_of, write_words
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import FOLDER
 from sd_tf.training.recipe import PlannedStage, Recipe
@@ -279,7 +280,9 @@ class Clip(_Planned):
         return ClipStage(self.config, clip, self.model.tokenizer, run.dataset, run.options.seed)
 
     def finish(self, run, stage):
-        save_clip(stage.network, stage.tokenizer, run.folder / self.result, run.options.save_dtype)
+        folder = run.folder / self.result
+        save_clip(stage.network, stage.tokenizer, folder, run.options.save_dtype)
+        write_words(folder, words_of(run.dataset.corpus()))
 
     def restore(self, run):
         folder = run.folder / self.result
@@ -393,6 +396,8 @@ class Diffusion(_Planned):
             changes = learned_changes(self.model.unet)
             write_lora(run.folder / self.result, changes, own.lora_layout or "diffusers", save_dtype)
         else:
+            if self.model.known_words is not None:
+                self.model.known_words |= words_of(run.dataset.corpus())
             self.model.save(run.folder, save_dtype)
 
     def restore(self, run):

@@ -1,12 +1,16 @@
 """What people bring from diffusers, Keras, numpy and web interfaces: sizes, seeds, pictures of any form."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import sd_tf
+from sd_tf.checkpoints.sources import bundled_names, resolve
 from sd_tf.errors import InputError
 from sd_tf.generation.settings import Settings
+from sd_tf.text.known_words import read_words
 from tests.conftest import drawn_by_diffusers, make_tiny_model
 
 SETTINGS = {"steps": 3, "guidance_scale": 2.0, "progress": False, "engine": "tensorflow"}
@@ -347,3 +351,27 @@ def test_prompt_syntaxes_differ_as_their_names_say(tiny_model):
     assert apart(drawn["comfyui"], drawn["a1111"]) > 0
     with pytest.raises(InputError, match="unknown prompt_syntax 'a111': did you mean 'a1111'"):
         draw(tiny_model, prompt_syntax="a111")
+
+
+# -- words that a model does not know ---------------------------------------------------------------------
+
+
+def test_words_of_no_caption_are_named_and_drawn(tmp_path):
+    model = make_tiny_model()
+    model.known_words = frozenset({"a", "red", "dress"})
+    model.save(tmp_path)
+    with pytest.warns(UserWarning, match="in no caption that this model has learned from: tiger") as caught:
+        draw(sd_tf.load(tmp_path), "a red tiger")
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(sd_tf.load(tmp_path), "a red dress")
+        draw(make_tiny_model(), "a red tiger")  # whose text encoder may know it
+
+
+def test_the_bundled_models_know_the_words_of_their_captions():
+    for name in bundled_names():
+        folder = resolve(name)
+        if (folder / "unet").is_dir():
+            assert {"a", "red"} <= read_words(folder)
+            assert "tigerish" not in read_words(folder)
