@@ -168,8 +168,9 @@ def _dora(at, change, parts, wanted):
         return change
     magnitude = parts[found[0]]
     # peft writes one number for each output, LyCORIS (outputs, 1, ...) or (1, inputs, ...).
-    axis = int(found[0] == "dora_scale" and magnitude.shape[:1] != wanted[:1])
-    if len(found) > 1 or math.prod(magnitude.shape) not in wanted[axis : axis + 1]:
+    axis = 1 if found[0] == "dora_scale" and magnitude.shape[:1] != wanted[:1] else 0
+    fits = len(wanted) > 1 and math.prod(magnitude.shape) == wanted[axis]
+    if len(found) > 1 or not fits:
         raise InputError(
             f"{at} has {' and '.join(found)} of shape {magnitude.shape}: one number for each output of a "
             f"kernel {wanted} is expected or, in LyCORIS' layout, for each input"

@@ -1,7 +1,7 @@
 """Where adaptations come from: a file, a folder, or the hub."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from sd_tf.checkpoints.sources import HUB_ID, one_line_hub_errors
@@ -33,6 +33,9 @@ def find_lora(file_or_id, weight_name: str | None = None, revision: str | None =
     Raises:
         InputError: there is no such file, there are several, or the hub cannot be reached.
     """
+    for name, value in (("file", file_or_id), ("weight_name", weight_name), ("revision", revision)):
+        if not isinstance(value, (str, os.PathLike) if name == "file" else (str, type(None))):
+            raise InputError(f"{name} is {shown(value)}: give a text")
     path, hub_id = Path(os.path.expanduser(file_or_id)), str(file_or_id)
     if os.path.exists(path) or not HUB_ID.fullmatch(hub_id) or path.suffix == ".safetensors":
         return _on_disk(path, weight_name)
@@ -58,21 +61,40 @@ def _download(hub_id, weight_name, revision):
     """The adaptation's file in the hub's cache, beside it peft's configuration if there is one."""
     import huggingface_hub  # only here: it is slow to import
 
-    def fetch(patterns):
-        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    def fetch(file):
+        return Path(huggingface_hub.hf_hub_download(hub_id, file, revision=revision))
 
     with one_line_hub_errors(hub_id):
-        if weight_name is not None:
-            fetch([CONFIG, f"*/{CONFIG}"])
-            return Path(huggingface_hub.hf_hub_download(hub_id, weight_name, revision=revision))
-        folder = fetch([FILE, PEFT_FILE, CONFIG])
-        for name in (FILE, PEFT_FILE):
-            if (folder / name).is_file():
-                return folder / name
-        files = huggingface_hub.list_repo_files(hub_id, revision=revision)
+        files = _files_of(hub_id, revision)
+    file = weight_name or _chosen(hub_id, files)
+    with one_line_hub_errors(hub_id):
+        config = str(PurePosixPath(file).with_name(CONFIG))
+        if config in files:
+            fetch(config)
+        return fetch(file)
+
+
+def _files_of(hub_id, revision):
+    """Names of the files of a repository; without network, of those that are in the cache."""
+    import huggingface_hub
+
+    try:
+        info = huggingface_hub.model_info(hub_id, revision=revision)
+        return [sibling.rfilename for sibling in info.siblings]
+    except Exception as error:
+        try:
+            folder = huggingface_hub.snapshot_download(hub_id, revision=revision, local_files_only=True)
+        except Exception:
+            raise error from None
+        return [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
+
+
+def _chosen(hub_id, files):
+    """The file that is meant where none is named."""
     found = sorted(file for file in files if file.endswith(".safetensors"))
+    known = [name for name in (FILE, PEFT_FILE) if name in found]
     if not found:
         raise InputError(f"the hub's {hub_id} has no safetensors file: is it a LoRA?")
-    if len(found) > 1:
+    if len(found) > 1 and not known:
         raise several(f"the hub's {hub_id}", found)
-    return _download(hub_id, found[0], revision)
+    return (known or found)[0]

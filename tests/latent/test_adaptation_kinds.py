@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sd_tf.errors import InputError
 from sd_tf.latent.adaptations import LowRank
 from sd_tf.latent.lora_files import PEFT_FILE, read_lora
 from sd_tf.latent.lora_names import kohya_name
@@ -367,8 +368,6 @@ BAD = {
 def test_what_is_damaged_or_unknown_is_refused_and_changes_nothing(
     model, adaptations, tmp_path, parts, message
 ):
-    from sd_tf.errors import InputError
-
     assert adaptations.shape(LINEAR) == (32, 16)
     write(tmp_path / "mine.safetensors", LINEAR, parts)
     with pytest.raises(InputError, match=message) as refused:
@@ -398,7 +397,6 @@ HOSTILE = {
 @pytest.mark.parametrize("shapes", HOSTILE.values(), ids=HOSTILE)
 def test_a_small_file_that_unfolds_to_gigabytes_is_refused_unread(adaptations, tmp_path, monkeypatch, shapes):
     from sd_tf.checkpoints.tensors import Tensor
-    from sd_tf.errors import InputError
 
     write(tmp_path / "mine.safetensors", LINEAR, {part: np.zeros(shape) for part, shape in shapes.items()})
     monkeypatch.setattr(Tensor, "read", lambda tensor: pytest.fail(f"{tensor.key} was read"))
@@ -450,9 +448,17 @@ def test_alpha_and_rank_are_read_from_the_file_beside_it(adaptations, tmp_path):
     ],
 )
 def test_a_configuration_of_peft_that_cannot_be_followed_is_refused(adaptations, tmp_path, config, message):
-    from sd_tf.errors import InputError
-
     write_peft(tmp_path, config)
     with pytest.raises(InputError, match=message) as refused:
         read_lora(tmp_path, adaptations.modules)
     assert str(tmp_path) in str(refused.value)
+
+
+def test_a_configuration_that_is_a_link_out_of_its_folder_is_refused(adaptations, tmp_path):
+    (tmp_path / "lora").mkdir()
+    write_peft(tmp_path / "lora", None)
+    (tmp_path / "private.json").write_text("{}")
+    (tmp_path / "lora" / "adapter_config.json").symlink_to(tmp_path / "private.json")
+    for path in (tmp_path / "lora", tmp_path / "lora" / PEFT_FILE):
+        with pytest.raises(InputError, match="adapter_config.json is a link out of its folder"):
+            read_lora(path, adaptations.modules)
