@@ -31,7 +31,7 @@ class Change(abc.ABC):
         """What is added to the original weight, float32 of the original's shape."""
 
 
-class Sum(Change):
+class Addition(Change):
     """A change that is the same for every original."""
 
     @abc.abstractmethod
@@ -43,7 +43,7 @@ class Sum(Change):
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRank(Sum):
+class LowRank(Addition):
     """LoRA: a product of two matrices of low rank.
 
     Attributes:

@@ -61,10 +61,8 @@ def original_names(layers) -> dict[str, str]:
     names = {f"unet.{ours}": theirs for ours, theirs in UNET_ENDS.items() if f"unet.{ours}" in found}
     for layer, (side, number, kind, i, rest) in blocks.items():
         place = _original_place(side, int(number or 0), kind, int(i), per_level, number in attends)
-        rest = {"resnets": RESNET.get(rest), "attentions": rest, "downsamplers": "op", "upsamplers": "conv"}[
-            kind
-        ]
-        names[layer] = f"{place}.{rest}"
+        last = {"resnets": RESNET.get(rest), "downsamplers": "op", "upsamplers": "conv"}.get(kind, rest)
+        names[layer] = f"{place}.{last}"
     return names
 
 

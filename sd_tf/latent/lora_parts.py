@@ -84,7 +84,7 @@ def read_change(at: str, parts: dict, wanted: tuple[int, ...], layer: str, stren
         InputError: values are not finite, or alpha is no sensible number.
     """
     change = build(at, parts, wanted)
-    scale = _scale(at, parts, getattr(change, "change", change), layer, strength)
+    scale = _scale(at, parts, change, layer, strength)
     values = {part: tensor.read().astype(np.float32) for part, tensor in parts.items() if part != "alpha"}
     if not all(np.isfinite(each).all() for each in (scale, *values.values())):
         raise InputError(f"{at} has values that are not finite")

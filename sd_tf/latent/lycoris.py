@@ -9,13 +9,13 @@ import dataclasses
 
 import numpy as np
 
-from sd_tf.latent.adaptations import Change, Sum
+from sd_tf.latent.adaptations import Addition, Change
 
 _LEAST_NORM = np.finfo(np.float32).tiny
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference(Sum):
+class Difference(Addition):
     """A change that is stored as it is added; also one factor of a LoKr.
 
     Attributes:
@@ -34,7 +34,7 @@ class Difference(Sum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tucker(Sum):
+class Tucker(Addition):
     """A convolution's change in Tucker's form: a core of the rank's width between two matrices.
 
     Attributes:
@@ -66,7 +66,7 @@ class Tucker(Sum):
 
 
 @dataclasses.dataclass(frozen=True)
-class LoHa(Sum):
+class LoHa(Addition):
     """The elementwise (Hadamard) product of two changes.
 
     Attributes:
@@ -74,8 +74,8 @@ class LoHa(Sum):
         scale: alpha / rank.
     """
 
-    first: Sum
-    second: Sum
+    first: Addition
+    second: Addition
     scale: float = 1.0
 
     @property
@@ -91,7 +91,7 @@ class LoHa(Sum):
 
 
 @dataclasses.dataclass(frozen=True)
-class LoKr(Sum):
+class LoKr(Addition):
     """The Kronecker product of a small matrix and a change.
 
     Attributes:
@@ -100,8 +100,8 @@ class LoKr(Sum):
         scale: alpha / rank, or 1 where both are `Difference`s, which have no rank.
     """
 
-    first: Sum
-    second: Sum
+    first: Addition
+    second: Addition
     scale: float = 1.0
 
     @property
@@ -132,9 +132,13 @@ class DoRA(Change):
             `wd_on_output=False`. The norm runs over all other axes.
     """
 
-    change: Sum
+    change: Addition
     magnitude: np.ndarray
     axis: int = 0
+
+    @property
+    def rank(self) -> int | None:
+        return self.change.rank
 
     @property
     def shape(self):

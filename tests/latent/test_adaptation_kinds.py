@@ -358,6 +358,10 @@ BAD = {
         LORA | {"scalar": 1},
         "scalar' is no part of a LoRA that can be read: these are LoRA, LoHa, LoKr",
     ),
+    "a bias of peft": (
+        LORA | {"lora_B.bias": random(32)},
+        "lora_B.bias' is no part of a LoRA that can be read",
+    ),
     "OFT": ({"oft_blocks": random(4, 4, 4)}, "oft_blocks' is no part of a LoRA that can be read"),
     "IA3": ({"on_input": random(1)}, "on_input' is no part of a LoRA that can be read"),
     "GLoRA": ({"a1.weight": random(2, 2)}, "a1.weight' is no part of a LoRA that can be read"),
