@@ -1,5 +1,6 @@
 """Where models come from: a bundled name, a folder, the hub; and the links in them that are not followed."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -67,7 +68,7 @@ def _download(hub_id, revision, variant) -> Path:
         for name in (f"{stem}.{variant}.safetensors", f"{stem}.{variant}-*-of-*.safetensors")
     ]
     parts = ("vae", "unet", "text_encoder")
-    try:
+    with one_line_hub_errors(hub_id):
         folder = fetch(["*.json", "*.txt"])
         if not (folder / "model_index.json").is_file():  # one part alone, such as a CLIP
             return fetch(of_variant if variant else plain)
@@ -75,7 +76,14 @@ def _download(hub_id, revision, variant) -> Path:
             fetch([f"{part}/{name}" for part in parts for name in of_variant])
         lacking = [part for part in parts if not variant or not list((folder / part).glob(f"*.{variant}*"))]
         return fetch([f"{part}/{name}" for part in lacking for name in plain])
-    except Exception as error:  # whatever goes wrong between here and the hub has one way out
+
+
+@contextlib.contextmanager
+def one_line_hub_errors(hub_id: str):
+    """Within the block, whatever goes wrong becomes an `InputError` of one line."""
+    try:
+        yield
+    except Exception as error:  # all that can go wrong on the way has one way out
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no folder {hub_id!r}, and the hub's model of that name cannot be had ({reason}): "

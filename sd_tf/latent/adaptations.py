@@ -1,23 +1,50 @@
-"""Low-rank adaptations of a model (LoRA, Hu et al. 2021): several at once, each with a weight.
+"""Adaptations of a model, such as LoRA (Hu et al. 2021): several at once, each with a weight.
 
-    W = W0 + sum over adaptations of weight * scale * up @ down
+    W = W0 + sum over adaptations of weight * change(W0)
 
-An adapted kernel holds the sum, so that drawing is as fast as without, on any engine. The original kernels
+An adapted weight holds the sum, so that drawing is as fast as without, on any engine. The original weights
 are kept in memory: weight 0 restores them exactly.
 """
 
+import abc
 import contextlib
 import dataclasses
+import functools
+import math
 
 import numpy as np
 
-from sd_tf.checkpoints.names import from_torch, key_of, torch_shape
+from sd_tf.checkpoints.names import from_torch, key_of, to_torch, torch_shape
 from sd_tf.errors import InputError, shown, unknown
 
 
+class Change(abc.ABC):
+    """A change of one weight. Shapes have PyTorch's order of axes: (outputs, inputs, height, width)."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight, or (outputs, all other axes in one)."""
+
+    @abc.abstractmethod
+    def delta(self, original: np.ndarray) -> np.ndarray:
+        """What is added to the original weight, float32 of the original's shape."""
+
+
+class Addition(Change):
+    """A change that is the same for every original."""
+
+    @abc.abstractmethod
+    def product(self) -> np.ndarray:
+        """What is added, float32 of the shape `shape`."""
+
+    def delta(self, original):
+        return self.product().reshape(original.shape)
+
+
 @dataclasses.dataclass(frozen=True)
-class LowRank:
-    """The low-rank change of one kernel, with PyTorch's order of axes.
+class LowRank(Addition):
+    """LoRA: a product of two matrices of low rank.
 
     Attributes:
         down: float32 (rank, inputs); for a convolution (rank, inputs, height, width).
@@ -33,10 +60,13 @@ class LowRank:
     def rank(self) -> int:
         return self.down.shape[0]
 
-    def product(self) -> np.ndarray:
-        """What is added to the kernel, float32 (outputs, inputs, ...)."""
+    @property
+    def shape(self):
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    def product(self):
         flat = self.up.reshape(-1, self.rank) @ self.down.reshape(self.rank, -1)
-        return self.scale * flat.reshape(-1, *self.down.shape[1:])
+        return self.scale * flat.reshape(self.shape)
 
 
 class Adaptations:
@@ -49,34 +79,37 @@ class Adaptations:
 
     def __init__(self, networks, fused=lambda: None):
         self._fused = fused
-        self._kernels = {
+        self._variables = {
             f"{name}.{key_of(variable).removesuffix('.weight')}": variable
             for name, network in networks.items()
             for variable in network.variables
-            if variable.path.endswith("/kernel")
+            if variable.path.endswith(("/kernel", "/gamma", "/beta", "/bias"))
         }
         self._changes, self._weights, self._original = {}, {}, {}
 
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Names of all layers that can be adapted, such as "unet.down_blocks.1.attentions.0.proj_in"."""
-        return tuple(self._kernels)
+    @functools.cached_property
+    def modules(self) -> dict[str, tuple[int, ...]]:
+        """All that can be adapted -> its shape, with PyTorch's order of axes.
+
+        "unet.conv_in" is the kernel of a layer or the scale of a norm, "unet.conv_in.bias" is its bias.
+        """
+        return {module: torch_shape(variable) for module, variable in self._variables.items()}
 
     def shape(self, module: str) -> tuple[int, ...]:
         """The shape of a layer's kernel, with PyTorch's order of axes."""
-        return torch_shape(self._kernels[module])
+        return self.modules[module]
 
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each adaptation, by its name."""
         return dict(self._weights)
 
-    def add(self, name: str, changes: dict[str, LowRank], weight: float = 1.0, source="the adaptation"):
+    def add(self, name: str, changes: dict[str, Change], weight: float = 1.0, source="the adaptation"):
         """Adds an adaptation.
 
         Args:
             name: name of the adaptation.
-            changes: module -> `LowRank`.
+            changes: module, as in `modules` -> `Change`.
             weight: -100 to 100: 1 applies the adaptation as it was trained, 0 not at all.
             source: its file, for error messages.
 
@@ -92,20 +125,12 @@ class Adaptations:
         if not changes:
             raise InputError(f"{source} changes nothing: is it a LoRA?")
         for module, change in changes.items():
-            if module not in self._kernels:
+            if module not in self._variables:
                 raise InputError(
                     f"{source} changes {module}, which this model lacks: it is a LoRA for "
                     "another architecture"
                 )
-            outputs, inputs = change.up.shape[0], change.down.shape[1:]
-            wanted = self.shape(module)
-            if (outputs, *inputs) != wanted and (outputs, *inputs) != wanted[:2] + (1, 1) * (
-                len(wanted) == 2
-            ):
-                raise InputError(
-                    f"{source}: its {module} is {(outputs, *inputs)}, this model's is {wanted}: it is a LoRA "
-                    "for another architecture"
-                )
+            check_shape(source, module, change.shape, self.modules[module])
         self._changes[name], self._weights[name] = changes, float(weight)
         self._apply(set(self._original) | set(changes))
 
@@ -154,17 +179,31 @@ class Adaptations:
 
     def _apply(self, modules):
         for module in modules:
-            kernel = self._kernels[module]
+            variable = self._variables[module]
             if module not in self._original:
-                self._original[module] = np.asarray(kernel.value).copy()
-            original, total = self._original[module], 0.0
+                self._original[module] = to_torch(variable).copy()
+            adapted = original = self._original[module]
             for name, changes in self._changes.items():
                 if module in changes and self._weights[name]:
-                    total = total + self._weights[name] * changes[module].product()
-            if isinstance(total, float):
-                kernel.assign(original)
-            else:
-                kernel.assign(original + from_torch(kernel, total.reshape(torch_shape(kernel))))
+                    change = changes[module].delta(original.astype(np.float32, copy=False))
+                    adapted = adapted + self._weights[name] * change
+            variable.assign(from_torch(variable, adapted))
+
+
+def check_shape(source, module, shape, wanted):
+    """Checks that a change fits a weight; a layer with a window of 1x1 may be a convolution or a matrix.
+
+    Args:
+        source: the adaptation's file, for the error message.
+        module: name of the weight.
+        shape: shape of the change, see `Change.shape`.
+        wanted: shape of the weight.
+    """
+    if shape not in (wanted, (*wanted, 1, 1), (wanted[0], math.prod(wanted[1:]))):
+        raise InputError(
+            f"{source}: its {module} is {shape}, this model's is {wanted}: it is a LoRA for another "
+            "architecture"
+        )
 
 
 def _check_weight(name, weight):

@@ -563,27 +563,33 @@ class LatentDiffusion:
         networks = {"unet": self.unet, "text_encoder": self.text_encoder}
         return Adaptations(networks, fused=lambda: setattr(self, "origin", None))
 
-    def load_lora(self, file, weight=1.0, name=None):
+    def load_lora(self, file, weight=1.0, name=None, weight_name=None, revision=None):
         """Adds a LoRA (Hu et al. 2021) to the UNet and, if the file has weights for it, the text encoder.
 
-        `model.adaptations.weigh({name: 0.5})` changes its weight; weight 0 restores the original exactly.
-        Several LoRAs add up.
+        Beside LoRA these are LoCon, LoHa, LoKr, DoRA and full differences, as diffusers, peft, kohya and
+        LyCORIS write them. `model.adaptations.weigh({name: 0.5})` changes its weight; weight 0 restores the
+        original exactly. Several LoRAs add up.
 
         Args:
-            file: a safetensors file in diffusers' or kohya's layout, or a folder with diffusers'
-                `pytorch_lora_weights.safetensors` or a single file of another name.
+            file: a safetensors file, or a folder with diffusers' `pytorch_lora_weights.safetensors`, peft's
+                `adapter_model.safetensors` or a single file of another name; or, if there is neither, a hub
+                id such as "organisation/name", downloaded to the hub's cache.
             weight: -100 to 100; 1 applies the LoRA as it was trained.
-            name: its name in `adaptations`; None for the file's name without its suffix, or the folder's name
-                if it is a folder or diffusers' `pytorch_lora_weights.safetensors`.
+            name: its name in `adaptations`; None for the file's name without its suffix, or the name of the
+                folder or the hub's repository if that is given or the file has one of the names above.
+            weight_name: the file to load from a folder or the hub, if there are several.
+            revision: branch, tag or commit on the hub.
 
         Raises:
-            InputError: the file is damaged, not a LoRA or one for another architecture, or the name is
-                taken. The model is not changed then.
+            InputError: the file is damaged, not a LoRA or one for another architecture, the name is taken,
+                or the hub cannot be reached. The model is not changed then.
         """
-        from sd_tf.latent.lora_files import name_of, read_lora
+        from sd_tf.latent.lora_files import read_lora
+        from sd_tf.latent.lora_sources import find_lora
 
-        changes = read_lora(file, self.adaptations.modules)
-        self.adaptations.add(name_of(file) if name is None else name, changes, weight, file)
+        found = find_lora(file, weight_name, revision)
+        changes = read_lora(found.path, self.adaptations.modules)
+        self.adaptations.add(found.name if name is None else name, changes, weight, found.path)
 
     def load_textual_inversion(self, file, token=None):
         """Adds a word that was learned by textual inversion (Gal et al. 2023) to the text encoder.

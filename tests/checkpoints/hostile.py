@@ -65,7 +65,7 @@ def write_classifier(folder):
 
 
 READ = CHECKPOINTS | {
-    "LoRA": Checkpoint(write_lora_folder, lambda folder: read_lora(folder, [MODULE]), 1),
+    "LoRA": Checkpoint(write_lora_folder, lambda folder: read_lora(folder, {MODULE: (4, 4)}), 1),
     "word": Checkpoint(write_word_folder, read_word, 1),
     "classifier": Checkpoint(write_classifier, load_classifier, 1),
     "hash": Checkpoint(CHECKPOINTS["model"].write, weights_sha256, 1),

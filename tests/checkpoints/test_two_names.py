@@ -43,7 +43,7 @@ def test_a_layer_of_a_lora_under_two_names_is_refused(tmp_path, module, part, fi
         f"{first}.alpha": np.ones(1, "f4"),
     }
     save_file(arrays, tmp_path / FILE)
-    assert list(read_lora(tmp_path, [module])) == [module]
+    assert list(read_lora(tmp_path, {module: (4, 4)})) == [module]
     key, other = {
         "down": (f"{first}.lora_A.weight", f"{second}.lora_down.weight"),
         "up": (f"{first}.lora_B.weight", f"{second}.lora.up.weight"),
@@ -53,7 +53,7 @@ def test_a_layer_of_a_lora_under_two_names_is_refused(tmp_path, module, part, fi
     with pytest.raises(
         InputError, match=f"are both the {part} of {module}: two LoRAs in one file"
     ) as refused:
-        read_lora(tmp_path, [module])
+        read_lora(tmp_path, {module: (4, 4)})
     assert repr(key) in str(refused.value) and repr(other) in str(refused.value)
 
 
@@ -65,7 +65,7 @@ def test_an_alpha_that_makes_pictures_nan_is_refused(tmp_path, alpha):
     }
     save_file(arrays | {f"{TO_OUT}.alpha": np.full(1, alpha, "f4")}, tmp_path / FILE)
     with pytest.raises(InputError, match="is multiplied by .*, 10000 is the most: its alpha is wrong"):
-        read_lora(tmp_path, [TO_OUT])
+        read_lora(tmp_path, {TO_OUT: (4, 4)})
 
 
 def test_metadata_of_more_patterns_than_layers_takes_no_minutes(tmp_path):
@@ -77,7 +77,7 @@ def test_metadata_of_more_patterns_than_layers_takes_no_minutes(tmp_path):
     metadata = json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": patterns})
     save_file(arrays, tmp_path / FILE, metadata={"lora_adapter_metadata": metadata})
     with pytest.raises(InputError, match="has 6000 entries, 5000 are the most"):
-        read_lora(tmp_path, [TO_OUT])
+        read_lora(tmp_path, {TO_OUT: (4, 4)})
 
 
 ORIGINAL = {  # of single files: a name of CompVis' -> the one of diffusers, both in the file

@@ -213,7 +213,7 @@ def test_at_weight_0_the_model_is_what_it_was_to_the_bit(model, adaptations):
 def test_several_at_once_add_up_and_can_be_taken_out(model, adaptations):
     first, second = (random_changes(adaptations, seed) for seed in (1, 2))
     module = next(iter(first))
-    kernel = adaptations._kernels[module]
+    kernel = adaptations._variables[module]
     before = np.asarray(kernel.value).copy()
 
     def change():
@@ -230,7 +230,7 @@ def test_several_at_once_add_up_and_can_be_taken_out(model, adaptations):
 
 def test_fused_the_change_is_the_models_own(model, adaptations):
     changes = random_changes(adaptations, 3)
-    kernel = adaptations._kernels[next(iter(changes))]
+    kernel = adaptations._variables[next(iter(changes))]
     before = np.asarray(kernel.value).copy()
     adaptations.add("mine", changes)
     after = np.asarray(kernel.value).copy()
@@ -287,11 +287,11 @@ def damaged(tensors, kind):
     "kind, message",
     [
         ("another layer", "is no layer of this model: a LoRA for another architecture"),
-        ("half", "has down only: it is damaged"),
+        ("half", "has down, but no up: it is damaged"),
         ("rank", "which is no product of low rank"),
         ("rank 0", "which is no product of low rank"),
-        ("no alpha", r"alpha of .* is \(0,\), not one number"),
-        ("two alphas", r"alpha of .* is \(2,\), not one number"),
+        ("no alpha", r"its alpha is \(0,\), not one number"),
+        ("two alphas", r"its alpha is \(2,\), not one number"),
         ("another width", "a LoRA for another architecture"),
         ("not finite", "not finite"),
         ("another kind", "is no part of a LoRA"),
