@@ -118,7 +118,11 @@ def _add_model(group):
         help="a bundled name, a folder, a file or a hub id (default: %(default)s)",
     )
     group.add_argument(
-        "--lora", nargs="+", default=[], metavar="FILE", help="LoRAs to load: files or folders of runs"
+        "--lora",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="LoRAs to load: files, folders of runs or hub ids",
     )
     group.add_argument(
         "--lora-weight",
