@@ -26,7 +26,7 @@ STREAM = [
     {"sharing"},
     {"latent"},
     {"families"},
-    {"evaluation", "exporting", "captioning"},
+    {"evaluation", "exporting", "captioning", "checkup"},
     {"__init__", "train", "generate", "evaluate", "sweep", "export", "demo", "push", "caption", "doctor"},
 ]
 FAMILIES = STREAM[6]
