@@ -93,15 +93,16 @@ import sd_tf
 
 model = sd_tf.load("{repo_id}")
 images = model.generate({prompt}, num_images=4, seed=0)  # uint8 (4, {traits.height}, {traits.width}, 3)
-sd_tf.show(images)
+sd_tf.show(images, file="pictures.png")
 ```
 
 With diffusers:
 
 ```python
+import torch
 from diffusers import {traits.pipeline}
 
-pipeline = {traits.pipeline}.from_pretrained("{repo_id}")
+pipeline = {traits.pipeline}.from_pretrained("{repo_id}", torch_dtype=torch.float32)
 image = pipeline({prompt}, num_inference_steps=20, guidance_scale=3.0).images[0]
 ```"""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -65,6 +66,18 @@ def test_diffusers_downloads_and_draws_it(hub, tiny_model, tmp_path):
     reference = drawn_by_diffusers(pipeline, PROMPTS, latents, 5, 3.0)
     ours = tiny_model.generate(PROMPTS, steps=5, guidance_scale=3.0, latents=latents, progress=False)
     assert np.abs(reference - ours).max() <= 2
+
+
+def test_the_snippets_of_the_card_run(hub, tiny_model, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    tiny_model.push_to_hub(NAME, dtype="float16", prompts=["a bag"])
+    ours, of_diffusers = re.findall(r"```python\n(.+?)```", card_on(hub).text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    exec(ours, made)
+    assert made["images"].shape == (4, 16, 16, 3) and (tmp_path / "pictures.png").is_file()
+    exec(of_diffusers, made)
+    assert made["image"].size == (16, 16)
 
 
 def test_the_dtype_is_that_of_save(hub, tiny_model):
@@ -133,7 +146,7 @@ def test_the_card_says_how_the_model_was_trained(hub, run):
     }
     assert "- batch size: 4" in card.text and "- stage diffusion: 3 steps in 3.0 minutes" in card.text
     assert f'sd_tf.load("{NAME}")' in card.text
-    assert f'StableDiffusionPipeline.from_pretrained("{NAME}")' in card.text
+    assert f'StableDiffusionPipeline.from_pretrained("{NAME}", ' in card.text
 
 
 def test_the_pictures_of_the_card_are_uploaded(hub, tiny_model):
