@@ -51,6 +51,15 @@ class Captioned(NamedTuple):
     caption: str | tuple[str, ...]
 
 
+class Contents(NamedTuple):
+    """Pictures and metadata files below `top`, sorted, and a line for each picture that cannot be read."""
+
+    top: Path
+    pictures: list[Path]
+    metadata: list[Path]
+    problems: list[str]
+
+
 class Listing(NamedTuple):
     """What a folder holds, sorted by file, and a line for each picture that cannot be used."""
 
@@ -102,7 +111,7 @@ def list_folder(
         pictures = sorted(listing.pictures + beside.pictures, key=lambda each: (each.file, str(each.caption)))
         listing = Listing(pictures, listing.problems + beside.problems)
     else:
-        if any(map(_text_beside, pictures)):
+        if any(map(text_beside, pictures)):
             listing = _listed_by_text_files(pictures, folder)
         else:
             listing = _listed_by_class_folders(top, pictures)
@@ -115,6 +124,19 @@ def list_folder(
             "each class"
         )
     return listing
+
+
+def contents_of(folder: Path) -> Contents:
+    """The pictures of a folder, with or without captions; see `list_folder`.
+
+    Raises:
+        InputError: there is no such folder, or metadata are a link out of it.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder} is not a folder: name one with pictures")
+    top = _training_part(folder)
+    return Contents(top, *_files(top, folder, []))
 
 
 def holds_pictures(folder: Path) -> bool:
@@ -195,7 +217,7 @@ def _is_picture_of_others(file, stems):
     suffix = file.suffix.lower()
     if suffix in OTHER_PICTURES:
         return True
-    return suffix not in BESIDE and file.stem not in stems and _text_beside(file) is not None
+    return suffix not in BESIDE and file.stem not in stems and text_beside(file) is not None
 
 
 def _kinds():
@@ -309,7 +331,7 @@ def _pictures_without_metadata(metadata, pictures, folder):
     """Of pictures without a row, those in folders without metadata, if one of these has a text file."""
     described = {file.parent for file in metadata}
     apart = [picture for picture in pictures if described.isdisjoint(picture.parents)]
-    if not any(map(_text_beside, apart)):
+    if not any(map(text_beside, apart)):
         apart = []
     if left_out := len(pictures) - len(apart):
         others = " or other metadata" if len(metadata) > 1 else ""
@@ -317,7 +339,7 @@ def _pictures_without_metadata(metadata, pictures, folder):
     return apart
 
 
-def _text_beside(picture):
+def text_beside(picture: Path) -> Path | None:
     """The text file beside a picture, or None."""
     return next(filter(is_regular, map(picture.with_suffix, BESIDE)), None)
 
@@ -325,7 +347,7 @@ def _text_beside(picture):
 def _listed_by_text_files(pictures, folder):
     captioned, problems, texts = [], [], _Texts()
     for picture in pictures:
-        file = _text_beside(picture) or picture.with_suffix(".txt")
+        file = text_beside(picture) or picture.with_suffix(".txt")
         try:
             caption = tidy(read_beginning(file, LONGEST_CAPTION, folder))
         except InputError as error:

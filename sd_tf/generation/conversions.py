@@ -164,10 +164,15 @@ def discard(folder: Path):
         doomed.rmdir()
 
 
+def place_of_all() -> Path:
+    """The cache folder, whether it is there or not; raises `RuntimeError` if there is no home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_tf" / "conversions"
+
+
 def _place(make=False) -> Path | None:
     """The cache folder; None if it is missing or others can write to it."""
     try:
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd_tf" / "conversions"
+        place = place_of_all()
         if make:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return place if _is_private(place) else None

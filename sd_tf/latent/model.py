@@ -699,3 +699,31 @@ class LatentDiffusion:
         from sd_tf.latent.folder import save  # which imports this module
 
         save(self, folder, dtype, max_shard_size)
+
+    def push_to_hub(self, repo_id, **settings):
+        """Uploads the model to the Hugging Face hub, with a model card, in one commit.
+
+        Args:
+            repo_id: "organisation/name" on the hub; made if it is missing.
+            settings: keyword arguments.
+                private: a new repository is private.
+                token: of the hub; None for that of `hf auth login` or `HF_TOKEN`.
+                revision: branch, made if it is missing; None for "main".
+                create_pr: opens a pull request.
+                commit_message: of the commit.
+                card: "new", or a Markdown file. None keeps a README.md that is on the hub, or else takes
+                    that in the model's folder, or else writes a new one.
+                license: the hub's identifier, such as "apache-2.0", for a new card.
+                base_model: hub id of the model that it was fine-tuned from, for a new card.
+                prompts: prompts to draw for a new card.
+                dtype, max_shard_size: see `save`.
+
+        Returns:
+            The address of the model, or of the pull request.
+
+        Raises:
+            InputError: the model has LoRAs, an argument is invalid, or the hub refuses the upload.
+        """
+        from sd_tf.sharing.hub import push
+
+        return push(self, repo_id, **settings)

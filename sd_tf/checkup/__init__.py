@@ -1,0 +1,1 @@
+"""Looks at an installation and its machine, for `python -m sd_tf.doctor`."""

@@ -1,0 +1,1 @@
+"""Puts models on the Hugging Face hub, each with a model card."""
