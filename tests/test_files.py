@@ -1,5 +1,6 @@
 """Files of strangers: what is no regular file, leads out of its folder or has no end is refused, at once."""
 
+import errno
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from sd_tf.files import (
     read_text,
     replacing_file,
     write_json,
+    write_new,
 )
 
 
@@ -173,3 +175,37 @@ def test_a_write_that_fails_leaves_what_was_there(folder):
     with pytest.raises(TypeError):
         write_json(file, {"a": object()})
     assert file.read_text() == "before" and os.listdir(folder) == ["some.txt"]
+
+
+def test_a_new_file_takes_the_next_free_number(folder, monkeypatch):
+    (folder / "dress-2.png").symlink_to("nowhere")  # what is no file has a name, too
+    written = [write_new(folder / "dress.png", str(i).encode()).name for i in range(3)]
+    assert written == ["dress.png", "dress-1.png", "dress-3.png"]
+    assert [(folder / name).read_bytes() for name in written] == [b"0", b"1", b"2"]
+
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert write_new(folder / "dress.png", b"3").name == "dress-4.png"
+    assert sorted(os.listdir(folder)) == [f"dress{number}.png" for number in ("-1", "-2", "-3", "-4", "")]
+    assert (folder / "dress-4.png").read_bytes() == b"3"
+
+
+def test_new_files_of_several_threads_are_all_there(folder):
+    def write(own):
+        for i in range(50):
+            write_new(folder / "dress.png", f"{own} {i}".encode())
+
+    threads = [threading.Thread(target=write, args=(own,)) for own in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = {file.read_bytes().decode() for file in folder.iterdir()}
+    assert found == {f"{own} {i}" for own in range(4) for i in range(50)}
+
+
+def test_a_new_file_that_cannot_be_written_is_named(folder):
+    with pytest.raises(InputError, match="cannot write .*nothing/dress.png: No such file"):
+        write_new(folder / "nothing" / "dress.png", b"0")
