@@ -314,14 +314,9 @@ def _write(output, images, flags, request, metadata):
     """Writes a file for each picture, and a grid of all: of one picture only if there is an older grid."""
     for i, image in enumerate(images):
         own = _own(flags, request, i)
-        negative = request.negative_prompts[i // flags.num_images]
-        of_a1111 = parameters(
-            **own,
-            size=image.shape[:2],
-            negative_prompt=negative,
-            strength=metadata.get("strength", 0.8) if "image" in metadata else None,
-            **{name: metadata[name] for name in ("model", "steps", "sampler", "guidance_scale", "karras")},
-        )
+        negative = {"negative_prompt": request.negative_prompts[i // flags.num_images]}
+        strength = metadata.get("strength", 0.8) if "image" in metadata else None
+        of_a1111 = parameters(metadata | own | negative, image.shape[:2], strength)
         file = output / file_name(own["prompt"], own["seed"])
         print(add_png(file, image, metadata | own | {KEY: of_a1111}))
     grid = output / GRID

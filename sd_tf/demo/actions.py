@@ -21,6 +21,7 @@ from sd_tf.demo.files import Files
 from sd_tf.demo.limits import Limits, checked, enlarged, fitted_mask, fitted_picture
 from sd_tf.demo.listeners import Listeners
 from sd_tf.errors import InputError, shown
+from sd_tf.generation.parameters import KEY, parameters
 from sd_tf.images import file_name, png, sheet
 
 CANVAS = 512  # pixels of the longer side where a mask is painted
@@ -180,7 +181,8 @@ class Actions:
         made = []
         for number, image in enumerate(images):
             own = {**of_all, "seed": settings["seed"] + number, "model": self.model_name}
-            file = self.drawn.keep(file_name(own["prompt"], own["seed"]), png(image, own))
+            of_a1111 = {KEY: parameters(own, image.shape[:2], own.get("strength"))}
+            file = self.drawn.keep(file_name(own["prompt"], own["seed"]), png(image, own | of_a1111))
             made.append({"file": file, "settings": own})
         return made
 

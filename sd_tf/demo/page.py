@@ -110,9 +110,9 @@ def _asked(limits, most_steps, size, sent, recommended) -> Asked:
             random_seed = gr.Checkbox(True, label="Another seed each time")
             karras = gr.Checkbox(recommended.karras, label="Karras' levels (not ddim, ddpm, pndm)")
     with gr.Accordion("Guide only some of the steps", open=False), gr.Row():
-        start, stop = recommended.guidance_interval
-        guidance_start = gr.Slider(0, 1, start, step=0.05, label="From this share of them")
-        guidance_stop = gr.Slider(0, 1, stop, step=0.05, label="To this share")
+        from_share, to_share = recommended.guidance_interval
+        guidance_start = gr.Slider(0, 1, from_share, step=0.05, label="From this share of them")
+        guidance_stop = gr.Slider(0, 1, to_share, step=0.05, label="To this share")
     with gr.Accordion("Image-to-image and inpainting", open=False) as editor_section:
         upload, editor = _editor(size)
         strength = gr.Slider(0, 1, 0.8, step=0.05, label="Strength: how much of it may change")

@@ -6,6 +6,7 @@ Steps: 20, Sampler: DDIM, CFG scale: 3, Seed: 0, Size: 32x32, Model: fashion-mni
 """
 
 KEY = "parameters"  # of the text chunk
+FACTS = ("prompt", "negative_prompt", "seed", "model", "steps", "sampler", "guidance_scale", "karras")
 SAMPLERS = {  # our names -> theirs
     "ddim": "DDIM",
     "ddpm": "DDPM",
@@ -20,26 +21,15 @@ SAMPLERS = {  # our names -> theirs
 }
 
 
-def parameters(
-    prompt: str,
-    seed: int,
-    size: tuple[int, int],
-    model: str,
-    steps: int,
-    sampler: str,
-    guidance_scale: float,
-    karras: bool = False,
-    negative_prompt: str = "",
-    strength: float | None = None,
-) -> str:
+def parameters(settings: dict, size: tuple[int, int], strength: float | None = None) -> str:
     """The text of the chunk.
 
     Args:
-        prompt, seed, model, negative_prompt: of the picture.
+        settings: of the picture, `FACTS` among them; see `sd_tf.generation.settings.Settings`.
         size: (height, width) in pixels.
-        steps, sampler, guidance_scale, karras: see `sd_tf.generation.settings.Settings`.
         strength: of image-to-image; None without.
     """
+    prompt, negative_prompt, seed, model, steps, sampler, guidance_scale, karras = map(settings.get, FACTS)
     facts = {
         "Steps": steps,
         "Sampler": SAMPLERS[sampler],

@@ -37,6 +37,7 @@ def test_a_request_draws_what_generate_draws_with_its_settings_inside(page, tiny
         "seed": 6,
         "model": "tiny",
     }
+    assert "Seed: 6, Size: 16x16" in drawn[1].text.pop("parameters")
     assert drawn[1].text == {name: str(value) for name, value in settings.items()}
     assert data[4][1] == settings
 

@@ -10,18 +10,9 @@ FACT = r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'  # how A1111 finds fac
 
 
 def test_facts_are_found_as_a1111_finds_them():
-    text = parameters(
-        "a red dress,\nin snow",
-        seed=7,
-        size=(24, 32),
-        model="runs/a, b: c",
-        steps=20,
-        sampler="dpmpp_2m",
-        guidance_scale=3.0,
-        karras=True,
-        negative_prompt="blurred",
-        strength=0.75,
-    )
+    settings = {"prompt": "a red dress,\nin snow", "negative_prompt": "blurred", "seed": 7, "eta": 0.0}
+    settings |= {"model": "runs/a, b: c", "steps": 20, "sampler": "dpmpp_2m", "guidance_scale": 3.0}
+    text = parameters(settings | {"karras": True}, (24, 32), strength=0.75)
     *prompt, negative, last = text.split("\n")
     assert prompt == ["a red dress,", "in snow"] and negative == "Negative prompt: blurred"
     assert dict(re.findall(FACT, last)) == {
@@ -38,7 +29,8 @@ def test_facts_are_found_as_a1111_finds_them():
 
 def test_every_sampler_has_a_name_there():
     assert set(chunk.SAMPLERS) == set(SAMPLERS)
-    facts = parameters("a", 0, (16, 16), "fashion-mnist", 5, "ddim", 1.5).split("\n")
+    settings = {"prompt": "a", "seed": 0, "model": "fashion-mnist", "steps": 5, "sampler": "ddim"}
+    facts = parameters(settings | {"guidance_scale": 1.5}, (16, 16)).split("\n")
     assert facts == [
         "a",
         "Steps: 5, Sampler: DDIM, CFG scale: 1.5, Seed: 0, Size: 16x16, Model: fashion-mnist",
