@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from sd_tf.data.opening import open_picture
 from sd_tf.errors import InputError
 from sd_tf.generation.checks import check_number, check_text, check_whole
-from sd_tf.generation.request import Request
+from sd_tf.generation.request import LARGEST_SEED, Request
 from sd_tf.generation.settings import Settings
 from sd_tf.options import Options, option
 
@@ -48,6 +48,7 @@ def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength,
     seed, num_images, steps = (_whole(value) for value in (seed, num_images, settings["steps"]))
     check_whole("number of pictures", num_images, 1, limits.max_images)
     check_whole("steps", steps, 1, limits.max_steps)
+    check_whole("seed", seed, 0, LARGEST_SEED)
     Request(prompt, negative_prompt, num_images, seed)
     check_number("strength", strength, 0, 1)
     settings = {**settings, "steps": steps}
