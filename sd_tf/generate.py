@@ -275,7 +275,7 @@ def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
     from sd_tf.latent.loading import needs_networks
-    from sd_tf.latent.lora_files import name_of
+    from sd_tf.latent.lora_sources import find_lora
 
     of_networks = (flags.lora, flags.textual_inversion, flags.image, flags.clip_guidance, flags.initial_noise)
     if any(of_networks) or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
@@ -283,7 +283,7 @@ def _load(flags):
     model = sd_tf.load(flags.model, dtype=flags.precision)
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
-    names = [name_of(file) for file in flags.lora]
+    names = [find_lora(file).name for file in flags.lora]
     for name, (file, weight) in zip(names, _loras(flags), strict=True):
         model.load_lora(file, weight, name=name if names.count(name) == 1 else file)
     return model
