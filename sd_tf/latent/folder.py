@@ -6,10 +6,10 @@ Every part of a model is a folder with a configuration and weights in safetensor
 from pathlib import Path
 
 from sd_tf.checkpoints.clip import save_text_encoder
-from sd_tf.checkpoints.config_files import SCHEDULE
 from sd_tf.checkpoints.names import current_names
 from sd_tf.checkpoints.networks import SHARD, config_of, filled
 from sd_tf.checkpoints.replacing import replacing
+from sd_tf.checkpoints.schedulers import SCHEDULE
 from sd_tf.checkpoints.tensors import find, write
 from sd_tf.checkpoints.weight_files import DIFFUSERS
 from sd_tf.files import write_json

@@ -157,10 +157,10 @@ def _schedule(source, prediction_type):
             )
         way_out = "the run there is not finished: run it again to resume" if run else "is it a model?"
         raise InputError(f"{source} has no model_index.json: {way_out}")
-    config_files.check_model_index(read_json(index, root=source), str(index))
+    scheduler = config_files.scheduler_of(read_json(index, root=source), str(index))
     refuse_links_out(source / "scheduler")
     file = source / "scheduler" / "scheduler_config.json"
-    schedule = config_files.read_schedule(read_json(file, root=source), str(file))
+    schedule = config_files.read_schedule(read_json(file, root=source), str(file), scheduler)
     if prediction_type is not None:
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     with naming(file):
