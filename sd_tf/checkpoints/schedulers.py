@@ -12,8 +12,8 @@ from sd_tf.checkpoints.config_files import Kind, of_diffusers
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError, shown
 
-# What the signatures of diffusers' schedulers (0.42) have as defaults, which `from_config` fills missing fields
-# with. A class without `set_alpha_to_one` ends free of noise, and one without `clip_sample` clips nothing.
+# The defaults in the signatures of diffusers' schedulers (0.42), with which `from_config` fills gaps.
+# A class without `set_alpha_to_one` ends free of noise, and one without `clip_sample` clips nothing.
 DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
