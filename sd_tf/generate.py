@@ -105,6 +105,7 @@ def _add_model(group):
         default="fashion-mnist",
         help="a bundled name, a folder, a file or a hub id (default: %(default)s)",
     )
+    commandline.add_loading(group)
     group.add_argument(
         "--lora", nargs="+", default=[], metavar="FILE", help="LoRAs to load: files or folders of runs"
     )
@@ -261,12 +262,21 @@ def _guides(flags):
 def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
+    import sd_tf.families
     from sd_tf.latent.loading import needs_networks
 
+    loading = commandline.loading(flags)
+    sd_tf.families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds
+    commandline.check_there("--lora", flags.lora)
+    commandline.check_there("--textual-inversion", flags.textual_inversion)
     of_networks = (flags.lora, flags.textual_inversion, flags.image, flags.clip_guidance, flags.initial_noise)
-    if any(of_networks) or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
+    if (
+        any(of_networks)
+        or flags.engine == "tensorflow"
+        or needs_networks(flags.model, flags.precision, flags.variant)
+    ):
         commandline.load_tensorflow()
-    model = sd_tf.load(flags.model, dtype=flags.precision)
+    model = sd_tf.load(flags.model, dtype=flags.precision, **loading)
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
     for file, weight in _loras(flags):
