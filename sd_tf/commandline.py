@@ -17,6 +17,12 @@ from sd_tf.errors import InputError, printable
 from sd_tf.files import reason
 from sd_tf.options import meaning_of
 
+LOADING = {  # arguments of `sd_tf.load` that every command has as flags -> their help
+    "revision": "branch, tag or commit of a model on the hub",
+    "variant": "variant of the weight files, such as fp16",
+    "tokenizer": "folder or hub id of a tokenizer to use instead of the model's",
+    "prediction_type": "what the UNet predicts: epsilon, v_prediction or sample (default: the model's)",
+}
 LONGEST_SHOWN = 300  # characters of a path in a message
 
 
@@ -83,6 +89,24 @@ def add_levels(parser: argparse.ArgumentParser):
         action=argparse.BooleanOptionalAction,
         help="noise levels of Karras et al. 2022, not for ddim, ddpm, pndm (default: the model's)",
     )
+
+
+def add_loading(parser):
+    """Adds the flags of `LOADING` to a parser or an argument group."""
+    for name, text in LOADING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
+
+
+def loading(flags: argparse.Namespace) -> dict:
+    """The arguments of `sd_tf.load` and `sd_tf.families.check` that `add_loading` has added."""
+    return {name: getattr(flags, name) for name in LOADING}
+
+
+def check_there(flag: str, files):
+    """Raises `InputError` if one of the files or folders that a flag names is missing."""
+    for file in files:
+        if not os.path.exists(os.path.expanduser(file)):
+            raise InputError(f"{flag} {file[:LONGEST_SHOWN]} is missing: name a file or a folder")
 
 
 def from_flags(arguments: argparse.Namespace, options: type):

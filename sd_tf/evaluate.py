@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sd_tf import commandline
+from sd_tf import commandline, families
 from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.data.open import open_data
 from sd_tf.data.options import DATASETS, DataOptions
@@ -51,6 +51,7 @@ def main(arguments=None):
 def _parser():
     parser = commandline.Parser("python -m sd_tf.evaluate", description=__doc__)
     parser.add_argument("--model", help="a bundled name, a folder or a hub id (default: fashion-mnist)")
+    commandline.add_loading(parser)
     parser.add_argument(
         "--compare", nargs="+", metavar="MODEL", help="models, or report.json files of earlier evaluations"
     )
@@ -198,10 +199,8 @@ def _reports(flags, command):
     # Whatever can be wrong is found before minutes of drawing.
     earlier = {name: read_reports(Path(name)) for name in names if name.endswith(".json")}
     check_comparable([report for found in earlier.values() for report in found], _compared(flags))
-    for name in names:
-        if name not in earlier:
-            resolve(name)
     new = [name for name in names if name not in earlier]
+    _check_paths(flags, new)
     judges = _judges(flags, new) if new else None
     reports, pictures = [], {}
     for name in names:
@@ -215,6 +214,29 @@ def _reports(flags, command):
     return reports, pictures
 
 
+def _check_paths(flags, models):
+    """Refuses models, judges and data that are missing, before TensorFlow is imported."""
+    loading = commandline.loading(flags)
+    for name, value in loading.items():
+        if value is not None and not models:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is for models, but only reports are compared: leave it out")
+    for name in models:
+        families.check(name, **loading)
+    if models:
+        _open_data(flags)
+        if flags.dataset == FASHION_MNIST:
+            resolve(flags.classifier)
+            resolve(flags.clip)
+        if flags.inception not in (None, "none"):
+            commandline.check_there("--inception", [flags.inception])
+
+
+def _open_data(flags):
+    given = {name: getattr(flags, name) for name in DATA_FLAGS if getattr(flags, name) is not None}
+    return open_data(flags.dataset, data_dir=flags.data_dir, **given)
+
+
 def _judges(flags, names):
     commandline.load_tensorflow()
     if flags.dataset != FASHION_MNIST:
@@ -222,7 +244,7 @@ def _judges(flags, names):
     from sd_tf.data.fashion_mnist import FashionMNIST
     from sd_tf.evaluation.judging import Judges, common_size
 
-    side = common_size(names)
+    side = common_size(names, **commandline.loading(flags))
     if side != 32:
         raise InputError(
             f"{names[0]} draws pictures of {side} x {side}: Fashion-MNIST's garments are judged at 32 x 32"
@@ -235,10 +257,9 @@ def _picture_judges(flags, names):
     from sd_tf.evaluation.judging import common_size
     from sd_tf.evaluation.of_pictures import PictureJudges
 
-    given = {name: getattr(flags, name) for name in DATA_FLAGS if getattr(flags, name) is not None}
-    data = open_data(flags.dataset, data_dir=flags.data_dir, **given)
+    data = _open_data(flags)
     with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
-        dataset = data.at(common_size(names), folder)
+        dataset = data.at(common_size(names, **commandline.loading(flags)), folder)
         dataset.decode()
         return PictureJudges(dataset, flags.colour_prompt)
 
@@ -254,8 +275,9 @@ def _scored(name, flags, judges, command):
     """A report and sheets of pictures for each of the settings, one after another."""
     import sd_tf
 
-    model = sd_tf.load(name)
-    weights, coloured = weights_sha256(resolve(name)), flags.dataset == FASHION_MNIST or flags.colour_prompt
+    model = sd_tf.load(name, **commandline.loading(flags))
+    coloured = flags.dataset == FASHION_MNIST or flags.colour_prompt
+    weights = weights_sha256(resolve(name, flags.revision, flags.variant), flags.variant)
     number = flags.samples + (flags.tinted_samples if coloured else 0)
     for given in _given_settings(flags):
         settings = _described(model.recommended.replaced(**given)) | {"seed": flags.seed}

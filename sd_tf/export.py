@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd_tf import commandline
+from sd_tf import commandline, families
 from sd_tf.errors import InputError, unknown
 from sd_tf.files import read_json, write_json
 
@@ -28,7 +28,10 @@ PROMPTS = ("a red dress", "a photo of a blue bag", "green trousers", "a shirt", 
 def main(arguments=None):
     """Parses flags, writes, draws with what was written, and prints a table of both."""
     parser = commandline.Parser("python -m sd_tf.export", description=__doc__)
-    parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
+    parser.add_argument(
+        "--model", default="fashion-mnist", help="a bundled name, a folder, a file or a hub id"
+    )
+    commandline.add_loading(parser)
     parser.add_argument(
         "--format", default="savedmodel", help="savedmodel, litert or onnx (default: savedmodel)"
     )
@@ -47,10 +50,12 @@ def main(arguments=None):
     from sd_tf.checkpoints.replacing import check_replaceable, replacing
 
     check_replaceable(output)
+    loading = commandline.loading(flags)
+    families.check(flags.model, **loading)
     commandline.load_tensorflow()
     import sd_tf
 
-    model = sd_tf.load(flags.model)
+    model = sd_tf.load(flags.model, **loading)
     with replacing(output) as folder:
         write_json(folder / MARK, MADE_BY | {"format": flags.format})
         _write(model, folder, flags.format)

@@ -15,9 +15,9 @@ class Home(NamedTuple):
 
     Attributes:
         name: name of its class, such as "LatentDiffusion".
-        loading: module with `load(name_or_folder, ...)`, which can be imported without Keras.
-        commands: module with what `python -m sd_tf.train` needs: `Options`, `model_for_training`, `recipe`
-            and `defaults`.
+        loading: module with `load(name_or_folder, ...)` and `check`, which can be imported without Keras.
+        commands: module with what `python -m sd_tf.train` needs: `Options`, `check`, `model_for_training`,
+            `recipe` and `defaults`.
         pipelines: values of `_class_name` in `model_index.json`.
     """
 
@@ -51,6 +51,16 @@ def load(name_or_folder, **options):
     return importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).load(
         name_or_folder, **options
     )
+
+
+def check(name_or_folder, **options):
+    """Raises `InputError` where `load` would, for all but the weights; imports neither Keras nor TensorFlow.
+
+    Args:
+        name_or_folder: as in `load`.
+        options: `revision`, `variant`, `tokenizer`, `prediction_type`, as the family's own `load` has them.
+    """
+    importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).check(name_or_folder, **options)
 
 
 def commands_of(name: str):

@@ -38,7 +38,7 @@ def main(arguments=None):
     start = _start_picture(flags)
     model = _load(flags)
     given = {name: getattr(flags, name) for name in DRAWING_FLAGS}
-    settings = vars(model.recommended.replaced(**given)) | {"negative_prompt": _negative(flags)}
+    settings = model.recommended.replaced(**given).to_json() | {"negative_prompt": _negative(flags)}
     metadata = _metadata(flags, settings)
     settings |= {name: getattr(flags, name) for name in ("batch_size", "engine", "height", "width")}
     settings["prompt_syntax"] = flags.prompt_syntax
@@ -117,6 +117,7 @@ def _add_model(group):
         default="fashion-mnist",
         help="a bundled name, a folder, a file or a hub id (default: %(default)s)",
     )
+    commandline.add_loading(group)
     group.add_argument(
         "--lora",
         nargs="+",
@@ -274,13 +275,22 @@ def _guides(flags):
 def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
+    import sd_tf.families
     from sd_tf.latent.loading import needs_networks
     from sd_tf.latent.lora_sources import find_lora
 
+    loading = commandline.loading(flags)
+    sd_tf.families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds
+    commandline.check_there("--lora", flags.lora)
+    commandline.check_there("--textual-inversion", flags.textual_inversion)
     of_networks = (flags.lora, flags.textual_inversion, flags.image, flags.clip_guidance, flags.initial_noise)
-    if any(of_networks) or flags.engine == "tensorflow" or needs_networks(flags.model, flags.precision):
+    if (
+        any(of_networks)
+        or flags.engine == "tensorflow"
+        or needs_networks(flags.model, flags.precision, flags.variant)
+    ):
         commandline.load_tensorflow()
-    model = sd_tf.load(flags.model, dtype=flags.precision)
+    model = sd_tf.load(flags.model, dtype=flags.precision, **loading)
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
     names = [find_lora(file).name for file in flags.lora]

@@ -6,7 +6,7 @@ Draws one prompt at several guidance scales (columns) with the weights of severa
 
 from pathlib import Path
 
-from sd_tf import commandline
+from sd_tf import commandline, families
 from sd_tf.checkpoints.sources import refuse_links_out
 from sd_tf.errors import InputError
 from sd_tf.training.own_folder import steps_in
@@ -27,6 +27,7 @@ def main(arguments=None):
     if not snapshots:
         raise InputError(f"{flags.run} has no snapshots: train with --snapshots 8")
     refuse_links_out(Path(flags.run) / "snapshots")
+    families.check(flags.run, **commandline.loading(flags))
     commandline.load_tensorflow()
     from sd_tf.images import contact_sheet, save_png
 
@@ -46,6 +47,7 @@ def _parser():
     parser = commandline.Parser("python -m sd_tf.sweep", description=__doc__)
     parser.add_argument("prompt", help="what to draw")
     parser.add_argument("--run", required=True, help="folder of a finished run with snapshots")
+    commandline.add_loading(parser)
     parser.add_argument(
         "--guidance-scale",
         type=float,
@@ -67,10 +69,10 @@ def _drawn(flags, snapshots):
     from sd_tf.latent.loading import load
     from sd_tf.latent.model import LatentDiffusion
 
-    finished, rows = load(flags.run), []
+    finished, rows = load(flags.run, **commandline.loading(flags)), []
     settings = {"steps": flags.steps, "seed": flags.seed, "engine": "tensorflow"}
     for snapshot in snapshots:
-        unet = load_unet(snapshot)
+        unet = load_unet(snapshot, variant=flags.variant)
         if unet.config != finished.unet.config:  # `load` has checked that its sizes fit into memory
             raise InputError(
                 f"{snapshot / 'config.json'} is not that of {flags.run}: it is no snapshot of this run"

@@ -8,6 +8,7 @@ import os
 import sys
 
 from sd_tf import commandline
+from sd_tf.data.open import open_data
 from sd_tf.data.options import DataOptions
 from sd_tf.families import FAMILIES, USUAL, commands_of
 from sd_tf.training.launch import end_with_launcher, launch
@@ -68,21 +69,23 @@ def _parser(name, family, defaults):
 def model_and_data(family, found):
     """Sets TensorFlow up, and returns the model to train and its `Data`.
 
+    What can be wrong with the flags is said before TensorFlow is imported, which takes seconds.
+
     Args:
         family: the family's module, from `families.commands_of`.
         found: the result of `parse`.
     """
     data_options, options = found[DataOptions], found[RunOptions]
+    others = {name: value for name, value in data_options.given.items() if name != "dataset"}
+    data = open_data(data_options.dataset, **others)
+    family.check(found[family.Options])
     commandline.load_tensorflow()
-    from sd_tf.data.open import open_data
     from sd_tf.graphs import one_core_for_each_operation
 
     if not options.remat:  # slices that recompute get out of step, and each would keep its gradients
         one_core_for_each_operation()
     if options.deterministic:
         commandline.make_deterministic()
-    others = {name: value for name, value in data_options.given.items() if name != "dataset"}
-    data = open_data(data_options.dataset, **others)
     return family.model_for_training(found[family.Options], data, options.precision, options.seed), data
 
 

@@ -139,6 +139,9 @@ def copied():
         def __init__(self, values):
             self.values, self.shape, self.file = values, values.shape, "the torch module"
 
+        def check_dtype(self):
+            assert np.issubdtype(self.values.dtype, np.floating)
+
         def read(self):
             return self.values
 

@@ -50,6 +50,7 @@ BOUNDS = {
     "layer_norm_eps": EPSILON,
     "sample_size": Bound(1, MOST_PIXELS, "the size of what is drawn; a model's memory has bounds besides"),
     "scaling_factor": Bound(1e-4, 1e4, "latents are divided by it; real ones are 0.1 to 2"),
+    "shift_factor": Bound(-1e4, 1e4, "latents are shifted by it; real ones are about 0.1"),
     "freq_shift": Bound(0, 1, "the embedding's frequencies are divided by what it leaves of their number"),
     "max_position_embeddings": Bound(1, 1024, "attention takes its square; real ones are 77 and 248"),
     "image_size": Bound(1, MOST_PIXELS, "pictures are resized to it; real ones are 224 and 336"),

@@ -12,7 +12,6 @@ import typing
 from collections.abc import Callable
 
 from sd_tf.checkpoints.bounds import check_lengths, check_number
-from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError, shown
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
 
@@ -161,40 +160,4 @@ CLIP_VISION = Kind(
         "patch_size": 32,
     },
     check=_check_patches,
-)
-
-
-# The defaults of diffusers' schedulers (0.42), which `from_config` fills missing fields with. A class without
-# `set_alpha_to_one` ends free of noise, and one without `clip_sample` clips nothing.
-SHARED_DEFAULTS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-    "set_alpha_to_one": True,
-    "clip_sample": False,
-    "rescale_betas_zero_snr": False,
-}
-SCHEDULER_DEFAULTS = {
-    name: SHARED_DEFAULTS | own
-    for name, own in {
-        "DDIMScheduler": {"clip_sample": True},
-        "DDPMScheduler": {"clip_sample": True},
-        "PNDMScheduler": {"set_alpha_to_one": False},
-        "LMSDiscreteScheduler": {"timestep_spacing": "linspace"},
-        "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
-        "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
-        "DPMSolverMultistepScheduler": {"timestep_spacing": "linspace"},
-        "UniPCMultistepScheduler": {"timestep_spacing": "linspace"},
-    }.items()
-}
-SCHEDULE = Kind(
-    ScheduleConfig,
-    of_diffusers("DDIMScheduler"),
-    {"trained_betas": None, "thresholding": False},
-    absent_by_class=SCHEDULER_DEFAULTS,
-    siblings=tuple(name for name in SCHEDULER_DEFAULTS if name != "DDIMScheduler"),
 )

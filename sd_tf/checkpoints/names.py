@@ -71,7 +71,7 @@ def current_names(tensors: dict, tower: str = "") -> dict:
             new = ".".join([*modules[1:], OLD_ATTENTION[attention], last])
         else:
             new = key
-        if not has_tower and not new.startswith(PROJECTIONS):
+        if (not has_tower or tower + new in tensors) and not new.startswith(PROJECTIONS):
             new = tower + new
         if new in current:
             raise InputError(
@@ -90,26 +90,30 @@ def keyed_variables(model) -> dict:
 
 
 def check(expected: dict, tensors: dict, source: str):
-    """Checks that a file has exactly the expected keys, with the expected shapes.
+    """Checks that a file has the expected keys, with the expected shapes.
 
     Args:
         expected: key -> shape, as `shapes` returns it.
-        tensors: key -> an object with a `shape` and the `file` that contains it.
+        tensors: key -> a `sd_tf.checkpoints.tensors.Tensor`.
         source: the file's or folder's name, for messages about missing keys.
 
     Raises:
-        InputError: keys are missing or left over, or shapes differ.
+        InputError: keys are missing, shapes differ, or values are quantised.
+
+    Warns:
+        UserWarning: keys are left over, as in diffusers.
     """
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing:
         raise InputError(f"{source}: missing {_some(missing)}: the file belongs to another configuration")
-    if extra:
-        file = tensors[extra[0]].file
-        raise InputError(f"{file}: has {_some(extra)} that the model does not: another configuration?")
     for key, shape in expected.items():
+        tensors[key].check_dtype()
         found = tuple(tensors[key].shape)
         if found != shape:
             raise InputError(f"{tensors[key].file}: {key} has shape {found}, the configuration wants {shape}")
+    if extra:
+        file = tensors[extra[0]].file
+        warnings.warn(f"{file}: not read, as the network has no such weights: {_some(extra)}", stacklevel=2)
 
 
 def shapes(model) -> dict:
@@ -140,4 +144,4 @@ def assign(model, tensors: dict, source: str):
 
 def _some(keys, limit=3):
     more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return f"{len(keys)} tensor{'s' * (len(keys) > 1)}: {', '.join(keys[:limit])}{more}"
+    return f"{len(keys)} tensor{'s' * (len(keys) > 1)}: {', '.join(key[:200] for key in keys[:limit])}{more}"

@@ -22,6 +22,12 @@ def bundled_names() -> list[str]:
     return sorted({path.parent.name for path in BUNDLED.glob("*/*.json")})
 
 
+def is_on_disk(name_or_folder) -> bool:
+    """Whether it is a bundled name or a path of something, and so no hub id."""
+    name = str(name_or_folder)
+    return name in bundled_names() or os.path.exists(os.path.expanduser(name))
+
+
 def resolve(name_or_folder, revision: str | None = None, variant: str | None = None) -> Path:
     """A bundled name, a path or a hub id -> the folder, or the file where a path names one.
 
@@ -91,8 +97,12 @@ def one_line_hub_errors(hub_id: str):
         ) from None
 
 
-def weights_sha256(folder) -> str:
+def weights_sha256(folder, variant: str | None = None) -> str:
     """Of the weights that a load would read, of a whole model or of one part, or of one file.
+
+    Args:
+        folder: a folder or file.
+        variant: of the files that the load would prefer.
 
     Raises:
         InputError: a file is none that can be read, or they are larger than any model that is supported.
@@ -103,7 +113,7 @@ def weights_sha256(folder) -> str:
     else:
         parts = [(folder / part, stem) for part, stem in STEMS.items()]
         parts += [(folder, stem) for stem in dict.fromkeys(STEMS.values())]
-        found = [weight_files(place, stem) for place, stem in parts]
+        found = [weight_files(place, stem, variant) for place, stem in parts]
         files, root = sorted({file for each in found if each is not None for file in each.files}), folder
     digest, left = hashlib.sha256(), MOST_WEIGHTS
     for file in files:

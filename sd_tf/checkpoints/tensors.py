@@ -20,10 +20,14 @@ from safetensors.numpy import save_file
 from sd_tf.checkpoints.header import read_header, stamp_of
 from sd_tf.checkpoints.names import keyed_variables, to_torch
 from sd_tf.checkpoints.weight_files import weight_files
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, shown, unknown
 from sd_tf.files import open_file, reason, replacing_file, write_json
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+EIGHT_BITS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}  # read as float32
+SCALES = (".scale_weight", ".weight_scale")  # of 8-bit weights: the names of ComfyUI, and of other tools
+OF_SCALING = re.compile(r"(^|\.)(scale_input|input_scale|scaled_fp8)$")  # of activations, and a mark
+GGUF = ".gguf"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 NOT_WEIGHTS = re.compile(r"(^|\.)embeddings\.position_ids$")  # 0, 1, 2 ... in files before transformers 4.31
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -35,28 +39,58 @@ class Place(NamedTuple):
 
     begin: int  # bytes
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: str  # as the header has it
     stamp: tuple[int, ...]  # of the file
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is still in its file; `view` is taken of what is read, and has `shape`."""
+    """A tensor that is still in its file.
+
+    Attributes:
+        file: its file.
+        key: its name there.
+        shape: of `view`.
+        place: where it stands in the file.
+        view: takes what is wanted of the values that are read; None for all.
+        scale: what 8-bit floats are multiplied by, a number or one for each row; None for nothing.
+    """
 
     file: Path
     key: str
     shape: tuple[int, ...]
     place: Place
     view: Callable | None = None
+    scale: "Tensor | None" = None
+
+    def check_dtype(self):
+        """Raises `InputError` for integers and other quantised values."""
+        if self.place.dtype not in FLOATS | EIGHT_BITS:
+            raise InputError(
+                f"{self.file}: {self.key} is {self.place.dtype}, only {', '.join(FLOATS | EIGHT_BITS)} are "
+                "supported: quantised weights (such as bitsandbytes') have to be dequantised first, take the "
+                "model's float16 or bfloat16 files"
+            )
 
     def read(self) -> np.ndarray:
-        """The values, of the file's dtype.
+        """The values, of the file's dtype; 8-bit floats as float32, multiplied by their scale.
 
         Raises:
-            InputError: the file is not the one any more whose header was read.
+            InputError: they are quantised, or the file is not the one any more whose header was read.
         """
+        self.check_dtype()
+        values = self._raw()
+        if self.place.dtype in EIGHT_BITS:
+            values = values.astype(np.float32)
+        if self.scale is not None:
+            scale = self.scale.read().astype(np.float32)
+            values *= scale.reshape(-1, *(1,) * (values.ndim - 1)) if values.ndim else scale.reshape(())
+        return values if self.view is None else self.view(values)
+
+    def _raw(self):
         # Not mapped: pages of a mapping stay in memory, and a load's peak would be the model and its files.
         begin, shape, dtype, stamp = self.place
+        dtype = np.dtype((FLOATS | EIGHT_BITS)[dtype])
         number = math.prod(shape)
         with open_file(self.file) as opened:  # the stamp says that it is the one that was let in
             before = stamp_of(opened)
@@ -66,35 +100,81 @@ class Tensor:
                 raise InputError(f"{self.file} cannot be read: {reason(error)}") from None
             if len(values) != number or stamp_of(opened) != stamp or before != stamp:
                 raise InputError(f"{self.file} was changed while it was read: load it again")
-        values = values.reshape(shape)
-        return values if self.view is None else self.view(values)
+        return values.reshape(shape)
 
 
 def read_file(file: Path, root=None) -> dict[str, Tensor]:
     """Every weight of one safetensors file, by its key.
+
+    Tensors that are no floats are listed too: reading them, or `Tensor.check_dtype`, refuses them.
 
     Args:
         file: a path.
         root: the folder that the file must lie in; see `sd_tf.files.open_file`.
 
     Raises:
-        InputError: the file is missing, a pickle, damaged, names a tensor twice or holds one that is
-            not a float.
+        InputError: the file is missing, a pickle, of GGUF, damaged, names a tensor twice or has a scale of
+            8-bit floats that does not fit them.
     """
+    return _scaled(_listed(file, root))
+
+
+def _listed(file, root):
+    """Every tensor of a file but position ids, each on its own."""
     if file.suffix in PICKLES:
         raise InputError(
             f"{file} is a pickle, which can execute code when it is read: convert it to safetensors, "
             "with diffusers' or the hub's converter, on a machine that may be lost"
         )
-    header, tensors = read_header(file, root), {}
-    for key, entry in header.entries.items():
-        if NOT_WEIGHTS.search(key):
-            continue
-        if entry.dtype not in FLOATS:
-            raise InputError(f"{file}: {key} is {entry.dtype}, only {', '.join(FLOATS)} are supported")
-        place = Place(entry.begin, entry.shape, np.dtype(FLOATS[entry.dtype]), header.stamp)
-        tensors[key] = Tensor(file, key, entry.shape, place)
-    return tensors
+    if file.suffix == GGUF:
+        raise InputError(
+            f"{file} is quantised by GGUF, which is not supported: take the model's safetensors file in "
+            "float16, bfloat16 or float8"
+        )
+    header = read_header(file, root)
+    return {
+        key: Tensor(file, key, entry.shape, Place(entry.begin, entry.shape, entry.dtype, header.stamp))
+        for key, entry in header.entries.items()
+        if not NOT_WEIGHTS.search(key)
+    }
+
+
+def _scaled(tensors):
+    """The same tensors, with the scales of 8-bit floats at the weights that they belong to."""
+    scales = {}
+    for key in tensors:
+        stem = key.rpartition(".")[0]
+        weight = tensors.get(f"{stem}.weight")
+        if key.endswith(SCALES) and weight is not None:
+            before = scales.setdefault(weight.key, tensors[key])
+            _check_scale(weight, tensors[key], before)
+    if not scales:
+        return tensors
+    used = {scale.key for scale in scales.values()}
+    return {
+        key: dataclasses.replace(tensor, scale=scales.get(key))
+        for key, tensor in tensors.items()
+        if key not in used and not OF_SCALING.search(key)
+    }
+
+
+def _check_scale(weight, scale, before):
+    weight.check_dtype()
+    if weight.place.dtype not in EIGHT_BITS:
+        raise InputError(
+            f"{scale.file}: {scale.key} scales {weight.key}, which is {weight.place.dtype}: only 8-bit "
+            "floats are scaled"
+        )
+    if scale is not before:
+        raise InputError(f"{weight.file}: {before.key} and {scale.key} both scale {weight.key}: keep one")
+    numbers = math.prod(scale.shape)
+    rows = weight.shape[0] if weight.shape else 1
+    per_row = numbers == rows and scale.shape[:1] == (rows,)
+    if scale.place.dtype not in FLOATS or not (numbers == 1 or per_row):
+        raise InputError(
+            f"{scale.file}: {scale.key} is {scale.place.dtype} {shown(list(scale.shape))}, expected a float "
+            f"for all of {weight.key}, or one for each of its {rows} rows"
+        )
 
 
 def find(folder: Path, stem: str, variant: str | None = None) -> dict[str, Tensor]:
@@ -132,7 +212,7 @@ def has_variant(folder: Path, stem: str, variant: str) -> bool:
 def _read_shards(found):
     tensors, (files, index, weight_map) = {}, found
     for file in files:
-        for key, tensor in read_file(file, root=index.parent).items():
+        for key, tensor in _listed(file, index.parent).items():
             if weight_map.get(key) != file.name:
                 where = weight_map.get(key, "no file")
                 raise InputError(f"{file} holds {key}, which {index.name} says is in {where}")
@@ -140,7 +220,7 @@ def _read_shards(found):
     lost = sorted(key for key in weight_map if key not in tensors and not NOT_WEIGHTS.search(key))
     if lost:
         raise InputError(f"{index}: {lost[0]} is not in {weight_map[lost[0]]}, where the index says it is")
-    return tensors
+    return _scaled(tensors)
 
 
 def write(folder: Path, stem: str, model, dtype: str, max_shard_size):

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from sd_tf import commandline
+from sd_tf import commandline, families
 from sd_tf.demo.ending import PICTURES, Ending
 from sd_tf.errors import InputError
 
@@ -18,7 +18,10 @@ def main(arguments=None):
     from sd_tf.demo.limits import Limits
 
     parser = commandline.Parser("python -m sd_tf.demo", description=__doc__)
-    parser.add_argument("--model", default="fashion-mnist", help="a bundled name or a folder")
+    parser.add_argument(
+        "--model", default="fashion-mnist", help="a bundled name, a folder, a file or a hub id"
+    )
+    commandline.add_loading(parser)
     parser.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)"
@@ -36,6 +39,7 @@ def main(arguments=None):
     limits = commandline.from_flags(flags, Limits)
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs Gradio: pip install "sd_tf[demo]"')
+    families.check(flags.model, **commandline.loading(flags))
     with Ending() as ending:
         # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place, and
         # of how long requests took, only a few are remembered.
@@ -61,7 +65,7 @@ def _serve(flags, limits, ending, found):
     from sd_tf.latent.loading import load
 
     commandline.load_tensorflow()
-    model = load(flags.model)
+    model = load(flags.model, **commandline.loading(flags))
     first = model.generate("a", steps=1, engine=flags.engine, progress=False)
     model.encode_images(first)  # compiled before somebody waits for it
     drawings = Drawings(model, limits.max_seconds, flags.engine)

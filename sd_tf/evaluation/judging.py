@@ -131,15 +131,19 @@ class Judges:
         return own.shape == judge.shape and np.allclose(own, judge, atol=1e-2)
 
 
-def common_size(names) -> int:
+def common_size(names, **loading) -> int:
     """The side of the square pictures that all of some models draw, without reading their weights.
+
+    Args:
+        names: of the models.
+        loading: arguments of `sd_tf.load`.
 
     Raises:
         InputError: they draw pictures of several sizes, or such as are not square.
     """
     sides = {}
     for name in names:
-        for side in load_lazily(name).image_size:
+        for side in load_lazily(name, **loading).image_size:
             sides.setdefault(side, name)
     if len(sides) > 1:
         described = ", ".join(f"{side} pixels by {name}" for side, name in sides.items())

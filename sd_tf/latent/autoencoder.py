@@ -45,11 +45,11 @@ class Level(keras.layers.Layer):
 
 
 class Middle(keras.layers.Layer):
-    """Residual block, attention, residual block, at the lowest resolution."""
+    """Residual block, attention (if `attends`), residual block, at the lowest resolution."""
 
-    def __init__(self, groups, **kwargs):
+    def __init__(self, groups, attends, **kwargs):
         super().__init__(**kwargs)
-        self.groups = groups
+        self.groups, self.attends = groups, attends
 
     def build(self, input_shape):
         policy, channels = self.dtype_policy, input_shape[-1]
@@ -57,12 +57,17 @@ class Middle(keras.layers.Layer):
             ResidualBlock(channels, self.groups, NORM_EPSILON, dtype=policy, name=f"resnets.{i}")
             for i in range(2)
         ]
-        self.attention = PixelAttention(self.groups, dtype=policy, name="attentions.0")
-        for layer in (*self.resnets, self.attention):
+        self.attentions = []
+        if self.attends:
+            self.attentions = [PixelAttention(self.groups, dtype=policy, name="attentions.0")]
+        for layer in (*self.resnets, *self.attentions):
             layer.build(input_shape)
 
     def call(self, x):
-        return self.resnets[1](self.attention(self.resnets[0](x)))
+        first, second = self.resnets
+        for layer in (first, *self.attentions, second):
+            x = layer(x)
+        return x
 
 
 class Encoder(keras.layers.Layer):
@@ -87,7 +92,7 @@ class Encoder(keras.layers.Layer):
             )
             for width_index, width in enumerate(widths)
         ]
-        self.middle = Middle(groups, dtype=policy, name="mid_block")
+        self.middle = Middle(groups, config.mid_block_add_attention, dtype=policy, name="mid_block")
         self.norm_out = GroupNorm(groups, NORM_EPSILON, silu=True, dtype=policy, name="conv_norm_out")
         self.conv_out = conv(2 * config.latent_channels, 3, "conv_out", policy)
 
@@ -117,7 +122,7 @@ class Decoder(keras.layers.Layer):
         config, policy = self.config, self.dtype_policy
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = conv(widths[0], 3, "conv_in", policy)
-        self.middle = Middle(groups, dtype=policy, name="mid_block")
+        self.middle = Middle(groups, config.mid_block_add_attention, dtype=policy, name="mid_block")
         self.levels = [
             Level(
                 width,
@@ -153,8 +158,8 @@ class AutoencoderKL(keras.Model):
     """Encoder and decoder, with everything about latents' scale and sampling.
 
     Images are float (batch, height, width, 3) in [-1, 1], sides divisible by `config.downsampling`
-    (f). Latents outside this class are always *scaled*: multiplied by `config.scaling_factor`, so
-    that their standard deviation is about 1.
+    (f). Latents outside this class are always *scaled*: (z - `config.shift_factor`) times
+    `config.scaling_factor`, so that their mean is about 0 and their standard deviation about 1.
 
     Args:
         config: an `AutoencoderConfig`, or its fields as a dictionary.
@@ -166,33 +171,49 @@ class AutoencoderKL(keras.Model):
         policy, channels = self.dtype_policy, self.config.latent_channels
         self.encoder = Encoder(self.config, dtype=policy, name="encoder")
         self.decoder = Decoder(self.config, dtype=policy, name="decoder")
-        self.quant_conv = conv(2 * channels, 1, "quant_conv", policy)
-        self.post_quant_conv = conv(channels, 1, "post_quant_conv", policy)
+        self.quant_conv = self.post_quant_conv = None
+        if self.config.use_quant_conv:
+            self.quant_conv = conv(2 * channels, 1, "quant_conv", policy)
+        if self.config.use_post_quant_conv:
+            self.post_quant_conv = conv(channels, 1, "post_quant_conv", policy)
 
     def build(self, input_shape=None):
         channels = self.config.latent_channels
         self.encoder.build((None, None, None, self.config.in_channels))
-        self.quant_conv.build((None, None, None, 2 * channels))
-        self.post_quant_conv.build((None, None, None, channels))
+        if self.quant_conv is not None:
+            self.quant_conv.build((None, None, None, 2 * channels))
+        if self.post_quant_conv is not None:
+            self.post_quant_conv.build((None, None, None, channels))
         self.decoder.build((None, None, None, channels))
         self.built = True
 
     def moments(self, images):
         """Mean and log variance of the *unscaled* latents, float32 (batch, h, w, latent channels) each."""
-        moments = ops.cast(self.quant_conv(self.encoder(images)), "float32")
-        mean, log_variance = ops.split(moments, 2, axis=-1)
+        moments = self.encoder(images)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, log_variance = ops.split(ops.cast(moments, "float32"), 2, axis=-1)
         return mean, ops.clip(log_variance, -30.0, 20.0)
+
+    def scaled(self, latents):
+        """Latents as they are outside this class, of *unscaled* ones."""
+        return self.config.scaling_factor * (latents - (self.config.shift_factor or 0.0))
+
+    def unscaled(self, latents):
+        """Undoes `scaled`."""
+        return latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
 
     def encode(self, images):
         """Mean and standard deviation of the latents, float32 (batch, h, w, latent channels) each."""
         mean, log_variance = self.moments(images)
-        scale = self.config.scaling_factor
-        return scale * mean, scale * ops.exp(0.5 * log_variance)
+        return self.scaled(mean), self.config.scaling_factor * ops.exp(0.5 * log_variance)
 
     def decode(self, latents):
         """Latents (batch, h, w, latent channels) -> float32 images, about [-1, 1], not clipped."""
-        latents = latents / self.config.scaling_factor
-        return ops.cast(self.decoder(self.post_quant_conv(latents)), "float32")
+        latents = self.unscaled(latents)
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        return ops.cast(self.decoder(latents), "float32")
 
     def call(self, images):
         """The picture that comes back from the mean of its latents."""

@@ -2,10 +2,27 @@
 
 import dataclasses
 
+from sd_tf.checkpoints.sources import resolve
+from sd_tf.latent import loading
 from sd_tf.latent.options import LatentOptions
 from sd_tf.latent.presets import preset_named, preset_of
 
 Options = LatentOptions
+
+
+def check(options: LatentOptions):
+    """Raises `InputError` for options of no model that can be trained; imports neither Keras nor TensorFlow.
+
+    Args:
+        options: the parsed `LatentOptions`.
+    """
+    if options.init_from is not None:
+        options.check_of_a_trained_model()
+        loading.check(options.init_from, **options.loading)
+        return
+    options.check_of_a_new_model()
+    if options.text_encoder not in (None, "none"):
+        resolve(options.text_encoder)
 
 
 def model_for_training(options: LatentOptions, data, dtype: str, seed: int):
@@ -26,9 +43,7 @@ def model_for_training(options: LatentOptions, data, dtype: str, seed: int):
 
         return new_model(options, data, dtype, seed)
     options.check_of_a_trained_model()
-    from sd_tf.latent.loading import load_lazily
-
-    return load_lazily(options.init_from, dtype, options.prediction_type)
+    return loading.load_lazily(options.init_from, dtype, **options.loading)
 
 
 def recipe(model, options: LatentOptions, folder):

@@ -18,6 +18,10 @@ class AutoencoderConfig:
     norm_num_groups: int = 32
     sample_size: int | tuple[int, ...] | None = 512  # pixels
     scaling_factor: float = 0.18215
+    shift_factor: float | None = None  # latents are (z - shift) * scale; None is 0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
     kept: dict = kept()
 
     @property

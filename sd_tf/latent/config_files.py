@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from sd_tf.checkpoints.config_files import SCHEDULE, Kind, of_diffusers
+from sd_tf.checkpoints.config_files import Kind, of_diffusers
+from sd_tf.checkpoints.schedulers import SCHEDULE, check_scheduler, class_of, warn_of_differences
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError, shown
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
@@ -29,10 +30,6 @@ AUTOENCODER = Kind(
     of_diffusers("AutoencoderKL"),
     {
         "act_fn": "silu",
-        "mid_block_add_attention": True,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "shift_factor": None,
         "latents_mean": None,
         "latents_std": None,
     },
@@ -74,12 +71,15 @@ PARTS = {
     "unet": ("UNet2DConditionModel",),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": ("DDIMScheduler", *SCHEDULE.siblings),
 }
 
 
-def check_model_index(values: dict, source: str):
-    """Raises `InputError` where a pipeline is not one of Stable Diffusion 1.x or 2.x."""
+def scheduler_of(values: dict, source: str) -> str:
+    """The scheduler's class that `model_index.json` names.
+
+    Raises:
+        InputError: its pipeline is none of Stable Diffusion 1.x or 2.x.
+    """
     pipeline = values.get("_class_name")
     if pipeline != "StableDiffusionPipeline":
         raise InputError(
@@ -87,22 +87,42 @@ def check_model_index(values: dict, source: str):
             "Diffusion 1.x and 2.x and what is trained here"
         )
     for part, supported in PARTS.items():
-        found = values.get(part)
-        name = found[1] if isinstance(found, list) and len(found) == 2 else found
+        name = _class_of(values.get(part))
         if name not in supported:
             raise InputError(f"{source}: {part} is {shown(name)}, only {' or '.join(supported)} is supported")
+    name = _class_of(values.get("scheduler"))
+    check_scheduler("scheduler", name, source)
+    return name
 
 
-def read_schedule(values: dict, source: str) -> ScheduleConfig:
+def _class_of(entry):
+    """The second of a part's entry in `model_index.json`: [library, class]."""
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+
+
+def read_schedule(values: dict, source: str, scheduler: str | None = None) -> ScheduleConfig:
     """`scheduler/scheduler_config.json` as diffusers' `StableDiffusionPipeline` understands it.
 
     Old files lack `steps_offset` and `clip_sample`, or have the values of their scheduler's class. The
     pipeline then sets them to what Stable Diffusion was made with: an offset of 1, and no clipping.
 
+    Args:
+        values: of the file.
+        source: the file's name, for messages.
+        scheduler: the class that `model_index.json` names, which takes precedence over the file's.
+
     Raises:
         InputError: the file is for another scheduler, or a value is of the wrong type or out of bounds.
+
+    Warns:
+        UserWarning: no sampler of ours draws as the scheduler does.
     """
+    if "_class_name" in values:
+        check_scheduler("_class_name", values["_class_name"], source)
+    if scheduler is not None:
+        values = values | {"_class_name": scheduler}
     config = SCHEDULE.from_json(values, source)
+    warn_of_differences(config, source)
     offset = min(1, config.num_train_timesteps - 1)
     return dataclasses.replace(config, steps_offset=offset, clip_sample=False)
 
@@ -125,7 +145,7 @@ def model_index(schedule: ScheduleConfig) -> dict:
         image_encoder=[None, None],
         requires_safety_checker=False,
         safety_checker=[None, None],
-        scheduler=["diffusers", schedule.kept.get("_class_name", "DDIMScheduler")],
+        scheduler=["diffusers", class_of(schedule)],
         text_encoder=["transformers", "CLIPTextModel"],
         tokenizer=["transformers", "CLIPTokenizer"],
         unet=["diffusers", "UNet2DConditionModel"],

@@ -6,19 +6,18 @@ Every part of a model is a folder with a configuration and weights in safetensor
 from pathlib import Path
 
 from sd_tf.checkpoints.clip import save_text_encoder
-from sd_tf.checkpoints.config_files import SCHEDULE
 from sd_tf.checkpoints.names import current_names
 from sd_tf.checkpoints.networks import SHARD, config_of, filled
 from sd_tf.checkpoints.replacing import replacing
+from sd_tf.checkpoints.schedulers import SCHEDULE
 from sd_tf.checkpoints.tensors import find, write
 from sd_tf.checkpoints.weight_files import DIFFUSERS
 from sd_tf.files import write_json
 from sd_tf.generation.settings import write_settings
-from sd_tf.latent import config_files, original
+from sd_tf.latent import config_files
 from sd_tf.latent.autoencoder import AutoencoderKL
-from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.unet import UNet
-from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.known_words import write_words
 
 # -- writing ----------------------------------------------------------------------------------------
@@ -94,20 +93,3 @@ def load_unet(folder, dtype=None, variant=None) -> UNet:
     config = config_files.UNET.from_json(values, source)
     tensors = find(Path(folder), DIFFUSERS, variant)
     return filled(lambda: UNet(config, dtype=dtype), config, tensors, Path(folder))
-
-
-def unread_original(file, dtype):
-    """A single file in CompVis' layout: networks as `Unread`, schedule, the tokenizer's padding token."""
-    found = original.read(file)
-
-    def part(name, kind, config):
-        return Unread(
-            config, lambda: filled(lambda: kind(config, dtype=dtype), config, found.tensors[name], file)
-        )
-
-    networks = {
-        "text_encoder": part("text_encoder", CLIPTextModel, found.text),
-        "autoencoder": part("autoencoder", AutoencoderKL, found.autoencoder),
-        "unet": part("unet", UNet, found.unet),
-    }
-    return networks, found.schedule, found.pad_token

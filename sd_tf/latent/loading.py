@@ -8,16 +8,18 @@ import contextlib
 import dataclasses
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from sd_tf.checkpoints.bounds import check_schedule
 from sd_tf.checkpoints.config_files import CLIP_TEXT
 from sd_tf.checkpoints.replacing import recover
-from sd_tf.checkpoints.sources import bundled_names, refuse_links_out, resolve
+from sd_tf.checkpoints.schedulers import recommended as recommended_settings
+from sd_tf.checkpoints.sources import bundled_names, is_on_disk, refuse_links_out, resolve
 from sd_tf.checkpoints.tokenizers import load_tokenizer
 from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule, ScheduleConfig
-from sd_tf.errors import InputError, naming, unknown
+from sd_tf.errors import InputError, argument, naming, shown, unknown
 from sd_tf.files import is_regular, read_json
 from sd_tf.generation.conversions import Origin
 from sd_tf.generation.engines import kept_conversion
@@ -68,10 +70,22 @@ def load(
     return model
 
 
-def load_lazily(name_or_folder, dtype=None, prediction_type=None) -> LatentDiffusion:
+def load_lazily(
+    name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
+) -> LatentDiffusion:
     """As `load`, with networks that are read when they are first used, such as under a strategy's scope."""
-    found = _find(name_or_folder, dtype, prediction_type=prediction_type)
-    return found.model(found.parts)
+    found = _find(name_or_folder, dtype, revision, variant, prediction_type)
+    return found.model(found.parts, tokenizer)
+
+
+def check(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None):
+    """Raises `InputError` where `load` would, for all but the weights; imports neither Keras nor TensorFlow.
+
+    A model of the hub is downloaded.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `load` says it
+        load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,36 +128,73 @@ class _Found:
 def _find(name_or_folder, dtype, revision=None, variant=None, prediction_type=None) -> _Found:
     """Finds a model and checks everything but its weights."""
     if prediction_type not in (None, *PREDICTION_TYPES):
-        raise unknown("prediction_type", prediction_type, PREDICTION_TYPES)
+        raise unknown(argument("prediction_type"), prediction_type, PREDICTION_TYPES)
     path = Path(os.path.expanduser(str(name_or_folder)))
     if not os.path.lexists(path):
         with contextlib.suppress(OSError, ValueError):  # `resolve` reports it
             recover(path, keep_others=True)  # from a save that was killed between its renames
+    _check_choice(name_or_folder, revision, variant)
     source = resolve(name_or_folder, revision, variant)
     origin = Origin(source, PARTS, variant)
     if source.is_file():
-        from sd_tf.latent import folder, original
-
-        parts, schedule, pad_token = folder.unread_original(source, dtype)
-        if prediction_type is not None:
-            schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
-        return _Found(source, origin, parts, schedule, original.TOKENIZER, pad_token, dtype)
+        return _find_in_file(source, origin, dtype, prediction_type)
     refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
     schedule = _schedule(source, prediction_type)
-    recommended, known_words = read_settings(source, Settings()), read_words(source)
+    recommended, known_words = read_settings(source, _usual_settings(schedule)), read_words(source)
     parts = {name: unread(source, name, dtype, variant) for name in ("text_encoder", "autoencoder", "unet")}
     _check_memory(parts, source, variant)
     _check_variant(source, variant)
     return _Found(source, origin, parts, schedule, source, None, dtype, recommended, known_words)
 
 
-def needs_networks(name_or_folder, dtype=None) -> bool:
+def _check_choice(name_or_folder, revision, variant):
+    """Refuses a revision of what is not on the hub, and a variant of a single file."""
+    path = os.path.expanduser(str(name_or_folder))
+    if revision is not None and is_on_disk(name_or_folder):
+        raise InputError(
+            f"{argument('revision')} is {shown(revision)}, but {name_or_folder} is on this machine: it is "
+            "for a hub id, leave it out"
+        )
+    if variant is not None and os.path.isfile(path):
+        raise InputError(
+            f"{argument('variant')} is {shown(variant)}, but {name_or_folder} is a single file: it is for a "
+            "folder or a hub id, leave it out"
+        )
+
+
+def _find_in_file(file, origin, dtype, prediction_type):
+    """A single file in CompVis' layout."""
+    from sd_tf.latent import original
+
+    found = original.read(file)
+    configs = {"text_encoder": found.text, "autoencoder": found.autoencoder, "unet": found.unet}
+
+    def part(name):
+        def read():
+            from sd_tf.checkpoints.networks import filled
+            from sd_tf.latent.autoencoder import AutoencoderKL
+            from sd_tf.latent.unet import UNet
+            from sd_tf.text.clip import CLIPTextModel
+
+            kind = {"text_encoder": CLIPTextModel, "autoencoder": AutoencoderKL, "unet": UNet}[name]
+            config = configs[name]
+            return filled(lambda: kind(config, dtype=dtype), config, found.tensors[name], file)
+
+        return Unread(configs[name], read)
+
+    parts, schedule = {name: part(name) for name in configs}, found.schedule
+    if prediction_type is not None:
+        schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
+    return _Found(file, origin, parts, schedule, original.TOKENIZER, found.pad_token, dtype)
+
+
+def needs_networks(name_or_folder, dtype=None, variant=None) -> bool:
     """Whether `load` would read networks, and so import Keras and TensorFlow."""
     name = str(name_or_folder)
     path = os.path.expanduser(name)
     if name not in bundled_names() and not os.path.isdir(path):
         return True
-    return _kept(Origin(resolve(name), PARTS), dtype) is None
+    return _kept(Origin(resolve(name), PARTS, variant), dtype) is None
 
 
 def _kept(origin, dtype):
@@ -165,10 +216,10 @@ def _schedule(source, prediction_type):
             )
         way_out = "the run there is not finished: run it again to resume" if run else "is it a model?"
         raise InputError(f"{source} has no model_index.json: {way_out}")
-    config_files.check_model_index(read_json(index, root=source), str(index))
+    scheduler = config_files.scheduler_of(read_json(index, root=source), str(index))
     refuse_links_out(source / "scheduler")
     file = source / "scheduler" / "scheduler_config.json"
-    schedule = config_files.read_schedule(read_json(file, root=source), str(file))
+    schedule = config_files.read_schedule(read_json(file, root=source), str(file), scheduler)
     if prediction_type is not None:
         schedule = dataclasses.replace(schedule, prediction_type=prediction_type)
     with naming(file):
@@ -176,11 +227,21 @@ def _schedule(source, prediction_type):
     return schedule
 
 
+def _usual_settings(schedule):
+    """Those of the scheduler that the folder names."""
+    named = recommended_settings(schedule)
+    if named["timestep_spacing"] == schedule.timestep_spacing:
+        named["timestep_spacing"] = None  # the schedule's own
+    return Settings(**named)
+
+
 def _check_variant(source, variant):
     from sd_tf.checkpoints.tensors import has_variant
 
     if variant is not None and not any(has_variant(source / part, STEMS[part], variant) for part in STEMS):
-        raise InputError(f"{source}: no part has files of the variant {variant!r}: leave variant out")
+        raise InputError(
+            f"{source}: no part has files of the variant {variant!r}: leave {argument('variant')} out"
+        )
 
 
 def unread(source: Path, name: str, dtype=None, variant=None) -> Unread:

@@ -161,7 +161,7 @@ class LatentDiffusion:
         from sd_tf.hashing import fingerprint, weights_fingerprint
 
         if self.origin is not None and self.origin.is_unchanged:
-            return weights_sha256(self.origin.source)
+            return weights_sha256(self.origin.source, self.origin.variant)
         off = self.adaptations.switched_off() if self.has_adaptations else contextlib.nullcontext()
         with off:
             return fingerprint(*(weights_fingerprint(self._network(name)) for name in sorted(self._parts)))

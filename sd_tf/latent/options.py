@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sd_tf.commandline import LOADING
 from sd_tf.errors import InputError, argument, shown
 from sd_tf.options import Options, option
 
@@ -89,6 +90,15 @@ class LatentOptions(Options):
         group=FINE_TUNING,
         identifies=False,
     )
+    revision: str | None = option(
+        None, LOADING["revision"], needs=("init_from", None), group=FINE_TUNING, identifies=False
+    )
+    variant: str | None = option(
+        None, LOADING["variant"], needs=("init_from", None), group=FINE_TUNING, identifies=False
+    )
+    tokenizer: str | None = option(
+        None, LOADING["tokenizer"], needs=("init_from", None), group=FINE_TUNING, identifies=False
+    )
     finetune: str | None = option(
         None,
         "which weights to train (default: unet, all of it)",
@@ -167,6 +177,11 @@ class LatentOptions(Options):
                 raise InputError(f"{self.said('finetune')} textual_inversion needs {self.said(name)}: add it")
         if self.prior_prompt is not None and not self.prior_prompt.strip():
             raise InputError(f"{self.said('prior_prompt')} is empty: say what the pictures show")
+
+    @property
+    def loading(self) -> dict:
+        """The arguments of `sd_tf.load` for the model of `init_from`."""
+        return {name: getattr(self, name) for name in LOADING}
 
     def check_of_a_new_model(self):
         """Raises `InputError` for options that need a trained model."""

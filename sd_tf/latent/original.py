@@ -10,6 +10,7 @@ Stability-AI/stablediffusion, `v2-inference-v.yaml`; mlfoundations/open_clip.
 import collections
 import dataclasses
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +24,15 @@ TOKENIZER = "openai/clip-vit-large-patch14"  # of both 1.x and 2.x, which single
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 
-# Averaged copies, schedules that follow from the configuration, and parts of training.
+# Schedules that follow from the configuration, and parts of training, which most files have.
 IGNORED = re.compile(
-    r"model_ema\.|(betas|alphas_cumprod|sqrt_|log_one_minus|posterior_|logvar|scale_factor|v_pred|ztsnr)"
+    r"model_ema\.(decay|num_updates)$"
+    r"|(betas|alphas_cumprod|sqrt_|log_one_minus|posterior_|logvar|scale_factor|v_pred|ztsnr)"
     r"|first_stage_model\.loss\.|cond_stage_model\.logit_scale|cond_stage_model\.model\.(logit_scale|text_projection|"
     r"attn_mask)|cond_stage_model\.text_projection"
 )
 
+MOST_NAMED, LONGEST_NAMED = 5, 60  # prefixes of tensors that are not read, and their characters
 NUMBER = "([0-9]{1,2})"  # of a layer; what has more digits is left over
 
 RESNET = {
@@ -78,7 +81,10 @@ def read(file: Path) -> Original:
     """Reads the names and shapes of a file; the values stay in it.
 
     Raises:
-        InputError: the file is damaged, of another kind of model, or holds tensors of no known place.
+        InputError: the file is damaged, of another kind of model, or lacks a part.
+
+    Warns:
+        UserWarning: it holds tensors of no part, such as averaged weights, a LoRA or an optimizer's state.
     """
     found = read_file(file)
     tensors = {key: tensor for key, tensor in found.items() if not IGNORED.match(key)}
@@ -91,21 +97,34 @@ def read(file: Path) -> Original:
     second = bool(kinds[OPEN_CLIP])
     if not second and not kinds[CLIP]:
         raise InputError(f"{file} has neither {CLIP}* nor {OPEN_CLIP}*: its text tower is missing")
-    stray = [key for key in tensors if not key.startswith((UNET, VAE, OPEN_CLIP if second else CLIP))]
-    if stray:
-        raise InputError(f"{file}: {stray[0]} belongs to no part of Stable Diffusion 1.x or 2.x")
     try:
         unet, of_unet = _unet(kinds[UNET])
         autoencoder, of_autoencoder = _autoencoder(kinds[VAE])
         text, of_text = _open_clip(kinds[OPEN_CLIP]) if second else _clip(kinds[CLIP])
     except KeyError as error:
         raise InputError(f"{file}: missing the tensor {error.args[0]}") from None
+    places = UNET, VAE, OPEN_CLIP if second else CLIP
+    _warn_of_others(file, [key for key in tensors if not key.startswith(places)])
     autoencoder = dataclasses.replace(
         autoencoder, sample_size=unet.sample_size * 2 ** (len(autoencoder.block_out_channels) - 1)
     )
     schedule = ScheduleConfig(prediction_type="v_prediction" if second else "epsilon")
     parts = {"unet": of_unet, "autoencoder": of_autoencoder, "text_encoder": of_text}
     return Original(unet, autoencoder, text, schedule, "!" if second else None, parts)
+
+
+def _warn_of_others(file, keys):
+    """Counts the tensors that are not read, by the beginnings of their names."""
+    if not keys:
+        return
+    prefixes = collections.Counter(key.partition(".")[0][:LONGEST_NAMED] for key in keys)
+    named = [f"{prefix} ({number})" for prefix, number in prefixes.most_common(MOST_NAMED)]
+    more = f" and {len(prefixes) - MOST_NAMED} more" if len(prefixes) > MOST_NAMED else ""
+    warnings.warn(
+        f"{file}: {len(keys)} tensor{'s' * (len(keys) > 1)} of no part of Stable Diffusion "
+        f"{'are' if len(keys) > 1 else 'is'} not read, by prefix: {', '.join(named)}{more}",
+        stacklevel=2,
+    )
 
 
 def _under(prefix, tensors):
@@ -119,6 +138,7 @@ def _count(pattern, tensors):
 
 def _size(tensor, axis):
     """A side of a tensor that says a network's size."""
+    tensor.check_dtype()  # a quantised one has other shapes
     if axis >= len(tensor.shape):
         raise InputError(f"{tensor.file}: {tensor.key} has shape {tensor.shape}, which says no size")
     return tensor.shape[axis]

@@ -101,7 +101,7 @@ class AutoencoderStage(SinglePlayerStage):
         autoencoder, images = self.network, batch["images"]
         mean, log_variance = autoencoder.moments(images)
         latents = mean + tf.exp(0.5 * log_variance) * batch["noise"]
-        rebuilt = autoencoder.decode(latents * autoencoder.config.scaling_factor)
+        rebuilt = autoencoder.decode(autoencoder.scaled(latents))
         error = tf.reduce_mean(tf.abs(rebuilt - images), axis=(1, 2, 3))
         kl = 0.5 * tf.reduce_mean(tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance, axis=(1, 2, 3))
         losses = {"loss": error + self.KL_WEIGHT * kl, "error": error, "kl": kl}

@@ -13,6 +13,7 @@ import pytest
 import sd_tf
 from sd_tf.checkpoints import config_files as files
 from sd_tf.checkpoints.bounds import BOUNDS, check_schedule
+from sd_tf.checkpoints.schedulers import SCHEDULE
 from sd_tf.checkpoints.sources import bundled_names, resolve
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
@@ -56,15 +57,15 @@ REAL = {  # what published files say
         files.CLIP_VISION,
         {"hidden_size": 1664, "patch_size": 14, "projection_dim": 1280},
     ),
-    "schedule of 1.x": (files.SCHEDULE, {**BETAS, "steps_offset": 1}),
-    "schedule of 2.x": (files.SCHEDULE, {**BETAS, "prediction_type": "v_prediction"}),
+    "schedule of 1.x": (SCHEDULE, {**BETAS, "steps_offset": 1}),
+    "schedule of 2.x": (SCHEDULE, {**BETAS, "prediction_type": "v_prediction"}),
     "schedule of DDPM": (
-        files.SCHEDULE,
+        SCHEDULE,
         {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
     ),
-    "schedule of cosines": (files.SCHEDULE, {"beta_schedule": "squaredcos_cap_v2"}),
+    "schedule of cosines": (SCHEDULE, {"beta_schedule": "squaredcos_cap_v2"}),
     "without signal at the end": (
-        files.SCHEDULE,
+        SCHEDULE,
         {**BETAS, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     ),
 }
@@ -93,7 +94,7 @@ def test_what_presets_train_can_be_read_back(name):
         (latent_files.AUTOENCODER, preset.autoencoder),
         (files.CLIP_TEXT, preset.text),
         (files.CLIP_VISION, preset.vision),
-        (files.SCHEDULE, preset.schedule),
+        (SCHEDULE, preset.schedule),
     ]:
         assert kind.from_json(json.loads(json.dumps(kind.to_json(config))), "config.json") == config
     check_memory(preset.autoencoder, preset.unet, 0, "a run")
@@ -132,7 +133,7 @@ def saved(tiny_model, tmp_path_factory):
 
 
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
-SCHEDULE = "scheduler/scheduler_config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @pytest.mark.parametrize(
@@ -151,11 +152,19 @@ SCHEDULE = "scheduler/scheduler_config.json"
         (TEXT, {"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0, expected 1e-12 to 1"),
         (TEXT, {"max_position_embeddings": 65536}, "max_position_embeddings is 65536, expected 1 to 1024"),
         (UNET, {"attention_head_dim": 2**20}, "attention_head_dim is 1048576, expected 1 to 1024"),
-        (SCHEDULE, {"beta_start": 0}, "beta_start is 0, expected 1e-08 to 0.9999: a share of a variance"),
-        (SCHEDULE, {"beta_end": 1}, "beta_end is 1, expected 1e-08 to 0.9999"),
-        (SCHEDULE, {"beta_start": 0.9, "beta_end": 0.9}, "no signal is left that later timesteps could lose"),
-        (SCHEDULE, {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000, expected 1 to 100000"),
-        (SCHEDULE, {"steps_offset": 10**9}, "steps_offset is 1000000000, expected 0 to 100000"),
+        (SCHEDULER, {"beta_start": 0}, "beta_start is 0, expected 1e-08 to 0.9999: a share of a variance"),
+        (SCHEDULER, {"beta_end": 1}, "beta_end is 1, expected 1e-08 to 0.9999"),
+        (
+            SCHEDULER,
+            {"beta_start": 0.9, "beta_end": 0.9},
+            "no signal is left that later timesteps could lose",
+        ),
+        (
+            SCHEDULER,
+            {"num_train_timesteps": 10**9},
+            "num_train_timesteps is 1000000000, expected 1 to 100000",
+        ),
+        (SCHEDULER, {"steps_offset": 10**9}, "steps_offset is 1000000000, expected 0 to 100000"),
     ],
 )
 def test_numbers_out_of_bounds_are_refused_when_the_model_is_read(saved, tmp_path, file, changes, message):

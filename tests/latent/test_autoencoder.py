@@ -1,6 +1,8 @@
 """The autoencoder against diffusers' AutoencoderKL: the same weights, the same numbers."""
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,6 +12,8 @@ from sd_tf.errors import InputError
 from sd_tf.graphs import compiled
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.config import AutoencoderConfig
+from sd_tf.latent.folder import load_autoencoder, save_autoencoder
+from sd_tf.latent.stages import AutoencoderStage
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -24,6 +28,11 @@ CONFIGS = {
     "widths that fall, other channels": dataclasses.replace(
         SMALL, block_out_channels=(16, 8), in_channels=1, out_channels=2, latent_channels=3
     ),
+    "no convolutions of latents, a shift": dataclasses.replace(
+        SMALL, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305
+    ),
+    "one convolution of latents": dataclasses.replace(SMALL, use_quant_conv=False),
+    "no attention": dataclasses.replace(SMALL, mid_block_add_attention=False),
 }
 
 
@@ -71,13 +80,70 @@ def test_moments_agree_with_diffusers(pair, size, distance):
 @pytest.mark.parametrize("size", [(4, 4), (3, 5)], ids=str)
 def test_pictures_agree_with_diffusers(pair, size, distance):
     ours, theirs = pair
-    scale = ours.config.scaling_factor
+    scale, shift = ours.config.scaling_factor, ours.config.shift_factor or 0
     shape = (2, *size, ours.config.latent_channels)
     latents = np.random.default_rng(1).standard_normal(shape).astype("float32")
     with torch.no_grad():
-        images = theirs.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)) / scale).sample
+        images = theirs.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)) / scale + shift).sample
     assert distance(ours.decode(latents), channels_last(images)) < 1e-5
     assert distance(compiled(ours.decode)(latents), channels_last(images)) < 1e-5
+
+
+def test_latents_are_those_that_the_pipelines_of_diffusers_have(pair, distance):
+    """As the VAE's image processor in diffusers' pipelines: (z - shift) * scale."""
+    ours, theirs = pair
+    images = pictures(ours.config, 8, 8)
+    with torch.no_grad():
+        posterior = theirs.encode(torch.from_numpy(images.transpose(0, 3, 1, 2))).latent_dist
+    mean, deviation = ours.encode(images)
+    scale, shift = theirs.config.scaling_factor, theirs.config.shift_factor or 0
+    assert distance(mean, scale * (channels_last(posterior.mean) - shift)) < 1e-5
+    assert distance(deviation, scale * channels_last(posterior.std)) < 1e-5
+    np.testing.assert_allclose(ours.unscaled(ours.scaled(mean)), mean, atol=1e-5)
+
+
+def test_a_folder_goes_to_diffusers_and_back(pair, tmp_path, distance):
+    ours, theirs = pair
+    save_autoencoder(ours, tmp_path / "ours")
+    opened, report = diffusers.AutoencoderKL.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for name, value in dataclasses.asdict(ours.config).items():
+        if name != "kept":
+            assert opened.config[name] == (list(value) if isinstance(value, tuple) else value), name
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = load_autoencoder(tmp_path / "theirs")
+    images = pictures(ours.config, 8, 8)
+    assert distance(again.encode(images)[0], ours.encode(images)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("values", [[0.0] * 4, [1.0, 2.0, 3.0, 4.0]])
+@pytest.mark.parametrize("name", ["latents_mean", "latents_std"])
+def test_means_and_deviations_of_each_channel_are_refused(name, values, tmp_path):
+    reference(SMALL).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: values}))
+    with pytest.raises(InputError, match=rf"config.json: {name} is \[.*\], only None is supported"):
+        load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"])
+def test_a_part_that_the_file_lacks_is_named(name, tmp_path):
+    reference(dataclasses.replace(SMALL, **{name: False})).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: True}))
+    with pytest.raises(InputError, match="missing [0-9]+ tensors: .*the file belongs to another config"):
+        load_autoencoder(tmp_path)
+
+
+def test_training_decodes_latents_that_are_shifted():
+    """Of the loss, the pictures are those of the unscaled latents themselves."""
+    autoencoder = filled(scaling_factor=0.5, shift_factor=3.0)
+    images = pictures(SMALL, 8, 8)
+    stage = SimpleNamespace(network=autoencoder, perceptual=None, KL_WEIGHT=0.0)
+    noise = np.zeros((2, 4, 4, SMALL.latent_channels), "float32")
+    losses = AutoencoderStage.loss(stage, {"images": images, "noise": noise})
+    expected = np.abs(np.asarray(autoencoder(images)) - images).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(losses["loss"], expected, rtol=1e-4)
 
 
 def test_small_activations_show_the_same_epsilons_as_diffusers(copied, distance):
@@ -103,6 +169,7 @@ def test_sizes_follow_the_number_of_levels(pair):
 
 
 def filled(seed=0, **changes):
+    keras.utils.set_random_seed(seed)  # Keras draws the kernels
     autoencoder = AutoencoderKL(dataclasses.replace(SMALL, **changes))
     autoencoder.build()
     rng = np.random.default_rng(seed)

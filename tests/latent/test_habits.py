@@ -1,5 +1,6 @@
 """What people bring from diffusers, Keras, numpy and web interfaces: sizes, seeds, pictures of any form."""
 
+import json
 import warnings
 
 import numpy as np
@@ -375,3 +376,20 @@ def test_the_bundled_models_know_the_words_of_their_captions():
         if (folder / "unet").is_dir():
             assert {"a", "red"} <= read_words(folder)
             assert "tigerish" not in read_words(folder)
+
+
+def test_a_model_draws_as_the_scheduler_of_its_folder_says(tmp_path):
+    model = make_tiny_model()
+    model.save(tmp_path)
+    (tmp_path / "generation_config.json").unlink()  # as diffusers writes it
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    values = json.loads(file.read_text())
+    values |= {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
+    file.write_text(json.dumps(values))
+    index = tmp_path / "model_index.json"
+    scheduler = ["diffusers", "DPMSolverMultistepScheduler"]
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": scheduler}))
+    read = sd_tf.load(tmp_path)
+    assert (read.recommended.sampler, read.recommended.karras) == ("dpmpp_2m", True)
+    np.testing.assert_array_equal(draw(read), draw(model, sampler="dpmpp_2m", karras=True))
+    np.testing.assert_array_equal(draw(read, sampler="ddim"), draw(model))
