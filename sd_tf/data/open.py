@@ -210,8 +210,8 @@ def _named(source, options):
         raise InputError(f"{name} is a folder: write folder: before its path, or give a pathlib.Path")
     data = Data(DataOptions(dataset=name, **options))
     data_dir = data.options.data_dir
-    if data_dir is not None and not os.path.isdir(data_dir):
-        raise InputError(f"{argument('data_dir')} {data_dir} is no folder: name the one that holds the data")
+    if name in GARMENTS and data_dir is not None and not os.path.isdir(data_dir):
+        raise InputError(f"{argument('data_dir')} {data_dir} is not a folder: name the one with the data")
     if name not in GARMENTS and ":" not in name:
         folder = folder_of(name, data.options.data_dir)
         if not folder.is_dir():

@@ -277,13 +277,6 @@ FOUND = {
         change_json("scheduler/scheduler_config.json", num_train_timesteps=10**9),
         "scheduler_config.json: num_train_timesteps is 1000000000",
     ),
-    "a number that is no layer's": (
-        "file of 1.x",
-        change_header(
-            lambda header: header.update({"model.diffusion_model.input_blocks.99999999.0.op.weight": EMPTY})
-        ),
-        "has 1 tensor: input_blocks.99999999.0.op.weight",
-    ),
     "no size": (
         "file of 1.x",
         change_header(

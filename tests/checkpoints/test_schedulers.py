@@ -93,7 +93,7 @@ def said_of(name, values):
     return str(found[0].message) if found else ""
 
 
-def drawn(name, values, steps=10):
+def drawn(name, values, steps=6):
     """What diffusers draws with a network that is a formula."""
     scheduler = getattr(diffusers, name).from_config(values)
     scheduler.set_timesteps(steps)

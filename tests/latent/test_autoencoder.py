@@ -13,6 +13,7 @@ from sd_tf.graphs import compiled
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.config import AutoencoderConfig
 from sd_tf.latent.folder import load_autoencoder, save_autoencoder
+from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.stages import AutoencoderStage
 
 torch = pytest.importorskip("torch")
@@ -144,6 +145,20 @@ def test_training_decodes_latents_that_are_shifted():
     losses = AutoencoderStage.loss(stage, {"images": images, "noise": noise})
     expected = np.abs(np.asarray(autoencoder(images)) - images).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(losses["loss"], expected, rtol=1e-4)
+
+
+def test_openvino_decodes_latents_that_are_shifted(tiny_model):
+    pytest.importorskip("openvino")
+    config = dataclasses.replace(
+        tiny_model.autoencoder.config, shift_factor=0.5, use_quant_conv=False, use_post_quant_conv=False
+    )
+    keras.utils.set_random_seed(0)
+    autoencoder = AutoencoderKL(config)
+    autoencoder.build()
+    parts = autoencoder, tiny_model.unet, tiny_model.text_encoder, tiny_model.tokenizer, tiny_model.schedule
+    model = LatentDiffusion(*parts)
+    images = {name: model.generate("a dress", steps=2, engine=name) for name in ("tensorflow", "openvino")}
+    assert np.abs(images["tensorflow"].astype(int) - images["openvino"]).max() <= 2
 
 
 def test_small_activations_show_the_same_epsilons_as_diffusers(copied, distance):

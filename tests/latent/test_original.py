@@ -236,10 +236,15 @@ def test_tensors_of_no_network_are_counted_in_one_warning(checkpoint, names, tmp
         assert all(np.array_equal(*pair) for pair in pairs)
 
 
-def test_a_tensor_inside_a_network_that_it_has_not_is_warned_of(checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    "key", ["first_stage_model.x.y", "model.diffusion_model.input_blocks.99999999.0.op.weight"]
+)
+def test_a_tensor_inside_a_network_that_it_has_not_is_warned_of(key, checkpoint, tmp_path):
     _, file, folder = checkpoint
-    save_file(load_file(file) | {"first_stage_model.x.y": ones}, tmp_path / "more.safetensors")
-    with pytest.warns(UserWarning, match="more.safetensors: not read, .*: 1 tensor: x.y"):
+    save_file(load_file(file) | {key: ones}, tmp_path / "more.safetensors")
+    with pytest.warns(
+        UserWarning, match=f"more.safetensors: not read, .*: 1 tensor: {key.split('model.')[-1]}"
+    ):
         sd_tf.load(tmp_path / "more.safetensors", tokenizer=folder)
 
 
