@@ -16,6 +16,7 @@ from pathlib import Path
 from sd_tf.errors import InputError, printable
 from sd_tf.files import reason
 from sd_tf.options import meaning_of
+from sd_tf.quiet import import_tensorflow
 
 LOADING = {  # arguments of `sd_tf.load` that every command has as flags -> their help
     "revision": "branch, tag or commit of a model on the hub",
@@ -123,20 +124,6 @@ def naming_flags():
         raise error.with_flags() from None
 
 
-@contextlib.contextmanager
-def _silent_stderr():
-    """Silences file descriptor 2, to which TensorFlow's libraries write while they load."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def make_deterministic():
     """Makes all TensorFlow operations of this process deterministic, bit for bit."""
     import tensorflow as tf
@@ -145,15 +132,13 @@ def make_deterministic():
 
 
 def load_tensorflow():
-    """Imports TensorFlow and Keras and initialises their devices, without log messages."""
+    """Imports TensorFlow and Keras, without log messages of theirs, now and later."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    with _silent_stderr():
-        import keras  # noqa: F401
-        import tensorflow as tf
+    import_tensorflow()
+    import tensorflow as tf
 
-        tf.get_logger().setLevel("ERROR")
-        tf.config.list_physical_devices()
+    tf.get_logger().setLevel("ERROR")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path
 # everybody needs come first, command lines last.
 STREAM = [
     {"errors", "files", "config", "options", "graphs", "skeleton", "images", "seeding", "hashing", "progress"}
-    | {"commandline", "showing"},
+    | {"quiet", "commandline", "showing"},
     {"nn", "data", "diffusion"},
     {"text"},
     {"checkpoints", "generation"},
@@ -32,7 +32,7 @@ STREAM = [
 ]
 FAMILIES = STREAM[6]
 KNOW_NO_FAMILY = ("diffusion", "checkpoints", "generation", "training", "sharing")
-MAY_IMPORT_TENSORFLOW = {"data", "training", "exporting", "graphs", "skeleton", "commandline"}
+MAY_IMPORT_TENSORFLOW = {"data", "training", "exporting", "graphs", "skeleton", "quiet", "commandline"}
 # And never as they are imported: for speed, for gradients, and the one network that is a graph.
 IN_FUNCTIONS = {
     *("nn/fused.py", "nn/remat.py", "generation/engines.py", "evaluation/inception.py"),

@@ -27,6 +27,7 @@ from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.latent import config_files
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
 
 PARTS = ("vae", "unet", "text_encoder")
@@ -171,6 +172,7 @@ def _find_in_file(file, origin, dtype, prediction_type):
 
     def part(name):
         def read():
+            import_tensorflow()
             from sd_tf.checkpoints.networks import filled
             from sd_tf.latent.autoencoder import AutoencoderKL
             from sd_tf.latent.unet import UNet
@@ -259,6 +261,7 @@ def unread(source: Path, name: str, dtype=None, variant=None) -> Unread:
     }[name]
 
     def read():
+        import_tensorflow()
         from sd_tf.checkpoints.clip import load_text_encoder
         from sd_tf.latent.folder import load_autoencoder, load_unet
 

@@ -23,6 +23,7 @@ from sd_tf.latent.adaptations import Adaptations
 from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
 from sd_tf.latent.options import LatentOptions
 from sd_tf.latent.provenance import Provenance
+from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encode_prompts
@@ -642,6 +643,7 @@ class LatentDiffusion:
         Raises:
             InputError: there is no such preset or option, or options contradict each other.
         """
+        import_tensorflow()
         from sd_tf.latent.new_model import new_model, options_of_new_model
 
         return new_model(options_of_new_model(name, options), data, dtype, seed)
