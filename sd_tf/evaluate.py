@@ -144,9 +144,9 @@ def _write(flags, command, reports, pictures):
 
 
 def _compared(flags):
-    """Names of the settings of which several were given, or that each of several models has its own of."""
+    """Names of the settings of which several were given, or of which several models have their own."""
     several = [name for name in COMPARED_SETTINGS if len(getattr(flags, name)) > 1]
-    if not flags.compare:
+    if not flags.compare or any(name.endswith(".json") for name in flags.compare):
         return several
     return several + [name for name in GIVEN_SETTINGS if getattr(flags, name) in (None, [None])]
 

@@ -120,7 +120,15 @@ def test_a_report_has_every_score_and_says_what_it_left_out(report):
     assert whole["skipped"] == {"scores by Inception": "it was asked to be"}
     assert "Left out: scores by Inception, since it was asked to be." in (report / "report.html").read_text()
     assert {
-        *("frechet_distance", "kernel_distance", "precision", "recall", "diversity", "clip_score"),
+        *(
+            "frechet_distance",
+            "tinted_frechet_distance",
+            "kernel_distance",
+            "precision",
+            "recall",
+            "diversity",
+            "clip_score",
+        ),
         *("reconstruction_distance", "reconstruction_psnr", "nearest_training_distance", "copies"),
         *("class_accuracy", "tinted_class_accuracy", "colour_accuracy"),
     } == set(scores)

@@ -104,7 +104,7 @@ def test_flags_that_do_not_go_together_are_one_line(
 
 
 def test_flags_for_models_beside_reports_alone_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "_read_reports", lambda file: [])
+    monkeypatch.setattr(evaluate, "read_reports", lambda file: [])
     with pytest.raises(InputError, match="--variant is for models, but only reports are compared"):
         evaluate.main(["--compare", "a.json", "--variant", "fp16", "--output", str(tmp_path / "out")])
 

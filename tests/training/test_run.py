@@ -59,6 +59,7 @@ def test_a_run_leaves_what_its_page_says(finished):
     assert names - {"openvino"} == {  # which is there once it has been drawn from
         *("run.json", "log.jsonl", "tensorboard", "samples", "checkpoints", "cache", "clip"),
         *("vae", "unet", "text_encoder", "tokenizer", "scheduler", "model_index.json"),
+        *("generation_config.json", "caption_words.txt"),
     }
     assert {path.name for path in (finished / "tensorboard").iterdir()} == set(STAGES)
     for stage in STAGES:
