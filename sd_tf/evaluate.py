@@ -29,6 +29,7 @@ FASHION_MNIST = "fashion_mnist"  # whose garments have judges of their own
 JUDGED_DATASETS = [name for name in DATASETS if name != "garments"]
 DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "background")  # of captioned pictures
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
+UNITS = {True: (10, 80), False: (4, 10)}  # the least of which numbers of pictures are multiples
 COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale")  # of which several may be given
 GIVEN_SETTINGS = (*COMPARED_SETTINGS, "guidance_interval", "karras", "timestep_spacing")
 
@@ -87,7 +88,7 @@ def _add_drawing_flags(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--tinted-samples",
         type=int,
-        help="pictures of prompts with a colour (default: 1600, or 200)",
+        help="pictures of prompts with a colour (default: 1600, or 200; fewer with fewer --samples)",
     )
     for name, kind, default, text in (
         ("sampler", str, "ddim", "ddim, euler, dpmpp_2m, unipc, …; several are compared"),
@@ -161,9 +162,12 @@ def _complete(flags):
     """Fills in defaults that depend on the data set, and refuses flags that it does not take."""
     if not is_choice(flags.dataset, JUDGED_DATASETS):
         raise unknown("--dataset", flags.dataset, JUDGED_DATASETS)
-    usual = USUAL_SAMPLES[flags.dataset == FASHION_MNIST]
-    flags.samples = usual[0] if flags.samples is None else flags.samples
-    flags.tinted_samples = usual[1] if flags.tinted_samples is None else flags.tinted_samples
+    samples, tinted_samples = USUAL_SAMPLES[flags.dataset == FASHION_MNIST]
+    if flags.tinted_samples is None:  # fewer where fewer of the others were asked for
+        unit = UNITS[flags.dataset == FASHION_MNIST][1]
+        share = min(1.0, max(0, flags.samples or samples) / samples)
+        flags.tinted_samples = max(2 * unit, int(share * tinted_samples) // unit * unit)
+    flags.samples = samples if flags.samples is None else flags.samples
     for name in (*DATA_FLAGS, "colour_prompt"):
         if flags.dataset == FASHION_MNIST and getattr(flags, name) is not None:
             flag = f"--{name.replace('_', '-')}"
@@ -177,8 +181,7 @@ def _complete(flags):
 def _check(flags):
     if flags.model is not None and flags.compare is not None:
         raise InputError("--model and --compare are both given: name all models behind --compare")
-    units = (10, 80) if flags.dataset == FASHION_MNIST else (4, 10)
-    for name, unit in zip(("samples", "tinted_samples"), units, strict=True):
+    for name, unit in zip(("samples", "tinted_samples"), UNITS[flags.dataset == FASHION_MNIST], strict=True):
         value = getattr(flags, name)
         if value < 2 * unit or value % unit:
             flag = f"--{name.replace('_', '-')}"

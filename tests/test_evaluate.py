@@ -212,3 +212,21 @@ def test_a_report_of_strange_names_is_shown(tmp_path, capsys):
         assert "Made by" in (tmp_path / "page" / "report.html").read_text()
         printed = capsys.readouterr().out
         assert all(character == "\n" or character.isprintable() for character in printed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], (5000, 1600)),
+        (["--samples", "60"], (60, 160)),
+        (["--samples", "2500"], (2500, 800)),
+        (["--samples", "60", "--tinted-samples", "800"], (60, 800)),
+        (["--samples", "9000"], (9000, 1600)),
+        (["--dataset", "emoji", "--samples", "40"], (40, 20)),
+    ],
+    ids=str,
+)
+def test_few_pictures_are_few_of_each_kind(flags, expected):
+    parsed = evaluate._parser().parse_args(flags)
+    evaluate._complete(parsed)
+    assert (parsed.samples, parsed.tinted_samples) == expected

@@ -210,7 +210,7 @@ def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray
 
     if any({x, y} - report["scores"].keys() for report in reports):
         return None
-    figure = Figure(figsize=(8, 5), dpi=110)
+    figure = Figure(figsize=(10, 5), dpi=110)
     axes = figure.subplots()
     points = [(report["scores"][x]["value"], report["scores"][y]["value"]) for report in reports]
     for model in dict.fromkeys(report["model"] for report in reports):
@@ -219,11 +219,26 @@ def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray
         axes.plot(*line, "o-", markersize=4, linewidth=1, label=name)
         for i in own:
             label = printable(reports[i]["label"].removeprefix(model).strip(", "))
-            axes.annotate(label, points[i], fontsize=7, parse_math=False)
+            axes.plot([], [], " ", label=f"{i + 1}: {label}" if label else f"{i + 1}")
     best = [(a, b) for a, b in points if not any(c <= a and d >= b and (c, d) != (a, b) for c, d in points)]
     axes.plot(*zip(*best, strict=True), "o", markersize=11, fillstyle="none", color="black")
     axes.set(xlabel=_title(x) + " ↓", ylabel=_title(y) + " ↑")
-    for text in axes.legend().get_texts():
+    _number_points(axes, points)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7)
+    for text in legend.get_texts():
         text.set_parse_math(False)  # a name is no formula, whatever stands in it
     figure.tight_layout()
     return drawn(figure)
+
+
+def _number_points(axes, points):
+    """Writes its number beside each point, on the side with most room."""
+    pixels = axes.figure.dpi / 72  # of a point
+    places, taken = axes.transData.transform(points) / pixels, []
+    for number, (point, place) in enumerate(zip(points, places, strict=True), 1):
+        offsets = np.array([(7, 5), (7, -11), (-13, 5), (-13, -11)])
+        others = np.array([*np.delete(places, number - 1, axis=0), *taken]).reshape(-1, 2)
+        room = [min(np.linalg.norm(others - place - offset, axis=1), default=0) for offset in offsets]
+        offset = offsets[int(np.argmax(room))]
+        taken.append(place + offset)
+        axes.annotate(str(number), point, xytext=offset, textcoords="offset points", fontsize=8)

@@ -108,7 +108,7 @@ class RunOptions(Options):
     )
     snapshots: int = option(
         0,
-        "copies of the denoiser to save during training, for python -m sd_tf.sweep",
+        "copies of the denoiser to save during training; python -m sd_tf.sweep needs some, such as 8",
         at_least=0,
         identifies=False,
         group=RUNNING,
