@@ -4,6 +4,7 @@ Each is an observer of the `Trainer`, called after every step as `observer(train
 """
 
 import json
+import math
 import secrets
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from sd_tf.training.callbacks import quotients
 from sd_tf.training.own_folder import append, keep_lines, name_of, remove, steps_in, written_once
 
 SECONDS_BETWEEN_LINES = 5.0
+PREVIEW_SHARE = 0.05  # of a stage's seconds that preview sheets may take
+FIRST_PREVIEW_STEPS = 40  # the first sheet is expected to take as long as so many training steps
 
 
 class ProgressBar:
@@ -49,6 +52,11 @@ class ProgressBar:
             f"{rate * self.batch_size:.0f} images/s  "
             f"{_clock(_seconds_left(self.budget, step, elapsed, rate))} left"
         )
+
+    def announce(self, text):
+        """Shows what is being done in place of the losses, until the next step."""
+        self.shown = 0.0
+        self.bar.set_postfix_str(text)
 
     def close(self):
         """Ends the bar's line."""
@@ -164,15 +172,31 @@ class WeightsAndBiases:
 
 
 class Previews:
-    """Saves `number` preview sheets over a stage, drawn with the averaged weights."""
+    """Saves up to `number` preview sheets over a stage, drawn with the averaged weights.
 
-    def __init__(self, stage, folder: Path, number, budget, progress):
-        self.stage, self.folder = stage, folder
+    If the stage trains for a number of seconds, the sheets take at most `PREVIEW_SHARE` of those that have
+    passed: a sheet that would take more is left out. The last one is always drawn, as it comes after them.
+
+    Args:
+        stage: a `Stage`.
+        folder: for the sheets "diffusion-0000100.png" and so on.
+        number: how many sheets, at equal distances.
+        budget, progress: those of the trainer.
+        announce: called with what is being done, such as `ProgressBar.announce`.
+    """
+
+    def __init__(self, stage, folder: Path, number, budget, progress, announce=lambda text: None):
+        self.stage, self.folder, self.budget, self.announce = stage, folder, budget, announce
         self.intervals = _EqualIntervals(number, budget, progress)
+        self.first, self.spent, self.last = None, 0.0, None  # seconds of all sheets, and of the last
 
     def __call__(self, trainer, step, elapsed, means):
-        if not self.intervals.has_ended(step, elapsed):
+        if self.first is None:
+            self.first = (step, elapsed)
+        if not self.intervals.has_ended(step, elapsed) or not self._is_affordable(step, elapsed):
             return
+        self.announce("drawing a preview")
+        began = time.monotonic()
         with trainer.step.averages_in_place():
             preview = self.stage.preview()
         if preview is not None:
@@ -180,6 +204,17 @@ class Previews:
             self.folder.mkdir(exist_ok=True)
             remove(file)  # of a killed run, or an untrusted link
             save_sheet(file, *preview)
+        self.last = time.monotonic() - began
+        self.spent += self.last
+
+    def _is_affordable(self, step, elapsed):
+        if self.budget.seconds is None or self.budget.progress(step, elapsed) >= 1.0:
+            return True
+        expected = self.last
+        if expected is None:
+            rate = _rate(self.first, (step, elapsed))
+            expected = FIRST_PREVIEW_STEPS / rate if rate else math.inf
+        return self.spent + expected <= PREVIEW_SHARE * (elapsed - self.first[1])
 
 
 class Snapshots:

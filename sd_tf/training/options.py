@@ -115,7 +115,8 @@ class RunOptions(Options):
     )
     previews: int = option(
         8,
-        "preview sheets to save in each stage; 0 for none",
+        "preview sheets to save in each stage, fewer where they would take over a twentieth of its minutes; "
+        "0 for none",
         at_least=0,
         identifies=False,
         group=RUNNING,

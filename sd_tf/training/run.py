@@ -232,7 +232,7 @@ class Run:
         stack.callback(bar.close)
         log = Log(stage, self.folder, trainer.steps_taken, len(self.dataset), self.wandb)
         callbacks = self.callbacks.observer(stage, len(self.dataset))  # called first: they may end the stage
-        previews = Previews(stage, self.folder / "samples", options.previews, budget, progress)
+        previews = Previews(stage, self.folder / "samples", options.previews, budget, progress, bar.announce)
         observers = [callbacks, bar, log, previews]
         if options.snapshots and stage.keeps_snapshots:
             write = functools.partial(stage.save_snapshot, dtype=options.save_dtype)

@@ -208,6 +208,55 @@ def test_a_stage_without_pictures_writes_none(tmp_path):
     assert not (tmp_path / "samples").exists()
 
 
+def drawn_within(folder, monkeypatch, seconds, seconds_of_a_step, seconds_of_a_sheet):
+    """On a clock of its own: the seconds at which sheets began, and those that all but the last took."""
+    clock, began = [0.0], []
+    monkeypatch.setattr("sd_tf.training.observers.time.monotonic", lambda: clock[0])
+
+    def preview():
+        began.append(clock[0])
+        clock[0] += seconds_of_a_sheet
+        return np.zeros((4, 8, 8, 3), np.uint8), 2
+
+    pictured, budget, step = stage(), Budget(seconds, None), 0
+    pictured.preview = preview
+    previews = Previews(pictured, folder, 8, budget, 0.0)
+    now = SimpleNamespace(step=SimpleNamespace(averages_in_place=contextlib.nullcontext))
+    while not began or began[-1] < seconds:
+        previews(now, step, clock[0], {})
+        step, clock[0] = step + 1, clock[0] + seconds_of_a_step
+    return began, (len(began) - 1) * seconds_of_a_sheet
+
+
+@pytest.mark.parametrize(
+    ("seconds", "of_a_step", "of_a_sheet", "number"),
+    [(42.0, 0.16, 4.0, 1), (1200.0, 0.25, 4.0, 7), (1200.0, 0.25, 15.0, 4), (42.0, 0.001, 0.1, 8)],
+    ids=["a short run", "a long run", "slow sheets", "fast sheets"],
+)
+def test_sheets_take_at_most_a_twentieth_of_the_minutes(
+    tmp_path, monkeypatch, seconds, of_a_step, of_a_sheet, number
+):
+    began, taken = drawn_within(tmp_path, monkeypatch, seconds, of_a_step, of_a_sheet)
+    assert taken <= 0.05 * seconds
+    assert len(began) == number and began[-1] >= seconds  # the last one, when the minutes are over
+
+
+def test_the_bar_says_that_a_sheet_is_drawn_until_the_next_step(tmp_path, capsys):
+    shown, budget = [], Budget(None, 2)
+    now = trainer(budget)
+    now.step.averages_in_place = contextlib.nullcontext
+    with contextlib.closing(ProgressBar(stage(), budget, 0.0)) as bar:
+        pictured = stage()
+        pictured.preview = lambda: shown.append(capsys.readouterr().err)
+        previews = Previews(pictured, tmp_path, 2, budget, 0.0, bar.announce)
+        bar(now, 1, 1.0, {"loss": tf.constant(1.0)})
+        previews(now, 1, 1.0, {})
+        bar.budget = Budget(None, 4)  # so that it is not the end that is shown
+        bar(now, 2, 1.1, {"loss": tf.constant(1.0)})
+    assert shown[0].rstrip().endswith("50%, drawing a preview")
+    assert "step 2 " in capsys.readouterr().err
+
+
 def records_of(file):
     """What wandb wrote offline: protocol buffers in LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record
