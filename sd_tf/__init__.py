@@ -34,10 +34,6 @@ def __getattr__(name):
         raise AttributeError(f"module 'sd_tf' has no attribute {name!r}")
     import importlib
 
-    if name == "open_data":  # whose home needs it as it is imported
-        from sd_tf.quiet import import_tensorflow
-
-        import_tensorflow()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -13,6 +13,7 @@ from tests.checkpoints.hostile import SPECIAL
 from tests.fuzzing import limited
 
 FEW = ["--samples", "40", "--tinted-samples", "160", "--steps", "2", "--inception", "none"]
+FEW += ["--guidance-interval", "0", "1"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sd_tf.data.options import DATASETS, GARMENTS, ArrayOptions, DataOptions
 from sd_tf.data.sources import Source, find_source, folder_of
 from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.options import is_choice
+from sd_tf.quiet import import_tensorflow
 
 FASHION_MNIST_SIDE = 32  # pixels
 NUMBER_OF_GARMENTS = 60_000  # pictures in an epoch of fashion_mnist and garments
@@ -63,6 +64,7 @@ class Data:
             InputError: the data set is missing, or cannot have that size.
         """
         _check_size(image_size, self.side)
+        import_tensorflow()  # which data sets of pictures need as they are imported
         if self.name == "garments":
             from sd_tf.data.garments import Garments
 
