@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -232,7 +233,9 @@ class DiffusionStage(SinglePlayerStage):
         side = max(self.model.unet.config.latent_size) * autoencoder.downsampling
         settings = {"steps": 20, "engine": "tensorflow", "progress": False}
         batch_size = pictures_at_once(64, side)
-        images = self.model.generate(prompts, num_images=2, batch_size=batch_size, **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # words that it is learning just now
+            images = self.model.generate(prompts, num_images=2, batch_size=batch_size, **settings)
         return images, len(prompts)
 
     def save_snapshot(self, folder, dtype):
