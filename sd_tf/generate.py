@@ -293,9 +293,10 @@ def _load(flags):
     model = sd_tf.load(flags.model, dtype=flags.precision, **loading)
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
-    names = [find_lora(file).name for file in flags.lora]
-    for name, (file, weight) in zip(names, _loras(flags), strict=True):
-        model.load_lora(file, weight, name=name if names.count(name) == 1 else file)
+    sources = [find_lora(file) for file in flags.lora]
+    names = [source.name for source in sources]
+    for source, (file, weight) in zip(sources, _loras(flags), strict=True):
+        model.load_lora(source.path, weight, source.name if names.count(source.name) == 1 else file)
     return model
 
 

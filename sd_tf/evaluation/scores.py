@@ -107,6 +107,7 @@ class Fidelity:
         self.tinted_reference, self.tinted_others = (
             extractor.features(each.images) for each in (real.tinted_reference, real.tinted)
         )
+        self.tinted_others = self.tinted_others[_in_turns(real.tinted.groups)]
         self._manifold = Manifold(self.reference, NEIGHBOURS)
         self.resamples = RESAMPLES if self.reference.shape[1] <= NARROW else WIDE_RESAMPLES
         self.protocol = {
@@ -162,6 +163,14 @@ class Fidelity:
         distances = (measure(others, self.reference) for measure in (frechet_distance, kernel_distance))
         hits = self._manifold.holds(others), Manifold(others, NEIGHBOURS).holds(self.reference)
         return *distances, *(float(np.mean(each)) for each in hits)
+
+
+def _in_turns(groups):
+    """The order in which all groups take turns: its first n are as many of each, as drawn ones are."""
+    ranks = np.zeros(len(groups), int)
+    for group in np.unique(groups):
+        ranks[groups == group] = np.arange((groups == group).sum())
+    return np.argsort(ranks, kind="stable")
 
 
 class Reconstruction:

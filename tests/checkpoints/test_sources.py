@@ -1,7 +1,6 @@
 """Models by name: bundled, in folders, and on a hub, which a small server of this file stands for."""
 
 import functools
-import hashlib
 import http.server
 import json
 import os
@@ -16,12 +15,13 @@ import pytest
 import sd_tf
 from sd_tf.checkpoints.sources import bundled_names, resolve
 from sd_tf.errors import InputError
+from tests.answering import Answering
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(sd_tf.__file__).parent.parent
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Answering):
     """One repository, `team/model`, over the hub's own protocol."""
 
     def __init__(self, folder, asked, *args):
@@ -53,21 +53,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer(json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
         file = self.folder / path.removeprefix("/team/model/resolve/").partition("/")[2]
         if path.startswith("/team/model/resolve/") and file.is_file():
-            content = file.read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            return self.answer(content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+            return self.answer_file(file, COMMIT, body)
         self.send_error(404)
-
-    def answer(self, content, headers, body):
-        self.send_response(200)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,7 @@ def test_real_pictures_score_what_the_report_says_that_real_ones_do(of_real):
     for name, score in of_real.items():
         if score.real is None or name == "copies":
             continue
-        rel = 0.6 if name == "tinted_frechet_distance" else 0.35  # other pictures have other colours
-        assert score.value == pytest.approx(score.real, rel=rel, abs=0.03), name
+        assert score.value == pytest.approx(score.real, rel=0.35, abs=0.03), name
     assert of_real["frechet_distance"].value < 1.0
     assert of_real["precision"].value > 0.8 and of_real["recall"].value > 0.8
     assert of_real["colour_accuracy"].value > 0.99

@@ -11,7 +11,7 @@ from sd_tf.latent.adaptations import LowRank
 from sd_tf.latent.lora_files import PEFT_FILE, read_lora
 from sd_tf.latent.lora_names import kohya_name
 from sd_tf.latent.lycoris import DoRA
-from tests.conftest import drawn_by_diffusers, make_tiny_model
+from tests.conftest import drawn_by_diffusers
 
 PROMPTS = ["a red dress", "a blue bag"]
 TARGETS = {
@@ -28,18 +28,6 @@ SETTINGS = {
     "DoRA": ("LoraConfig", {"lora_alpha": 6, "use_dora": True}),
     "stabilised DoRA": ("LoraConfig", {"lora_alpha": 6, "use_dora": True, "use_rslora": True}),
 }
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_tiny_model()
-
-
-@pytest.fixture
-def adaptations(model):
-    yield model.adaptations
-    for name in model.adaptations.weights:
-        model.adaptations.remove(name)
 
 
 @pytest.fixture(scope="module")

@@ -7,22 +7,10 @@ from safetensors.numpy import load_file, save_file
 from sd_tf.errors import InputError
 from sd_tf.latent.lora_files import FILE, read_lora
 from sd_tf.latent.lora_names import original_names
-from tests.conftest import drawn_by_diffusers, make_tiny_model
+from tests.conftest import drawn_by_diffusers
 
 PROMPTS = ["a red dress", "a blue bag"]
 TARGETS = {"unet": ["to_q", "to_out.0", "conv1"], "text_encoder": ["q_proj", "fc1"]}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_tiny_model()
-
-
-@pytest.fixture
-def adaptations(model):
-    yield model.adaptations
-    for name in model.adaptations.weights:
-        model.adaptations.remove(name)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Adaptations by name: on disk, or on a hub, which a small server of this file stands for."""
 
 import functools
-import hashlib
 import http.server
 import json
 import os
@@ -20,13 +19,14 @@ import sd_tf
 from sd_tf.errors import InputError
 from sd_tf.latent.lora_files import FILE, PEFT_FILE
 from sd_tf.latent.lora_sources import find_lora
+from tests.answering import Answering
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(sd_tf.__file__).parent.parent
 MODULE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Answering):
     """A folder of repositories, as `folder/team/name`, over the hub's own protocol."""
 
     def __init__(self, folder, asked, *args):
@@ -54,21 +54,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         team, name, *_ = [*path.split("/")[1:], "", ""]
         file = self.folder / team / name / path.partition("/resolve/")[2].partition("/")[2]
         if "/resolve/" in path and file.is_file():
-            content = file.read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            return self.answer(content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+            return self.answer_file(file, COMMIT, body)
         self.send_error(404)
-
-    def answer(self, content, headers, body):
-        self.send_response(200)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
 
 
 def write(file, prefix=f"{MODULE}."):

@@ -10,21 +10,9 @@ import sd_tf
 from sd_tf.errors import InputError
 from sd_tf.latent.adaptations import LowRank
 from sd_tf.latent.lora_files import FILE, read_lora, write_lora
-from tests.conftest import drawn_by_diffusers, make_tiny_model
+from tests.conftest import drawn_by_diffusers
 
 PROMPTS = ["a red dress", "a blue bag"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_tiny_model()
-
-
-@pytest.fixture
-def adaptations(model):
-    yield model.adaptations
-    for name in model.adaptations.weights:
-        model.adaptations.remove(name)
 
 
 def random_changes(

@@ -119,6 +119,10 @@ def load(folder):
     return model
 
 
+def check(options):
+    """All that can be wrong with its options is in `DotOptions`."""
+
+
 def model_for_training(options, data, dtype, seed):
     return Dots(options.width)
 
