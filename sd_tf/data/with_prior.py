@@ -19,13 +19,17 @@ class WithPrior:
         own: what is to be learned, all of it in each epoch.
         prior: what the model should keep; each epoch takes the next few pictures of it.
         share: of `prior` in all examples, above 0 and below 1.
+
+    Attributes:
+        epochs_of_all: epochs until every picture of `prior` has come.
     """
 
     def __init__(self, own: CaptionedImages, prior: CaptionedImages, share: float):
         self._own, self._prior = own, prior
         self._of_prior = max(1, round(len(own) * share / (1.0 - share)))
         self.name, self.image_size, self.preview_prompts = own.name, own.image_size, own.preview_prompts
-        self.distinct_epochs = own.distinct_epochs and -(-len(prior) // self._of_prior)
+        self.epochs_of_all = -(-len(prior) // self._of_prior)
+        self.distinct_epochs = own.distinct_epochs and self.epochs_of_all
         self.fingerprint = fingerprint(own.fingerprint, prior.fingerprint, self._of_prior)
 
     def __len__(self) -> int:

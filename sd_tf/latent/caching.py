@@ -1,5 +1,7 @@
 """Caches latents and caption embeddings, which are computed once as their networks are frozen."""
 
+import time
+
 import numpy as np
 
 from sd_tf.data.cache import LatentCache, latent_cache
@@ -21,18 +23,22 @@ def cached_latents(
         run: the `Run`.
         model: its `LatentDiffusion`.
         budget: the stage's `Budget`, of which caching may take a tenth.
-        epochs: most epochs of the data set to cache.
+        epochs: most epochs of the data set to cache, or as many as `each_once` takes.
         batch_size: the stage's; no more examples are cached than its steps use.
         token_ids: a new word to train: captions are cached as token ids, and the text encoder runs in every
             step. None caches the text encoder's output.
         each_once: whether every picture is cached at least once, however long that takes.
     """
     dataset = run.dataset
+    epochs_of_all = getattr(dataset, "epochs_of_all", 1)  # a prior's pictures come a part in each epoch
+    if each_once:
+        epochs = max(epochs, epochs_of_all)
     num_examples = min(epochs, dataset.distinct_epochs or epochs) * len(dataset)
     if run.options.overfit:
         num_examples = run.options.overfit
     elif budget.steps is not None:
         num_examples = min(num_examples, budget.steps * batch_size)
+    at_least = min(num_examples, epochs_of_all * len(dataset)) if each_once else 1
     max_seconds = None if budget.seconds is None else CACHE_SHARE * budget.seconds
     key = fingerprint(
         dataset.fingerprint,
@@ -48,7 +54,7 @@ def cached_latents(
     )
     if not run.workers.is_chief:
         run.workers.wait()  # the chief makes it
-    with _progress_bar(run.shows_progress) as progress:
+    with _progress_bar(run.shows_progress, max_seconds, at_least) as progress:
         cache = latent_cache(
             run.cache_folder,
             key,
@@ -59,7 +65,7 @@ def cached_latents(
             max_seconds,
             pictures_at_once(AT_ONCE, dataset.image_size),
             progress,
-            at_least=len(dataset) if each_once else 1,
+            at_least=at_least,
         )
     if run.workers.is_chief:
         run.workers.wait()
@@ -77,24 +83,39 @@ def _say_what_is_missing(number, whole):
 
 
 class _progress_bar:
-    """Yields `progress(done, total)`, which moves a bar."""
+    """Yields `progress(done, total)`, which moves a bar to 100 % at `total` examples or when time is over.
 
-    def __init__(self, is_shown):
+    Args:
+        is_shown: whether there is a bar.
+        max_seconds: time for caching, None for as long as it takes.
+        at_least: examples that are cached however long they take.
+    """
+
+    def __init__(self, is_shown, max_seconds, at_least):
+        self.began, self.max_seconds, self.at_least = time.monotonic(), max_seconds, at_least
         self.bar = tqdm(
             total=100.0,
             desc="caching    ",
-            bar_format="{desc} |{bar:24}| {percentage:3.0f}%",
+            bar_format="{desc} |{bar:24}| {percentage:3.0f}%{postfix}",
             disable=not is_shown,
         )
 
     def __enter__(self):
-        def progress(done, total):
-            self.bar.n = round(100.0 * done / total, 1)
+        return self._progress
+
+    def _progress(self, done, total):
+        share = done / total
+        if self.max_seconds is not None:
+            seconds = time.monotonic() - self.began
+            in_time = 1.0 if seconds >= self.max_seconds else seconds / self.max_seconds
+            share = max(share, min(in_time, done / self.at_least))
+        self.bar.n = round(100.0 * share, 1)
+        self.bar.set_postfix_str(f"{done:,} of {total:,} examples")
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.bar.n = self.bar.total
             self.bar.refresh()
-
-        return progress
-
-    def __exit__(self, *_):
         self.bar.close()
 
 

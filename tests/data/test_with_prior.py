@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sd_tf.data.garments import Garments
+from sd_tf.data.pipeline import Examples
 from sd_tf.data.with_prior import WithPrior
 
 
@@ -55,3 +56,23 @@ def test_later_epochs_go_on_through_the_prior():
     mixed = WithPrior(OWN, PRIOR, 0.5)
     second = mixed.examples([6], epoch=1)
     np.testing.assert_array_equal(second.images, PRIOR.examples([6], 1).images)
+
+
+class Numbered(Few):
+    """Pictures that are the same in every epoch, each of one value: its number."""
+
+    def examples(self, indices, epoch):
+        images = np.stack([np.full((32, 32, 3), i, np.uint8) for i in indices])
+        return Examples(images, ["a bag"] * len(indices), np.zeros(len(indices), np.int32))
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(0.25, 5), (0.5, 2), (0.8, 1)])
+def test_all_of_the_prior_comes_in_so_many_epochs_and_not_in_fewer(share, epochs):
+    mixed = WithPrior(OWN, Numbered(PRIOR.dataset, 10), share)
+
+    def seen(number):
+        places = range(len(OWN), len(mixed))
+        return {each for i in range(number) for each in mixed.examples(places, i).images[:, 0, 0, 0].tolist()}
+
+    assert mixed.epochs_of_all == epochs
+    assert len(seen(epochs)) == 10 and len(seen(epochs - 1)) < 10

@@ -333,6 +333,28 @@ def test_every_picture_is_learned_from_however_long_caching_takes_and_half_of_th
     assert "learning from" not in capsys.readouterr().out
 
 
+def test_every_picture_of_the_prior_is_cached_however_little_time_there_is(
+    base, own, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("sd_tf.latent.caching.pictures_at_once", lambda *_: 4)
+    monkeypatch.setattr("sd_tf.latent.caching.CACHE_SHARE", 0.0)
+    seen, cached = {}, recipe.cached_latents
+
+    def kept(run, *arguments, **options):
+        seen.update(dataset=run.dataset, cache=cached(run, *arguments, **options))
+        return seen["cache"]
+
+    monkeypatch.setattr(recipe, "cached_latents", kept)
+    monkeypatch.setattr(Run, "_fit", lambda *_: None)
+    flags = {"prior_prompt": "a dress", "prior_pictures": 50, "prior_share": 0.2}
+    train(of_one_thing(base, own, tmp_path / "run", **flags, max_steps=None, max_minutes=0.5))
+    dataset, cache = seen["dataset"], seen["cache"]
+    assert dataset.epochs_of_all > 1 and len(cache) == dataset.epochs_of_all * len(dataset)
+    shown = capsys.readouterr()
+    assert "learning from" not in shown.out
+    assert f"100%, {len(cache):,} of " in shown.err
+
+
 def test_a_model_of_no_run_is_not_taken_for_a_finished_one(base, tmp_path):
     with pytest.raises(InputError, match="holds a model that no run wrote: name another folder"):
         run_of(of(base, base))
