@@ -12,6 +12,7 @@ import numpy as np
 from sd_tf import commandline, families
 from sd_tf.errors import InputError, unknown
 from sd_tf.files import read_json, write_json
+from sd_tf.progress import tqdm
 
 FORMATS = ("savedmodel", "litert", "onnx")
 MARK = "sd_tf.json"  # says that this command made the folder, which may be replaced then
@@ -56,34 +57,60 @@ def main(arguments=None):
     import sd_tf
 
     model = sd_tf.load(flags.model, **loading)
-    with replacing(output) as folder:
+    with _Progress() as progress, replacing(output) as folder:
         write_json(folder / MARK, MADE_BY | {"format": flags.format})
-        _write(model, folder, flags.format)
+        _write(model, folder, flags.format, progress)
     print(output)
     if flags.no_table:
         return
+    with _Progress() as progress:
+        table = _table(model, output, flags, progress)
+    print("\n".join(table))
 
-    def drawn(generate):
-        """The pictures, and the median of the seconds each took; the first is not timed."""
-        images, seconds = [], []
-        generate(PROMPTS[0])
-        for prompt in PROMPTS:
-            start = time.perf_counter()
-            images.append(generate(prompt))
-            seconds.append(time.perf_counter() - start)
-        return np.stack(images).astype(int), float(np.median(seconds))
 
+class _Progress:
+    """A line on a terminal that says what is being done, and for how long this has taken in all."""
+
+    def __enter__(self):
+        self.bar = tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False)
+        return self
+
+    def __call__(self, text):
+        self.bar.set_description_str(text)
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+
+def _table(model, output, flags, progress):
+    """Lines that hold what was written against the model: size, seconds and difference of pictures."""
     settings = {"steps": flags.steps, "engine": "tensorflow", "progress": False}
-    expected, seconds = drawn(lambda prompt: model.generate(prompt, **settings)[0])
+    expected, seconds = _drawn("the model", lambda prompt: model.generate(prompt, **settings)[0], progress)
     size = sum(network.count_params() * 4 for network, _, _ in model.engines.networks.values())
-    print(f"{'':12}{'MB':>8}{'seconds':>9}   difference of pixels, of 255: mean, most")
-    print(f"{'the model':12}{size / 1e6:8.1f}{seconds:9.2f}")
-    for name, generate in _generators(output, flags.format, flags.steps).items():
-        images, seconds = drawn(generate)
-        size = sum(file.stat().st_size for file in (output / name).rglob("*") if file.is_file())
+    lines = [f"{'':12}{'MB':>8}{'seconds':>9}   difference of pixels, of 255: mean, most"]
+    lines.append(f"{'the model':12}{size / 1e6:8.1f}{seconds:9.2f}")
+    progress("opening what was written")
+    for part, generate in _generators(output, flags.format, flags.steps).items():
+        name = flags.format if part == "." else part
+        images, seconds = _drawn(name, generate, progress)
+        size = sum(file.stat().st_size for file in (output / part).rglob("*") if file.is_file())
         difference = np.abs(images - expected)
         said = f"{difference.mean():.3f} {difference.max()}"
-        print(f"{flags.format if name == '.' else name:12}{size / 1e6:8.1f}{seconds:9.2f}   {said}")
+        lines.append(f"{name:12}{size / 1e6:8.1f}{seconds:9.2f}   {said}")
+    return lines
+
+
+def _drawn(name, generate, progress):
+    """The pictures, and the median of the seconds each took; the first is not timed."""
+    images, seconds = [], []
+    progress(f"drawing with {name}: compiling")
+    generate(PROMPTS[0])
+    for number, prompt in enumerate(PROMPTS, 1):
+        progress(f"drawing with {name}: picture {number} of {len(PROMPTS)}")
+        start = time.perf_counter()
+        images.append(generate(prompt))
+        seconds.append(time.perf_counter() - start)
+    return np.stack(images).astype(int), float(np.median(seconds))
 
 
 def _is_ours(folder):
@@ -99,20 +126,22 @@ def _is_ours(folder):
         return False
 
 
-def _write(model, folder, kind):
+def _write(model, folder, kind, progress):
     if kind == "savedmodel":
         from sd_tf.exporting.saved_model import GraphModel
 
+        progress("writing the SavedModel")
         GraphModel(model).save(folder)
         return
     from sd_tf.exporting.networks import LITERT, write_litert, write_onnx, write_what_draws
 
+    progress("writing draw.py")
     write_what_draws(model, folder)
     if kind == "onnx":
-        write_onnx(model, folder / "onnx")
+        write_onnx(model, folder / "onnx", progress)
         return
     for precision in LITERT:
-        write_litert(model, folder / precision, precision)
+        write_litert(model, folder / precision, precision, progress)
 
 
 def _generators(folder, kind, steps):

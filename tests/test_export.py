@@ -109,6 +109,24 @@ def test_a_saved_model_has_the_signature_that_it_says(saved_model, tiny_model):
             files(**changed)
 
 
+def test_a_terminal_shows_what_is_being_done_and_a_file_does_not(folder, tmp_path, monkeypatch, capfd):
+    command = ["--model", str(folder), "--steps", "1", "--output"]
+    export.main([*command, str(tmp_path / "quiet")])
+    quiet = capfd.readouterr()
+    assert "writing" not in quiet.err and "drawing" not in quiet.err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    export.main([*command, str(tmp_path / "shown")])
+    shown = capfd.readouterr()
+    for text in (
+        "writing the SavedModel [",
+        "drawing with the model: picture 5 of 5 [",
+        "savedmodel: compiling [",
+    ):
+        assert text in shown.err
+    assert shown.out.splitlines()[0] == str(tmp_path / "shown")
+    assert [line[:10] for line in shown.out.splitlines()[2:]] == ["the model ", "savedmodel"]
+
+
 @pytest.mark.parametrize("kind, allowed", [("float16", 4), ("int8", 60)])
 def test_litert_files_draw_without_sd_tf(litert, tiny_model, tmp_path, kind, allowed):
     pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert, which runs LiteRT files")

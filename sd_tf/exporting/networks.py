@@ -21,7 +21,7 @@ LITERT = ("float16", "int8")
 ONNX_OPSET = 18
 
 
-def write_litert(model, folder, kind):
+def write_litert(model, folder, kind, progress=lambda text: None):
     """LiteRT's files, of fixed sizes: a prompt and what to lean away from, and one picture.
 
     Args:
@@ -29,9 +29,11 @@ def write_litert(model, folder, kind):
         folder: made.
         kind: "float16" halves the weights; "int8" quarters them, and rounds what they are multiplied with to
             8 bits as it comes ("dynamic range"): faster, and pictures change.
+        progress: called with the name of each file before it is made.
     """
     folder.mkdir()
     for name, (weights, function) in _functions(model, fixed=True).items():
+        progress(f"writing {kind}/{FILES[name]}.tflite")
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], weights)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if kind == "float16":
@@ -39,8 +41,13 @@ def write_litert(model, folder, kind):
         (folder / f"{FILES[name]}.tflite").write_bytes(converter.convert())
 
 
-def write_onnx(model, folder):
+def write_onnx(model, folder, progress=lambda text: None):
     """ONNX files, for any number of prompts and pictures.
+
+    Args:
+        model: a `LatentDiffusion`.
+        folder: made.
+        progress: called with the name of each file before it is made.
 
     Raises:
         InputError: tf2onnx is not installed.
@@ -52,6 +59,7 @@ def write_onnx(model, folder):
     folder.mkdir()
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # of Erfc it says that it cannot
     for name, (_, function) in _functions(model, fixed=False).items():
+        progress(f"writing onnx/{FILES[name]}.onnx")
         specs = function.structured_input_signature[0]
         proto, _ = tf2onnx.convert.from_function(
             tf.function(function), input_signature=specs, opset=ONNX_OPSET
