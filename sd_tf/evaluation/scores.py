@@ -35,6 +35,7 @@ OTHERS = "of even number in the test set"
 DIVERSITY_PAIRS = 50  # of each prompt
 NARROW, RESAMPLES, WIDE_RESAMPLES = 512, 50, 20  # of more features each time takes seconds
 TAUGHT = "its extractor has taught the model"
+KERNEL_SUBSET = 1000  # pictures
 NOT_A_RACE = "near is a copy and far is no garment: as real pictures is best"
 
 
@@ -122,12 +123,14 @@ class Fidelity:
         found, protocol = self.extractor.features(drawn.grey), self._of(len(drawn.grey)) | drawing
         floor = self._floor(len(found))
         frechet = protocol | {"resamples": self.resamples}
-        kernel = protocol | {"subsets": f"100 of {min(1000, len(found))}"}
+        kernel = protocol | {"subsets": f"100 of {min(KERNEL_SUBSET, len(found))}"}
         manifold = protocol | {"neighbours": NEIGHBOURS}
         precision, recall = self._manifold.holds(found), Manifold(found, NEIGHBOURS).holds(self.reference)
+        few = too_few_for_frechet(*found.shape), too_few_for_kernel(len(found))
+        distances = self._distance(found), kernel_estimate(found, self.reference)
         scores = {
-            "frechet_distance": scored(self._distance(found), "lower", frechet, floor[0]),
-            "kernel_distance": scored(kernel_estimate(found, self.reference), "lower", kernel, floor[1]),
+            "frechet_distance": scored(distances[0], "lower", frechet, floor[0], few[0]),
+            "kernel_distance": scored(distances[1], "lower", kernel, floor[1], few[1]),
             "precision": scored(share_estimate(precision), "higher", manifold, floor[2]),
             "recall": scored(share_estimate(recall), "higher", manifold, floor[3]),
         }
@@ -140,9 +143,10 @@ class Fidelity:
         number = len(self.tinted_reference)
         reference = {"reference": f"the {number} test pictures of odd number that have a colour"}
         protocol = self._of(len(tinted)) | reference | {"resamples": self.resamples} | drawing
-        estimate = frechet_estimate(self.extractor.features(tinted), self.tinted_reference, self.resamples)
+        found = self.extractor.features(tinted)
+        estimate = frechet_estimate(found, self.tinted_reference, self.resamples)
         floor = frechet_distance(self.tinted_others[: len(tinted)], self.tinted_reference)
-        return scored(estimate, "lower", protocol, floor)
+        return scored(estimate, "lower", protocol, floor, too_few_for_frechet(*found.shape))
 
     def _reconstruction(self, rebuilt):
         of = {"pictures": OTHERS, "resamples": self.resamples}
@@ -344,6 +348,26 @@ class ClipScore:
         parts = (images[i : i + 250] for i in range(0, len(images), 250))
         found = [np.asarray(self._features(part.astype("float32") / 127.5 - 1.0)) for part in parts]
         return (np.concatenate(found) * text_features).sum(axis=1)
+
+
+def too_few_for_frechet(samples: int, width: int) -> str:
+    """Why so many pictures are too few for a Fréchet distance in features of that width, or ""."""
+    if samples >= 2 * width:
+        return ""
+    return (
+        f"{samples} pictures are too few for a covariance of {width} features, and the distance is too high: "
+        f"draw {2 * width} or more"
+    )
+
+
+def too_few_for_kernel(samples: int) -> str:
+    """Why so many pictures are too few for a kernel distance, or ""."""
+    if samples >= KERNEL_SUBSET:
+        return ""
+    return (
+        f"{samples} pictures are fewer than a subset's {KERNEL_SUBSET}, and the distance so uncertain that "
+        f"it can be below 0: draw {KERNEL_SUBSET} or more"
+    )
 
 
 def signal_to_noise(rebuilt, images):

@@ -10,6 +10,7 @@ from sd_tf.data.captions import PALETTE
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.evaluation import scores
 from sd_tf.evaluation.judging import Judges
+from sd_tf.evaluation.statistics import frechet_distance
 from sd_tf.text.clip import CLIPTextModel
 
 PER_CLASS, PER_PAIR = 200, 10
@@ -127,6 +128,27 @@ def test_every_score_says_by_what_protocol_and_a_taught_judge_gives_no_headline(
         if score.real is not None:
             assert " pictures" in score.protocol["reference"], name
     assert not of_real["clip_score"].reservation
+
+
+@pytest.mark.parametrize("width", [16, 128])
+def test_pictures_are_too_few_for_a_frechet_distance_where_its_bias_is_large(width):
+    """Of two sets from one normal distribution, whose distance is 0: what is found is bias."""
+    normals = np.random.default_rng(0).standard_normal
+    reference = normals((5000, width))
+    [few, enough] = (frechet_distance(normals((n, width)), reference) for n in (2 * width - 1, 10 * width))
+    assert few > 4 * enough > 0
+    assert not scores.too_few_for_frechet(2 * width, width)
+    assert f"draw {2 * width} or more" in scores.too_few_for_frechet(2 * width - 1, width)
+
+
+def test_few_pictures_are_reserved_and_many_are_not(judges, as_if_drawn, of_real):
+    names = ("frechet_distance", "kernel_distance", "tinted_frechet_distance")
+    assert not any(of_real[name].reservation for name in names)
+    few = judges.scores(scores.Drawn(as_if_drawn.grey[::100], as_if_drawn.tinted[::5], None), DRAWING)
+    said = [few[name].reservation for name in names]
+    assert said[0].startswith("20 pictures are too few for a covariance of 128 features")
+    assert said[1].startswith("20 pictures are fewer than a subset's 1000")
+    assert said[2].startswith("160 pictures are too few")
 
 
 def test_the_clip_that_a_model_reads_prompts_with_gives_no_headline(judges):
