@@ -1,6 +1,8 @@
-"""Compiles functions to graphs, and divides batches among CPU cores."""
+"""Compiles functions to graphs, frees those that are done with, and divides batches among CPU cores."""
 
 import os
+import types
+import weakref
 
 
 def compiled(function):
@@ -28,12 +30,64 @@ def compiled(function):
     def call(*arrays):
         number = batch_slices(len(arrays[0]))
         key = (number, *(None if array is None else tuple(array.shape[1:]) for array in arrays))
-        if key not in graphs:
-            divided = function if number == 1 else _in_slices(function, number)
-            graphs[key] = tf.function(divided, autograph=False, reduce_retracing=True)
-        return graphs[key](*arrays)
+        if key in graphs:
+            return graphs[key](*arrays)
+        divided = function if number == 1 else _in_slices(function, number)
+        graphs[key] = tf.function(divided, autograph=False, reduce_retracing=True)
+        results = graphs[key](*arrays)
+        free_with_their_graphs()
+        return results
 
     return call
+
+
+def free_with_their_graphs():
+    """Gives each gradient that `tf.custom_gradient` has registered to the graph that it belongs to.
+
+    TensorFlow's registry keeps such gradients until the process ends. Each of them holds the tensors of its
+    call, and these the whole graph: every model that was ever trained or drawn with would stay in memory.
+    After this, the registry finds a gradient for as long as its graph lives.
+    """
+    from tensorflow.python.framework import ops
+
+    registered = getattr(getattr(ops, "gradient_registry", None), "_registry", {})  # no public way leads here
+    for name, entry in list(registered.items()):
+        gradient = entry.get("type")
+        if not name.startswith("CustomGradient-") or not isinstance(gradient, types.FunctionType):
+            continue
+        graph = _graph_of(gradient)
+        if graph is not None:
+            graph.kept_gradients = [*getattr(graph, "kept_gradients", ()), gradient]
+            entry["type"] = _WhileItLives(gradient)
+
+
+class _WhileItLives:
+    """Calls a function that somebody else keeps."""
+
+    def __init__(self, function):
+        self._function = weakref.ref(function)
+
+    def __call__(self, *arguments):
+        return self._function()(*arguments)
+
+
+def _graph_of(function):
+    """The graph of the tensors that a function and the functions within it close over; None without any."""
+    todo, seen = [function], set()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, types.FunctionType):
+            todo += [cell.cell_contents for cell in each.__closure__ or ()]
+        elif isinstance(each, (list, tuple)):
+            todo += each
+        elif isinstance(each, dict):
+            todo += each.values()
+        elif type(each).__name__ == "SymbolicTensor":
+            return each.graph
+    return None
 
 
 def one_core_for_each_operation() -> bool:

@@ -1,6 +1,7 @@
 """From a captioned data set to an endless stream of batches that can resume at any step."""
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -107,11 +108,16 @@ def stream(
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     probe = {key: tf.convert_to_tensor(value) for key, value in batch(first_step).items()}
+    kinds = [(value.shape, value.dtype.as_numpy_dtype) for value in probe.values()]
+    held = [batch]
+
+    def arrays_of(step):  # TensorFlow never lets go of this function, which so lets go of `fetch`
+        for each in tuple(held):
+            return list(each(step).values())
+        return [np.zeros(*kind) for kind in kinds]  # the dataset has gone: nobody waits for this batch
 
     def load(step):
-        arrays = tf.numpy_function(
-            lambda step: list(batch(step).values()), [step], [value.dtype for value in probe.values()]
-        )
+        arrays = tf.numpy_function(arrays_of, [step], [value.dtype for value in probe.values()])
         return {
             key: tf.ensure_shape(array, value.shape)
             for (key, value), array in zip(probe.items(), arrays, strict=True)
@@ -119,6 +125,7 @@ def stream(
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     batches = steps.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    weakref.finalize(batches, held.clear)
     batches = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return batches.prefetch(tf.data.AUTOTUNE)
 

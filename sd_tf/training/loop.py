@@ -10,6 +10,7 @@ import time
 import tensorflow as tf
 
 from sd_tf.errors import InputError, argument
+from sd_tf.graphs import free_with_their_graphs
 from sd_tf.training.checkpoints import Checkpoints
 from sd_tf.training.diagnosis import first_not_finite
 from sd_tf.training.options import FOLDER
@@ -120,6 +121,7 @@ class Trainer:
                     if self.step.skipped >= LONGEST_SKIP:
                         raise self._not_finite(step)
                     if untraced:  # tracing the step is start-up, not training
+                        free_with_their_graphs()
                         began, untraced = time.monotonic(), False
                     elapsed = restored + time.monotonic() - began
                     for observer in observers:

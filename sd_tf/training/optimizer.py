@@ -1,6 +1,7 @@
 """AdamW and Muon, with gradient clipping, loss scaling and an EMA of the weights, on flat vectors."""
 
 import contextlib
+import functools
 import math
 
 import keras
@@ -180,6 +181,8 @@ class _Bucket:
             setattr(self, name, tf.Variable(values, trainable=False, name=name))
         constrained = any(variable.constraint is not None for variable in variables)
         self.constrain = self._constrain if constrained else None
+        # Those of all buckets share their graphs; graphs of a constraint are to go with its network.
+        self.compiled = functools.cache(_by_xla) if constrained else _compiled
 
     def _constrain(self, vector):
         """Applies the variables' constraints to a vector of weights."""
@@ -217,7 +220,7 @@ class _AdamWBucket(_Bucket):
 
     def step(self, weights, first, second, average, gradient, settings):
         """New weights and moments, or the old ones if the gradients are not finite."""
-        return _adamw_step(
+        return self.compiled(_adamw_step)(
             weights, first, second, average, gradient, self.weight_decay, settings, self.constrain
         )
 
@@ -225,9 +228,9 @@ class _AdamWBucket(_Bucket):
 class _MuonBucket(_Bucket):
     def step(self, weights, first, average, gradient, settings):
         """See `_AdamWBucket.step`."""
-        momentum, direction = _momentum(first, gradient, settings["gradient_scale"])
+        momentum, direction = _compiled(_momentum)(first, gradient, settings["gradient_scale"])
         direction = _joined(self._orthogonal(self.split(direction)))
-        return _muon_step(
+        return self.compiled(_muon_step)(
             weights, first, average, momentum, direction, self.weight_decay, settings, self.constrain
         )
 
@@ -264,7 +267,13 @@ def orthogonal(matrices):
     return tf.linalg.matrix_transpose(x) if tall else x
 
 
-@tf.function(jit_compile=True, autograph=False)
+def _by_xla(function):
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+_compiled = functools.cache(_by_xla)
+
+
 def _adamw_step(weights, first, second, average, gradient, weight_decay, settings, constrain):
     gradient = gradient * settings["gradient_scale"]
     new_first = BETA_1 * first + (1.0 - BETA_1) * gradient
@@ -280,7 +289,6 @@ def _adamw_step(weights, first, second, average, gradient, weight_decay, setting
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
 
 
-@tf.function(jit_compile=True, autograph=False)
 def _momentum(first, gradient, gradient_scale):
     """The new momentum, and Nesterov's direction, which looks one step ahead."""
     gradient = gradient * gradient_scale
@@ -288,7 +296,6 @@ def _momentum(first, gradient, gradient_scale):
     return momentum, MOMENTUM * momentum + (1.0 - MOMENTUM) * gradient
 
 
-@tf.function(jit_compile=True, autograph=False)
 def _muon_step(weights, first, average, momentum, direction, weight_decay, settings, constrain):
     new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
     if constrain is not None:

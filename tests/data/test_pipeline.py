@@ -1,4 +1,6 @@
+import gc
 import itertools
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -101,3 +103,22 @@ def test_to_uint8_rounds_and_clips():
     np.testing.assert_array_equal(pipeline.to_uint8([-3.0, -0.9999, 0.9999, 3.0]), [0, 0, 255, 255])
     halves = Counter(pipeline.to_uint8(np.array([0.6, -0.6]) / 127.5).tolist())
     assert halves == {128: 1, 127: 1}  # 127.5 + 0.6 and 127.5 - 0.6, to the nearest
+
+
+def test_a_stream_that_is_gone_lets_go_of_the_data_and_one_in_use_does_not(capfd):
+    class Source:
+        def fetch(self, indices, epoch):
+            return fetch(indices, epoch)
+
+    source = Source()
+    dataset, there = pipeline.stream(source.fetch, 10, 4, 0).map(lambda batch: batch["index"]), None
+    there, source = weakref.ref(source), None
+    iterator = iter(dataset)
+    first = next(iterator)
+    del dataset
+    gc.collect()
+    assert there() is not None and len(next(iterator)) == len(first) == 4
+    del iterator
+    gc.collect()
+    assert there() is None
+    assert capfd.readouterr().err == ""

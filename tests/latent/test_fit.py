@@ -1,9 +1,11 @@
 """Training from Python: `from_preset` and `fit`, as a notebook calls them."""
 
 import csv
+import gc
 import json
 import signal
 import threading
+import weakref
 
 import keras
 import numpy as np
@@ -103,6 +105,24 @@ def test_without_a_folder_nothing_is_left_and_the_model_is_trained(trained, data
     assert not np.array_equal(draw(model), learned)
     model.save(tmp_path / "model")
     np.testing.assert_array_equal(draw(sd_tf.load(tmp_path / "model")), draw(model))
+
+
+def test_a_trained_model_that_is_gone_leaves_no_network_and_no_graph_behind(trained, data):
+    """TensorFlow keeps functions and gradients that it was given until the process ends."""
+
+    def trained_and_forgotten():
+        model = new(data)
+        model.fit(data, **QUIET)
+        draw(model)
+        networks = [weakref.ref(each) for each in (model.unet, model.autoencoder, model.text_encoder)]
+        del model
+        gc.collect()
+        graphs = sum(type(each).__name__ == "FuncGraph" for each in gc.get_objects())
+        return [each() for each in networks], graphs
+
+    networks, graphs = trained_and_forgotten()
+    assert networks == [None] * 3
+    assert trained_and_forgotten() == (networks, graphs)
 
 
 def settings_of_the_process():
