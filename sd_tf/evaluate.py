@@ -305,6 +305,7 @@ def _scored(name, flags, judges, command):
 def _described(settings):
     """Settings as protocols have them: some only if they are not the usual ones, as in older reports."""
     values = settings.to_json()
+    del values["resamples"]  # of inpainting, which nothing is judged by
     usual = {"guidance_rescale": 0.0, "eta": 0.0, "karras": False, "timestep_spacing": None}
     return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 

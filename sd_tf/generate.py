@@ -17,7 +17,7 @@ from sd_tf.images import add_png, file_name, save_sheet
 BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
 DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
     *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "timestep_spacing"),
-    *("karras", "eta"),
+    *("karras", "eta", "resamples"),
 )
 GRID, STRIP = "grid.png", "strip.png"
 NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip", "clip_skip")
@@ -39,6 +39,8 @@ def main(arguments=None):
     model = _load(flags)
     given = {name: getattr(flags, name) for name in DRAWING_FLAGS}
     settings = model.recommended.replaced(**given).to_json() | {"negative_prompt": _negative(flags)}
+    if flags.mask is None:
+        del settings["resamples"]
     metadata = _metadata(flags, settings)
     settings |= {name: getattr(flags, name) for name in ("batch_size", "engine", "height", "width")}
     settings["prompt_syntax"] = flags.prompt_syntax
@@ -193,6 +195,11 @@ def _add_start_picture(group):
     group.add_argument(
         "--mask", metavar="FILE", help="where --image may change: white there, black elsewhere"
     )
+    group.add_argument(
+        "--resamples",
+        type=int,
+        help="how often each step is drawn with --mask, so that the new fits in (default: the model's, or 1)",
+    )
 
 
 def _check(flags):
@@ -214,6 +221,8 @@ def _check(flags):
     for name in ("strength", "mask"):
         if getattr(flags, name) is not None and flags.image is None:
             raise InputError(f"--{name} is for a picture: give --image as well")
+    if flags.resamples is not None and flags.mask is None:
+        raise InputError("--resamples is for inpainting: give --mask as well")
     if flags.frames is not None:
         _check_frames(flags)
         return Interpolation(

@@ -5,13 +5,14 @@ of pictures in colours, are nearest to the least of each. It writes them into th
 `model.generate`, `sd_tf.generate` and the page find them.
 """
 
+import dataclasses
 from pathlib import Path
 
 from sd_tf import commandline
 from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.errors import InputError, naming, printable
 from sd_tf.evaluation.protocol import check_comparable, read_reports
-from sd_tf.generation.settings import FILE, settings_of, write_settings
+from sd_tf.generation.settings import FILE, Settings, read_settings, settings_of, write_settings
 
 DISTANCE = "frechet_distance"  # how the names of scores end that are looked at
 SETTINGS = ("sampler", "steps", "guidance_scale", "guidance_interval", "karras", "timestep_spacing", "seed")
@@ -32,7 +33,9 @@ def main(arguments=None):
     for i in sorted(range(len(reports)), key=lambda i: excesses[i]):
         found = ", ".join(f"{value:.3g}" for value in distances[i].values())
         print(printable(f"{excesses[i]:5.2f} times the best: {found}   {_described(reports[i]['settings'])}"))
-    write_settings(folder, _settings(reports[best]), _about(reports[best], distances[best]))
+    resamples = read_settings(folder, Settings()).resamples  # which no report tells of
+    settings = dataclasses.replace(_settings(reports[best]), resamples=resamples)
+    write_settings(folder, settings, _about(reports[best], distances[best]))
     print(f"written: {folder / FILE}")
 
 

@@ -1,7 +1,7 @@
 """Image-to-image, inpainting and DDIM inversion: sampling that starts from a picture."""
 
 import math
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 
@@ -48,6 +48,41 @@ def inpainting(denoise, latents, mask):
         )
 
     return masked
+
+
+def resampled(sampler, denoise, latents, levels, noise, callback, times: int):
+    """Samples by walking every step but the last several times (RePaint, Lugmayr et al. 2022, algorithm 1).
+
+    In inpainting, what is drawn is told at each step what lies around it, but has been decided without.
+    Noised again and drawn again, the two come to agree. The paper's jumps are one step long here. A
+    multistep sampler begins anew in each step, so it is of first order.
+
+    Args:
+        sampler: one of `sd_tf.diffusion.samplers`, called with two levels at a time.
+        denoise, latents, levels, noise, callback: the sampler's arguments. `callback` follows the last walk
+            of each step.
+        times: how often each step is walked, 1 or more.
+
+    Returns:
+        The latents, as `sampler` does.
+    """
+    x, numbers = latents, count()
+    for step, (here, there) in enumerate(pairwise(levels)):
+        walks = times if there is not levels[-1] else 1
+        for walk in range(1, walks + 1):
+            if walk > 1:
+                x = _noised_from(x, there, here, noise(next(numbers)))
+            after = None
+            if callback is not None and walk == walks:
+                after = lambda _, x, prediction, step=step: callback(step, x, prediction)  # noqa: E731
+            x = sampler(denoise, x, [here, there], lambda _: noise(next(numbers)), after)
+    return x
+
+
+def _noised_from(x, less, more, noise):
+    """Latents at a level, with the noise that leads to a level of more (RePaint, equation 8)."""
+    signal = more.signal / less.signal
+    return signal * x + math.sqrt(max(0.0, more.noise**2 - (signal * less.noise) ** 2)) * noise
 
 
 def ddim_inversion(denoise, latents, levels):

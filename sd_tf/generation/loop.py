@@ -22,6 +22,7 @@ class Plan(NamedTuple):
         wrappers: `wrap(denoise, places, condition)` -> denoiser, the first one innermost, such as for
             inpainting, thresholding or classifier guidance.
         finish: `finish(latents, places)` -> latents, after the last step; None for no change.
+        is_inpainting: whether steps may be drawn several times, see `Settings.resamples`.
     """
 
     conditions: Sequence
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     levels: Sequence
     wrappers: Sequence[Callable] = ()
     finish: Callable | None = None
+    is_inpainting: bool = False
 
 
 def draw(network, decode, schedule, settings, plan, batch_size, callback=None, progress=True) -> np.ndarray:
@@ -67,6 +69,7 @@ def draw(network, decode, schedule, settings, plan, batch_size, callback=None, p
                 plan.levels,
                 lambda step, places=places: plan.noise(places, step),
                 after_step,
+                plan.is_inpainting,
             )
             if plan.finish is not None:
                 latents = plan.finish(latents, places)

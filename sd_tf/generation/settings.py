@@ -1,9 +1,11 @@
 """Sampling settings: steps, guidance and sampler; and those that a model's folder recommends."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
+from sd_tf.diffusion.editing import resampled
 from sd_tf.diffusion.guidance import with_restarts
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import MOST_TIMESTEPS, SPACINGS
@@ -13,6 +15,7 @@ from sd_tf.generation.checks import check_interval, check_number, check_whole
 
 FILE = "generation_config.json"  # of a model's folder
 ABOUT = ("found_by", "distances")  # what the file may say besides: the command, and what it found
+MOST_RESAMPLES = 100
 TOGETHER = {  # a setting -> those that were chosen for it
     "sampler": ("timestep_spacing", "karras", "eta"),
     "guidance_scale": ("guidance_interval", "guidance_rescale"),
@@ -32,6 +35,7 @@ class Settings:
         timestep_spacing: "leading", "trailing" or "linspace"; None for the schedule's.
         karras: uses the noise levels of Karras et al. 2022; not with "ddim", "ddpm" and "pndm".
         eta: 0 to 1, the noise added in each step of DDIM, as a share of DDPM's.
+        resamples: 1 to 100, how often each step of inpainting is drawn (RePaint, Lugmayr et al. 2022).
 
     Raises:
         InputError: a setting has the wrong type or is out of range.
@@ -45,12 +49,14 @@ class Settings:
     timestep_spacing: str | None = None
     karras: bool = False
     eta: float = 0.0
+    resamples: int = 1
 
     def __post_init__(self):
         check_whole(argument("steps"), self.steps, 1, MOST_TIMESTEPS)
         check_number(argument("guidance_scale"), self.guidance_scale, 0, 1000)
         check_number(argument("guidance_rescale"), self.guidance_rescale, 0, 1)
         check_number(argument("eta"), self.eta, 0, 1)
+        check_whole(argument("resamples"), self.resamples, 1, MOST_RESAMPLES)
         check_interval(argument("guidance_interval"), self.guidance_interval)
         if self.sampler not in tuple(SAMPLERS):
             raise unknown("sampler", self.sampler, SAMPLERS)
@@ -99,10 +105,13 @@ class Settings:
             levels = with_restarts(levels, self.guidance_interval)
         return [*levels, last]
 
-    def sample(self, denoise, latents, levels, noise, callback):
+    def sample(self, denoise, latents, levels, noise, callback, is_inpainting=False):
         """Runs the sampler; see `sd_tf.diffusion.samplers` for the arguments."""
         options = {"eta": self.eta} if self.sampler == "ddim" else {}
-        return SAMPLERS[self.sampler].sample(denoise, latents, levels, noise, callback, **options)
+        sampler = functools.partial(SAMPLERS[self.sampler].sample, **options)
+        if is_inpainting and self.resamples > 1:
+            return resampled(sampler, denoise, latents, levels, noise, callback, self.resamples)
+        return sampler(denoise, latents, levels, noise, callback)
 
 
 def read_settings(folder: Path, usual: Settings) -> Settings:

@@ -10,7 +10,7 @@ from sd_tf.graphs import compiled
 from sd_tf.hashing import fingerprint, weights_fingerprint
 from sd_tf.progress import tqdm
 
-CACHE_SHARE = 0.1  # of the stage's minutes that caching may take
+CACHE_SHARE = 0.05  # of the stage's minutes that caching may take
 AT_ONCE = 256  # batch size for pictures of 32 x 32
 
 
@@ -22,7 +22,7 @@ def cached_latents(
     Args:
         run: the `Run`.
         model: its `LatentDiffusion`.
-        budget: the stage's `Budget`, of which caching may take a tenth.
+        budget: the stage's `Budget`, of which caching may take a twentieth.
         epochs: most epochs of the data set to cache, or as many as `each_once` takes.
         batch_size: the stage's; no more examples are cached than its steps use.
         token_ids: a new word to train: captions are cached as token ids, and the text encoder runs in every
@@ -77,7 +77,7 @@ def cached_latents(
 def _say_what_is_missing(number, whole):
     if number < whole:
         print(
-            f"learning from {number:,} of {whole:,} pictures: no more could be encoded within a tenth of "
+            f"learning from {number:,} of {whole:,} pictures: no more could be encoded within a twentieth of "
             "the UNet's minutes; train for longer to use more"
         )
 

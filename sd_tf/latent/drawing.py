@@ -78,6 +78,7 @@ def draw_request(
         levels,
         wrappers,
         None if mask is None else picture.keep,
+        mask is not None,
     )
     drawn = _draw(model, networks, settings, plan, request.batch_size, callback, progress)
     return drawn if mask is None else picture.paste(drawn)

@@ -261,6 +261,7 @@ class LatentDiffusion:
         image=None,
         strength=0.8,
         mask=None,
+        resamples=None,
         clip_guidance=None,
         initial_noise=None,
         height=None,
@@ -310,6 +311,9 @@ class LatentDiffusion:
                 mask, nothing of the masked content remains.
             mask: for inpainting, where `image` may change, or one for each prompt: a path, a PIL picture, or
                 an array of 0 and 1, or of 0 and 255. Pixels outside stay exactly as they are.
+            resamples: 1 to 100, how often each step of inpainting is drawn, with noise added again in between
+                (RePaint, Lugmayr et al. 2022): what is new then agrees with what is around it, and takes as
+                many times longer. 1 is diffusers' inpainting.
             clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, to add CLIP guidance.
             initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, to optimise the initial noise.
             height, width: of the pictures, in pixels, multiples of `sides_multiple`; None for the model's
@@ -360,7 +364,10 @@ class LatentDiffusion:
             timestep_spacing=timestep_spacing,
             karras=karras,
             eta=eta,
+            resamples=resamples,
         )
+        if resamples is not None and mask is None:
+            raise InputError(f"{argument('resamples')} is for inpainting: give {argument('mask')} as well")
         check_number(argument("strength"), strength, 0, 1)
         with self._weighing(request.loras):
             images = draw_request(

@@ -73,7 +73,8 @@ FASHION_MNIST = Preset(
     autoencoder_stage=StageConfig(batch_size=32, learning_rate=3e-3, share=0.4, optimizer="muon"),
     diffusion_stage=StageConfig(batch_size=64, learning_rate=5e-3, share=0.6, optimizer="muon"),
     max_minutes=55,
-    recommended=Settings(guidance_interval=(0.35, 1.0)),  # weights/fashion-mnist/generation_config.json
+    # weights/fashion-mnist/generation_config.json
+    recommended=Settings(guidance_interval=(0.35, 1.0), resamples=5),
     text_encoder="clip-mini",
     command="python -m sd_tf.train --dataset fashion_mnist --max-minutes 83 --save-dtype float16",
     runtime="83 minutes on 2 cores of an AMD EPYC 9005 with AVX-512, beside other work; clip-mini "

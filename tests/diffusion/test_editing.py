@@ -5,8 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sd_tf.diffusion.editing import ddim_inversion, inpainting, levels_for_strength, noised, slerp
-from sd_tf.diffusion.predictions import to_prediction
+from sd_tf.diffusion.editing import (
+    _noised_from,
+    ddim_inversion,
+    inpainting,
+    levels_for_strength,
+    noised,
+    resampled,
+    slerp,
+)
+from sd_tf.diffusion.predictions import Prediction, to_prediction
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 
@@ -51,6 +59,59 @@ def test_what_is_kept_comes_out_as_it_was_and_the_rest_as_if_alone(name, pair):
     np.testing.assert_allclose(kept[:, 2:], latents[:, 2:], atol=1e-5)
     np.testing.assert_allclose(kept[:, :2], alone[:, :2], atol=1e-5)  # the network looks at each place alone
     assert np.abs(alone[:, 2:] - latents[:, 2:]).max() > 0.1
+
+
+def filled_in(name, times):
+    """2,000 pairs of values of correlation 0.9, of which the second is 1.5 and the first is drawn."""
+    correlated = np.array([[1, 0.9], [0.9, 1]], "float32")
+
+    def exact(x, level):  # the best guess of pairs that are normally distributed
+        pairs, covariance = x[:, 0, :, 0], level.signal**2 * correlated + level.noise**2 * np.eye(2)
+        x0 = level.signal * pairs @ np.linalg.solve(covariance, correlated).astype("float32")
+        x0 = x0[:, np.newaxis, :, np.newaxis]
+        return Prediction(x0, (x - level.signal * x0) / level.noise)
+
+    random = np.random.default_rng(0)
+    shape, free = (2000, 1, 2, 1), np.array([1, 0], "float32")[:, np.newaxis]
+    known, levels = np.full(shape, 1.5, "float32"), SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 20)
+    arguments = random.standard_normal(shape, "float32"), levels, lambda _: random.standard_normal(shape, "f")
+    denoise, sampler = inpainting(exact, known, free), SAMPLERS[name].sample
+    return resampled(sampler, denoise, *arguments, None, times)[:, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_resampling_draws_what_is_likely_beside_what_is_known(name):
+    """By conditional normal distributions: mean 0.9 x 1.5, variance 1 - 0.9 squared."""
+    off = [abs(filled_in(name, times).mean() - 1.35) for times in (1, 20)]
+    assert off[1] < 0.15 and off[1] < off[0] / 3
+    assert filled_in(name, 20).var() == pytest.approx(0.19, abs=0.08)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_resampling_ends_each_step_once_and_draws_fresh_noise_every_time(name, pair):
+    steps, asked, levels = [], [], SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 5)
+
+    def noise(number):
+        asked.append(number)
+        return np.random.default_rng(number).standard_normal(SHAPE, "float32")
+
+    resampled(SAMPLERS[name].sample, denoise, pair[1], levels, noise, lambda step, *_: steps.append(step), 3)
+    assert steps == list(range(5))
+    assert asked == list(range(len(asked))) and len(asked) >= 2 * 4
+
+
+def test_noise_comes_back_as_by_diffusers():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is the reference of this test")
+    torch = pytest.importorskip("torch", reason="diffusers' schedulers run on torch")
+    scheduler = diffusers.RePaintScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(20, jump_length=1, jump_n_sample=1)
+    schedule = NoiseSchedule(ScheduleConfig(beta_schedule="scaled_linear"))
+    less, more = schedule.level(400), schedule.level(450)
+    x = torch.ones(200_000)
+    theirs = scheduler.undo_step(x, 401, torch.Generator().manual_seed(0)).numpy()
+    ours = _noised_from(x.numpy(), less, more, np.random.default_rng(0).standard_normal(200_000))
+    assert ours.mean() == pytest.approx(theirs.mean(), abs=0.005)
+    assert ours.std() == pytest.approx(theirs.std(), rel=0.01)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])

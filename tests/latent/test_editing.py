@@ -91,6 +91,17 @@ def test_one_picture_may_have_a_mask_for_each_prompt(tiny_model, picture):
         assert (drawn[mask] != picture[mask]).any()
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m_sde"])
+def test_steps_are_drawn_again_inside_the_mask_alike_in_batches_of_any_size(tiny_model, picture, sampler):
+    mask = np.zeros((16, 16), bool)
+    mask[:8] = True
+    settings = {"image": picture, "mask": mask, "sampler": sampler}
+    again = draw(tiny_model, PROMPTS, resamples=3, **settings)
+    assert np.abs(again.astype(int) - draw(tiny_model, PROMPTS, resamples=1, **settings))[:, mask].max() > 2
+    np.testing.assert_array_equal(again[:, ~mask], np.stack([picture] * 2)[:, ~mask])
+    assert apart(again, draw(tiny_model, PROMPTS, resamples=3, batch_size=1, **settings)) <= 1
+
+
 def test_at_full_strength_nothing_below_the_mask_is_left(tiny_model, picture):
     everywhere = draw(tiny_model, image=picture, mask=np.ones((16, 16), bool), strength=1.0)
     np.testing.assert_array_equal(everywhere, draw(tiny_model))
@@ -177,6 +188,9 @@ def test_the_way_between_seeds_begins_and_ends_with_them(tiny_model, noisy):
         ({"mask": np.full((16, 16), np.nan)}, r"mask has numbers outside \[0, 1\]"),
         ({"mask": np.zeros((16, 16), bool)}, "mask covers nothing"),
         ({"mask": np.ones((16, 16), bool), "image": None}, "mask is for a picture: give image as well"),
+        ({"resamples": 2}, "resamples is for inpainting: give mask as well"),
+        ({"mask": np.ones((16, 16), bool), "resamples": 0}, "resamples is 0"),
+        ({"mask": np.ones((16, 16), bool), "resamples": 101}, "resamples is 101"),
         ({"latents": np.zeros((1, 4, 4, 4))}, r"latents are \(4, 4\), those of image \(8, 8\)"),
     ],
     ids=str,
@@ -218,6 +232,26 @@ def test_the_bundled_model_fills_in_what_is_missing(bundled):
     mended = model.generate("a blue trouser", image=broken, mask=mask, strength=1.0, progress=False)
     left, now = (np.abs(each.astype(int) - trouser)[mask].mean() for each in (broken, mended[0]))
     assert now < 0.7 * left
+
+
+def test_the_bundled_model_draws_the_upper_half_of_a_red_dress_in_green(bundled):
+    """It has never seen a dress of two colours; in one walk the upper half becomes a dark olive."""
+    model, _ = bundled
+    red = model.generate("a red dress", num_images=16, seed=0, progress=False)
+    mask = np.zeros((32, 32), bool)
+    mask[:16] = True
+
+    def greener(**settings):
+        """By how much the drawn halves are greener than they are red or blue, of 255."""
+        drawn = model.generate(
+            ["a green dress"] * 16, image=red, mask=mask, strength=1.0, progress=False, **settings
+        )
+        halves = drawn[:, 2:14].astype(float)
+        over, seen = halves[..., 1] - halves[..., [0, 2]].max(axis=-1), halves.max(axis=-1) > 60
+        return (over * seen).sum(axis=(1, 2)) / np.maximum(1, seen.sum(axis=(1, 2)))
+
+    assert model.recommended.resamples == 5
+    assert (greener() > 30).sum() >= 12 > 4 >= (greener(resamples=1) > 30).sum()
 
 
 @pytest.mark.parametrize(
