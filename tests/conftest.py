@@ -1,5 +1,7 @@
 """What tests share: the real data, a whole model of the smallest sizes, weights copied from torch."""
 
+import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -23,6 +25,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 def pytest_sessionfinish(session, exitstatus):
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back():
+    """What the tests of a file have used is given back to the system, which several processes share."""
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture(scope="session")

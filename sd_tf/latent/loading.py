@@ -26,7 +26,8 @@ from sd_tf.generation.engines import kept_conversion
 from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.latent import config_files
 from sd_tf.latent.memory import check_memory
-from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.latent.model import LatentDiffusion
+from sd_tf.latent.parts import Unread
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
 

@@ -2,9 +2,6 @@
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +11,6 @@ from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.diffusion.predictions import denoiser
 from sd_tf.errors import InputError, argument
 from sd_tf.generation.checks import check_number, check_text, check_whole
-from sd_tf.generation.engines import Engines
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import LARGEST_BATCH, Interpolation, Request
 from sd_tf.generation.settings import Settings, read_settings
@@ -22,28 +18,15 @@ from sd_tf.graphs import compiled
 from sd_tf.latent.adaptations import Adaptations
 from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
 from sd_tf.latent.options import LatentOptions
+from sd_tf.latent.parts import Parts
 from sd_tf.latent.provenance import Provenance
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encode_prompts
 
-LARGEST_IMAGE = 512**2  # pixels of a given `image`, or four times the model's own if that is more
 
-
-class Unread(NamedTuple):
-    """A network that is read when it is first used.
-
-    Attributes:
-        config: its configuration.
-        read: function without arguments that returns the network.
-    """
-
-    config: Any
-    read: Callable
-
-
-class LatentDiffusion:
+class LatentDiffusion(Parts):
     """A text-to-image latent diffusion model (Rombach et al. 2022).
 
     Args:
@@ -75,81 +58,8 @@ class LatentDiffusion:
     Options = LatentOptions
 
     def __init__(self, autoencoder, unet, text_encoder, tokenizer, schedule):
-        if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
-            raise InputError(
-                f"the UNet's context is {unet.config.cross_attention_dim} wide, the text encoder's output "
-                f"{text_encoder.config.hidden_size}: use the text encoder that the UNet was trained with"
-            )
-        if unet.config.in_channels != autoencoder.config.latent_channels:
-            raise InputError(
-                f"the UNet takes latents of {unet.config.in_channels} channels, the autoencoder's have "
-                f"{autoencoder.config.latent_channels}: use the autoencoder that the UNet was trained with"
-            )
-        if unet.config.out_channels != unet.config.in_channels:
-            raise InputError(
-                f"the UNet's output has {unet.config.out_channels} channels, its latents have "
-                f"{unet.config.in_channels}: only equal numbers are supported"
-            )
-        channels = autoencoder.config.in_channels, autoencoder.config.out_channels
-        if channels != (3, 3):
-            raise InputError(
-                f"the autoencoder's input and output have {channels[0]} and {channels[1]} channels: only "
-                "RGB, 3 and 3, is supported"
-            )
-        if schedule.config.clip_sample:
-            raise InputError(
-                "clip_sample is true, but latents, unlike pixels, have no range to clip to: set it to false"
-            )
-        tokenizer.check_fits(text_encoder.config)
-        self._parts = {"autoencoder": autoencoder, "unet": unet, "text_encoder": text_encoder}
-        self.tokenizer, self.schedule = tokenizer, schedule
-        self._unet_config = unet.config
-        self.engines = Engines(self._functions)
-        self.dtype = self.origin = None
+        super().__init__(autoencoder, unet, text_encoder, tokenizer, schedule)
         self.provenance, self.recommended, self.known_words = Provenance(), Settings(), None
-
-    autoencoder = property(lambda self: self._network("autoencoder"))
-    unet = property(lambda self: self._network("unet"))
-    text_encoder = property(lambda self: self._network("text_encoder"))
-
-    def _network(self, name):
-        if isinstance(self._parts[name], Unread):
-            self._parts[name] = self._parts[name].read()
-            self.engines.forget_kept()  # the caller may change the network
-        return self._parts[name]
-
-    def put(self, **networks):
-        """Replaces networks by others of the same names, which may be `Unread`."""
-        if all(self._parts[name] is network for name, network in networks.items()):
-            return
-        self._parts |= networks
-        self.origin, self.engines = None, Engines(self._functions)
-        for name in ("adaptations", "_encode_images", "_skipping"):
-            self.__dict__.pop(name, None)
-
-    def read_networks(self):
-        """Reads networks that are still `Unread`; their files may then be deleted."""
-        for name in self._parts:
-            self._network(name)
-
-    def config_of(self, name):
-        """The configuration of "autoencoder", "unet" or "text_encoder", without reading the network."""
-        return self._parts[name].config
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures that it draws by default, in pixels."""
-        factor = self._parts["autoencoder"].config.downsampling
-        return tuple(factor * side for side in self._unet_config.latent_size)
-
-    @property
-    def precision(self) -> str:
-        """The Keras precision policy of its networks."""
-        import keras
-
-        unet = self._parts["unet"]
-        policy = unet.dtype_policy if not isinstance(unet, Unread) else self.dtype
-        return keras.dtype_policies.get(policy or keras.config.dtype_policy()).name
 
     @property
     def has_adaptations(self) -> bool:
@@ -177,42 +87,6 @@ class LatentDiffusion:
         length = self._parts["text_encoder"].config.max_position_embeddings
         self.tokenizer, self.origin = load_tokenizer(folder, length), Origin(folder, PARTS)
         self.recommended, self.known_words = read_settings(folder, self.recommended), read_words(folder)
-
-    def _functions(self, shape=None):
-        """The `functions` of `Engines`, for latents of a shape; None for the model's own."""
-        unet, autoencoder, text_encoder = self.unet, self.autoencoder, self.text_encoder
-        latents = ((None, *(shape or self.latent_shape)), "float32")
-        context = ((None, None, self._unet_config.cross_attention_dim), "float32")
-        token_ids = ((None, self.tokenizer.max_length), "int32")
-
-        def encode(token_ids):
-            return text_encoder(token_ids).last_hidden_state
-
-        return {
-            "encode": (text_encoder, encode, [token_ids]),
-            "denoise": (unet, unet, [latents, ((None,), "float32"), context]),
-            "decode": (autoencoder, autoencoder.decode, [latents]),
-        }
-
-    @property
-    def latent_shape(self):
-        """Shape (h, w, channels) of the latents of a picture of the default size."""
-        return (*self._unet_config.latent_size, self._unet_config.in_channels)
-
-    def latent_shape_of(self, height, width):
-        """Shape (h, w, channels) of the latents of a picture of so many pixels; None for the default."""
-        factor = self._parts["autoencoder"].config.downsampling
-        own_height, own_width, channels = self.latent_shape
-        return (
-            height // factor if height else own_height,
-            width // factor if width else own_width,
-            channels,
-        )
-
-    @property
-    def text_config(self):
-        """The `CLIPTextConfig` of the text encoder."""
-        return self._parts["text_encoder"].config
 
     def encode_prompts(self, prompts):
         """Encodes n prompts, as plain text without weights, to context, float32 (n, tokens, width)."""
@@ -491,18 +365,6 @@ class LatentDiffusion:
             found.append(np.asarray(ddim_inversion(denoise, some, levels)))
         return np.concatenate(found)
 
-    @property
-    def most_pixels(self):
-        """The most pixels that `image` may have: attention's memory grows with their square."""
-        height, width, _ = self.latent_shape
-        return max(LARGEST_IMAGE, 4 * height * width * self._parts["autoencoder"].config.downsampling ** 2)
-
-    @property
-    def sides_multiple(self):
-        """Height and width of pictures must be multiples of this number of pixels."""
-        levels = len(self._unet_config.block_out_channels) - 1
-        return self._parts["autoencoder"].config.downsampling * 2**levels
-
     def _weighing(self, loras):
         """Within the block, LoRAs have the weights that prompts give them."""
         if not loras:
@@ -513,41 +375,6 @@ class LatentDiffusion:
                     f"the prompt names the LoRA {name!r}, which is not loaded: load_lora(file, name={name!r})"
                 )
         return self.adaptations.weighing(loras)
-
-    def _checked_size(self, height, width):
-        """(height, width) in pixels; None where there is none.
-
-        Raises:
-            InputError: the networks cannot draw that size, or not in the memory that there is.
-        """
-        multiple, most = self.sides_multiple, self.most_pixels
-        sides = []
-        for name, side in (("height", height), ("width", width)):
-            if side is not None:
-                side = check_whole(argument(name), side, 1, most)
-                lower = side - side % multiple
-                if side != lower:
-                    nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
-                    raise InputError(f"{argument(name)} is {side}: give {nearest}, a multiple of {multiple}")
-            sides.append(side)
-        if math.prod(side or own for side, own in zip(sides, self.image_size, strict=True)) > most:
-            raise InputError(
-                f"height {sides[0]} and width {sides[1]} are more than this model has memory for: give at "
-                f"most {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
-            )
-        return tuple(sides)
-
-    def engine_for(self, engine, shape):
-        """An `Engine` by its name, for latents of a shape (h, w, channels).
-
-        Raises:
-            InputError: there is no such engine, or it cannot run the model at this size.
-        """
-        if shape == self.latent_shape:
-            return self.engines[engine]
-        if engine == "openvino":
-            return self.engines.at(shape, lambda: self._functions(shape))[engine]
-        return self.engines["tensorflow" if engine == "auto" else engine]  # which needs no conversion
 
     def warmup(self, num_images=1, guidance_scale=None, batch_size=64, engine="auto"):
         """Compiles what `generate` needs for this number of pictures, so that its first call is fast.

@@ -12,8 +12,9 @@ from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.generation.checks import check_whole
 from sd_tf.latent.autoencoder import AutoencoderKL
-from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.options import MODEL, LatentOptions
+from sd_tf.latent.parts import Unread
 from sd_tf.latent.presets import preset_named, preset_of
 from sd_tf.latent.provenance import Beginning, Provenance
 from sd_tf.latent.unet import UNet

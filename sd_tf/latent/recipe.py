@@ -32,9 +32,10 @@ from sd_tf.latent.finetuning import (
 from sd_tf.latent.loading import unread
 from sd_tf.latent.lora_files import FILE as LORA_FILE
 from sd_tf.latent.lora_files import write_lora
-from sd_tf.latent.model import LatentDiffusion, Unread
+from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.new_model import sketched
 from sd_tf.latent.options import MODEL, STAGES, LatentOptions, options_of_tuning
+from sd_tf.latent.parts import Unread
 from sd_tf.latent.perceptual import load_perceptual
 from sd_tf.latent.presets import preset_named
 from sd_tf.latent.provenance import RANDOM
