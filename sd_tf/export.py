@@ -4,6 +4,7 @@ A SavedModel takes prompts and gives PNG files, tokenizer and sampler included. 
 for each network, and draw.py, which draws with them. Each is then drawn with, beside the model.
 """
 
+import threading
 import time
 from pathlib import Path
 
@@ -64,8 +65,8 @@ def main(arguments=None):
     if flags.no_table:
         return
     with _Progress() as progress:
-        table = _table(model, output, flags, progress)
-    print("\n".join(table))
+        for line in _table(model, output, flags, progress):
+            progress.print(line)
 
 
 class _Progress:
@@ -73,22 +74,34 @@ class _Progress:
 
     def __enter__(self):
         self.bar = tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False)
+        self._ended = threading.Event()
+        if not self.bar.disable:
+            threading.Thread(target=self._go_on, daemon=True).start()
         return self
+
+    def _go_on(self):
+        while not self._ended.wait(1.0):
+            self.bar.refresh()
 
     def __call__(self, text):
         self.bar.set_description_str(text)
 
+    def print(self, line):
+        """Prints a line above it."""
+        self.bar.write(line)
+
     def __exit__(self, *_):
+        self._ended.set()
         self.bar.close()
 
 
 def _table(model, output, flags, progress):
-    """Lines that hold what was written against the model: size, seconds and difference of pictures."""
+    """Yields lines that hold what was written against the model: size, seconds, difference of pictures."""
     settings = {"steps": flags.steps, "engine": "tensorflow", "progress": False}
     expected, seconds = _drawn("the model", lambda prompt: model.generate(prompt, **settings)[0], progress)
     size = sum(network.count_params() * 4 for network, _, _ in model.engines.networks.values())
-    lines = [f"{'':12}{'MB':>8}{'seconds':>9}   difference of pixels, of 255: mean, most"]
-    lines.append(f"{'the model':12}{size / 1e6:8.1f}{seconds:9.2f}")
+    yield f"{'':12}{'MB':>8}{'seconds':>9}   difference of pixels, of 255: mean, most"
+    yield f"{'the model':12}{size / 1e6:8.1f}{seconds:9.2f}"
     progress("opening what was written")
     for part, generate in _generators(output, flags.format, flags.steps).items():
         name = flags.format if part == "." else part
@@ -96,8 +109,7 @@ def _table(model, output, flags, progress):
         size = sum(file.stat().st_size for file in (output / part).rglob("*") if file.is_file())
         difference = np.abs(images - expected)
         said = f"{difference.mean():.3f} {difference.max()}"
-        lines.append(f"{name:12}{size / 1e6:8.1f}{seconds:9.2f}   {said}")
-    return lines
+        yield f"{name:12}{size / 1e6:8.1f}{seconds:9.2f}   {said}"
 
 
 def _drawn(name, generate, progress):

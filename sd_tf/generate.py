@@ -198,7 +198,7 @@ def _add_start_picture(group):
     group.add_argument(
         "--resamples",
         type=int,
-        help="how often each step is drawn with --mask, so that the new fits in (default: the model's, or 1)",
+        help="how often each step is drawn with --mask, so that what is new fits in (default: the model's)",
     )
 
 

@@ -1,8 +1,11 @@
 """Compiles functions to graphs, frees those that are done with, and divides batches among CPU cores."""
 
 import os
+import threading
 import types
 import weakref
+
+_freeing = threading.Lock()
 
 
 def compiled(function):
@@ -30,13 +33,16 @@ def compiled(function):
     def call(*arrays):
         number = batch_slices(len(arrays[0]))
         key = (number, *(None if array is None else tuple(array.shape[1:]) for array in arrays))
-        if key in graphs:
-            return graphs[key](*arrays)
-        divided = function if number == 1 else _in_slices(function, number)
-        graphs[key] = tf.function(divided, autograph=False, reduce_retracing=True)
-        results = graphs[key](*arrays)
-        free_with_their_graphs()
-        return results
+        if key not in graphs:
+            divided = function if number == 1 else _in_slices(function, number)
+            graphs[key] = tf.function(divided, autograph=False, reduce_retracing=True)
+        graph = graphs[key]
+        traced = graph.experimental_get_tracing_count()
+        try:
+            return graph(*arrays)
+        finally:
+            if graph.experimental_get_tracing_count() != traced:
+                free_with_their_graphs()
 
     return call
 
@@ -51,14 +57,15 @@ def free_with_their_graphs():
     from tensorflow.python.framework import ops
 
     registered = getattr(getattr(ops, "gradient_registry", None), "_registry", {})  # no public way leads here
-    for name, entry in list(registered.items()):
-        gradient = entry.get("type")
-        if not name.startswith("CustomGradient-") or not isinstance(gradient, types.FunctionType):
-            continue
-        graph = _graph_of(gradient)
-        if graph is not None:
-            graph.kept_gradients = [*getattr(graph, "kept_gradients", ()), gradient]
-            entry["type"] = _WhileItLives(gradient)
+    with _freeing:
+        for name, entry in list(registered.items()):
+            gradient = entry.get("type")
+            if not name.startswith("CustomGradient-") or not isinstance(gradient, types.FunctionType):
+                continue
+            graph = _graph_of(gradient)
+            if graph is not None:
+                graph.kept_gradients = [*getattr(graph, "kept_gradients", ()), gradient]
+                entry["type"] = _WhileItLives(gradient)
 
 
 class _WhileItLives:
@@ -68,7 +75,10 @@ class _WhileItLives:
         self._function = weakref.ref(function)
 
     def __call__(self, *arguments):
-        return self._function()(*arguments)
+        function = self._function()
+        if function is None:
+            raise LookupError("the graph of this gradient is gone: keep the function that it was traced in")
+        return function(*arguments)
 
 
 def _graph_of(function):

@@ -25,6 +25,7 @@ def main(arguments=None):
     folder = resolve(flags.model)
     if not folder.is_dir():
         raise InputError(f"--model {flags.model} is a file: save it as a folder first, by model.save")
+    resamples = _resamples(folder)
     reports = [report for file in flags.report for report in read_reports(Path(file))]
     _check(reports, flags.model, weights_sha256(folder))
     distances = [_distances(report) for report in reports]
@@ -33,7 +34,6 @@ def main(arguments=None):
     for i in sorted(range(len(reports)), key=lambda i: excesses[i]):
         found = ", ".join(f"{value:.3g}" for value in distances[i].values())
         print(printable(f"{excesses[i]:5.2f} times the best: {found}   {_described(reports[i]['settings'])}"))
-    resamples = read_settings(folder, Settings()).resamples  # which no report tells of
     settings = dataclasses.replace(_settings(reports[best]), resamples=resamples)
     write_settings(folder, settings, _about(reports[best], distances[best]))
     print(f"written: {folder / FILE}")
@@ -88,6 +88,14 @@ def _check(reports, model, weights):
 
 def _distances(report):
     return {name: score["value"] for name, score in report["scores"].items() if name.endswith(DISTANCE)}
+
+
+def _resamples(folder):
+    """Those that the folder recommends already, as no report tells of them."""
+    try:
+        return read_settings(folder, Settings()).resamples
+    except InputError:  # what is damaged is written anew
+        return Settings().resamples
 
 
 def _settings(report):

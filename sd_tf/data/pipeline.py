@@ -87,7 +87,9 @@ def stream(
             `batch_size`.
 
     Returns:
-        A dataset of dictionaries with `fetch`'s keys, each value (batch_size / n, ...), static in shape.
+        A dataset of dictionaries with `fetch`'s keys, each value (batch_size / n, ...), static in shape. It,
+        a dataset made of it or an iterator must be kept for as long as batches are wanted; a graph alone that
+        reads it does not, and gets an error.
 
     Raises:
         InputError: for a `num_examples` or `batch_size` below 1, a `seed` or `first_step` below 0.
@@ -108,13 +110,12 @@ def stream(
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     probe = {key: tf.convert_to_tensor(value) for key, value in batch(first_step).items()}
-    kinds = [(value.shape, value.dtype.as_numpy_dtype) for value in probe.values()]
     held = [batch]
 
     def arrays_of(step):  # TensorFlow never lets go of this function, which so lets go of `fetch`
         for each in tuple(held):
             return list(each(step).values())
-        return [np.zeros(*kind) for kind in kinds]  # the dataset has gone: nobody waits for this batch
+        raise StopIteration  # nobody waits for what was to be prefetched
 
     def load(step):
         arrays = tf.numpy_function(arrays_of, [step], [value.dtype for value in probe.values()])
@@ -125,7 +126,7 @@ def stream(
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     batches = steps.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    weakref.finalize(batches, held.clear)
+    weakref.finalize(batches, held.clear).atexit = False
     batches = batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return batches.prefetch(tf.data.AUTOTUNE)
 

@@ -21,7 +21,7 @@ class WithPrior:
         share: of `prior` in all examples, above 0 and below 1.
 
     Attributes:
-        epochs_of_all: epochs until every picture of `prior` has come.
+        epochs_of_all: epochs until each picture of `prior` has come once.
     """
 
     def __init__(self, own: CaptionedImages, prior: CaptionedImages, share: float):

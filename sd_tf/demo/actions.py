@@ -127,7 +127,9 @@ class Actions:
                 raise InputError("there are strokes, but no picture below them: open one, or clear them")
             return {}
         image = fitted_picture(self._sent(background), self.size)
-        return {"image": image, "mask": mask} if mask.any() else {"image": image}
+        if not mask.any():
+            return {"image": image}
+        return {"image": image, "mask": mask, "resamples": self.drawings.resamples}
 
     def _sent(self, file):
         """The path of a file that was uploaded or drawn here. No other file is opened."""
@@ -178,6 +180,7 @@ class Actions:
         if "image" in settings:
             mask = "painted" if "mask" in settings else "none"
             of_all |= {"image": "given", "mask": mask, "strength": settings["strength"]}
+            of_all |= {"resamples": settings["resamples"]} if "mask" in settings else {}
         made = []
         for number, image in enumerate(images):
             own = {**of_all, "seed": settings["seed"] + number, "model": self.model_name}

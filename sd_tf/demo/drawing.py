@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 import sd_tf
+from sd_tf.diffusion.editing import number_of_walks
 from sd_tf.errors import InputError
 
 REPORT_SECONDS = 0.1  # the least time between two reports of progress, except before the last
@@ -63,6 +64,11 @@ class Drawings:
     def __init__(self, model, max_seconds: float, engine: str = "auto"):
         self._model, self._max_seconds, self._engine = model, max_seconds, engine
         self._turn, self._closed = threading.Lock(), threading.Event()
+
+    @property
+    def resamples(self) -> int:
+        """How often each step is drawn with a mask."""
+        return self._model.recommended.resamples
 
     def draw(self, **settings) -> Iterator[Progress | Drawn]:
         """Draws in a thread of its own and reports progress at least twice a second.
@@ -133,7 +139,10 @@ class Drawings:
     def _after_step(self, happened, left, begun, settings):
         """The callback of `generate`."""
         share = settings["strength"] if "image" in settings else 1
-        steps = int(settings["steps"] * share) * -(-settings["num_images"] // BATCH)
+        steps = int(settings["steps"] * share)
+        if "mask" in settings:
+            steps = number_of_walks(steps, settings["resamples"])
+        steps *= -(-settings["num_images"] // BATCH)
         done, next_report, next_guess = 0, begun, begun
 
         def after_step(step, latents, prediction):

@@ -24,26 +24,34 @@ class Ending:
     """
 
     def __init__(self):
-        self._is_serving, self._lock, self._before = False, None, None
+        self._is_serving, self.folder, self._lock, self._before = False, None, None, None
 
     def __enter__(self):
         remove_abandoned()
-        signals = {signal.SIGTERM, signal.SIGINT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # between the folder and the note of its name
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # nobody else may read or write there
-        self._lock = _locked(self.folder)
-        (self.folder / PICTURES).mkdir()
-        self._before = signal.signal(signal.SIGTERM, self._terminated)
+        received = []  # between the folder and the note of its name; a mask would leave threads of libraries
+
+        def keep(number, _):
+            received.append(number)
+
+        self._before, interrupt = signal.signal(signal.SIGTERM, keep), signal.signal(signal.SIGINT, keep)
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # nobody else may read or write there
+            self._lock = _locked(self.folder)
+            (self.folder / PICTURES).mkdir()
+            signal.signal(signal.SIGTERM, self._terminated)
+            signal.signal(signal.SIGINT, interrupt)
+            for number in received[:1]:
+                signal.raise_signal(number)
         except BaseException:
+            signal.signal(signal.SIGINT, interrupt)
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
         self._remove()
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
         signal.signal(signal.SIGTERM, self._before)
 
     def begin_serving(self):

@@ -55,12 +55,12 @@ def resampled(sampler, denoise, latents, levels, noise, callback, times: int):
 
     In inpainting, what is drawn is told at each step what lies around it, but has been decided without.
     Noised again and drawn again, the two come to agree. The paper's jumps are one step long here. A
-    multistep sampler begins anew in each step, so it is of first order.
+    multistep sampler begins anew in each step, so it is of first order; Heun's method stays of second.
 
     Args:
         sampler: one of `sd_tf.diffusion.samplers`, called with two levels at a time.
-        denoise, latents, levels, noise, callback: the sampler's arguments. `callback` follows the last walk
-            of each step.
+        denoise, latents, levels, noise, callback: the sampler's arguments. `callback` comes after each walk,
+            with the number of the step.
         times: how often each step is walked, 1 or more.
 
     Returns:
@@ -68,15 +68,21 @@ def resampled(sampler, denoise, latents, levels, noise, callback, times: int):
     """
     x, numbers = latents, count()
     for step, (here, there) in enumerate(pairwise(levels)):
-        walks = times if there is not levels[-1] else 1
-        for walk in range(1, walks + 1):
-            if walk > 1:
+
+        def after(_, x, prediction, step=step):
+            if callback is not None:
+                callback(step, x, prediction)
+
+        for walk in range(times if there is not levels[-1] else 1):
+            if walk:
                 x = _noised_from(x, there, here, noise(next(numbers)))
-            after = None
-            if callback is not None and walk == walks:
-                after = lambda _, x, prediction, step=step: callback(step, x, prediction)  # noqa: E731
             x = sampler(denoise, x, [here, there], lambda _: noise(next(numbers)), after)
     return x
+
+
+def number_of_walks(steps: int, times: int) -> int:
+    """How many walks `resampled` takes through so many steps."""
+    return steps and (steps - 1) * times + 1
 
 
 def _noised_from(x, less, more, noise):

@@ -22,7 +22,7 @@ class Plan(NamedTuple):
         wrappers: `wrap(denoise, places, condition)` -> denoiser, the first one innermost, such as for
             inpainting, thresholding or classifier guidance.
         finish: `finish(latents, places)` -> latents, after the last step; None for no change.
-        is_inpainting: whether steps may be drawn several times, see `Settings.resamples`.
+        is_inpainting: whether there is a mask, see `Settings.resamples`.
     """
 
     conditions: Sequence
@@ -44,7 +44,8 @@ def draw(network, decode, schedule, settings, plan, batch_size, callback=None, p
         settings: `Settings`.
         plan: a `Plan`.
         batch_size: the most pictures at once.
-        callback: `callback(step, latents, prediction)` after each step of each batch.
+        callback: `callback(step, latents, prediction)` after each step of each batch, and after each
+            repetition of it (`Settings.resamples`).
         progress: shows a progress bar, if standard error is a terminal.
 
     Returns:
@@ -53,7 +54,7 @@ def draw(network, decode, schedule, settings, plan, batch_size, callback=None, p
     divided = batches([_shapes(positive) for _, positive in plan.conditions], batch_size)
     guided_levels = levels_in_interval(settings.levels(schedule)[:-1], settings.guidance_interval)
     images = [None] * len(plan.conditions)
-    total = len(divided) * (len(plan.levels) - 1)
+    total = len(divided) * settings.callbacks(len(plan.levels) - 1, plan.is_inpainting)
     with tqdm(total=total, unit="step", disable=None if progress else True, leave=False) as bar:
 
         def after_step(step, latents, prediction):

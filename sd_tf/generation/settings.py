@@ -5,7 +5,7 @@ import functools
 import os
 from pathlib import Path
 
-from sd_tf.diffusion.editing import resampled
+from sd_tf.diffusion.editing import number_of_walks, resampled
 from sd_tf.diffusion.guidance import with_restarts
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import MOST_TIMESTEPS, SPACINGS
@@ -104,6 +104,10 @@ class Settings:
         if self.guidance_scale != 1:
             levels = with_restarts(levels, self.guidance_interval)
         return [*levels, last]
+
+    def callbacks(self, steps, is_inpainting) -> int:
+        """How often `sample` calls back in so many steps."""
+        return number_of_walks(steps, self.resamples) if is_inpainting else steps
 
     def sample(self, denoise, latents, levels, noise, callback, is_inpainting=False):
         """Runs the sampler; see `sd_tf.diffusion.samplers` for the arguments."""

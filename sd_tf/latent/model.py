@@ -185,9 +185,9 @@ class LatentDiffusion(Parts):
                 mask, nothing of the masked content remains.
             mask: for inpainting, where `image` may change, or one for each prompt: a path, a PIL picture, or
                 an array of 0 and 1, or of 0 and 255. Pixels outside stay exactly as they are.
-            resamples: 1 to 100, how often each step of inpainting is drawn, with noise added again in between
-                (RePaint, Lugmayr et al. 2022): what is new then agrees with what is around it, and takes as
-                many times longer. 1 is diffusers' inpainting.
+            resamples: 1 to 100, how often each step but the last is drawn with a mask, with noise added again
+                in between (RePaint, Lugmayr et al. 2022): what is new comes to agree with what is around it,
+                and takes that many times as long. 1 is diffusers' inpainting.
             clip_guidance: a `sd_tf.latent.clip_guidance.CLIPGuidance`, to add CLIP guidance.
             initial_noise: a `sd_tf.latent.initial_noise.InitialNoise`, to optimise the initial noise.
             height, width: of the pictures, in pixels, multiples of `sides_multiple`; None for the model's
@@ -203,7 +203,8 @@ class LatentDiffusion(Parts):
             engine: "tensorflow"; "openvino", which needs `pip install "sd_tf[openvino]"` and a float32
                 model; or "auto", OpenVINO if it is installed and can run the model. Their pictures differ by
                 at most 2 of 255.
-            callback: `callback(step, latents, prediction)` after each step of each batch.
+            callback: `callback(step, latents, prediction)` after each step of each batch, and after each
+                repetition of it (`resamples`).
             progress: shows a progress bar, if standard error is a terminal.
 
         Returns:
@@ -240,8 +241,6 @@ class LatentDiffusion(Parts):
             eta=eta,
             resamples=resamples,
         )
-        if resamples is not None and mask is None:
-            raise InputError(f"{argument('resamples')} is for inpainting: give {argument('mask')} as well")
         check_number(argument("strength"), strength, 0, 1)
         with self._weighing(request.loras):
             images = draw_request(

@@ -39,6 +39,36 @@ def test_sigterm_while_it_starts_leaves_nothing(tmp_path, seconds):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
+def test_a_signal_while_the_folder_is_made_leaves_nothing(tmp_path, name, status):
+    """It comes to any thread, such as those that libraries begin when they are imported."""
+    code = f"""
+import os, pathlib, signal, tempfile, threading, time
+from sd_tf.demo.ending import Ending
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+make = tempfile.mkdtemp
+
+def interrupted(**options):
+    folder = make(dir={str(tmp_path)!r}, **options)
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(0.1)
+    return folder
+
+tempfile.mkdtemp = interrupted
+with Ending() as ending:
+    print("began")
+"""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(sd_tf.__file__).parent.parent),
+        "TMPDIR": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == status and done.stdout == ""
+    assert ("KeyboardInterrupt" in done.stderr) == (name == "SIGINT")
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_that_was_killed_is_cleaned_up_after_by_the_next(tmp_path):
     pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
     process = started(tmp_path)

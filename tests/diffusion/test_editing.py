@@ -11,6 +11,7 @@ from sd_tf.diffusion.editing import (
     inpainting,
     levels_for_strength,
     noised,
+    number_of_walks,
     resampled,
     slerp,
 )
@@ -88,7 +89,7 @@ def test_resampling_draws_what_is_likely_beside_what_is_known(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_resampling_ends_each_step_once_and_draws_fresh_noise_every_time(name, pair):
+def test_resampling_calls_back_after_each_walk_and_draws_fresh_noise_every_time(name, pair):
     steps, asked, levels = [], [], SAMPLERS[name].levels(NoiseSchedule(ScheduleConfig()), 5)
 
     def noise(number):
@@ -96,7 +97,7 @@ def test_resampling_ends_each_step_once_and_draws_fresh_noise_every_time(name, p
         return np.random.default_rng(number).standard_normal(SHAPE, "float32")
 
     resampled(SAMPLERS[name].sample, denoise, pair[1], levels, noise, lambda step, *_: steps.append(step), 3)
-    assert steps == list(range(5))
+    assert steps == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4] and len(steps) == number_of_walks(5, 3)
     assert asked == list(range(len(asked))) and len(asked) >= 2 * 4
 
 

@@ -188,7 +188,6 @@ def test_the_way_between_seeds_begins_and_ends_with_them(tiny_model, noisy):
         ({"mask": np.full((16, 16), np.nan)}, r"mask has numbers outside \[0, 1\]"),
         ({"mask": np.zeros((16, 16), bool)}, "mask covers nothing"),
         ({"mask": np.ones((16, 16), bool), "image": None}, "mask is for a picture: give image as well"),
-        ({"resamples": 2}, "resamples is for inpainting: give mask as well"),
         ({"mask": np.ones((16, 16), bool), "resamples": 0}, "resamples is 0"),
         ({"mask": np.ones((16, 16), bool), "resamples": 101}, "resamples is 101"),
         ({"latents": np.zeros((1, 4, 4, 4))}, r"latents are \(4, 4\), those of image \(8, 8\)"),
