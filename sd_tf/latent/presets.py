@@ -74,7 +74,7 @@ FASHION_MNIST = Preset(
     diffusion_stage=StageConfig(batch_size=64, learning_rate=5e-3, share=0.6, optimizer="muon"),
     max_minutes=55,
     # weights/fashion-mnist/generation_config.json
-    recommended=Settings(guidance_interval=(0.35, 1.0), resamples=5),
+    recommended=Settings(guidance_interval=(0.35, 1.0), resamples=8),
     text_encoder="clip-mini",
     command="python -m sd_tf.train --dataset fashion_mnist --max-minutes 83 --save-dtype float16",
     runtime="83 minutes on 2 cores of an AMD EPYC 9005 with AVX-512, beside other work; clip-mini "
