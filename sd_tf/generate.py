@@ -155,7 +155,7 @@ def _add_sampling(group):
     group.add_argument(
         "--initial-noise",
         action="store_true",
-        help="optimise the initial noise until every word is attended to (InitNO)",
+        help="optimise the initial noise until every word but articles and the like is attended to (InitNO)",
     )
 
 
@@ -286,12 +286,13 @@ def _load(flags):
     import sd_tf
     import sd_tf.families
     from sd_tf.latent.loading import needs_networks
-    from sd_tf.latent.lora_sources import find_lora
+    from sd_tf.latent.lora_sources import find_lora, is_hub_id
 
     loading = commandline.loading(flags)
     sd_tf.families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds
-    commandline.check_there("--lora", flags.lora)
+    commandline.check_there("--lora", [file for file in flags.lora if not is_hub_id(file)])
     commandline.check_there("--textual-inversion", flags.textual_inversion)
+    sources = [find_lora(file) for file in flags.lora]
     of_networks = (flags.lora, flags.textual_inversion, flags.image, flags.clip_guidance, flags.initial_noise)
     if (
         any(of_networks)
@@ -302,7 +303,6 @@ def _load(flags):
     model = sd_tf.load(flags.model, dtype=flags.precision, **loading)
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
-    sources = [find_lora(file) for file in flags.lora]
     names = [source.name for source in sources]
     for source, (file, weight) in zip(sources, _loras(flags), strict=True):
         model.load_lora(source.path, weight, source.name if names.count(source.name) == 1 else file)

@@ -1,5 +1,6 @@
 """`python -m sd_tf.export`: what it writes draws the model's pictures where there is no sd_tf."""
 
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from sd_tf import export
 from sd_tf.errors import InputError
+from sd_tf.generation.settings import Settings, write_settings
 from sd_tf.latent.model import LatentDiffusion
 
 PROMPTS = ["a red dress", "a bag, a bag, a bag and another bag", ""]  # the second is read in parts
@@ -178,6 +180,10 @@ def test_onnx_files_draw_the_same(folder, tiny_model, tmp_path):
 
 
 def test_the_table_compares_with_the_model(folder, tmp_path, capsys):
+    """Drawn by what every export draws by, whatever the model recommends."""
+    folder = shutil.copytree(folder, tmp_path / "model")
+    recommended = Settings(guidance_scale=5.0, guidance_interval=(0.5, 1.0), sampler="unipc", karras=True)
+    write_settings(folder, recommended)
     export.main(["--model", str(folder), "--output", str(tmp_path / "out"), "--steps", "2"])
     header, model, saved = capsys.readouterr().out.splitlines()[1:]
     assert header.split()[:2] == ["MB", "seconds"]

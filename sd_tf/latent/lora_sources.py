@@ -37,11 +37,18 @@ def find_lora(file_or_id, weight_name: str | None = None, revision: str | None =
         if not isinstance(value, (str, os.PathLike) if name == "file" else (str, type(None))):
             raise InputError(f"{name} is {shown(value)}: give a text")
     path, hub_id = Path(os.path.expanduser(file_or_id)), str(file_or_id)
-    if os.path.exists(path) or not HUB_ID.fullmatch(hub_id) or path.suffix == ".safetensors":
+    if not is_hub_id(file_or_id):
         return _on_disk(path, weight_name)
     path = _download(hub_id, weight_name, revision)
     own_name = path.is_file() and path.name not in (FILE, PEFT_FILE)
     return Source(path, path.stem if own_name else hub_id.partition("/")[2])
+
+
+def is_hub_id(file_or_id) -> bool:
+    """Whether there is no such file, but the hub may have an adaptation of that name."""
+    path = Path(os.path.expanduser(file_or_id))
+    on_disk = os.path.exists(path) or path.suffix == ".safetensors"
+    return not on_disk and bool(HUB_ID.fullmatch(str(file_or_id)))
 
 
 def _on_disk(path, weight_name):

@@ -145,9 +145,10 @@ class Parts:
                     nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
                     raise InputError(f"{argument(name)} is {side}: give {nearest}, a multiple of {multiple}")
             sides.append(side)
-        if math.prod(side or own for side, own in zip(sides, self.image_size, strict=True)) > most:
+        whole = [side or own for side, own in zip(sides, self.image_size, strict=True)]
+        if math.prod(whole) > most:
             raise InputError(
-                f"height {sides[0]} and width {sides[1]} are more than this model has memory for: give at "
+                f"height {whole[0]} and width {whole[1]} are more than this model has memory for: give at "
                 f"most {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
             )
         return tuple(sides)

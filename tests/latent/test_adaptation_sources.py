@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 import sd_tf
+from sd_tf import generate
 from sd_tf.errors import InputError
 from sd_tf.latent.lora_files import FILE, PEFT_FILE
 from sd_tf.latent.lora_sources import find_lora
@@ -181,7 +183,9 @@ def test_names_that_are_no_texts_are_refused(arguments):
         find_lora(**{"file_or_id": "team/style"} | arguments)
 
 
-def test_a_model_loads_a_lora_from_the_hub(tiny_model, tmp_path, monkeypatch):
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What is asked of a hub that has team/style."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
     write(tmp_path / "snapshot" / FILE)
     asked = []
@@ -194,6 +198,22 @@ def test_a_model_loads_a_lora_from_the_hub(tiny_model, tmp_path, monkeypatch):
     info = types.SimpleNamespace(siblings=files)
     monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, revision: info)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return asked
+
+
+def test_the_command_line_loads_a_lora_from_the_hub(tiny_model, tmp_path, asked):
+    tiny_model.save(tmp_path / "model")
+    output = tmp_path / "out"
+    command = ["a dress", "--model", str(tmp_path / "model"), "--steps", "1", "--output", str(output)]
+    generate.main([*command, "--lora", "team/style"])
+    assert asked == [("team/style", FILE, None)]
+    with Image.open(output / "a-dress-0.png") as picture:
+        assert picture.text["lora"] == "{'team/style': 1.0}"
+    with pytest.raises(InputError, match="--lora nothing/here/either is missing"):
+        generate.main([*command, "--lora", "nothing/here/either"])
+
+
+def test_a_model_loads_a_lora_from_the_hub(tiny_model, asked):
     tiny_model.load_lora("team/style", 0.5, revision="v2")
     assert asked == [("team/style", FILE, "v2")]
     assert tiny_model.adaptations.weights == {"style": 0.5}
