@@ -121,9 +121,9 @@ def test_a_trained_model_that_is_gone_leaves_no_network_and_no_graph_behind(trai
         graphs = sum(type(each).__name__ == "FuncGraph" for each in gc.get_objects())
         return [each() for each in networks], graphs
 
-    networks, graphs = trained_and_forgotten()
-    assert networks == [None] * 3
-    assert trained_and_forgotten() == (networks, graphs)
+    networks, graphs = zip(*(trained_and_forgotten() for _ in range(3)), strict=True)
+    assert networks == ([None] * 3,) * 3
+    assert graphs[2] - graphs[0] < 2 * 4  # left by each before; what all models share may be made meanwhile
 
 
 def settings_of_the_process():
