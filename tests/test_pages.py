@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"^<!-- not run by the tests -->\n```python\n.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
 COMMAND = re.compile(r"(?:^|&& )(?:\.venv/bin/)?python -m (sd_tf\.\w+)(.*)")
 
@@ -24,8 +25,8 @@ def name_of(page):
 
 
 def blocks(page):
-    """[(language, text)] of a page."""
-    return FENCE.findall(page.read_text(encoding="utf-8"))
+    """[(language, text)] of a page, without what needs a network, a GPU or files of your own."""
+    return FENCE.findall(NOT_RUN.sub("", page.read_text(encoding="utf-8")))
 
 
 def commands(page):
