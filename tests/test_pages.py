@@ -38,6 +38,12 @@ def commands(page):
     return [(module, words_of(arguments)) for module, arguments in found if "..." not in arguments]
 
 
+def anchors(page):
+    """What a link to a heading of the page may name, as GitHub and mkdocs derive it from the heading."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
 def words_of(line):
     """The arguments of a command, up to a comment or another command."""
     words = shlex.shlex(line, posix=True, punctuation_chars="&|;")
@@ -79,7 +85,7 @@ def test_the_commands_of_a_page_parse(page, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name_of)
-def test_the_links_of_a_page_lead_to_files_that_are_there(page):
+def test_the_links_of_a_page_lead_to_files_and_headings_that_are_there(page):
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
@@ -88,8 +94,11 @@ def test_the_links_of_a_page_lead_to_files_that_are_there(page):
         link = next(filter(None, links))
         if link.startswith("https://colab.research.google.com/github/sd-tf/sd_tf/blob/main/"):
             assert (ROOT / link.split("/blob/main/")[1]).is_file(), link
-        elif not re.match(r"https?://|mailto:|#", link):
-            assert (page.parent / link.split("#")[0]).exists(), link
+        elif not re.match(r"https?://|mailto:", link):
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_the_readme_is_short():
