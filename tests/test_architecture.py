@@ -18,7 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "weights" not in path
 # everybody needs come first, command lines last.
 STREAM = [
     {"errors", "files", "config", "options", "graphs", "skeleton", "images", "seeding", "hashing", "progress"}
-    | {"quiet", "commandline", "showing"},
+    | {"quiet", "commandline", "showing", "unread"},
     {"nn", "data", "diffusion"},
     {"text"},
     {"checkpoints", "generation"},

@@ -27,9 +27,9 @@ from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.latent import config_files
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.model import LatentDiffusion
-from sd_tf.latent.parts import Unread
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
+from sd_tf.unread import Unread
 
 PARTS = ("vae", "unet", "text_encoder")
 

@@ -1,7 +1,6 @@
 """New models: a preset, a vocabulary, and networks with random weights."""
 
 import dataclasses
-from typing import Any
 
 import keras
 
@@ -14,16 +13,15 @@ from sd_tf.generation.checks import check_whole
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.options import MODEL, LatentOptions
-from sd_tf.latent.parts import Unread
 from sd_tf.latent.presets import preset_named, preset_of
 from sd_tf.latent.provenance import Beginning, Provenance
 from sd_tf.latent.unet import UNet
 from sd_tf.options import meaning_of
-from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.known_words import read_words
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import PRECISIONS
+from sd_tf.unread import Unread, random_network
 
 
 def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusion:
@@ -88,18 +86,6 @@ def options_of_new_model(preset, options) -> LatentOptions:
         if name not in fields:
             raise unknown("option", name, of_model)
     return LatentOptions(preset=preset, **options)
-
-
-def random_network(kind: type, config: Any, dtype, seed: int) -> Unread:
-    """A network with random weights, to be made when it is first used."""
-
-    def make():
-        with seeded(seed):
-            network = kind(config, dtype=dtype)
-            network.build()
-        return network
-
-    return Unread(config, make)
 
 
 def sketched(model: LatentDiffusion) -> LatentDiffusion:

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 from sd_tf.commandline import LOADING
 from sd_tf.errors import InputError, argument, shown
-from sd_tf.options import Options, option
+from sd_tf.options import option
+from sd_tf.training.options import DenoisingOptions
 
 STAGES = ("clip", "autoencoder", "diffusion")
 FINETUNINGS = ("unet", "cross_attention", "lora", "textual_inversion")
 LORA_LAYOUTS = ("diffusers", "kohya")
-TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
-MODEL, LOSS, FINE_TUNING = "new model", "diffusion loss", "fine-tuning"
+MODEL, FINE_TUNING = "new model", "fine-tuning"
 
 
 @dataclass(frozen=True)
-class LatentOptions(Options):
+class LatentOptions(DenoisingOptions):
     """Options of a `LatentDiffusion` and its training.
 
     Raises:
@@ -52,37 +52,6 @@ class LatentOptions(Options):
     )
     stage: str | None = option(
         None, "train only this stage (default: all that are not finished)", choices=STAGES, identifies=False
-    )
-    caption_dropout: float = option(
-        0.1,
-        "share of captions replaced by the empty caption, for classifier-free guidance",
-        at_least=0,
-        below=1,
-        group=LOSS,
-    )
-    min_snr_gamma: float | None = option(
-        None,
-        "min-SNR loss weighting: largest SNR, 5 in the paper (default: no weighting)",
-        above=0,
-        example="5",
-        group=LOSS,
-    )
-    timestep_sampling: str | None = option(
-        None, "distribution of training timesteps", choices=TIMESTEP_SAMPLINGS, group=LOSS
-    )
-    logit_mean: float | None = option(
-        None,
-        "mean of --timestep-sampling logit_normal; below 0 for less noise",
-        at_least=-5,
-        at_most=5,
-        example="-0.5",
-        group=LOSS,
-    )
-    offset_noise: float = option(
-        0.0,
-        "standard deviation of noise that is constant over each channel; 0.1 is usual",
-        at_least=0,
-        group=LOSS,
     )
     init_from: str | None = option(
         None,

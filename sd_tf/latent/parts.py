@@ -2,26 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from sd_tf.errors import InputError, argument
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.engines import Engines
+from sd_tf.unread import Unread
 
 LARGEST_IMAGE = 512**2  # pixels of a given `image`, or four times the model's own if that is more
-
-
-class Unread(NamedTuple):
-    """A network that is read when it is first used.
-
-    Attributes:
-        config: its configuration.
-        read: function without arguments that returns the network.
-    """
-
-    config: Any
-    read: Callable
 
 
 class Parts:

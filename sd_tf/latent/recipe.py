@@ -35,7 +35,6 @@ from sd_tf.latent.lora_files import write_lora
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.new_model import sketched
 from sd_tf.latent.options import MODEL, STAGES, LatentOptions, options_of_tuning
-from sd_tf.latent.parts import Unread
 from sd_tf.latent.perceptual import load_perceptual
 from sd_tf.latent.presets import preset_named
 from sd_tf.latent.provenance import RANDOM
@@ -51,6 +50,7 @@ from sd_tf.text.known_words import words_of, write_words
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import FOLDER
 from sd_tf.training.recipe import PlannedStage, Recipe
+from sd_tf.unread import Unread
 
 LONGEST_NAME = 200  # bytes of the run folder's name in a file name; file systems allow 255 in all
 PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # defaults

@@ -1,7 +1,6 @@
 """The training stages of a latent diffusion model: CLIP, the autoencoder, the UNet on cached latents."""
 
 import dataclasses
-import itertools
 import warnings
 
 import numpy as np
@@ -11,13 +10,12 @@ from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream, to_uint8,
 from sd_tf.diffusion.conditions import Condition, drop_captions
 from sd_tf.graphs import compiled
 from sd_tf.latent.folder import save_unet
-from sd_tf.seeding import normals, uniforms
+from sd_tf.seeding import normals
 from sd_tf.text.clip import contrastive_loss
-from sd_tf.training.stage import SinglePlayerStage, gathered_rows, mean_of_some, own_rows
+from sd_tf.training.denoising import DenoisingStage
+from sd_tf.training.stage import SinglePlayerStage, gathered_rows, own_rows
 
-# Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
-LATENT_NOISE, DIFFUSION_NOISE, DRAWS, OFFSET_NOISE, TIMESTEPS = 2, 3, 4, 5, 6
-BINS = 10  # ranges of timesteps whose losses are logged separately
+LATENT_NOISE = 2  # key of a stream of random numbers; the others are in `training.denoising`
 
 
 class ClipStage(SinglePlayerStage):
@@ -135,74 +133,35 @@ class AutoencoderStage(SinglePlayerStage):
         return np.concatenate([images, rebuilt]), len(images)
 
 
-class DiffusionStage(SinglePlayerStage):
-    """The UNet on cached latents and captions, with caption dropout (Ho & Salimans 2022).
+class DiffusionStage(DenoisingStage):
+    """The UNet on cached latents and captions.
 
     Args:
         config: a `StageConfig`.
         model: a `LatentDiffusion`.
         cache: a `LatentCache` of latents and captions.
-        caption_dropout: share of captions replaced by the empty caption.
-        seed: seed of the order, noise, timesteps and dropout.
-        min_snr_gamma: of the loss weights, see `diffusion.losses`; None for no weights.
-        timestep_sampling: "uniform", or "logit_normal": the timestep, as a share of all timesteps, is the
-            sigmoid of a normal number with standard deviation 1, so that those in the middle are drawn more
-            often (Esser et al. 2024, section 3.1).
-        logit_mean: mean of that normal number; below 0, timesteps with less noise are drawn more often.
-        offset_noise: standard deviation of additional noise that is constant over each channel, which
-            lets pictures become brighter or darker as a whole (Guttenberg 2023, "Diffusion with Offset
-            Noise"); 0 for none.
+        caption_dropout, seed, settings: see `DenoisingStage`.
         preview_prompts: prompts of the previews.
     """
 
     name = "diffusion"
-    divisible = True
 
-    def __init__(
-        self,
-        config,
-        model,
-        cache,
-        caption_dropout,
-        seed,
-        min_snr_gamma=None,
-        timestep_sampling="uniform",
-        logit_mean=0.0,
-        offset_noise=0.0,
-        preview_prompts=(),
-    ):
-        super().__init__(config, model.unet)
-        self.model, self.seconds_spent = model, cache.seconds
-        self.cache, self.caption_dropout, self.seed = cache, caption_dropout, seed
-        self.min_snr_gamma, self.offset_noise = min_snr_gamma, offset_noise
-        self.timestep_sampling, self.logit_mean = timestep_sampling, logit_mean
+    def __init__(self, config, model, cache, caption_dropout, seed, preview_prompts=(), **settings):
+        super().__init__(config, model.unet, model.schedule, caption_dropout, seed, **settings)
+        self.model, self.cache, self.seconds_spent = model, cache, cache.seconds
         self.preview_prompts = list(preview_prompts)
         self.empty_context = np.asarray(cache.contexts[-1:], np.float32)
-        num_timesteps = model.schedule.config.num_train_timesteps
-        edges = sorted({num_timesteps * i // BINS for i in range(BINS + 1)})
-        self.bins = list(itertools.pairwise(edges))  # (first timestep, last timestep + 1)
 
     def batches(self, first, part=(0, 1)):
-        cache, num_timesteps = self.cache, self.model.schedule.config.num_train_timesteps
+        cache = self.cache
         latent_shape = cache.mean.shape[1:]
 
         def fetch(indices, epoch):
-            positions, dropping = uniforms((DRAWS, self.seed, epoch), indices, 2).T
-            if self.timestep_sampling == "logit_normal":
-                logits = self.logit_mean + normals((TIMESTEPS, self.seed, epoch), indices, ())
-                positions = 1.0 / (1.0 + np.exp(-logits))
             latent_noise = normals((LATENT_NOISE, self.seed, epoch), indices, latent_shape)
-            noise = normals((DIFFUSION_NOISE, self.seed, epoch), indices, latent_shape)
-            if self.offset_noise:
-                offset_shape = (1, 1, latent_shape[-1])
-                offsets = normals((OFFSET_NOISE, self.seed, epoch), indices, offset_shape)
-                noise = noise + np.float32(self.offset_noise) * offsets
             return {
                 "latents": cache.mean[indices] + cache.std[indices] * latent_noise,
                 **self.captions(indices),
-                "noise": noise,
-                "timesteps": np.minimum(positions * num_timesteps, num_timesteps - 1).astype(np.int32),
-                "dropped": dropping < self.caption_dropout,
+                **self.drawn(indices, epoch, latent_shape),
             }
 
         return stream(fetch, len(cache), self.config.batch_size, self.seed, first, part)
@@ -220,10 +179,7 @@ class DiffusionStage(SinglePlayerStage):
         context = drop_captions(condition, empty, batch["dropped"]).context
         t = batch["timesteps"]
         loss = self.model.loss(batch["latents"], context, t, batch["noise"], self.min_snr_gamma)
-        losses = {"loss": loss}
-        for first, end in self.bins:
-            losses |= mean_of_some(f"loss of timesteps {first}-{end - 1}", loss, (first <= t) & (t < end))
-        return losses
+        return self.by_timesteps(loss, t)
 
     def preview(self):
         """Two pictures for each preview prompt."""

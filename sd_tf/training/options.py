@@ -13,6 +13,8 @@ STRATEGIES = ("none", "mirrored", "multiworker", "tpu")
 # Names in error messages: the argument of `fit`, or the flag.
 FOLDER = argument("folder", "--output")
 MINUTES, STEPS = argument("minutes", "--max-minutes"), argument("steps", "--max-steps")
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
+DENOISING = "diffusion loss"
 OPTIMIZING, RUNNING, SCALING = "optimizer, in every stage", "run", "memory, speed and devices"
 
 
@@ -73,6 +75,43 @@ class OptimizerOptions(Options):
         return dataclasses.replace(
             config, **{name: value for name, value in self.given.items() if name in names}
         )
+
+
+@dataclass(frozen=True)
+class DenoisingOptions(Options):
+    """Options of the diffusion loss, which every family of diffusion models has; see `training.denoising`."""
+
+    caption_dropout: float = option(
+        0.1,
+        "share of captions replaced by the empty caption, for classifier-free guidance",
+        at_least=0,
+        below=1,
+        group=DENOISING,
+    )
+    min_snr_gamma: float | None = option(
+        None,
+        "min-SNR loss weighting: largest SNR, 5 in the paper (default: no weighting)",
+        above=0,
+        example="5",
+        group=DENOISING,
+    )
+    timestep_sampling: str | None = option(
+        None, "distribution of training timesteps", choices=TIMESTEP_SAMPLINGS, group=DENOISING
+    )
+    logit_mean: float | None = option(
+        None,
+        "mean of --timestep-sampling logit_normal; below 0 for less noise",
+        at_least=-5,
+        at_most=5,
+        example="-0.5",
+        group=DENOISING,
+    )
+    offset_noise: float = option(
+        0.0,
+        "standard deviation of noise that is constant over each channel; 0.1 is usual",
+        at_least=0,
+        group=DENOISING,
+    )
 
 
 @dataclass(frozen=True)

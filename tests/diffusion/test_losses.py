@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from sd_tf.diffusion.conditions import Condition
-from sd_tf.diffusion.losses import diffusion_loss, min_snr_weights
+from sd_tf.diffusion.losses import diffusion_loss, min_snr_weights, variance_bound
+from sd_tf.diffusion.predictions import Prediction, to_prediction
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
@@ -145,3 +146,74 @@ def test_gradient_is_that_of_the_mean_squared_error(prediction_type, pair):
     target = exact_target(prediction_type, *pair, schedule)
     expected = 2 / 4 * np.mean(0.3 - target, axis=(1, 2)).sum(axis=0)  # 4 channels share each mean
     np.testing.assert_allclose(tf.reshape(tape.gradient(loss, bias), -1), expected, rtol=1e-4)
+
+
+@pytest.fixture
+def shades():
+    """Pictures of 256 shades, black and white among them, (3, 4, 4, 3)."""
+    shades = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3))
+    shades[:, 0], shades[:, 1] = 0, 255
+    return (shades / 127.5 - 1).astype("float32")
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+def test_the_variance_is_held_to_the_divergence_from_the_true_posterior(beta_schedule, shades):
+    from torch import distributions, tensor
+
+    schedule = NoiseSchedule(ScheduleConfig(beta_schedule=beta_schedule, beta_start=1e-4, beta_end=0.02))
+    rng = np.random.default_rng(2)
+    guess = shades + rng.normal(size=shades.shape).astype("float32") * 0.1
+    fraction = rng.uniform(size=shades.shape).astype("float32")
+    bound = variance_bound(Prediction(guess, None, fraction), shades, T, schedule)
+
+    alphas = schedule.alphas_cumprod
+    for i, t in enumerate(T.numpy()[1:], 1):
+        beta = 1 - alphas[t] / alphas[t - 1]
+        posterior = beta * (1 - alphas[t - 1]) / (1 - alphas[t])
+        share = np.sqrt(alphas[t - 1]) * beta / (1 - alphas[t])  # of x0 in the mean; that of x_t is the same
+        deviation = np.exp(0.5 * (fraction[i] * np.log(beta) + (1 - fraction[i]) * np.log(posterior)))
+        true = distributions.Normal(tensor(share * shades[i]).double(), posterior**0.5)
+        step = distributions.Normal(tensor(share * guess[i]).double(), tensor(deviation).double())
+        expected = distributions.kl_divergence(true, step).mean() / np.log(2)
+        np.testing.assert_allclose(bound[i], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_at_timestep_0_the_variance_is_held_to_the_likelihood_of_the_shades(shades):
+    from torch import distributions, inf, tensor
+
+    schedule = NoiseSchedule(ScheduleConfig(beta_schedule="linear", beta_start=1e-4, beta_end=0.02))
+    guess, fraction = shades + 0.01, np.full(shades.shape, 0.5, "float32")
+    bound = variance_bound(Prediction(guess, None, fraction), shades, tf.constant([0, 0, 0]), schedule)
+    betas = 1 - schedule.alphas_cumprod[1] / schedule.alphas_cumprod[0]
+    posterior = betas * (1 - schedule.alphas_cumprod[0]) / (1 - schedule.alphas_cumprod[1])  # of timestep 1
+    deviation = np.exp(0.25 * (np.log(1e-4) + np.log(posterior)))
+    step, x = distributions.Normal(tensor(guess).double(), deviation), tensor(shades).double()
+    upper = step.cdf((x + 1 / 255).masked_fill(x > 0.999, inf))
+    lower = step.cdf((x - 1 / 255).masked_fill(x < -0.999, -inf))
+    expected = -(upper - lower).clamp(min=1e-12).log2().mean((1, 2, 3))
+    np.testing.assert_allclose(bound, expected, rtol=1e-4)
+
+
+def test_a_learned_variance_learns_by_its_bound_and_the_mean_by_its_error_alone(shades):
+    schedule = NoiseSchedule(ScheduleConfig(prediction_type="v_prediction"))
+    rng = np.random.default_rng(3)
+    noise = tf.constant(rng.normal(size=shades.shape), "float32")
+    mean, variance = (tf.Variable(rng.normal(size=shades.shape) * 0.3, dtype="float32") for _ in range(2))
+
+    def loss(with_variance):
+        def network(x, t, condition):
+            return tf.concat([mean, variance], -1) if with_variance else mean + 0.0
+
+        return diffusion_loss(network, tf.constant(shades), None, T, noise, schedule)
+
+    with tf.GradientTape(persistent=True) as tape:
+        whole, plain = loss(True), loss(False)
+    prediction = to_prediction(
+        tf.concat([mean, variance], -1),
+        schedule.add_noise(tf.constant(shades), noise, T),
+        *schedule.rates(T, noise),
+        "v_prediction",
+    )
+    np.testing.assert_allclose(whole - plain, variance_bound(prediction, shades, T, schedule), rtol=1e-3)
+    np.testing.assert_allclose(tape.gradient(whole, mean), tape.gradient(plain, mean), atol=1e-7)
+    assert np.abs(tape.gradient(whole, variance)).max() > 0
