@@ -4,13 +4,12 @@ import warnings
 
 import numpy as np
 
-from sd_tf.diffusion.conditions import Condition
-from sd_tf.diffusion.editing import inpainting, levels_for_strength, noised
 from sd_tf.diffusion.guidance import classifier_guidance
 from sd_tf.errors import InputError
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.loop import Plan, batches, draw
-from sd_tf.generation.pictures import checked_image, checked_mask, latent_mask
+from sd_tf.generation.start_picture import StartPicture
+from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.text.encoder import CLIPTextEncoder
 from sd_tf.text.known_words import warnings_about
 from sd_tf.text.prompts import encode_prompts
@@ -54,7 +53,9 @@ def draw_request(
     for warning in (*request.warnings, *warnings_about(request.prompts, model.tokenizer, known)):
         warnings.warn(warning, stacklevel=3)
     if image is not None:
-        picture = StartPicture(model, request, image, mask, strength, size)
+        picture = StartPicture(
+            request, image, mask, strength, model.encode_images, model.sides_multiple, model.most_pixels, size
+        )
         levels = picture.levels(levels, settings.steps)
     shape = _shape_of_all(model, size, latents, picture)
     networks = model.engine_for(engine, shape)
@@ -106,70 +107,6 @@ def text_encoder(model, networks, clip_skip=0) -> CLIPTextEncoder:
     return CLIPTextEncoder(model.tokenizer, model.text_config, lambda: model.text_encoder, run)
 
 
-class StartPicture:
-    """Image-to-image and inpainting: the picture to start from, and the mask.
-
-    Args:
-        model: a `LatentDiffusion`, which encodes the picture.
-        request: the `Request`.
-        image, mask, strength: see `LatentDiffusion.generate`.
-        size: (height, width) that pictures are scaled to, None for their own.
-
-    Attributes:
-        shape: shape (h, w, channels) of its latents.
-
-    Raises:
-        InputError: the picture or the mask has the wrong size, type or range.
-    """
-
-    def __init__(self, model, request, image, mask, strength, size):
-        number = len(request.prompts)
-        self._images = checked_image(image, number, model.sides_multiple, model.most_pixels, size)
-        self._mask = None if mask is None else checked_mask(mask, self._images, number)
-        self._request, self._strength = request, strength
-        latents = model.encode_images(self._images, request.batch_size)
-        self.shape = latents.shape[1:]
-        self._latents = request.for_each_picture(latents)  # (pictures, h, w, channels)
-        if mask is not None:
-            latents_mask = latent_mask(self._mask, self._images.shape[1] // self.shape[0])
-            self._latent_mask = request.for_each_picture(latents_mask)
-
-    def levels(self, levels, steps):
-        """Those of all levels that `strength` leaves."""
-        left = levels_for_strength(levels, self._strength)
-        if self._strength > 0 and len(left) == 1:
-            warnings.warn(
-                f"strength {self._strength:g} of {steps} steps is less than one step: the picture is not "
-                "changed",
-                stacklevel=4,
-            )
-        return left
-
-    def start(self, noise, places, levels):
-        """The latents that sampling starts from: the picture's, with noise of the first level."""
-        latents = self._latents[places]
-        if len(levels) == 1:
-            return latents
-        starts = noised(latents, noise, levels[0])
-        if self._mask is not None and self._strength == 1:  # keep nothing of the masked content
-            return np.where(self._latent_mask[places], noise, starts)
-        return starts
-
-    def inpaint(self, denoise, places, condition):
-        """Wraps a denoiser of the pictures at `places`, so that they change only inside the mask."""
-        return inpainting(denoise, self._latents[places], self._latent_mask[places])
-
-    def keep(self, latents, places):
-        """Drawn latents inside the mask, the picture's outside: the last level may have some noise."""
-        mask = self._latent_mask[places]
-        return mask * latents + (1 - mask) * self._latents[places]
-
-    def paste(self, drawn):
-        """Drawn pixels inside the mask, exactly the picture's outside."""
-        images, mask = (self._request.for_each_picture(each) for each in (self._images, self._mask))
-        return np.where(mask, drawn, images)
-
-
 def _shape_of_all(model, size, latents, picture):
     """Shape (h, w, channels) of the latents, on which whatever was given must agree."""
     given = {} if size == (None, None) else {"height and width": model.latent_shape_of(*size)}
@@ -200,51 +137,11 @@ def _draw(model, networks, settings, plan, batch_size, callback, progress):
 
 def _conditions(model, request, networks, clip_skip):
     """For each picture (negative, positive) conditions, each a `Condition` of one row."""
-    whole, encoder = (text_encoder(model, networks, layers) for layers in (0, clip_skip))
-    if request.syntax != "weights":  # diffusers skips no layers for negative prompts, web interfaces do
-        whole = encoder
-    if request.prompt_embeds is None and request.negative_prompt_embeds is None:
-        pairs = _encoded_pairs(request, encoder)
-        if whole.run is not encoder.run:
-            negatives = _encoded_pairs(request, whole)
-            pairs = [(of_whole[0], pair[1]) for of_whole, pair in zip(negatives, pairs, strict=True)]
-    else:
-        negatives = _given_or_encoded(
-            request.negative_prompt_embeds, request.negative_prompts, request, whole
-        )
-        positives = _given_or_encoded(request.prompt_embeds, request.prompts, request, encoder)
-        _check_equal_lengths(negatives[0], positives[0])
-        pairs = list(zip(negatives, positives, strict=True))
-    return [tuple(pair) for pair in pairs for _ in range(request.num_images)]
-
-
-def _encoded_pairs(request, encoder):
-    """(negative, positive) for each prompt, with equally many tokens."""
-    groups = list(zip(request.negative_prompts, request.prompts, strict=True))
-    return [both.split(2) for both in encode_prompts(groups, encoder, request.batch_size, request.syntax)]
-
-
-def _given_or_encoded(embeds, prompts, request, encoder):
-    """A `Condition` of one row for each prompt, of its embeddings or else of its text."""
-    if embeds is None:
-        [found] = encode_prompts([prompts], encoder, request.batch_size, request.syntax)
-    else:
-        if embeds.shape[2] != encoder.width:
-            raise InputError(
-                f"prompt_embeds have the width {embeds.shape[2]}, this model's text encoder has "
-                f"{encoder.width}: make them with it"
-            )
-        found = Condition(embeds, np.ones(embeds.shape[:2], bool))
-    return found.split(len(prompts))
-
-
-def _check_equal_lengths(negative, positive):
-    tokens = [condition.context.shape[1] for condition in (negative, positive)]
-    if tokens[0] != tokens[1]:
-        raise InputError(
-            f"negative prompts have {tokens[0]} tokens, prompts {tokens[1]}: give prompt_embeds and "
-            "negative_prompt_embeds of equally many"
-        )
+    encoder = text_encoder(model, networks, clip_skip)
+    if not clip_skip or request.syntax != "weights":
+        return text_conditions(request, encoder)
+    # diffusers skips no layers for negative prompts, web interfaces do
+    return text_conditions(request, encoder, text_encoder(model, networks))
 
 
 def _chosen_noise(model, request, initial_noise, conditions, latents, shape, level):
