@@ -57,6 +57,10 @@ def add_flags(parser: argparse.ArgumentParser, options: type, defaults: dict | N
         if kind is bool:
             add(flag, action="store_true", help=text)
             continue
+        if typing.get_origin(kind) is tuple:
+            metavar = "|".join(meaning.choices) if meaning.choices else "NAME"
+            add(flag, nargs="+", default=field.default, metavar=metavar, help=text)
+            continue
         default = (defaults or {}).get(field.name) if field.default is None else field.default
         add(
             flag,

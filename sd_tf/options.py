@@ -146,6 +146,8 @@ def _checked(field, value, kind):
     if value is None and type(None) in options:
         return value
     kind = next(each for each in options if each is not type(None))
+    if typing.get_origin(kind) is tuple:
+        return _checked_strings(field, value)
     if not _has_type(value, kind):
         raise InputError(f"{name_of(field)} is {shown(value)}: give {_NOUNS[kind]}")
     if meaning.choices is not None and not is_choice(value, meaning.choices):
@@ -153,6 +155,20 @@ def _checked(field, value, kind):
     if kind in (int, float) and not _is_within(value, meaning):
         raise InputError(f"{name_of(field)} is {shown(value)}: give {_range(meaning)}")
     return value if type(value) in (bool, int, float, str) else kind(value)  # of numpy, or a fraction
+
+
+def _checked_strings(field, values):
+    """A tuple of distinct strings, each of the field's choices."""
+    choices, several = meaning_of(field).choices, [values] if isinstance(values, str) else values
+    is_list = isinstance(several, (list, tuple)) and several
+    if not is_list or not all(isinstance(each, str) for each in several):
+        raise InputError(f"{name_of(field)} is {shown(values)}: give a list of strings")
+    for each in several:
+        if choices is not None and not is_choice(each, choices):
+            raise unknown(name_of(field), each, choices)
+        if several.count(each) > 1:
+            raise InputError(f"{name_of(field)} has {each!r} twice: give it once")
+    return tuple(several)
 
 
 _NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sd_tf.checkpoints.config_files import Kind, of_diffusers
 from sd_tf.diffusion.schedules import ScheduleConfig
+from sd_tf.diffusion.thresholding import Thresholding
 from sd_tf.errors import InputError, shown
 
 # The defaults in the signatures of diffusers' schedulers (0.42), with which `from_config` fills gaps.
@@ -228,12 +229,33 @@ def recommended(config: ScheduleConfig) -> dict:
     }
 
 
-def warn_of_differences(config: ScheduleConfig, source: str):
+def thresholding_of(config: ScheduleConfig) -> Thresholding:
+    """How a scheduler of diffusers keeps predicted pixels in range.
+
+    Raises:
+        InputError: a value of its file is out of range.
+    """
+    if config.kept.get("thresholding") is not True:
+        return Thresholding("static" if config.clip_sample else "none")
+    numbers = []
+    for name, usual, least, most in (
+        ("dynamic_thresholding_ratio", 0.995, 0.0, 1.0),
+        ("sample_max_value", 1.0, 1.0, 1e6),
+    ):
+        value = config.kept.get(name, usual)
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise InputError(f"{name} is {shown(value)}, expected {least:g} to {most:g}")
+        numbers.append(float(value))
+    return Thresholding("dynamic", *numbers)
+
+
+def warn_of_differences(config: ScheduleConfig, source: str, known: tuple[str, ...] = ()):
     """Warns where our sampler draws other pictures than the scheduler of a file.
 
     Args:
         config: the schedule, read from the file.
         source: the file.
+        known: fields that the family draws by, whatever their values.
 
     Warns:
         UserWarning: another sampler is used, or a field has a value that our sampler does not know.
@@ -244,7 +266,7 @@ def warn_of_differences(config: ScheduleConfig, source: str):
         found.append(f"{class_of(config)} is not there, the sampler {sampler!r} is the nearest")
     for name, supported in scheduler.supported.items():
         value = config.kept.get(name, supported.default)
-        if value not in supported.values:
+        if name not in known and value not in supported.values:
             usual = supported.values[0]
             found.append(f"{name} is {shown(value)}, the sampler {sampler!r} draws as with {usual!r}")
     if found:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sd_tf.data.rows import append_rows
 from sd_tf.data.staging import finished_folder
 from sd_tf.errors import InputError, argument, shown
 from sd_tf.files import CannotWrite, open_array, read_json, reason, remove_folder
@@ -176,7 +177,7 @@ class _Writer:
         with self._writing():
             for name, rows in arrays.items():
                 rows = rows.astype(np.float16) if rows.dtype.kind == "f" else rows
-                _append(self._folder / f"{name}.npy", rows)
+                append_rows(self._folder / f"{name}.npy", rows)
 
     @contextlib.contextmanager
     def _writing(self):
@@ -184,19 +185,3 @@ class _Writer:
             yield
         except OSError as error:
             raise CannotWrite(self._folder, reason(error)) from None
-
-
-def _append(file, rows):
-    """Appends rows to an .npy file; numpy leaves room in the header for their number to grow."""
-    begun = file.exists()
-    with open(file, "r+b" if begun else "xb") as stream:
-        number = 0
-        if begun:
-            np.lib.format.read_magic(stream)
-            (number, *_), _, _ = np.lib.format.read_array_header_1_0(stream)
-        stream.seek(0)
-        header = np.lib.format.header_data_from_array_1_0(rows)
-        shape = (number + len(rows), *rows.shape[1:])
-        np.lib.format.write_array_header_1_0(stream, header | {"shape": shape, "fortran_order": False})
-        stream.seek(0, os.SEEK_END)
-        stream.write(np.ascontiguousarray(rows))

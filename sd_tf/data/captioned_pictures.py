@@ -152,6 +152,11 @@ class CaptionedPictures:
         """Every picture's captions: what is said often, a tokenizer learns first."""
         return tuple(caption for captions in self._captions for caption in captions)
 
+    @property
+    def distinct_captions(self) -> tuple[str, ...]:
+        """Every caption that `examples` can have, sorted."""
+        return tuple(self._groups)
+
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Pictures uint8 (n, size, size, 3), captions and groups: a pure function of (seed, epoch, index).
 

@@ -80,6 +80,11 @@ class FashionMNIST:
         """Every caption, sorted and distinct."""
         return captions.corpus()
 
+    @property
+    def distinct_captions(self) -> tuple[str, ...]:
+        """Every caption that `examples` can have, sorted."""
+        return self.corpus()
+
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Pictures uint8 (n, 32, 32, 3), captions and groups: a pure function of (seed, epoch, index)."""
         indices = np.asarray(indices, np.int64)

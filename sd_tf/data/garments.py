@@ -72,6 +72,11 @@ class Garments:
         """Every caption, sorted and distinct."""
         return captions.corpus(patterns=True)
 
+    @property
+    def distinct_captions(self) -> tuple[str, ...]:
+        """Every caption that `examples` can have, sorted."""
+        return self.corpus()
+
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Pictures uint8 (n, size, size, 3), captions and groups: a pure function of (seed, epoch, index)."""
         indices = np.asarray(indices, np.int64)

@@ -36,6 +36,11 @@ class CaptionedImages(Protocol):
         """All captions that there can be; a tokenizer learns its vocabulary from them."""
         ...
 
+    @property
+    def distinct_captions(self) -> tuple[str, ...]:
+        """Every caption that `examples` can have, sorted."""
+        ...
+
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """The pictures `indices` of an epoch, with captions: a pure function of (seed, epoch, index)."""
         ...

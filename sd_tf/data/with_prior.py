@@ -39,6 +39,11 @@ class WithPrior:
         """Captions of both."""
         return self._own.corpus() + self._prior.corpus()
 
+    @property
+    def distinct_captions(self) -> tuple[str, ...]:
+        """Every caption that `examples` can have, sorted."""
+        return tuple(sorted({*self._own.distinct_captions, *self._prior.distinct_captions}))
+
     def examples(self, indices: Sequence[int], epoch: int) -> Examples:
         """Examples by index: the first `len(own)` indices are those of `own`, the others those of `prior`."""
         indices = np.asarray(indices, np.int64)

@@ -4,8 +4,57 @@ Each function wraps a denoiser. It changes x0 and makes the noise consistent wit
 change. It is for diffusion on pixels: latents have no fixed range.
 """
 
+from typing import NamedTuple
+
 from sd_tf.diffusion.arrays import operations
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument, unknown
+
+THRESHOLDINGS = ("dynamic", "static", "none")
+
+
+class Thresholding(NamedTuple):
+    """How predicted pixels are kept in range while they are drawn.
+
+    Attributes:
+        kind: "dynamic", "static" (clipped to [-1, 1]) or "none".
+        percentile: of dynamic thresholding, see `dynamic_thresholding`.
+        maximum: likewise.
+    """
+
+    kind: str = "dynamic"
+    percentile: float = 0.995
+    maximum: float | None = None
+
+    def applied_to(self, denoise):
+        """The denoiser with it."""
+        if self.kind == "dynamic":
+            return dynamic_thresholding(denoise, self.percentile, self.maximum)
+        return clip_x0(denoise) if self.kind == "static" else denoise
+
+    def replaced(self, kind: str | None = None, percentile: float | None = None) -> "Thresholding":
+        """With what a caller gave in its place; None is not given.
+
+        Raises:
+            InputError: there is no such kind, or the percentile is outside [0, 1] or of another kind.
+        """
+        if kind is not None and kind not in THRESHOLDINGS:
+            raise unknown(argument("thresholding"), kind, THRESHOLDINGS)
+        found = self if kind is None else self._replace(kind=kind)
+        if percentile is None:
+            return found
+        if found.kind != "dynamic":
+            raise InputError(
+                f"{argument('percentile')} is {percentile}, but thresholding is {found.kind}: take dynamic"
+            )
+        if (
+            isinstance(percentile, bool)
+            or not isinstance(percentile, (int, float))
+            or not 0 <= percentile <= 1
+        ):
+            raise InputError(
+                f"{argument('percentile')} is {percentile!r}: give a number from 0 to 1, such as 0.995"
+            )
+        return found._replace(percentile=float(percentile))
 
 
 def clip_x0(denoise, bound: float = 1.0):

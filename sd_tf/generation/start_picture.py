@@ -39,6 +39,11 @@ class StartPicture:
             latents_mask = latent_mask(self._mask, self._images.shape[1] // self.shape[0])
             self._latent_mask = request.for_each_picture(latents_mask)
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether a part of the picture stays."""
+        return self._mask is not None
+
     def levels(self, levels, steps):
         """Those of all levels that `strength` leaves."""
         left = levels_for_strength(levels, self._strength)

@@ -19,11 +19,11 @@ from sd_tf.latent.adaptations import Adaptations
 from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
 from sd_tf.latent.options import LatentOptions
 from sd_tf.latent.parts import Parts
-from sd_tf.latent.provenance import Provenance
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encode_prompts
+from sd_tf.training.provenance import Provenance
 
 
 class LatentDiffusion(Parts):

@@ -14,13 +14,13 @@ from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.options import MODEL, LatentOptions
 from sd_tf.latent.presets import preset_named, preset_of
-from sd_tf.latent.provenance import Beginning, Provenance
 from sd_tf.latent.unet import UNet
 from sd_tf.options import meaning_of
 from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.known_words import read_words
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import PRECISIONS
+from sd_tf.training.provenance import Beginning, Provenance
 from sd_tf.unread import Unread, random_network
 
 
@@ -62,7 +62,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     }
     model = LatentDiffusion(**networks, tokenizer=tokenizer, schedule=NoiseSchedule(preset.schedule))
     options = dataclasses.replace(options, preset=name)
-    beginning = Beginning(preset, options, folder == "none", networks)
+    beginning = Beginning(preset, options, networks, folder == "none")
     model.dtype, model.provenance = dtype, Provenance(beginning, is_trained=False)
     model.recommended = preset.recommended
     model.known_words = frozenset() if folder == "none" else read_words(folder)

@@ -37,7 +37,6 @@ from sd_tf.latent.new_model import sketched
 from sd_tf.latent.options import MODEL, STAGES, LatentOptions, options_of_tuning
 from sd_tf.latent.perceptual import load_perceptual
 from sd_tf.latent.presets import preset_named
-from sd_tf.latent.provenance import RANDOM
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.latent.textual_inversion import TextualInversionStage, teach_word
 from sd_tf.latent.word_files import FILE as WORD_FILE
@@ -49,6 +48,7 @@ from sd_tf.text.clip import CLIPModel
 from sd_tf.text.known_words import words_of, write_words
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import FOLDER
+from sd_tf.training.provenance import RANDOM
 from sd_tf.training.recipe import PlannedStage, Recipe
 from sd_tf.unread import Unread
 
@@ -124,7 +124,7 @@ class LatentRecipe(Recipe):
         if not self.is_new:
             text_encoder = "the model's"
         else:
-            trains_clip = model.provenance.beginning.trains_clip
+            trains_clip = model.provenance.beginning.trains_text_encoder
             text_encoder = "trained in this run" if trains_clip else self.own.text_encoder
         return {
             "text_encoder": text_encoder or self.preset.text_encoder,
@@ -188,7 +188,7 @@ class LatentRecipe(Recipe):
     def _all_stages(self, run):
         if not self.is_new:
             return [Diffusion(self, run)]
-        clip = [Clip(self, run)] if self.model.provenance.beginning.trains_clip else []
+        clip = [Clip(self, run)] if self.model.provenance.beginning.trains_text_encoder else []
         return [*clip, Autoencoder(self, run), Diffusion(self, run)]
 
 

@@ -54,11 +54,25 @@ def warnings_about(prompts: Iterable[str], tokenizer, known: frozenset[str] | No
             found.append(
                 f"{word} is no word of this model, but read as text: load_textual_inversion teaches it"
             )
-        words = WORD.findall(TAUGHT.sub(" ", text))
-        new = [word for word in dict.fromkeys(words) if word != BREAK and word.lower() not in (known or ())]
-        if known is not None and new:
+        found += words_beyond([text], known, of=prompt)
+    return found
+
+
+def words_beyond(prompts: Iterable[str], known: frozenset[str] | None, of: str | None = None) -> list[str]:
+    """A warning for each prompt with words that are in no caption.
+
+    Args:
+        prompts: texts to look through.
+        known: the words of the captions; None for any.
+        of: the prompt to name in the warning; None for the text itself.
+    """
+    found = []
+    for prompt in dict.fromkeys(prompts) if known is not None else ():
+        words = dict.fromkeys(WORD.findall(TAUGHT.sub(" ", prompt)))
+        new = [word for word in words if word != BREAK and word.lower() not in known]
+        if new:
             found.append(
-                f"prompt {prompt!r} has words that were in no caption that this model has learned from: "
-                f"{', '.join(new)}"
+                f"prompt {of or prompt!r} has words that were in no caption that this model has learned "
+                f"from: {', '.join(new)}"
             )
     return found

@@ -1,0 +1,219 @@
+"""Drawing with a cascade: the base stage from text, each super-resolution stage from text and picture."""
+
+import warnings
+
+import numpy as np
+
+from sd_tf.cascade.resizing import enlarged
+from sd_tf.cascade.stage import CHANNELS, by_condition
+from sd_tf.data.pipeline import to_unit
+from sd_tf.diffusion.editing import noised
+from sd_tf.errors import InputError, argument
+from sd_tf.generation.checks import check_whole
+from sd_tf.generation.loop import Plan, draw
+from sd_tf.generation.pictures import checked_image
+from sd_tf.generation.start_picture import StartPicture
+from sd_tf.generation.text_conditions import text_conditions
+from sd_tf.text.known_words import words_beyond
+
+DRAWS_OF_A_STAGE = 2**20  # numbers of the noises that a stage may draw (`Request.noise`)
+AUGMENTATION = DRAWS_OF_A_STAGE - 1  # the number of the noise that is added to the smaller picture
+
+
+def draw_request(
+    model,
+    request,
+    settings,
+    thresholdings,
+    augment_level=None,
+    size=(None, None),
+    latents=None,
+    image=None,
+    strength=0.8,
+    mask=None,
+    callback=None,
+    progress=True,
+) -> np.ndarray:
+    """Draws the pictures of a `Request`, uint8 (number, height, width, 3).
+
+    Args:
+        model: a `CascadedDiffusion`.
+        request: the `Request`.
+        settings, thresholdings: `Settings` and `Thresholding` of each stage that is run.
+        augment_level, latents, image, strength, mask, callback, progress: see `CascadedDiffusion.generate`.
+        size: (height, width) in pixels of the last stage's pictures, None for the model's.
+    """
+    if mask is not None and image is None:
+        raise InputError("mask is for a picture: give image as well")
+    if image is not None and latents is not None:
+        raise InputError("latents and image are both given: leave one out")
+    _warn(model, request)
+    stages = model.stages[: len(settings)]
+    if image is not None:
+        image = checked_image(image, len(request.prompts), model.sides_multiple, model.most_pixels, size)
+        size = image.shape[1:3]
+    sizes = model.sizes_of(*size)
+    if latents is not None:
+        latents = request.checked_latents(latents, (*sizes[0], CHANNELS))
+    conditions, drawn = text_conditions(request, model.text_encoder), None
+    for number, (stage, own, thresholding) in enumerate(zip(stages, settings, thresholdings, strict=True)):
+        picture = None
+        if image is not None and (number == 0 or mask is not None):
+            picture = StartPicture(
+                request,
+                image,
+                mask,
+                1.0 if number else strength,
+                lambda images, batch_size: to_unit(images),
+                1,
+                model.most_pixels,
+                sizes[number],
+            )
+        drawn = draw_stage(
+            stage,
+            number,
+            request,
+            conditions,
+            own,
+            thresholding,
+            sizes[number],
+            drawn,
+            augment_level,
+            latents if number == 0 else None,
+            picture,
+            callback,
+            progress,
+        )
+    return drawn
+
+
+def enlarge_pictures(
+    model, request, settings, thresholdings, images, augment_level=None, callback=None, progress=True
+) -> np.ndarray:
+    """Enlarges pictures by the super-resolution stages, uint8 (number, height, width, 3).
+
+    Args:
+        images: uint8 (number, height, width, 3), one for each picture of the request.
+        settings, thresholdings: those of the super-resolution stages.
+    """
+    first = next(number for number, stage in enumerate(model.stages) if stage.is_super_resolution)
+    conditions, drawn, size = text_conditions(request, model.text_encoder), images, images.shape[1:3]
+    stages = list(enumerate(model.stages))[first:]
+    for (number, stage), own, thresholding in zip(stages, settings, thresholdings, strict=True):
+        factor = model.factors[number]
+        size = tuple(side * factor for side in size)
+        drawn = draw_stage(
+            stage,
+            number,
+            request,
+            conditions,
+            own,
+            thresholding,
+            size,
+            drawn,
+            augment_level,
+            callback=callback,
+            progress=progress,
+        )
+    return drawn
+
+
+def draw_stage(
+    stage,
+    number,
+    request,
+    conditions,
+    settings,
+    thresholding,
+    size,
+    smaller=None,
+    augment_level=None,
+    latents=None,
+    picture=None,
+    callback=None,
+    progress=True,
+) -> np.ndarray:
+    """Draws one stage's pictures, uint8 (pictures, height, width, 3).
+
+    Args:
+        stage: a `PixelStage`.
+        number: its place in the cascade, which its noise depends on.
+        request: the `Request`.
+        conditions: (negative, positive) of each picture, from the text.
+        settings, thresholding: `Settings` and `Thresholding`.
+        size: (height, width) of what is drawn.
+        smaller: uint8 (pictures, h, w, 3) to enlarge; for a super-resolution stage.
+        augment_level: the timestep whose noise is added to them; None for the stage's.
+        latents: the initial noise, in place of the seeds'.
+        picture: a `StartPicture`.
+    """
+    shape, first_draw = (*size, CHANNELS), number * DRAWS_OF_A_STAGE
+
+    def noise(places, step):
+        return request.noise(places, first_draw + step, shape)
+
+    if smaller is not None:
+        level = checked_level(stage, augment_level)
+        enlarge = _Enlarged(stage, smaller, size, level, lambda places: noise(places, AUGMENTATION))
+        conditions = [
+            tuple(each._replace(low_res=low_res, low_res_level=levels) for each in pair)
+            for pair, (low_res, levels) in zip(conditions, enlarge, strict=True)
+        ]
+    levels = settings.levels(stage.schedule)
+    if picture is not None:
+        levels = picture.levels(levels, settings.steps)
+
+    def start(places):
+        initial = noise(places, 0) if latents is None else latents[places]
+        return initial if picture is None else picture.start(initial, places, levels)
+
+    is_inpainting = picture is not None and picture.has_mask
+    wrappers = [lambda denoise, places, condition: thresholding.applied_to(denoise)]
+    plan = Plan(
+        conditions,
+        start,
+        lambda places, step: noise(places, step + 1),
+        levels,
+        [*wrappers, picture.inpaint] if is_inpainting else wrappers,
+        picture.keep if is_inpainting else None,
+        is_inpainting,
+    )
+    drawn = draw(
+        by_condition(stage.denoise),
+        lambda images: images,
+        stage.schedule,
+        settings,
+        plan,
+        request.batch_size,
+        callback,
+        progress,
+    )
+    return picture.paste(drawn) if is_inpainting else drawn
+
+
+class _Enlarged:
+    """Iterates over pictures to enlarge, each (low_res (1, h, w, 3), its level (1,)), one at a time."""
+
+    def __init__(self, stage, smaller, size, level, noise):
+        self._smaller, self._size, self._noise = smaller, size, noise
+        self._timestep, self._level = level, stage.noising.level(level)
+
+    def __iter__(self):
+        for i, picture in enumerate(self._smaller):
+            clean = enlarged(to_unit(picture[np.newaxis]), self._size)
+            low_res = noised(clean, self._noise(np.array([i])), self._level).astype(np.float32)
+            yield low_res, np.full(1, self._timestep, np.float32)
+
+
+def checked_level(stage, augment_level) -> int:
+    """The timestep whose noise is added to the pictures that a stage enlarges; None for the stage's own."""
+    if augment_level is None:
+        return stage.augment_level
+    last = stage.noising.config.num_train_timesteps - 1
+    return check_whole(argument("augment_level"), augment_level, 0, last)
+
+
+def _warn(model, request):
+    prompts = request.prompts if request.prompt_embeds is None else ()
+    for warning in (*request.warnings, *words_beyond(prompts, model.known_words)):
+        warnings.warn(warning, stacklevel=4)

@@ -1,0 +1,429 @@
+"""`CascadedDiffusion`: a text encoder and a chain of UNets on pixels as one text-to-image model."""
+
+import math
+
+import numpy as np
+
+from sd_tf.cascade.drawing import draw_request, enlarge_pictures
+from sd_tf.cascade.options import CascadeOptions
+from sd_tf.cascade.stage import stage_name
+from sd_tf.diffusion.conditions import Condition
+from sd_tf.errors import InputError, argument, shown, unknown
+from sd_tf.generation.checks import check_whole
+from sd_tf.generation.pictures import as_output, check_output, checked_image
+from sd_tf.generation.request import Request
+from sd_tf.quiet import import_tensorflow
+from sd_tf.training.provenance import Provenance
+
+LARGEST_IMAGE = 512**2  # pixels of a picture, or four times the model's own if that is more
+USUAL_FACTOR = 4  # of a first stage that enlarges: that of DeepFloyd IF
+
+
+class CascadedDiffusion:
+    """A text-to-image cascade on pixels (Imagen, Saharia et al. 2022; Ho et al. 2022).
+
+    The first stage draws a small picture from text, each later one enlarges what the one before has drawn.
+
+    Args:
+        stages: `PixelStage`s, the smallest first. All but the first are super-resolution stages; the first
+            may be one, too: such a model enlarges pictures that it is given.
+        text_encoder: a `TextEncoder`, frozen, whose states all stages attend to.
+
+    Attributes:
+        stages, text_encoder: as given.
+        known_words: the words of all captions that it has learned from, if its text encoder has learned from
+            no others; None if that may know any word.
+        provenance: a `Provenance`: how the model was made and trained, for later runs.
+        dtype: the Keras precision policy of its UNets; None for Keras' global one.
+
+    Example:
+        >>> model = sd_tf.CascadedDiffusion.from_preset("cascade-small", "fashion_mnist")
+        >>> model.fit("fashion_mnist", minutes=20)
+        >>> images = model.generate("a red dress", num_images=4, seed=0)  # uint8 (4, 32, 32, 3)
+
+    Raises:
+        InputError: the stages do not fit to each other or to the text encoder.
+    """
+
+    Options = CascadeOptions
+
+    def __init__(self, stages, text_encoder):
+        _check_fit(stages, text_encoder)
+        self.stages, self.text_encoder = list(stages), text_encoder
+        self.known_words, self.provenance, self.dtype = None, Provenance(), None
+
+    # -- sizes ----------------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that it draws by default, in pixels."""
+        return self.stages[-1].image_size
+
+    @property
+    def factors(self) -> list[int]:
+        """How many times larger each stage's pictures are than those of the stage before; 1 for the first,
+        or of a first stage that enlarges, what it was trained to."""
+        sides = [stage.image_size[0] for stage in self.stages]
+        first = USUAL_FACTOR if self.stages[0].is_super_resolution else 1
+        return [first, *(large // small for small, large in zip(sides, sides[1:], strict=False))]
+
+    @property
+    def sides_multiple(self) -> int:
+        """Height and width of pictures must be multiples of this number of pixels."""
+        total = math.prod(self.factors)
+        multiples, grown = [], 1
+        for stage, factor in zip(self.stages, self.factors, strict=True):
+            grown *= factor
+            multiples.append(2 ** (len(stage.config.block_out_channels) - 1) * total // grown)
+        return math.lcm(*multiples)
+
+    @property
+    def most_pixels(self) -> int:
+        """The most pixels that a picture may have: attention's memory grows with their square."""
+        return max(LARGEST_IMAGE, 4 * math.prod(self.image_size))
+
+    def sizes_of(self, height=None, width=None) -> list[tuple[int, int]]:
+        """(height, width) of each stage's pictures, for those of the last stage; None for the model's own."""
+        last = tuple(side or own for side, own in zip((height, width), self.image_size, strict=True))
+        sizes = [last]
+        for factor in self.factors[:0:-1]:
+            sizes.insert(0, tuple(side // factor for side in sizes[0]))
+        return sizes
+
+    @property
+    def recommended(self):
+        """The `Settings` of the first stage that `generate` uses where its caller gives none."""
+        return self.stages[0].recommended
+
+    @property
+    def precision(self) -> str:
+        """The Keras precision policy of its UNets."""
+        import keras
+
+        read = next((stage.precision for stage in self.stages if stage.precision), None)
+        return read or keras.dtype_policies.get(self.dtype or keras.config.dtype_policy()).name
+
+    def read_networks(self):
+        """Reads networks that are still unread; their files may then be deleted."""
+        for stage in self.stages:
+            stage.unet  # noqa: B018
+        self.text_encoder.fingerprint  # noqa: B018
+
+    def weights_sha256(self) -> str:
+        """A hash of all weights."""
+        from sd_tf.hashing import fingerprint, weights_fingerprint
+
+        return fingerprint(
+            *(weights_fingerprint(stage.unet) for stage in self.stages), self.text_encoder.fingerprint
+        )
+
+    # -- drawing --------------------------------------------------------------------------------
+
+    def encode_prompts(self, prompts) -> Condition:
+        """Encodes n prompts, as plain text without weights, to context and mask of a `Condition`."""
+        encoded = self.text_encoder.encode(*self.text_encoder.tokenize(prompts))
+        return Condition(np.asarray(encoded.states, "float32"), np.asarray(encoded.mask))
+
+    def generate(
+        self,
+        prompt=None,
+        num_images=1,
+        steps=None,
+        guidance_scale=None,
+        guidance_interval=None,
+        guidance_rescale=None,
+        seed=0,
+        negative_prompt="",
+        sampler=None,
+        timestep_spacing=None,
+        karras=None,
+        eta=None,
+        batch_size=16,
+        latents=None,
+        image=None,
+        strength=0.8,
+        mask=None,
+        resamples=None,
+        height=None,
+        width=None,
+        prompt_syntax="weights",
+        prompt_embeds=None,
+        negative_prompt_embeds=None,
+        thresholding=None,
+        percentile=None,
+        augment_level=None,
+        super_resolution=None,
+        stages=None,
+        output="array",
+        engine="auto",
+        callback=None,
+        progress=True,
+    ):
+        """Generates pictures from text; with `image`, image-to-image; with `mask` too, inpainting.
+
+        Picture j of a prompt depends only on the prompt, the settings and `seed + j`, up to rounding.
+
+        Args:
+            prompt, num_images, seed, negative_prompt, batch_size, prompt_syntax, prompt_embeds,
+                negative_prompt_embeds, image, mask, output, callback, progress: as in
+                `LatentDiffusion.generate`.
+            steps, guidance_scale, guidance_interval, guidance_rescale, sampler, timestep_spacing, karras,
+                eta, resamples: of the first stage, see `sd_tf.generation.settings.Settings`; None for what
+                the model recommends.
+            latents: initial noise of the first stage, float (prompts x num_images, h, w, 3).
+            strength: 0 to 1, how much the first stage may change `image`: the share of its steps that is run.
+            height, width: of the last stage's pictures, in pixels; None for the model's own size.
+            thresholding: "dynamic" (Saharia et al. 2022, section 2.3), "static" (pixels are clipped) or
+                "none", in all stages; None for the model's.
+            percentile: 0 to 1, of dynamic thresholding; None for the model's.
+            augment_level: the timestep whose noise is added to the smaller picture before it is enlarged
+                (noise conditioning augmentation); None for the model's.
+            super_resolution: settings of the later stages, such as {"steps": 10, "guidance_scale": 1}; a
+                list has those of each.
+            stages: how many stages are run; None for all.
+            engine: "auto" or "tensorflow".
+
+        Returns:
+            uint8 (prompts x num_images, height, width, 3), prompt by prompt: an array whose `seeds` are int64
+                (pictures,). Or PIL pictures in a list, see `output`.
+
+        Raises:
+            InputError: an argument is of the wrong type or out of range.
+
+        Warns:
+            UserWarning: a prompt has words that the model does not know.
+        """
+        check_output(output)
+        check_engine(engine)
+        if self.stages[0].is_super_resolution:
+            raise InputError("this model only enlarges pictures: call upscale")
+        request = Request(
+            prompt,
+            negative_prompt,
+            num_images,
+            seed,
+            batch_size,
+            prompt_syntax,
+            prompt_embeds,
+            negative_prompt_embeds,
+        )
+        number = len(self.stages) if stages is None else check_whole("stages", stages, 1, len(self.stages))
+        base = self.stages[0].recommended.replaced(
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            sampler=sampler,
+            timestep_spacing=timestep_spacing,
+            karras=karras,
+            eta=eta,
+            resamples=resamples,
+        )
+        images = draw_request(
+            self,
+            request,
+            [base, *self._later_settings(super_resolution, self.stages[1:number])],
+            [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
+            augment_level,
+            self._checked_size(height, width),
+            latents,
+            image,
+            strength,
+            mask,
+            callback,
+            progress,
+        )
+        return as_output(images, output, request)
+
+    def upscale(
+        self,
+        image,
+        prompt="",
+        seed=0,
+        negative_prompt="",
+        batch_size=16,
+        thresholding=None,
+        percentile=None,
+        augment_level=None,
+        super_resolution=None,
+        output="array",
+        engine="auto",
+        callback=None,
+        progress=True,
+    ):
+        """Enlarges pictures by the super-resolution stages.
+
+        Args:
+            image: a picture or several, as `image` of `generate`.
+            prompt: what they show: a string for all, or a list with one for each; "" says nothing.
+            seed, negative_prompt, batch_size, thresholding, percentile, augment_level, super_resolution,
+                output, engine, callback, progress: as in `generate`.
+
+        Returns:
+            As `generate`, one picture for each.
+
+        Raises:
+            InputError: the model has no super-resolution stage, or an argument is out of range.
+        """
+        check_output(output)
+        check_engine(engine)
+        later = [stage for stage in self.stages if stage.is_super_resolution]
+        if not later:
+            raise InputError("this model has no super-resolution stage: train one, or name another model")
+        is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+        number = len(image) if is_several else 1
+        images = checked_image(image, number, 1, self.most_pixels)
+        prompts = [prompt] * number if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, (list, tuple)) or len(prompts) != number:
+            raise InputError(f"prompt is {shown(prompt)}: give one, or {number}, one for each picture")
+        embeds = None
+        if not any(isinstance(each, str) and each.strip() for each in prompts):  # which a `Request` refuses
+            prompts, embeds = None, np.repeat(self.encode_prompts([""]).context, number, axis=0)
+        request = Request(prompts, negative_prompt, 1, seed, batch_size, prompt_embeds=embeds)
+        drawn = enlarge_pictures(
+            self,
+            request,
+            self._later_settings(super_resolution, later),
+            [stage.thresholding.replaced(thresholding, percentile) for stage in later],
+            request.for_each_picture(images),
+            augment_level,
+            callback,
+            progress,
+        )
+        return as_output(drawn, output, request)
+
+    def _later_settings(self, given, stages):
+        """`Settings` of the stages behind the first, with what a caller gives for all or for each."""
+        several = list(given) if isinstance(given, (list, tuple)) else [given] * len(stages)
+        if len(several) != len(stages):
+            raise InputError(
+                f"super_resolution has {len(several)} entries for {len(stages)} stages: give one dictionary, "
+                "or one for each"
+            )
+        found = []
+        for stage, own in zip(stages, several, strict=True):
+            if own is not None and not isinstance(own, dict):
+                raise InputError(
+                    f"super_resolution is {shown(own)}: give a dictionary, such as {{'steps': 10}}"
+                )
+            for name in own or ():
+                if name not in vars(stage.recommended):
+                    raise unknown("setting of super_resolution", name, vars(stage.recommended))
+            found.append(stage.recommended.replaced(**(own or {})))
+        return found
+
+    def _checked_size(self, height, width):
+        multiple, most = self.sides_multiple, self.most_pixels
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and check_whole(argument(name), side, 1, most) % multiple:
+                lower = side - side % multiple
+                nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
+                raise InputError(f"{argument(name)} is {side}: give {nearest}, a multiple of {multiple}")
+        whole = [side or own for side, own in zip((height, width), self.image_size, strict=True)]
+        if math.prod(whole) > most:
+            raise InputError(
+                f"height {whole[0]} and width {whole[1]} are more than this model has memory for: give at "
+                f"most {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
+            )
+        return height, width
+
+    # -- making, training, writing --------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls, name, data, dtype=None, seed=0, **options):
+        """A new model with random weights, to be trained by `fit`.
+
+        Args:
+            name: name of the preset, a key of `sd_tf.cascade.presets.PRESETS` such as "cascade-small".
+            data: a data set of `sd_tf.open_data`, or anything that it opens.
+            dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' global one.
+            seed: random seed of the weights.
+            options: of a new model: `text_encoder`, `prediction_type` and the others of the group "new model"
+                of `sd_tf.cascade.options.CascadeOptions`, whose other fields are for `fit`.
+
+        Raises:
+            InputError: there is no such preset or option, or options contradict each other.
+        """
+        import_tensorflow()
+        from sd_tf.cascade.new_model import new_model, options_of_new_model
+
+        return new_model(options_of_new_model(name, options), data, dtype, seed)
+
+    def fit(self, data, options=None, **settings):
+        """Trains the stages of a new model, or trains a trained one further.
+
+        Args:
+            data: a data set of `sd_tf.open_data`, or anything that it opens.
+            options: a dictionary of further options, or instances of `RunOptions`, `OptimizerOptions` and
+                `CascadeOptions`.
+            settings: `minutes`, `steps`, `folder`, `batch_size`, `learning_rate`, `optimizer`, `callbacks`,
+                `seed`, `verbose`: see `sd_tf.training.fit.fit`.
+
+        Returns:
+            A `History`: `.history`, `.epoch`, `.plot("loss")`.
+
+        Raises:
+            InputError: an argument has the wrong type, or contradicts another or the run in the folder.
+                Nothing is written then.
+            KeyboardInterrupt: Ctrl-C, or a notebook's stop button. With a `folder`, a checkpoint is saved,
+                and the same call resumes.
+        """
+        from sd_tf.cascade.recipe import recipe_of
+        from sd_tf.training.fit import check_names, fit
+
+        check_names(settings)
+        return fit(self, recipe_of, data, options=options, **settings)
+
+    def save(self, folder, dtype="float32", max_shard_size="10GB"):
+        """Writes a folder that `sd_tf.load` opens; diffusers' IF pipelines open the folder of each stage.
+
+        Args:
+            folder: made if it is missing. A model in it stays intact until the new one is complete.
+            dtype: dtype of the tensors in the files, "float32", "float16" or "bfloat16".
+            max_shard_size: the most bytes of one file, a whole number or a string such as "5GB".
+
+        Raises:
+            InputError: the folder cannot be written, or the dtype or the size is invalid.
+        """
+        from sd_tf.cascade.folder import save  # which imports this module
+
+        save(self, folder, dtype, max_shard_size)
+
+    def summary(self):
+        """Prints the stages with their numbers of weights and sizes."""
+        from sd_tf.cascade.summary import summary_of
+
+        print(summary_of(self))
+
+
+def check_engine(engine):
+    """Raises `InputError` for an engine that cannot run a cascade."""
+    if engine == "openvino":
+        raise InputError("engine 'openvino' cannot run a cascade: take 'tensorflow' or 'auto'")
+    if engine not in ("auto", "tensorflow"):
+        raise unknown("engine", engine, ("auto", "tensorflow"))
+
+
+def _check_fit(stages, text_encoder):
+    if not stages:
+        raise InputError("a cascade has one stage at least")
+    for number, stage in enumerate(stages):
+        name = stage_name(number)
+        if number and not stage.is_super_resolution:
+            raise InputError(f"stage {name} draws from text alone, which only the first one may")
+        if stage.is_super_resolution and stage.noising is None:
+            raise InputError(f"stage {name} has no noise schedule for the picture that it enlarges")
+        if stage.config.text_width != text_encoder.width:
+            raise InputError(
+                f"the UNet of stage {name} reads text states {stage.config.text_width} wide, the text "
+                f"encoder writes {text_encoder.width}: use the text encoder that it was trained with"
+            )
+    for number, (small, large) in enumerate(zip(stages, stages[1:], strict=False), 1):
+        ratios = {
+            (b // a if b % a == 0 else 0) for a, b in zip(small.image_size, large.image_size, strict=True)
+        }
+        if len(ratios) > 1 or not min(ratios):
+            raise InputError(
+                f"stage {stage_name(number)} draws {large.image_size}, no whole multiple of the "
+                f"{small.image_size} before it: take stages that fit"
+            )
