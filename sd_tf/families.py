@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from sd_tf.checkpoints.sources import BUNDLED, bundled_names
+from sd_tf.checkpoints.sources import BUNDLED, bundled_names, index_from_hub
 from sd_tf.errors import InputError
 from sd_tf.files import read_json
 
@@ -15,7 +15,8 @@ class Home(NamedTuple):
 
     Attributes:
         name: name of its class, such as "LatentDiffusion".
-        loading: module with `load(name_or_folder, ...)` and `check`, which can be imported without Keras.
+        loading: module with `load(name_or_folder, ...)` and `check`, which can be imported without Keras; and
+            with `needs_networks` if the family can draw without.
         commands: module with what `python -m sd_tf.train` needs: `Options`, `check`, `model_for_training`,
             `recipe` and `defaults`.
         pipelines: values of `_class_name` in `model_index.json`.
@@ -34,6 +35,12 @@ FAMILIES = {
         "sd_tf.latent.commands",
         ("StableDiffusionPipeline",),
     ),
+    "cascade": Home(
+        "CascadedDiffusion",
+        "sd_tf.cascade.loading",
+        "sd_tf.cascade.commands",
+        ("CascadedDiffusionPipeline", "IFPipeline", "IFSuperResolutionPipeline"),
+    ),
 }
 USUAL = "latent"  # the default family
 
@@ -48,9 +55,9 @@ def load(name_or_folder, **options):
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    return importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).load(
-        name_or_folder, **options
-    )
+    return importlib.import_module(
+        FAMILIES[_family_of(name_or_folder, options.get("revision"))].loading
+    ).load(name_or_folder, **options)
 
 
 def check(name_or_folder, **options):
@@ -60,7 +67,14 @@ def check(name_or_folder, **options):
         name_or_folder: as in `load`.
         options: `revision`, `variant`, `tokenizer`, `prediction_type`, as the family's own `load` has them.
     """
-    importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading).check(name_or_folder, **options)
+    family = FAMILIES[_family_of(name_or_folder, options.get("revision"))]
+    importlib.import_module(family.loading).check(name_or_folder, **options)
+
+
+def needs_networks(name_or_folder, dtype=None, variant=None) -> bool:
+    """Whether `load` would read networks, and so import Keras and TensorFlow."""
+    loading = importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading)
+    return not hasattr(loading, "needs_networks") or loading.needs_networks(name_or_folder, dtype, variant)
 
 
 def commands_of(name: str):
@@ -68,11 +82,13 @@ def commands_of(name: str):
     return importlib.import_module(FAMILIES[name].commands)
 
 
-def _family_of(name_or_folder) -> str:
-    """The family of a model on disk, by its `model_index.json`; otherwise the default."""
+def _family_of(name_or_folder, revision=None) -> str:
+    """The family of a model, by its `model_index.json`; the default where there is none."""
     name = str(name_or_folder)
     folder = BUNDLED / name if name in bundled_names() else Path(os.path.expanduser(name))
     try:
+        if not folder.exists():
+            folder = index_from_hub(name, revision)
         pipeline = read_json(folder / "model_index.json", root=folder).get("_class_name")
     except (InputError, OSError, ValueError):  # the family's own `load` says what is wrong
         return USUAL

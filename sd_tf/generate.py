@@ -4,6 +4,7 @@ With `--frames 8` it interpolates from one prompt, or seed, to the next.
 """
 
 import argparse
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,9 @@ def main(arguments=None):
     metadata = _metadata(flags, settings)
     settings |= {name: getattr(flags, name) for name in ("batch_size", "engine", "height", "width")}
     settings["prompt_syntax"] = flags.prompt_syntax
+    settings = {name: value for name, value in settings.items() if value is not None}
     if flags.frames is not None:
+        _check_known(model, "interpolate", settings)
         images = model.interpolate(flags.prompt, flags.frames, flags.seed, **settings)
         output.mkdir(parents=True, exist_ok=True)
         _write_frames(output, images, metadata | {"prompt": flags.prompt, "seed": flags.seed})
@@ -52,11 +55,20 @@ def main(arguments=None):
     guesses = {}  # step -> the first picture's x0
 
     def keep_guess(step, latents, prediction):
-        guesses.setdefault(step, np.array(prediction.x0[0]))  # a copy, so that the batch can be freed
+        guess = np.array(prediction.x0[0])  # a copy, so that the batch can be freed
+        if not guesses or guess.shape == guesses[0].shape:  # a cascade's later stages draw larger ones
+            guesses.setdefault(step, guess)
 
-    settings |= start | _guides(flags) | {"clip_skip": flags.clip_skip}
-    settings["callback"] = keep_guess if flags.strip else None
-    images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
+    settings |= start | _guides(flags) | _of_pixels(flags)
+    if flags.clip_skip:
+        settings["clip_skip"] = flags.clip_skip
+    if flags.strip:
+        settings["callback"] = keep_guess
+    if flags.upscale is not None:
+        images = _upscaled(model, flags, settings)
+    else:
+        _check_known(model, "generate", settings)
+        images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
     output.mkdir(parents=True, exist_ok=True)
     _write(output, images, flags, request, metadata)
     if guesses:
@@ -66,7 +78,7 @@ def main(arguments=None):
 
 def _parser():
     parser = commandline.Parser("python -m sd_tf.generate", description=__doc__)
-    parser.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several rows")
+    parser.add_argument("prompt", nargs="*", help="what to draw; several prompts draw several rows")
     parser.add_argument("--num-images", type=int, default=1, help="pictures for each prompt (default: 1)")
     parser.add_argument(
         "--seed",
@@ -102,6 +114,7 @@ def _parser():
     _add_sampling(parser.add_argument_group("sampling"))
     _add_guidance(parser.add_argument_group("guidance"))
     _add_start_picture(parser.add_argument_group("image-to-image and inpainting"))
+    _add_cascade(parser.add_argument_group("cascades and super-resolution"))
     return parser
 
 
@@ -140,8 +153,7 @@ def _add_model(group):
     group.add_argument(
         "--batch-size",
         type=int,
-        default=64,
-        help="the most pictures at once, which bounds memory (default: 64)",
+        help="the most pictures at once, which bounds memory (default: 64; 16 for a cascade)",
     )
     group.add_argument("--engine", default="auto", help="tensorflow, openvino or auto (default: auto)")
     group.add_argument("--precision", default=None, help="a Keras dtype policy (default: float32)")
@@ -202,6 +214,50 @@ def _add_start_picture(group):
     )
 
 
+def _add_cascade(group):
+    group.add_argument(
+        "--upscale", metavar="FILE", help="picture to enlarge by the super-resolution stages; needs no prompt"
+    )
+    group.add_argument("--stages", type=int, help="stages to run (default: all)")
+    group.add_argument("--sr-steps", type=int, help="steps of super-resolution (default: the model's)")
+    group.add_argument(
+        "--sr-guidance-scale", type=float, help="guidance scale of super-resolution (default: the model's)"
+    )
+    group.add_argument(
+        "--augment-level",
+        type=int,
+        help="timestep whose noise is added to a picture before it is enlarged (default: the model's)",
+    )
+    group.add_argument(
+        "--thresholding",
+        help="how pixels are kept in range: dynamic, static or none (default: the model's)",
+    )
+    group.add_argument(
+        "--percentile", type=float, help="0 to 1, of dynamic thresholding (default: the model's)"
+    )
+
+
+def _of_pixels(flags):
+    """The arguments of `generate` that only cascades have."""
+    names = ("stages", "augment_level", "thresholding", "percentile")
+    found = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    later = {"steps": flags.sr_steps, "guidance_scale": flags.sr_guidance_scale}
+    later = {name: value for name, value in later.items() if value is not None}
+    return found | {"super_resolution": later} if later else found
+
+
+def _check_known(model, method, settings):
+    """Raises `InputError` for settings that the model's family does not have."""
+    if not hasattr(model, method):
+        raise InputError(f"{method}: this kind of model, {type(model).__name__}, cannot")
+    known = inspect.signature(getattr(model, method)).parameters
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    for name in settings:
+        if name not in known and not takes_all:
+            flag = "--sr-steps" if name == "super_resolution" else f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is not for this kind of model, {type(model).__name__}: leave it out")
+
+
 def _check(flags):
     """The `Request` or `Interpolation`; refuses flags that do not go together, before a model is loaded."""
     from sd_tf.generation.request import Interpolation, Request
@@ -209,6 +265,10 @@ def _check(flags):
 
     if flags.precision is not None and flags.precision not in PRECISIONS:
         raise unknown("--precision", flags.precision, PRECISIONS)
+    if not flags.prompt and flags.upscale is None:
+        raise InputError("the prompt is missing: say what to draw, such as 'a red dress'")
+    if flags.upscale is not None:
+        return _check_upscale(flags)
     if flags.lora_weight and not flags.lora:
         raise InputError("--lora-weight is for --lora: name its file")
     if flags.lora_weight and len(flags.lora_weight) not in (1, len(flags.lora)):
@@ -226,15 +286,41 @@ def _check(flags):
     if flags.frames is not None:
         _check_frames(flags)
         return Interpolation(
-            *(flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0], flags.batch_size),
+            *(flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0]),
+            1 if flags.batch_size is None else flags.batch_size,
             prompt_syntax=flags.prompt_syntax,
         )
     if len(flags.seed) > 1 and None in flags.seed:
         raise InputError("--seed has numbers beside random: give one of the two")
     seed = flags.seed[0] if len(flags.seed) == 1 else flags.seed
     return Request(
-        flags.prompt, _negative(flags), flags.num_images, seed, flags.batch_size, flags.prompt_syntax
+        *(flags.prompt, _negative(flags), flags.num_images, seed),
+        1 if flags.batch_size is None else flags.batch_size,
+        flags.prompt_syntax,
     )
+
+
+def _check_upscale(flags):
+    """The `Request` of one picture; refuses flags of drawing."""
+    from sd_tf.generation.request import Request
+
+    for name in ("image", "mask", "frames", "strip", "stages", "height", "width"):
+        if getattr(flags, name):
+            raise InputError(f"--upscale does not go with --{name}: leave one of them out")
+    if flags.num_images != 1 or len(flags.prompt) > 1:
+        raise InputError("--upscale is for one picture: give one prompt, or none, and leave --num-images out")
+    flags.prompt = flags.prompt or ["upscaled"]  # the name of its file
+    return Request(flags.prompt, seed=flags.seed[0])
+
+
+def _upscaled(model, flags, settings):
+    """The enlarged picture of --upscale, (1, height, width, 3)."""
+    if not hasattr(model, "upscale"):
+        raise InputError(f"--upscale needs a cascade with a super-resolution stage, {flags.model} is none")
+    known = inspect.signature(model.upscale).parameters
+    settings = {name: value for name, value in settings.items() if name in known}
+    prompt = "" if flags.prompt == ["upscaled"] else flags.prompt[0]
+    return model.upscale(_opened("upscale", flags.upscale), prompt, seed=flags.seed[0], **settings)
 
 
 def _check_frames(flags):
@@ -253,17 +339,22 @@ def _negative(flags):
 
 def _start_picture(flags):
     """The arguments of `generate` for image-to-image and inpainting."""
-    from sd_tf.data.opening import WHITE, open_picture
-
     found = {} if flags.strength is None else {"strength": flags.strength}
-    for name, mode, background in (("image", "RGB", WHITE), ("mask", "L", BLACK)):
-        file = getattr(flags, name)
-        if file is not None:
-            try:
-                found[name] = np.asarray(open_picture(file, background).convert(mode))
-            except InputError as error:
-                raise InputError(f"--{name} {file} {error}") from None
+    if flags.image is not None:
+        found["image"] = _opened("image", flags.image)
+    if flags.mask is not None:
+        found["mask"] = _opened("mask", flags.mask, "L", BLACK)
     return found
+
+
+def _opened(name, file, mode="RGB", background=(255, 255, 255)):
+    """The pixels of a picture that a flag names."""
+    from sd_tf.data.opening import open_picture
+
+    try:
+        return np.asarray(open_picture(file, background).convert(mode))
+    except InputError as error:
+        raise InputError(f"--{name} {file} {error}") from None
 
 
 def _guides(flags):
@@ -285,7 +376,6 @@ def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
     import sd_tf.families
-    from sd_tf.latent.loading import needs_networks
     from sd_tf.latent.lora_sources import find_lora, is_hub_id
 
     loading = commandline.loading(flags)
@@ -297,10 +387,14 @@ def _load(flags):
     if (
         any(of_networks)
         or flags.engine == "tensorflow"
-        or needs_networks(flags.model, flags.precision, flags.variant)
+        or sd_tf.families.needs_networks(flags.model, flags.precision, flags.variant)
     ):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision, **loading)
+    for name, method in (("lora", "load_lora"), ("textual_inversion", "load_textual_inversion")):
+        if getattr(flags, name) and not hasattr(model, method):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is not for this kind of model, {type(model).__name__}: leave it out")
     for file in flags.textual_inversion:
         model.load_textual_inversion(file)
     names = [source.name for source in sources]

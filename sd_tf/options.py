@@ -210,3 +210,23 @@ def is_choice(value, choices) -> bool:
     """Whether a value is one of the choices, where "hub:<id>" stands for all that begin with "hub:"."""
     prefixes = [choice.partition("<")[0] for choice in choices if "<" in choice]
     return value in choices or any(value.startswith(each) and value != each for each in prefixes)
+
+
+def check_of_new_model(kind: type, group: str, given: dict):
+    """Raises `InputError` for what a new model is not made with.
+
+    Args:
+        kind: the family's `Options`, which have `preset`, and `init_from` for a trained model.
+        group: that of the options of a new model.
+        given: name -> value of the options besides `preset`.
+    """
+    fields = {field.name: meaning_of(field) for field in dataclasses.fields(kind)}
+    of_model = [name for name, meaning in fields.items() if meaning.group == group and name != "preset"]
+    for name in given:
+        if name in fields and name not in of_model:
+            way_out = "give it once" if name == "preset" else "give it to fit"
+            if name == "init_from":
+                way_out = "sd_tf.load reads a trained model"
+            raise InputError(f"{kind.said(name)} is no option of a new model: {way_out}")
+        if name not in fields:
+            raise unknown("option", name, of_model)

@@ -10,7 +10,7 @@ from sd_tf.cascade.stage import stage_name
 from sd_tf.diffusion.conditions import Condition
 from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.generation.checks import check_whole
-from sd_tf.generation.pictures import as_output, check_output, checked_image
+from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import Request
 from sd_tf.quiet import import_tensorflow
 from sd_tf.training.provenance import Provenance
@@ -66,6 +66,10 @@ class CascadedDiffusion:
         sides = [stage.image_size[0] for stage in self.stages]
         first = USUAL_FACTOR if self.stages[0].is_super_resolution else 1
         return [first, *(large // small for small, large in zip(sides, sides[1:], strict=False))]
+
+    def small_size_of(self, number: int) -> tuple[int, int]:
+        """(height, width) of the pictures that a super-resolution stage was trained to enlarge."""
+        return tuple(side // self.factors[number] for side in self.stages[number].image_size)
 
     @property
     def sides_multiple(self) -> int:
@@ -291,6 +295,10 @@ class CascadedDiffusion:
             progress,
         )
         return as_output(drawn, output, request)
+
+    def decode_latents(self, latents, engine="auto", batch_size=16):
+        """Pixels in about [-1, 1], which a cascade draws in, to pictures, uint8 (n, height, width, 3)."""
+        return to_uint8(np.asarray(latents))
 
     def _later_settings(self, given, stages):
         """`Settings` of the stages behind the first, with what a caller gives for all or for each."""

@@ -84,6 +84,21 @@ def _download(hub_id, revision, variant) -> Path:
         return fetch([f"{part}/{name}" for part in lacking for name in plain])
 
 
+def index_from_hub(hub_id: str, revision: str | None = None) -> Path:
+    """A folder with the `model_index.json` of a model on the hub, which says what kind of model it is.
+
+    Raises:
+        InputError: there is no such file, or the hub cannot be reached.
+    """
+    if not HUB_ID.fullmatch(hub_id):
+        raise InputError(f"{hub_id!r} is no hub id")
+    import huggingface_hub
+
+    with one_line_hub_errors(hub_id):
+        file = huggingface_hub.hf_hub_download(hub_id, "model_index.json", revision=revision)
+    return Path(file).parent
+
+
 @contextlib.contextmanager
 def one_line_hub_errors(hub_id: str):
     """Within the block, whatever goes wrong becomes an `InputError` of one line."""

@@ -2,24 +2,22 @@
 
 import dataclasses
 
-import keras
-
 from sd_tf.checkpoints.clip import load_text_encoder, text_config
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.open import open_data
 from sd_tf.diffusion.schedules import NoiseSchedule
-from sd_tf.errors import InputError, argument, shown, unknown
+from sd_tf.errors import InputError, argument, shown
 from sd_tf.generation.checks import check_whole
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.options import MODEL, LatentOptions
 from sd_tf.latent.presets import preset_named, preset_of
 from sd_tf.latent.unet import UNet
-from sd_tf.options import meaning_of
+from sd_tf.options import check_of_new_model
 from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.known_words import read_words
 from sd_tf.text.tokenizer import Tokenizer
-from sd_tf.training.options import PRECISIONS
+from sd_tf.training.options import check_dtype
 from sd_tf.training.provenance import Beginning, Provenance
 from sd_tf.unread import Unread, random_network
 
@@ -37,7 +35,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     Raises:
         InputError: there is no such preset or text encoder, or the options do not fit together.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_whole("seed", seed, 0, 2**32 - 1)
     data = open_data(data)
     name = options.preset or preset_of(data.name)
@@ -75,16 +73,7 @@ def options_of_new_model(preset, options) -> LatentOptions:
     Raises:
         InputError: there is no such option, or it is of training.
     """
-    fields = {field.name: meaning_of(field) for field in dataclasses.fields(LatentOptions)}
-    of_model = [name for name, meaning in fields.items() if meaning.group == MODEL and name != "preset"]
-    for name in options:
-        if name in fields and name not in of_model:
-            way_out = "give it once" if name == "preset" else "give it to fit"
-            if name == "init_from":
-                way_out = "sd_tf.load reads a trained model"
-            raise InputError(f"{LatentOptions.said(name)} is no option of a new model: {way_out}")
-        if name not in fields:
-            raise unknown("option", name, of_model)
+    check_of_new_model(LatentOptions, MODEL, options)
     return LatentOptions(preset=preset, **options)
 
 
@@ -95,18 +84,6 @@ def sketched(model: LatentDiffusion) -> LatentDiffusion:
         name: random_network(kind, model.config_of(name), model.dtype, seed=0) for name, kind in kinds.items()
     }
     return LatentDiffusion(**parts, tokenizer=model.tokenizer, schedule=model.schedule)
-
-
-def _check_dtype(dtype):
-    """Raises `InputError` for a policy that nothing is trained with, before a network is made with it."""
-    if dtype is None:
-        return
-    try:
-        name = keras.dtype_policies.get(dtype).name
-    except (TypeError, ValueError):
-        name = dtype
-    if name not in PRECISIONS:
-        raise unknown(argument("dtype", "--precision"), name, PRECISIONS)
 
 
 def _learned_tokenizer(preset, data, seed):

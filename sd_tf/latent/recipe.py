@@ -47,9 +47,8 @@ from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.known_words import words_of, write_words
 from sd_tf.text.tokenizer import Tokenizer
-from sd_tf.training.options import FOLDER
-from sd_tf.training.provenance import RANDOM
-from sd_tf.training.recipe import PlannedStage, Recipe
+from sd_tf.training.base_weights import RecipeFromBase
+from sd_tf.training.recipe import PlannedStage
 from sd_tf.unread import Unread
 
 LONGEST_NAME = 200  # bytes of the run folder's name in a file name; file systems allow 255 in all
@@ -57,7 +56,7 @@ PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # defaults
 MODEL_INDEX = "model_index.json"
 
 
-class LatentRecipe(Recipe):
+class LatentRecipe(RecipeFromBase):
     """Trains a new model from scratch, or fine-tunes a trained one.
 
     Args:
@@ -77,8 +76,8 @@ class LatentRecipe(Recipe):
     folders = ("clip", "prior", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
     def __init__(self, model: LatentDiffusion, options: LatentOptions, folder: Path, is_new: bool):
-        self.model, self.own, self.is_new = model, options, is_new
-        self._place = folder.resolve()
+        super().__init__(model, folder, is_new)
+        self.own = options
         if is_new:
             options.check_of_a_new_model()
             self.preset = model.provenance.beginning.preset
@@ -90,34 +89,8 @@ class LatentRecipe(Recipe):
         self.minutes, self.options = self.preset.max_minutes, (options,)
 
     @property
-    def identity(self):
-        found = super().identity
-        return found if self.is_new else found | {"init_from_sha256": self._base}
-
-    @functools.cached_property
-    def _base(self):
-        # The hash of the first start here: the weights have changed since if the model was trained. A LoRA
-        # leaves them as they are: it belongs to what they are now.
-        bases = self.model.provenance.bases
-        if self._place not in bases or self.own.finetune == "lora":
-            bases[self._place] = self.model.weights_sha256()
-        return bases[self._place]
-
-    def forget_base(self):
-        """The weights have changed, and no checkpoint has them: what the run began with is gone."""
-        self.model.provenance.bases.pop(self._place, None)
-
-    def check_same_base(self, before, folder):
-        began = before.get("init_from_sha256")
-        if began is None and not self.is_new:
-            raise InputError(f"{folder} holds a run that began from random weights: name another {FOLDER}")
-        if self.is_new and began is not None:
-            raise InputError(f"{folder} holds a fine-tuning of another model: name another {FOLDER}")
-        if began is not None and began != self._base:
-            raise InputError(
-                f"{folder} began from other weights than {self.own.init_from or 'the model'} has now: "
-                f"restore those to resume it, or name another {FOLDER}"
-            )
+    def leaves_weights(self):
+        return self.own.finetune == "lora"
 
     def described(self):
         model, schedule = self.model, self.model.schedule.config
@@ -144,11 +117,9 @@ class LatentRecipe(Recipe):
         self.model.read_networks()
 
     def finished(self, run):
-        self.model.read_networks()  # their files may be deleted from now on
-        provenance = self.model.provenance
-        provenance.is_trained = all((run.folder / each.result).exists() for each in self._all_stages(run))
-        if self.is_new:
-            provenance.bases[self._place] = RANDOM
+        super().finished(run)
+        results = [run.folder / each.result for each in self._all_stages(run)]
+        self.model.provenance.is_trained = all(result.exists() for result in results)
 
     def check(self, run):
         own, options = self.own, run.options

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from sd_tf.errors import InputError, argument
+from sd_tf.errors import InputError, argument, unknown
 from sd_tf.options import Options, option
 
 OPTIMIZERS = ("muon", "adamw")
@@ -245,3 +245,21 @@ class RunOptions(Options):
             raise InputError(
                 f"{argument('deterministic')} needs {STEPS}: the number of steps in some minutes varies"
             )
+
+
+def check_dtype(dtype):
+    """Raises `InputError` for a policy that nothing is trained with, before a network is made with it.
+
+    Args:
+        dtype: a Keras precision policy or its name; None for Keras' global one.
+    """
+    import keras
+
+    if dtype is None:
+        return
+    try:
+        name = keras.dtype_policies.get(dtype).name
+    except (TypeError, ValueError):
+        name = dtype
+    if name not in PRECISIONS:
+        raise unknown(argument("dtype", "--precision"), name, PRECISIONS)

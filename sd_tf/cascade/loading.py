@@ -1,0 +1,159 @@
+"""`sd_tf.load` of cascades: those of `CascadedDiffusion.save`, and the stages of DeepFloyd IF."""
+
+from sd_tf.cascade.folder import (
+    BASE_PIPELINE,
+    MODEL_INDEX,
+    PIPELINE,
+    SUPER_RESOLUTION_PIPELINE,
+    unread_unet,
+)
+from sd_tf.cascade.model import CascadedDiffusion
+from sd_tf.cascade.stage import PixelStage, stage_name
+from sd_tf.checkpoints.bounds import check_schedule
+from sd_tf.checkpoints.schedulers import SCHEDULE, check_scheduler, recommended, warn_of_differences
+from sd_tf.checkpoints.sources import refuse_links_out, resolve
+from sd_tf.checkpoints.text_encoders import open_text_encoder
+from sd_tf.diffusion.schedules import NoiseSchedule
+from sd_tf.errors import InputError, argument, naming, shown
+from sd_tf.files import read_json
+from sd_tf.generation.settings import Settings, read_settings
+from sd_tf.quiet import import_tensorflow
+from sd_tf.text.known_words import read_words
+
+USUAL_STEPS, USUAL_GUIDANCE = {False: 100, True: 50}, {False: 7.0, True: 4.0}  # of diffusers' IF pipelines
+USUAL_AUGMENT_LEVEL = 250  # likewise
+MOST_STAGES = 8
+LONGEST_TEXT = 512  # tokens
+
+
+def load(
+    name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
+) -> CascadedDiffusion:
+    """Reads a cascade: one that was trained here, or a stage of DeepFloyd IF.
+
+    Networks are read when they are first used.
+
+    Args:
+        name_or_folder: a bundled name, a folder of `CascadedDiffusion.save` or of one of diffusers' IF
+            pipelines, or a hub id such as "DeepFloyd/IF-I-M-v1.0".
+        dtype: a Keras precision policy for the UNets; None for Keras' global one.
+        revision: branch, tag or commit of a hub id.
+        variant: variant of the files, such as "fp16".
+        tokenizer: a folder or hub id of a tokenizer to use instead of the model's.
+        prediction_type: not of cascades, whose files always say it.
+
+    Raises:
+        InputError: there is no such model, it is of another kind, or a file is missing or damaged.
+    """
+    model = load_lazily(name_or_folder, dtype, revision, variant, tokenizer, prediction_type)
+    import_tensorflow()
+    return model
+
+
+def load_lazily(
+    name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
+) -> CascadedDiffusion:
+    """As `load`; TensorFlow is not imported yet."""
+    if prediction_type is not None:
+        raise InputError(
+            f"{argument('prediction_type')} is {shown(prediction_type)}, but a cascade's files say what it "
+            "predicts: leave it out"
+        )
+    source = resolve(name_or_folder, revision, variant)
+    if not source.is_dir():
+        raise InputError(f"{source} is a file: a cascade is a folder")
+    refuse_links_out(source)
+    index = read_json(source / MODEL_INDEX, root=source)
+    pipeline = index.get("_class_name")
+    if pipeline == PIPELINE:
+        folders, levels = _stages_of(index, source)
+    else:
+        folders, levels = [source], {}
+    text = open_text_encoder(
+        _with_text_encoder(folders, source), _text_length(folders[0]), None, None, variant, tokenizer
+    )
+    stages = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
+    with naming(source):
+        model = CascadedDiffusion(stages, text)
+    model.dtype, model.known_words = dtype, read_words(source)
+    return model
+
+
+def check(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None):
+    """Raises `InputError` where `load` would, for all but the weights; imports no Keras and no TensorFlow."""
+    load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
+
+
+def _stages_of(index, source):
+    """The folders of the stages, and name -> augmentation level."""
+    file, names = source / MODEL_INDEX, index.get("stages")
+    expected = [stage_name(number) for number in range(min(MOST_STAGES, len(names or ())))]
+    if not isinstance(names, list) or not names or names != expected:
+        raise InputError(f"{file}: stages is {shown(names)}, expected base, sr2 and so on")
+    levels = index.get("augment_levels", {})
+    if not isinstance(levels, dict):
+        raise InputError(f"{file}: augment_levels is {shown(levels)}, expected an object")
+    for name, level in levels.items():
+        if type(level) is not int or level < 0:
+            raise InputError(f"{file}: the augmentation level of {name} is {shown(level)}, not a timestep")
+    for name in names:
+        refuse_links_out(source / name)
+    return [source / name for name in names], levels
+
+
+def _with_text_encoder(folders, source):
+    for folder in folders:
+        if (folder / "text_encoder").is_dir():
+            return folder
+    raise InputError(
+        f"{source} has no text encoder: it is the stage of a cascade, load the whole model, or copy "
+        "text_encoder and tokenizer from its first stage"
+    )
+
+
+def _text_length(folder):
+    """Tokens of a row, as the tokenizer's configuration says; None where it says none that makes sense."""
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    length = read_json(file, root=folder).get("model_max_length")
+    return length if type(length) is int and 4 <= length <= LONGEST_TEXT else None
+
+
+def _stage(folder, dtype, variant, augment_level):
+    index = read_json(folder / MODEL_INDEX, root=folder)
+    pipeline = index.get("_class_name")
+    if pipeline not in (BASE_PIPELINE, SUPER_RESOLUTION_PIPELINE):
+        raise InputError(
+            f"{folder / MODEL_INDEX}: a {shown(pipeline)} is no stage of a cascade, only {BASE_PIPELINE} and "
+            f"{SUPER_RESOLUTION_PIPELINE} are"
+        )
+    unet, schedule = unread_unet(folder, dtype, variant), _schedule(folder, "scheduler")
+    enlarges = pipeline == SUPER_RESOLUTION_PIPELINE
+    noising = _schedule(folder, "image_noising_scheduler") if enlarges else None
+    if augment_level is None:
+        augment_level = USUAL_AUGMENT_LEVEL if enlarges else 0
+    if noising is not None and augment_level >= noising.config.num_train_timesteps:
+        raise InputError(
+            f"{folder}: the augmentation level is {augment_level}, but its schedule has "
+            f"{noising.config.num_train_timesteps} timesteps"
+        )
+    named = recommended(schedule.config)
+    usual = Settings(**named, steps=USUAL_STEPS[enlarges], guidance_scale=USUAL_GUIDANCE[enlarges])
+    with naming(folder):
+        return PixelStage(unet, schedule, noising, read_settings(folder, usual), augment_level)
+
+
+def _schedule(folder, name):
+    file = folder / name / "scheduler_config.json"
+    refuse_links_out(folder / name)
+    values = read_json(file, root=folder)
+    if "_class_name" in values:
+        check_scheduler("_class_name", values["_class_name"], str(file))
+    config = SCHEDULE.from_json(values, str(file))
+    if name == "scheduler":
+        warn_of_differences(config, str(file), known=("thresholding", "variance_type"))
+    with naming(file):
+        schedule = NoiseSchedule(config)
+        check_schedule(schedule)
+    return schedule
