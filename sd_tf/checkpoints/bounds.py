@@ -31,6 +31,7 @@ OF_TENSORS = Bound(1, LARGEST, "a size of tensors, which the file of weights has
 TOKEN = Bound(0, LARGEST, "an id that nothing is looked up by")
 EPSILON = Bound(1e-12, 1.0, "with 0, what does not vary is divided by 0; real ones are 1e-6 and 1e-5")
 HEADS = Bound(1, 1024, "each has a table of all pairs of tokens in memory; real ones are up to 40")
+FACTOR = Bound(1e-3, 1e3, "sums of residual blocks are divided by it; real ones are 1 to 1.5")
 BETA = Bound(1e-8, 0.9999, "a share of a variance; with 0 nothing is lost, with 1 nothing is left")
 
 BOUNDS = {
@@ -45,6 +46,10 @@ BOUNDS = {
     "projection_dim": Bound(0, LARGEST, "as other sizes of tensors; towers without one say 0"),
     "norm_num_groups": Bound(1, LARGEST, "has to divide the channels"),
     "attention_head_dim": HEADS,
+    "addition_embed_type_num_heads": HEADS,
+    "encoder_hid_dim": OF_TENSORS,
+    "resnet_out_scale_factor": FACTOR,
+    "mid_block_scale_factor": FACTOR,
     "num_attention_heads": HEADS,
     "norm_eps": EPSILON,
     "layer_norm_eps": EPSILON,

@@ -6,13 +6,18 @@
 
 from pathlib import Path
 
+from sd_tf.cascade.config_files import PIXEL_UNET
 from sd_tf.cascade.stage import stage_name
+from sd_tf.cascade.unet import PixelUNet
 from sd_tf.checkpoints.config_files import of_diffusers
-from sd_tf.checkpoints.networks import SHARD
+from sd_tf.checkpoints.networks import SHARD, config_of, filled
 from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.schedulers import SCHEDULE
+from sd_tf.checkpoints.sources import refuse_links_out
+from sd_tf.checkpoints.tensors import find, write
 from sd_tf.checkpoints.text_encoders import save_text_encoder_folders
-from sd_tf.files import write_json
+from sd_tf.checkpoints.weight_files import DIFFUSERS
+from sd_tf.files import read_json, write_json
 from sd_tf.generation.settings import write_settings
 from sd_tf.text.known_words import FILE as WORDS_FILE
 from sd_tf.text.known_words import write_words
@@ -92,6 +97,16 @@ def save_stage(model, number, folder, dtype="float32", max_shard_size=SHARD):
         write_json(new / MODEL_INDEX, _stage_index(stage, model.text_encoder if has_text_encoder else None))
 
 
+def save_unet(unet, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes a folder that `diffusers.UNet2DConditionModel.from_pretrained` opens; see `save`.
+
+    With efficient blocks, which diffusers has not, only `load_unet` does.
+    """
+    with replacing(Path(folder)) as new:
+        write_json(new / "config.json", PIXEL_UNET.to_json(unet.config))
+        write(new, DIFFUSERS, unet, dtype, max_shard_size)
+
+
 def _save_schedule(schedule, folder):
     with replacing(folder) as new:
         write_json(new / "scheduler_config.json", SCHEDULE.to_json(schedule.config))
@@ -117,8 +132,21 @@ def _stage_index(stage, text_encoder):
     return of_diffusers(SUPER_RESOLUTION_PIPELINE, **index | noising)
 
 
+# -- reading ----------------------------------------------------------------------------------------
+
+
 def unread_unet(folder, dtype=None, variant=None) -> Unread:
     """The UNet of a stage's folder: its configuration is read now, its weights when they are needed."""
-    file = Path(folder) / "unet" / "config.json"
-    config = PIXEL_UNET.from_json(read_json(file, root=Path(folder)), str(file))
-    return Unread(config, lambda: load_unet(Path(folder) / "unet", dtype, variant))
+    folder = Path(folder)
+    refuse_links_out(folder / "unet")
+    file = folder / "unet" / "config.json"
+    config = PIXEL_UNET.from_json(read_json(file, root=folder), str(file))
+    return Unread(config, lambda: load_unet(folder / "unet", dtype, variant))
+
+
+def load_unet(folder, dtype=None, variant=None) -> PixelUNet:
+    """Reads a folder that `save_unet` or diffusers wrote; see `loading.load` for the arguments."""
+    values, source = config_of(folder)
+    config = PIXEL_UNET.from_json(values, source)
+    tensors = find(Path(folder), DIFFUSERS, variant)
+    return filled(lambda: PixelUNet(config, dtype=dtype), config, tensors, Path(folder))
