@@ -75,7 +75,7 @@ def _download(hub_id, revision, variant) -> Path:
     ]
     parts = ("vae", "unet", "text_encoder")
     with one_line_hub_errors(hub_id):
-        folder = fetch(["*.json", "*.txt"])
+        folder = fetch(["*.json", "*.txt", "*spiece.model"])
         if not (folder / "model_index.json").is_file():  # one part alone, such as a CLIP
             return fetch(of_variant if variant else plain)
         if variant:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sd_tf.config import kept
+from sd_tf.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     kept: dict = kept()
+
+
+def check_buckets(config: T5Config):
+    """Raises `InputError` where positions have too few buckets, or the far ones have no distances."""
+    buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
+    if buckets < 4 or farthest <= buckets // 4:
+        raise InputError(
+            f"relative_attention_num_buckets is {buckets}, relative_attention_max_distance {farthest}: give "
+            "4 buckets or more, and a distance greater than a quarter of them."
+        )
 
 
 @dataclass(frozen=True)

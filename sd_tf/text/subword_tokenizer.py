@@ -197,7 +197,7 @@ def t5_tokenizer(pieces, unk_id, charsmap=None, max_length=T5_LENGTH, roles=None
     """
     _check_pieces(pieces, unk_id)
     roles = T5_ROLES | (roles or {})
-    engine = _engine(lambda: models.Unigram(pieces, unk_id, False))
+    engine = _engine(lambda: models.Unigram(vocab=pieces, unk_id=unk_id, byte_fallback=False))
     if charsmap:
         check_charsmap(charsmap)
         engine.normalizer = normalizers.Precompiled(charsmap)
@@ -318,7 +318,11 @@ def bert_tokenizer(vocab, max_length=BERT_LENGTH, roles=None, added=None, option
     defaults = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
     options, roles = defaults | (options or {}), BERT_ROLES | (roles or {})
     _check_vocab(vocab)
-    engine = _engine(lambda: models.WordPiece(vocab, roles["unk_token"], LONGEST_WORD))
+    engine = _engine(
+        lambda: models.WordPiece(
+            vocab=vocab, unk_token=roles["unk_token"], max_input_chars_per_word=LONGEST_WORD
+        )
+    )
     engine.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=options["tokenize_chinese_chars"],

@@ -19,7 +19,7 @@ from keras import ops
 from sd_tf.errors import InputError, unknown
 from sd_tf.nn.attention import scaled_dot_product_attention
 from sd_tf.nn.precision import at_least_float32
-from sd_tf.text.config import T5Config
+from sd_tf.text.config import T5Config, check_buckets
 
 FEED_FORWARDS = ("relu", "gated-gelu")  # T5 1.0; 1.1 and Flan-T5 (Shazeer 2020)
 MASKED = -1e9  # finite, so that a row without any token of a text is no NaN
@@ -317,13 +317,3 @@ def _check(config):
     if config.feed_forward_proj not in FEED_FORWARDS:
         raise unknown("feed_forward_proj", config.feed_forward_proj, FEED_FORWARDS)
     check_buckets(config)
-
-
-def check_buckets(config: T5Config):
-    """Raises `InputError` where positions have too few buckets, or the far ones have no distances."""
-    buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
-    if buckets < 4 or farthest <= buckets // 4:
-        raise InputError(
-            f"relative_attention_num_buckets is {buckets}, relative_attention_max_distance {farthest}: give "
-            "4 buckets or more, and a distance greater than a quarter of them."
-        )
