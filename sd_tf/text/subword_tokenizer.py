@@ -161,7 +161,7 @@ class SubwordTokenizer:
         write_json(folder / "tokenizer_config.json", config | {"model_max_length": self.max_length})
         for stale in ("vocab.txt", "spiece.model", "special_tokens_map.json", "added_tokens.json"):
             (folder / stale).unlink(missing_ok=True)  # other readers might prefer them to the files above
-        if self.options["tokenizer_class"] == "BertTokenizer":
+        if self.options.get("tokenizer_class") == "BertTokenizer":
             places = {i: token for token, i in self._engine.get_vocab(with_added_tokens=False).items()}
             if sorted(places) == list(range(len(places))):  # a line's number is its token's id
                 lines = [places[i] for i in range(len(places))]

@@ -428,6 +428,23 @@ def test_what_is_no_folder_of_a_text_encoder_is_refused(tmp_path):
             open_text_encoder(name)
 
 
+def test_of_a_whole_model_on_the_hub_only_the_text_encoder_is_downloaded(folders, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    save_text_encoder_folders(open_text_encoder(folders("T5 1.0")[0]), tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    asked = []
+
+    def snapshot_download(hub_id, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    open_text_encoder("team/model")
+    assert "*spiece.model" in asked and "text_encoder/model.safetensors" in asked
+    assert not [pattern for pattern in asked if pattern.startswith(("vae", "unet"))]
+
+
 def test_a_tokenizer_of_another_folder_may_be_named(folders, copy_of, tmp_path):
     folder = copy_of("T5 1.0")
     (tmp_path / "words").mkdir()
