@@ -29,7 +29,7 @@ class Bound(NamedTuple):
 
 OF_TENSORS = Bound(1, LARGEST, "a size of tensors, which the file of weights has to have")
 TOKEN = Bound(0, LARGEST, "an id that nothing is looked up by")
-EPSILON = Bound(1e-12, 1.0, "with 0, what does not vary is divided by 0; real ones are 1e-6 and 1e-5")
+EPSILON = Bound(1e-12, 1.0, "with 0, what does not vary is divided by 0; real ones are 1e-12 to 1e-5")
 HEADS = Bound(1, 1024, "each has a table of all pairs of tokens in memory; real ones are up to 40")
 FACTOR = Bound(1e-3, 1e3, "sums of residual blocks are divided by it; real ones are 1 to 1.5")
 BETA = Bound(1e-8, 0.9999, "a share of a variance; with 0 nothing is lost, with 1 nothing is left")
@@ -39,7 +39,8 @@ BOUNDS = {
         [
             *("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block"),
             *("cross_attention_dim", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-            *("num_channels", "patch_size"),
+            *("num_channels", "patch_size", "d_model", "d_kv", "d_ff", "num_layers", "type_vocab_size"),
+            "relative_attention_num_buckets",
         ],
         OF_TENSORS,
     ),
@@ -51,13 +52,16 @@ BOUNDS = {
     "resnet_out_scale_factor": FACTOR,
     "mid_block_scale_factor": FACTOR,
     "num_attention_heads": HEADS,
+    "num_heads": HEADS,
     "norm_eps": EPSILON,
     "layer_norm_eps": EPSILON,
+    "layer_norm_epsilon": EPSILON,
     "sample_size": Bound(1, MOST_PIXELS, "the size of what is drawn; a model's memory has bounds besides"),
     "scaling_factor": Bound(1e-4, 1e4, "latents are divided by it; real ones are 0.1 to 2"),
     "shift_factor": Bound(-1e4, 1e4, "latents are shifted by it; real ones are about 0.1"),
     "freq_shift": Bound(0, 1, "the embedding's frequencies are divided by what it leaves of their number"),
-    "max_position_embeddings": Bound(1, 1024, "attention takes its square; real ones are 77 and 248"),
+    "max_position_embeddings": Bound(1, 1024, "attention takes its square; real ones are 77 to 512"),
+    "relative_attention_max_distance": Bound(2, 1_000_000, "tokens; real ones are 128"),
     "image_size": Bound(1, MOST_PIXELS, "pictures are resized to it; real ones are 224 and 336"),
     **dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], TOKEN),
     "num_train_timesteps": Bound(1, MOST_TIMESTEPS, "as many levels of noise are laid out"),

@@ -12,8 +12,8 @@ import typing
 from collections.abc import Callable
 
 from sd_tf.checkpoints.bounds import check_lengths, check_number
-from sd_tf.errors import InputError, shown
-from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
+from sd_tf.errors import InputError, naming, shown
+from sd_tf.text.config import BertConfig, CLIPTextConfig, CLIPVisionConfig, T5Config, check_buckets
 
 DIFFUSERS_VERSION = "0.30.0"  # the layout written; diffusers reads older layouts than its own
 
@@ -160,4 +160,18 @@ CLIP_VISION = Kind(
         "patch_size": 32,
     },
     check=_check_patches,
+)
+
+
+def _check_t5(config, source):
+    with naming(source):
+        check_buckets(config)
+
+
+T5 = Kind(T5Config, {"architectures": ["T5EncoderModel"], "model_type": "t5"}, {}, check=_check_t5)
+
+BERT = Kind(
+    BertConfig,
+    {"architectures": ["BertModel"], "model_type": "bert"},
+    {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
 )

@@ -63,7 +63,7 @@ def check_counts(config, tensors, source):
     """A network of many layers would take for ever to lay out, only to find that its file has others."""
     most = min(len(tensors) // TENSORS_OF_A_LAYER, MOST_LAYERS)
     levels = len(getattr(config, "block_out_channels", "1"))
-    for name in ("block_out_channels", "layers_per_block", "num_hidden_layers"):
+    for name in ("block_out_channels", "layers_per_block", "num_hidden_layers", "num_layers"):
         value = getattr(config, name, 1)
         layers = levels * (1 if isinstance(value, tuple) else value)
         if not 0 < layers <= most:

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent
 INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
 BUNDLED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 MOST_WEIGHTS = 30_000_000_000  # bytes of a model; Stable Diffusion's single files have up to 8 GB
+PARTS = ("vae", "unet", "text_encoder")  # whose weights a whole model is downloaded with
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -28,13 +29,16 @@ def is_on_disk(name_or_folder) -> bool:
     return name in bundled_names() or os.path.exists(os.path.expanduser(name))
 
 
-def resolve(name_or_folder, revision: str | None = None, variant: str | None = None) -> Path:
+def resolve(
+    name_or_folder, revision: str | None = None, variant: str | None = None, parts: tuple[str, ...] = PARTS
+) -> Path:
     """A bundled name, a path or a hub id -> the folder, or the file where a path names one.
 
     Args:
         name_or_folder: looked for in this order.
         revision: branch, tag or commit of a model on the hub.
         variant: of the weights to download.
+        parts: those of a whole model whose weights are downloaded.
 
     Raises:
         InputError: it is none of these, or the hub cannot be reached.
@@ -46,7 +50,7 @@ def resolve(name_or_folder, revision: str | None = None, variant: str | None = N
     if os.path.exists(path):  # of a name that is none, too, such as one of 300 characters
         return path
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
-        return _download(name, revision, variant)
+        return _download(name, revision, variant, parts)
     if os.sep in name or name.startswith(".") or path.suffix:
         raise InputError(
             f"no file or folder {name!r}: train a model with python -m sd_tf.train, or name another"
@@ -54,7 +58,7 @@ def resolve(name_or_folder, revision: str | None = None, variant: str | None = N
     raise unknown("model", name, [*bundled_names(), "a folder that holds one"])
 
 
-def _download(hub_id, revision, variant) -> Path:
+def _download(hub_id, revision, variant, parts) -> Path:
     """Configurations and safetensors files of a model, into the hub's own cache.
 
     `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE` and the rest mean what they mean to huggingface_hub. A
@@ -73,9 +77,8 @@ def _download(hub_id, revision, variant) -> Path:
         for stem in stems
         for name in (f"{stem}.{variant}.safetensors", f"{stem}.{variant}-*-of-*.safetensors")
     ]
-    parts = ("vae", "unet", "text_encoder")
     with one_line_hub_errors(hub_id):
-        folder = fetch(["*.json", "*.txt"])
+        folder = fetch(["*.json", "*.txt", "*spiece.model"])
         if not (folder / "model_index.json").is_file():  # one part alone, such as a CLIP
             return fetch(of_variant if variant else plain)
         if variant:

@@ -41,7 +41,7 @@ def recorded_attention():
         _recorded.reset(token)
 
 
-def scaled_dot_product_attention(query, key, value, num_heads, mask=None, record=None):
+def scaled_dot_product_attention(query, key, value, num_heads, mask=None, record=None, scale=None):
     """Multi-head attention without its projections (Vaswani et al. 2017, equation 1).
 
     Args:
@@ -51,13 +51,14 @@ def scaled_dot_product_attention(query, key, value, num_heads, mask=None, record
         mask: None, or float, broadcastable to (batch, heads, tokens, context tokens), added to
             the logits.
         record: None, or a list to which the weights (batch, heads, tokens, context tokens) are appended.
+        scale: what the logits are multiplied by; None for one over the root of a head's width.
 
     Returns:
         (batch, tokens, width), the dtype of `value`. The softmax is computed in float32 or wider.
     """
     _, tokens, width = query.shape
     context_tokens, head_width = ops.shape(key)[1], width // num_heads  # an int if it is known
-    query = query * (1.0 / math.sqrt(head_width))
+    query = query * (1.0 / math.sqrt(head_width) if scale is None else scale)
 
     def heads(x, tokens):  # (batch, tokens, width) -> (batch, heads, tokens, head width)
         return ops.transpose(ops.reshape(x, (-1, tokens, num_heads, head_width)), (0, 2, 1, 3))

@@ -1,4 +1,4 @@
-"""What every text encoder promises, and CLIP's text tower as one.
+"""What every text encoder promises, and CLIP's text tower, T5's encoder and BERT as one.
 
 A text encoder turns texts into token ids with a mask, and these into states that a network attends to.
 """
@@ -8,7 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from sd_tf.errors import unknown
 from sd_tf.hashing import fingerprint, weights_fingerprint
+
+CLIP_ROWS = 8  # of CLIP's length that a prompt is read in
+POOLINGS = ("mean", "cls")
 
 
 class EncodedText(NamedTuple):
@@ -25,6 +29,28 @@ class EncodedText(NamedTuple):
     pooled: Any = None
 
 
+class TextTokenizer(Protocol):
+    """How a text encoder's rows are made, for prompts whose words have weights.
+
+    Attributes:
+        max_length: tokens of a row.
+        room: tokens of a text that a row holds; the others begin and end it.
+        first: the place in a row of a text's first token.
+        continued: id of a word that stands for several tokens -> the ids of all of them.
+    """
+
+    max_length: int
+    room: int
+    first: int
+    continued: dict[int, tuple[int, ...]]
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text, without what begins and ends a row."""
+
+    def row(self, ids: Sequence[int]) -> np.ndarray:
+        """Token ids, at most `room`, as int32 (max_length,): begin, ids, end, padding."""
+
+
 class TextEncoder(Protocol):
     """A frozen network that reads texts.
 
@@ -33,17 +59,24 @@ class TextEncoder(Protocol):
         length: tokens of a row, padding included.
         fingerprint: a short hash of its weights and vocabulary: equal where the same text gets the same
             states. What is cached is named by it.
+        tokenizer: makes its rows.
+        most_rows: the most rows that a prompt is read in; what is longer is cut.
     """
 
     width: int
     length: int
     fingerprint: str
+    tokenizer: TextTokenizer
+    most_rows: int
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Texts to token ids int32 (n, length), cut or padded to `length`, and their mask, bool."""
 
     def encode(self, ids, mask) -> EncodedText:
         """Token ids and their mask, both (n, length), to states."""
+
+    def magnitude(self, states: np.ndarray) -> float:
+        """What of the states stays as it was when some of them are multiplied by weights of words."""
 
 
 class CLIPTextEncoder:
@@ -60,11 +93,13 @@ class CLIPTextEncoder:
             `encode`. There is no pooled state then.
 
     Attributes:
-        tokenizer, run: as given.
+        tokenizer, config, network, run: as given.
     """
 
+    most_rows = CLIP_ROWS
+
     def __init__(self, tokenizer, config, network: Callable, run: Callable | None = None):
-        self.tokenizer, self._network, self.run = tokenizer, network, run
+        self.tokenizer, self.config, self.network, self.run = tokenizer, config, network, run
         self.width, self.length = config.hidden_size, tokenizer.max_length
 
     @property
@@ -72,7 +107,7 @@ class CLIPTextEncoder:
         """A short hash of the tower's weights and the tokenizer's words."""
         tokenizer = self.tokenizer
         words = (tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, tokenizer.added_tokens)
-        return fingerprint(weights_fingerprint(self._network()), *map(repr, words), self.length)
+        return fingerprint(weights_fingerprint(self.network()), *map(repr, words), self.length)
 
     def tokenize(self, texts):
         """Texts to token ids int32 (n, length) and their mask, bool: the start, the text and its end.
@@ -87,5 +122,110 @@ class CLIPTextEncoder:
         """Token ids and their mask, both (n, length), to states; the mask is returned as it is."""
         if self.run is not None:
             return EncodedText(self.run(ids), mask)
-        output = self._network()(ids)
+        output = self.network()(ids)
         return EncodedText(output.last_hidden_state, mask, output.pooled)
+
+    @staticmethod
+    def magnitude(states) -> float:
+        """The mean, as in AUTOMATIC1111's interface: CLIP's states have one that is not 0."""
+        return float(states.mean(dtype="float64"))
+
+
+class _MaskedTextEncoder:
+    """What T5 and BERT have in common: their states attend to the text's tokens alone.
+
+    A text is one row, as positions and meaning go on through all of it: what does not fit is cut.
+    """
+
+    most_rows = 1
+
+    def __init__(self, tokenizer, config, network: Callable):
+        self.tokenizer, self.config, self.network = tokenizer, config, network
+        self.length = tokenizer.max_length
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the network's weights, the vocabulary and the length."""
+        return fingerprint(weights_fingerprint(self.network()), self.tokenizer.fingerprint)
+
+    def tokenize(self, texts):
+        """Texts to token ids int32 (n, length) and their mask, bool.
+
+        A text that does not fit is cut, with a warning, and keeps its end token.
+        """
+        return self.tokenizer(texts)
+
+    @staticmethod
+    def magnitude(states) -> float:
+        """The root mean square: the mean of these states is about 0, and its sign is chance."""
+        return float(np.sqrt(np.square(states, dtype="float64").mean()))
+
+
+class T5TextEncoder(_MaskedTextEncoder):
+    """T5's encoder as a `TextEncoder`. It has no pooled state.
+
+    Args:
+        tokenizer: a `SubwordTokenizer` of T5.
+        config: the `T5Config`.
+        network: gives the `T5EncoderModel`.
+
+    Attributes:
+        tokenizer, config, network: as given.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the network.
+    """
+
+    def __init__(self, tokenizer, config, network: Callable):
+        super().__init__(tokenizer, config, network)
+        tokenizer.check_fits(config.vocab_size)
+        self.width = config.d_model
+
+    def encode(self, ids, mask) -> EncodedText:
+        """Token ids and their mask, both (n, length), to states (n, length, d_model)."""
+        return EncodedText(self.network()(ids, mask), mask)
+
+
+class BertTextEncoder(_MaskedTextEncoder):
+    """BERT as a `TextEncoder`, and so the sentence-transformers that are made of it.
+
+    The pooled state is that of sentence-transformers (Reimers & Gurevych 2019, section 3), and not the
+    output of BERT's own pooler, which was trained to tell sentences that follow each other.
+
+    Args:
+        tokenizer: a `SubwordTokenizer` of BERT.
+        config: the `BertConfig`.
+        network: gives the `BertModel`.
+        pooling: "mean" for the mean of the states over the text's tokens, begin and end among them; "cls" for
+            the first token's state.
+        normalize: whether the pooled state is divided by its length.
+
+    Attributes:
+        tokenizer, config, network, pooling, normalize: as given.
+
+    Raises:
+        InputError: the tokenizer has more tokens, or longer rows, than the network; or there is no such
+            pooling.
+    """
+
+    def __init__(self, tokenizer, config, network: Callable, pooling: str = "mean", normalize: bool = False):
+        super().__init__(tokenizer, config, network)
+        if pooling not in POOLINGS:
+            raise unknown("pooling", pooling, POOLINGS)
+        tokenizer.check_fits(config.vocab_size, config.max_position_embeddings)
+        self.width, self.pooling, self.normalize = config.hidden_size, pooling, normalize
+
+    def encode(self, ids, mask) -> EncodedText:
+        """Token ids and their mask, both (n, length), to states (n, length, width) and pooled (n, width)."""
+        from keras import ops  # only here: it is slow to import, and texts are tokenised without it
+
+        states = self.network()(ids, mask).last_hidden_state
+        pooled = ops.cast(states, "float32")
+        if self.pooling == "cls":
+            pooled = pooled[:, 0]
+        else:
+            weights = ops.cast(mask, "float32")[..., None]
+            pooled = ops.sum(pooled * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
+        if self.normalize:
+            pooled = ops.normalize(pooled, axis=-1, epsilon=1e-12)
+        return EncodedText(states, mask, pooled)

@@ -11,7 +11,8 @@
                              to their mean
 
 In all of them a backslash makes a parenthesis text, and in `a1111` a bracket too. Rows are the parts that a
-prompt longer than the text encoder is read in.
+prompt longer than the text encoder is read in. T5 and BERT read one row, in which BREAK is a space; their
+states keep their root mean square, as their mean is about 0.
 
 References: AUTOMATIC1111/stable-diffusion-webui, `modules/prompt_parser.py` and `modules/sd_hijack_clip.py`;
 comfyanonymous/ComfyUI, `comfy/sd1_clip.py`.

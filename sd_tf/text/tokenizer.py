@@ -64,6 +64,7 @@ class Tokenizer:
             "<mine>_2" and so on follow "<mine>", that stands for all of them in a prompt, as in diffusers.
 
     Attributes:
+        first: the place in a row of a text's first token.
         added_tokens: likewise, with those of the roles.
         continued: id of a word that stands for several tokens -> the ids of all of them.
 
@@ -77,6 +78,8 @@ class Tokenizer:
 
     Reference: openai/CLIP, `clip/simple_tokenizer.py`; `transformers.CLIPTokenizer`.
     """
+
+    first = 1
 
     def __init__(self, vocab, merges, max_length=CLIP_LENGTH, special_tokens=None, added_tokens=None):
         _check_vocab(vocab, merges)
@@ -124,6 +127,11 @@ class Tokenizer:
         self.continued = _continued({token.content: i for i, token in self.added_tokens.items()})
 
     @property
+    def room(self):
+        """Tokens of a text that a row holds: all but begin and end."""
+        return self.max_length - 2
+
+    @property
     def vocab_size(self):
         """One more than the highest id: the rows a token embedding needs."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -149,7 +157,7 @@ class Tokenizer:
 
     def ids(self, text):
         """The token ids of a text, without begin and end."""
-        encoding = self._tokenizer.encode(_encodable(text), add_special_tokens=False)
+        encoding = self._tokenizer.encode(encodable(text), add_special_tokens=False)
         return [each for i in encoding.ids for each in self.continued.get(i, (i,))]
 
     def row(self, ids):
@@ -197,10 +205,9 @@ class Tokenizer:
         """
         if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
             raise InputError(f"prompts is {shown(prompts)}: pass a list of texts.")
-        prompts = [_encodable(prompt) for prompt in prompts]
+        prompts = [encodable(prompt) for prompt in prompts]
         rows = np.empty((len(prompts), self.max_length), np.int32)
-        room = self.max_length - 2  # begin and end
-        cut = []
+        room, cut = self.room, []
         encodings = self._tokenizer.encode_batch(prompts, add_special_tokens=False)
         for i, (prompt, encoding) in enumerate(zip(prompts, encodings, strict=True)):
             ids = [
@@ -250,7 +257,7 @@ class Tokenizer:
             max_length = _read_length(config, config_file)
         # Newer files hold every option in `added_tokens_decoder`; older ones in files of their own.
         if "added_tokens_decoder" in config:
-            added = _added_tokens(config["added_tokens_decoder"], config_file)
+            added = read_added_tokens(config["added_tokens_decoder"], config_file)
             special = _special_tokens(config, config_file)
         else:
             map_file, added_file = folder / "special_tokens_map.json", folder / "added_tokens.json"
@@ -362,7 +369,7 @@ def _count_words(captions):
     counts, empty = Counter(), True
     for caption in captions:
         empty = False
-        text = normalizer.normalize_str(_encodable(caption))
+        text = normalizer.normalize_str(encodable(caption))
         counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
     if empty:
         raise InputError("captions is empty: pass at least one text to learn a vocabulary from.")
@@ -415,7 +422,12 @@ def _merged(symbols, pair):
     return merged
 
 
-def _encodable(text):
+def encodable(text):
+    """A text without half characters, which UTF-8 cannot hold: they become U+FFFD.
+
+    Raises:
+        InputError: it is no text.
+    """
     if not isinstance(text, str):
         raise InputError(f"{shown(text)} is not a text but {type(text).__name__}: pass strings.")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -512,15 +524,16 @@ def _read_joint(file):
     added = content.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise InputError(f"{file} has the added tokens {shown(added)}: a list of tokens is expected.")
-    return vocab, pairs, _added_tokens({str(token.get("id")): token for token in added}, file)
+    return vocab, pairs, read_added_tokens({str(token.get("id")): token for token in added}, file)
 
 
 def _special_tokens(options, file):
     """The roles among `options`, each a string or a dictionary of `AddedToken`'s options."""
-    return {role: _token(options[role], file) for role in ROLES if options.get(role) is not None}
+    return {role: read_token(options[role], file) for role in ROLES if options.get(role) is not None}
 
 
-def _token(entry, file):
+def read_token(entry, file):
+    """A token as files have it: a string, or an object of `AddedToken`'s options, which becomes one."""
     if isinstance(entry, str):
         return entry
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
@@ -532,8 +545,8 @@ def _token(entry, file):
     return AddedToken(entry["content"], special=bool(entry.get("special", True)), **flags)
 
 
-def _added_tokens(entries, file):
-    """id -> dictionary of `AddedToken`'s options, as ids and tokens."""
+def read_added_tokens(entries, file):
+    """id -> dictionary of `AddedToken`'s options, as a file has them, as ids and tokens."""
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise InputError(f"{file} has the added tokens {shown(entries)}: each is an id and its options.")
     try:
@@ -542,7 +555,7 @@ def _added_tokens(entries, file):
         raise InputError(
             f"{file} has added tokens with the ids {shown(list(entries))}: use integers."
         ) from error
-    return {token_id: _token(entry, file) for token_id, entry in zip(ids, entries.values(), strict=True)}
+    return {token_id: read_token(entry, file) for token_id, entry in zip(ids, entries.values(), strict=True)}
 
 
 def _legacy_added_tokens(file, special_tokens):

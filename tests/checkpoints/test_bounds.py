@@ -23,7 +23,7 @@ from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.latent.loading import load_lazily
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.presets import PRESETS
-from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
+from sd_tf.text.config import BertConfig, CLIPTextConfig, CLIPVisionConfig, T5Config
 
 CROSS = {
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
@@ -56,6 +56,21 @@ REAL = {  # what published files say
     "ViT-bigG/14": (
         files.CLIP_VISION,
         {"hidden_size": 1664, "patch_size": 14, "projection_dim": 1280},
+    ),
+    "T5-small": (files.T5, {"d_model": 512, "relative_attention_num_buckets": 32}),
+    "T5-XXL": (
+        files.T5,
+        {
+            "d_model": 4096,
+            "d_ff": 10240,
+            "num_heads": 64,
+            "num_layers": 24,
+            "feed_forward_proj": "gated-gelu",
+        },
+    ),
+    "MiniLM": (
+        files.BERT,
+        {"hidden_size": 384, "num_hidden_layers": 6, "max_position_embeddings": 512, "layer_norm_eps": 1e-12},
     ),
     "schedule of 1.x": (SCHEDULE, {**BETAS, "steps_offset": 1}),
     "schedule of 2.x": (SCHEDULE, {**BETAS, "prediction_type": "v_prediction"}),
@@ -117,7 +132,8 @@ def test_sizes_of_stable_diffusion_are_drawn_by_it(unet, size):
 
 def test_every_number_of_every_configuration_has_bounds_and_a_reason():
     numbers = set()
-    for kind in (AutoencoderConfig, UNetConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig):
+    kinds = [AutoencoderConfig, UNetConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig]
+    for kind in [*kinds, T5Config, BertConfig]:
         for name, of in typing.get_type_hints(kind).items():
             if "int" in str(of) or "float" in str(of):
                 numbers.add(name)

@@ -1,0 +1,268 @@
+"""Text encoders of any kind in folders, as transformers and sentence-transformers write and read them.
+
+The configuration and the tokenizer are read when a folder is opened, the weights when something is encoded.
+Keras is imported only then.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+from sd_tf.checkpoints.config_files import BERT, CLIP_TEXT, T5
+from sd_tf.checkpoints.networks import SHARD, config_of, filled
+from sd_tf.checkpoints.replacing import replacing
+from sd_tf.checkpoints.sources import refuse_links_out, resolve
+from sd_tf.checkpoints.tensors import find, write
+from sd_tf.checkpoints.tokenizers import load_tokenizer
+from sd_tf.checkpoints.weight_files import TRANSFORMERS
+from sd_tf.errors import InputError, naming, shown, unknown
+from sd_tf.files import parse_json, read_bytes, read_json, write_json, write_text
+from sd_tf.quiet import import_tensorflow
+from sd_tf.text.config import BertConfig, CLIPTextConfig, T5Config
+from sd_tf.text.encoder import POOLINGS, BertTextEncoder, CLIPTextEncoder, T5TextEncoder, TextEncoder
+from sd_tf.text.subword_tokenizer import BERT_LENGTH, T5_LENGTH, read_bert_tokenizer, read_t5_tokenizer
+
+MODULES, POOLING = "modules.json", "1_Pooling"  # of sentence-transformers
+MOST_MODULES = 100_000  # bytes; real ones have 400
+POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+PREFIXES = {"clip": ("CLIP",), "t5": ("T5",), "bert": ("Bert",)}  # of the classes that `architectures` names
+MODEL_TYPES = {"clip_text_model": "clip", "clip": "clip", "t5": "t5", "bert": "bert"}
+NOT_THE_ENCODERS = ("decoder.", "lm_head.")  # keys of a whole T5
+NOT_BERTS = ("cls.", "classifier.", "qa_outputs.")  # keys of what stands on top of BERT
+OLD_NORMS = {"gamma": "weight", "beta": "bias"}  # in files that were converted from TensorFlow
+
+
+def open_text_encoder(
+    name_or_folder, length=None, dtype=None, revision=None, variant=None, tokenizer=None
+) -> TextEncoder:
+    """Opens a frozen text encoder: CLIP's text tower, T5's encoder, BERT or a sentence-transformer of it.
+
+    Args:
+        name_or_folder: a folder with `config.json`, weights and a tokenizer, as transformers writes it; a
+            folder with `text_encoder` and `tokenizer` in it, as diffusers does; or a hub id.
+        length: tokens of a row; None for all positions of CLIP, 77 for T5, and 64 for BERT or as many
+            positions as it has, if those are fewer.
+        dtype: a Keras precision policy, such as "bfloat16"; None for Keras' global one.
+        revision: branch, tag or commit of a hub id.
+        variant: of the weights, such as "fp16".
+        tokenizer: a folder or hub id of a tokenizer to use instead.
+
+    Returns:
+        A `TextEncoder`, which reads its weights when it first encodes. Of a whole T5 the decoder is left out,
+        and of a BERT what stands on top of it. The pooled state of BERT is the one that the files of
+        sentence-transformers say, if they are there, and otherwise the mean of its states.
+
+    Raises:
+        InputError: there is no such folder, it is of another kind, a file is missing or damaged, or its parts
+            do not fit together. What is wrong with the weights is said when they are read.
+    """
+    source = resolve(name_or_folder, revision, variant, parts=("text_encoder",))
+    folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
+    if folder != source:
+        refuse_links_out(source, ("text_encoder", "tokenizer"))
+    values, file = config_of(folder)
+    kind = _kind_of(values, file)
+    words = resolve(tokenizer, parts=()) if tokenizer is not None else _tokenizer_folder(source, folder)
+    refuse_links_out(words)
+    return _OPENERS[kind](folder, words, values, file, length, dtype, variant)
+
+
+def save_text_encoder_folders(encoder: TextEncoder, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes `text_encoder` and `tokenizer` in a folder, which transformers and `open_text_encoder` open.
+
+    What is in the folder besides stays.
+
+    Args:
+        encoder: one of `open_text_encoder`, or made of the same parts.
+        folder: made if it is missing.
+        dtype: of the tensors in the files, "float32", "float16" or "bfloat16".
+        max_shard_size: most bytes of one file, a whole number or a string such as "5GB".
+
+    Raises:
+        InputError: the folder cannot be written, or the dtype or the size is invalid.
+    """
+    folder, network = Path(folder), encoder.network()
+    kind = {CLIPTextConfig: CLIP_TEXT, T5Config: T5, BertConfig: BERT}[type(encoder.config)]
+    with replacing(folder / "text_encoder") as new:
+        architecture = {"architectures": [type(network).__name__]}
+        write_json(new / "config.json", kind.to_json(encoder.config, architecture))
+        write(new, TRANSFORMERS, network, dtype, max_shard_size)
+        if kind is BERT:
+            _write_pooling(new, encoder)
+    with replacing(folder / "tokenizer") as new:
+        encoder.tokenizer.save(new)
+
+
+def _kind_of(values, file):
+    """ "clip", "t5" or "bert": what a configuration is of."""
+    model_type, architectures = values.get("model_type"), values.get("architectures")
+    if model_type is None and isinstance(architectures, list) and architectures:
+        named = str(architectures[0])
+        for kind, prefixes in PREFIXES.items():
+            if named.startswith(prefixes):
+                return kind
+        raise InputError(f"{file}: architectures names {shown(named)}, not CLIP, T5 or BERT")
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        with naming(file):
+            raise unknown("model_type", model_type, MODEL_TYPES)
+    return MODEL_TYPES[model_type]
+
+
+def _tokenizer_folder(source, folder):
+    """Where the tokenizer of a text encoder is: beside it, in it, or in a folder of the same number."""
+    places = [folder.parent / folder.name.replace("text_encoder", "tokenizer"), source / "tokenizer"]
+    if not folder.name.startswith("text_encoder"):
+        places = [source / "tokenizer"]
+    return next((place for place in places if place.is_dir()), folder)
+
+
+# -- CLIP ---------------------------------------------------------------------------------------------
+
+
+def _open_clip(folder, words, values, file, length, dtype, variant):
+    config = CLIP_TEXT.from_json(_text_values(values), file)
+    tokenizer = load_tokenizer(words, config.max_position_embeddings if length is None else length)
+    with naming(folder):
+        tokenizer.check_fits(config)
+
+    @functools.cache
+    def network():
+        import_tensorflow()
+        from sd_tf.checkpoints.clip import load_text_encoder
+
+        return load_text_encoder(folder, dtype, variant)
+
+    return CLIPTextEncoder(tokenizer, config, network)
+
+
+def _text_values(values):
+    """The text tower's part of the configuration of a whole CLIP."""
+    if "text_config" not in values:
+        return values
+    text = values["text_config"]
+    projection = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+    return text | projection if isinstance(text, dict) else text
+
+
+# -- T5 -----------------------------------------------------------------------------------------------
+
+
+def _open_t5(folder, words, values, file, length, dtype, variant):
+    config = T5.from_json(values, file)
+    tokenizer = read_t5_tokenizer(words, T5_LENGTH if length is None else length)
+
+    @functools.cache
+    def network():
+        import_tensorflow()
+        from sd_tf.text.t5 import T5EncoderModel
+
+        tensors = _t5_names(find(folder, TRANSFORMERS, variant))
+        return filled(lambda: T5EncoderModel(config, dtype=dtype), config, tensors, folder)
+
+    with naming(folder):
+        return T5TextEncoder(tokenizer, config, network)
+
+
+def _t5_names(tensors):
+    """The encoder's keys of a file, with one name for the embedding, which files have under two."""
+    tensors = {key: each for key, each in tensors.items() if not key.startswith(NOT_THE_ENCODERS)}
+    second = tensors.pop("encoder.embed_tokens.weight", None)
+    if second is None:
+        return tensors
+    first = tensors.setdefault("shared.weight", second)
+    if first.shape != second.shape:
+        raise InputError(
+            f"{second.file}: {second.key} has shape {second.shape}, {first.key} {first.shape}: they are one "
+            "embedding"
+        )
+    return tensors
+
+
+# -- BERT ---------------------------------------------------------------------------------------------
+
+
+def _open_bert(folder, words, values, file, length, dtype, variant):
+    config = BERT.from_json(values, file)
+    own_length = min(BERT_LENGTH, config.max_position_embeddings)
+    tokenizer = read_bert_tokenizer(words, own_length if length is None else length)
+
+    @functools.cache
+    def network():
+        import_tensorflow()
+        from sd_tf.text.bert import BertModel
+
+        tensors = _bert_names(find(folder, TRANSFORMERS, variant))
+        pooler = "pooler.dense.weight" in tensors
+        return filled(lambda: BertModel(config, pooler, dtype=dtype), config, tensors, folder)
+
+    pooling, normalize = _read_pooling(folder)
+    with naming(folder):
+        return BertTextEncoder(tokenizer, config, network, pooling, normalize)
+
+
+def _bert_names(tensors):
+    """The keys of a file without those of what stands on top, and without older names."""
+    prefix = "bert." if any(key.startswith("bert.") for key in tensors) else ""
+    current = {}
+    for key, tensor in tensors.items():
+        if key.startswith(NOT_BERTS):
+            continue
+        module, _, last = key.removeprefix(prefix).rpartition(".")
+        if module.endswith("LayerNorm"):
+            last = OLD_NORMS.get(last, last)
+        new = f"{module}.{last}"
+        if new in current:
+            raise InputError(
+                f"{tensor.file}: {current[new].key} and {key} are both {new}: another writer's file?"
+            )
+        current[new] = tensor
+    return current
+
+
+def _read_pooling(folder):
+    """(pooling, normalize) as the files of sentence-transformers say; the mean, unscaled, without them."""
+    modules, normalize, pooling = folder / MODULES, False, "mean"
+    if modules.is_file():
+        found = parse_json(read_bytes(modules, MOST_MODULES, root=folder), modules)
+        is_list = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+        names = [str(each.get("type")).rpartition(".")[2] for each in found] if is_list else None
+        if names not in (
+            ["Transformer"],
+            ["Transformer", "Pooling"],
+            ["Transformer", "Pooling", "Normalize"],
+        ):
+            raise InputError(
+                f"{modules} has the modules {shown(names or found)}: only Transformer, then Pooling, then "
+                "Normalize are supported"
+            )
+        normalize = "Normalize" in names
+    file = folder / POOLING / "config.json"
+    if file.is_file():
+        values = read_json(file, root=folder)
+        modes = [mode for name, mode in POOLING_MODES.items() if values.get(name) is True]
+        all_modes = [name for name in values if name.startswith("pooling_mode_") and values[name] is True]
+        if values.get("pooling_mode") in POOLINGS and not all_modes:  # sentence-transformers 5.4 and on
+            modes = all_modes = [values["pooling_mode"]]
+        if len(modes) != 1 or len(all_modes) != 1:
+            said = {name: value for name, value in values.items() if name.startswith("pooling_mode")}
+            raise InputError(
+                f"{file} says {shown(said, 300)}: only one of {', '.join(POOLINGS)} is supported"
+            )
+        pooling = modes[0]
+    return pooling, normalize
+
+
+def _write_pooling(folder, encoder):
+    """The pooling, as sentence-transformers writes it."""
+    names = [("", "Transformer"), (POOLING, "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate(names[: 3 if encoder.normalize else 2])
+    ]
+    (folder / POOLING).mkdir()
+    modes = {name: encoder.pooling == mode for name, mode in POOLING_MODES.items()}
+    write_json(folder / POOLING / "config.json", {"word_embedding_dimension": encoder.width, **modes})
+    write_text(folder / MODULES, json.dumps(modules, indent=2) + "\n")
+
+
+_OPENERS = {"clip": _open_clip, "t5": _open_t5, "bert": _open_bert}
