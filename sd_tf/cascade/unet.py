@@ -170,7 +170,7 @@ class UpLevel(Level):
 
 @keras.saving.register_keras_serializable("sd_tf")
 class PixelUNet(keras.Model):
-    """`unet(images, timesteps, context, mask=None, class_labels=None)`.
+    """`unet(images, timesteps, context, text_mask=None, class_labels=None)`.
 
     Args:
         config: a `PixelUNetConfig`, or its fields as a dictionary.
@@ -182,7 +182,7 @@ class PixelUNet(keras.Model):
             of levels less one, or of levels for efficient blocks.
         timesteps: (batch,), integer or float.
         context: the text's states, (batch, tokens, encoder_hid_dim).
-        mask: bool (batch, tokens), True at tokens to attend to; None for all. The pooling of the text sees
+        text_mask: bool (batch, tokens), True at tokens to attend to; None for all. The pooling of the text sees
             all tokens, as in diffusers.
         class_labels: (batch,), the timestep of the noise on the picture to enlarge.
 
@@ -291,7 +291,7 @@ class PixelUNet(keras.Model):
         self.conv_out.build((None, None, None, width))
         self.built = True
 
-    def call(self, images, timesteps, context, mask=None, class_labels=None):
+    def call(self, images, timesteps, context, text_mask=None, class_labels=None):
         time = self.time_embedding(self._sinusoidal(timesteps))
         if self.class_embedding is not None:
             if class_labels is None:
@@ -301,8 +301,7 @@ class PixelUNet(keras.Model):
         if self.time_act is not None:
             time = self.time_act(time)
         context = self.encoder_hid_proj(context)
-        if mask is not None:
-            mask = (ops.cast(mask, "float32") - 1.0) * 10000.0
+        mask = None if text_mask is None else (ops.cast(text_mask, "float32") - 1.0) * 10000.0
 
         x = self.conv_in(images)
         skips = [x] if self.has_first_skip else []
