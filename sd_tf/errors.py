@@ -62,6 +62,11 @@ def unknown(kind: str, name, valid) -> InputError:
     return InputError(f"unknown {kind} {shown(str(name))}: {hint}Valid: {', '.join(valid)}.")
 
 
+def install_extra(extra: str) -> str:
+    """How to install an extra, for messages. The package comes from a checkout, not from an index."""
+    return f'pip install ".[{extra}]" in the checkout of sd_tf'
+
+
 @contextlib.contextmanager
 def naming(source):
     """Within the block, messages of `InputError`s begin with that file or folder."""

@@ -229,8 +229,8 @@ def _check_paths(flags, models):
     if models:
         _open_data(flags)
         if flags.dataset == FASHION_MNIST:
-            resolve(flags.classifier)
-            resolve(flags.clip)
+            resolve(flags.classifier, kind="classifier")
+            resolve(flags.clip, kind="CLIP")
         if flags.inception not in (None, "none"):
             commandline.check_there("--inception", [flags.inception])
 

@@ -2,14 +2,16 @@
 
 Of the settings that `sd_tf.evaluate` has tried, it takes those whose Fréchet distances, of grey pictures and
 of pictures in colours, are nearest to the least of each. It writes them into the model's folder, where
-`model.generate`, `sd_tf.generate` and the page find them.
+`model.generate`, `sd_tf.generate` and the web page find them. A bundled model and one of the hub are shared
+by all that is installed and stay as they are: copy the folder first, or name another one by `--output`.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 from sd_tf import commandline
-from sd_tf.checkpoints.sources import resolve, weights_sha256
+from sd_tf.checkpoints.sources import bundled_names, resolve, weights_sha256
 from sd_tf.errors import InputError, naming, printable
 from sd_tf.evaluation.protocol import check_comparable, read_reports
 from sd_tf.generation.settings import FILE, Settings, read_settings, settings_of, write_settings
@@ -25,6 +27,7 @@ def main(arguments=None):
     folder = resolve(flags.model)
     if not folder.is_dir():
         raise InputError(f"--model {flags.model} is a file: save it as a folder first, by model.save")
+    output = _output(folder, flags.model, flags.output)
     resamples = _resamples(folder)
     reports = [report for file in flags.report for report in read_reports(Path(file))]
     _check(reports, flags.model, weights_sha256(folder))
@@ -35,8 +38,8 @@ def main(arguments=None):
         found = ", ".join(f"{value:.3g}" for value in distances[i].values())
         print(printable(f"{excesses[i]:5.2f} times the best: {found}   {_described(reports[i]['settings'])}"))
     settings = dataclasses.replace(_settings(reports[best]), resamples=resamples)
-    write_settings(folder, settings, _about(reports[best], distances[best]))
-    print(f"written: {folder / FILE}")
+    write_settings(output, settings, _about(reports[best], distances[best]))
+    print(f"written: {output / FILE}")
 
 
 def excess_over_best(distances: list[dict[str, float]]) -> list[float]:
@@ -59,7 +62,23 @@ def _parser():
         default=["evaluation/report.json"],
         help="report.json of sd_tf.evaluate, one or more (default: evaluation/report.json)",
     )
+    parser.add_argument("--output", help=f"folder to write {FILE} into (default: the model's)")
     return parser
+
+
+def _output(folder, model, output):
+    """The folder to write into: the one that is named, or the model's if that is the user's own."""
+    if output is not None:
+        output = Path(os.path.expanduser(output))
+        if not output.is_dir():
+            raise InputError(f"--output {output} is no folder: make it first")
+        return output
+    if model in bundled_names() or not os.path.exists(os.path.expanduser(model)):
+        raise InputError(
+            f"--model {model} is not your own folder, and stays as it is: copy {folder} and name the copy, "
+            "or give --output"
+        )
+    return folder
 
 
 def _check(reports, model, weights):

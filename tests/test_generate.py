@@ -320,7 +320,7 @@ def test_a_picture_made_in_bfloat16_is_near_the_exact_one(folder, tmp_path):
         (["--seed", "-1"], "seed is -1"),
         (["--eta", "2"], "eta is 2.0"),
         (["--clip-guidance-scale", "2"], "--clip-guidance-scale is for --clip-guidance: name a CLIP"),
-        (["--clip-guidance", "clip-mono"], "unknown model 'clip-mono': did you mean 'clip-mini'"),
+        (["--clip-guidance", "clip-mono"], "unknown CLIP 'clip-mono': did you mean 'clip-mini'"),
         (
             ["--seed", "1", "2"],
             r"seed has 2 numbers: give one, one for each prompt \(1\), or one for each picture \(1\)",

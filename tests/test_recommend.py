@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sd_tf.checkpoints.sources import weights_sha256
+from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.errors import InputError
 from sd_tf.generation.settings import FILE, Settings, read_settings
 from sd_tf.recommend import excess_over_best, main
@@ -98,3 +98,24 @@ def test_one_setting_or_no_distance_is_no_choice(folder, tmp_path):
     other = report(folder, UNIPC, {"inception_frechet_distance": 1.0})
     with pytest.raises(InputError, match="--report has reports by different judges"):
         main(["--model", str(folder), "--report", write(tmp_path / "c.json", [one, other])])
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "team/model"])
+def test_a_model_that_is_not_the_users_own_stays_as_it_is(name, folder, tmp_path, monkeypatch, capsys):
+    bundled = resolve("fashion-mnist")
+    shared = bundled if name == "fashion-mnist" else folder
+    monkeypatch.setattr("sd_tf.recommend.resolve", lambda _: shared)
+    before = (shared / FILE).read_bytes()
+    reports = [
+        report(shared, DDIM, {"frechet_distance": 2.0}),
+        report(shared, UNIPC, {"frechet_distance": 1.0}),
+    ]
+    flags = ["--model", name, "--report", write(tmp_path / "report.json", reports)]
+    with pytest.raises(InputError, match=f"--model {name} is not your own folder.*: copy .*--output"):
+        main(flags)
+    with pytest.raises(InputError, match="--output .*nowhere is no folder: make it first"):
+        main([*flags, "--output", str(tmp_path / "nowhere")])
+    main([*flags, "--output", str(tmp_path)])
+    assert read_settings(tmp_path, Settings()).sampler == "unipc"
+    assert f"written: {tmp_path / FILE}" in capsys.readouterr().out
+    assert (shared / FILE).read_bytes() == before

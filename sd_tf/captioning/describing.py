@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sd_tf.errors import InputError, argument, shown
+from sd_tf.errors import InputError, argument, install_extra, shown
 from sd_tf.files import reason
 
 BLIP_BASE = "Salesforce/blip-image-captioning-base"
@@ -18,7 +18,7 @@ def check_installed():
     """Raises `InputError` unless the packages of the extra `caption` are there."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f'captions need {" and ".join(missing)}: pip install "sd_tf[caption]"')
+        raise InputError(f"captions need {' and '.join(missing)}: {install_extra('caption')}")
 
 
 class Describer:

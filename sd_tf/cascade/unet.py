@@ -182,8 +182,8 @@ class PixelUNet(keras.Model):
             of levels less one, or of levels for efficient blocks.
         timesteps: (batch,), integer or float.
         context: the text's states, (batch, tokens, encoder_hid_dim).
-        text_mask: bool (batch, tokens), True at tokens to attend to; None for all. The pooling of the text sees
-            all tokens, as in diffusers.
+        text_mask: bool (batch, tokens), True at tokens to attend to; None for all. The pooling of the text
+            sees all tokens, as in diffusers.
         class_labels: (batch,), the timestep of the noise on the picture to enlarge.
 
     Returns float32 (batch, height, width, out channels).

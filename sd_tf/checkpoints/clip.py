@@ -81,7 +81,7 @@ def load_image_encoder(folder, dtype=None, variant=None) -> CLIPVisionModel:
 
 def load_clip(folder, dtype=None, variant=None) -> CLIPModel:
     """Reads both towers from what `save_clip` or transformers wrote."""
-    folder = resolve(folder, variant=variant)
+    folder = resolve(folder, variant=variant, kind="CLIP")
     values, source = config_of(folder)
     for part in ("text_config", "vision_config"):
         if not isinstance(values.get(part), dict):

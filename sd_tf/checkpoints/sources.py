@@ -15,12 +15,21 @@ INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
 BUNDLED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 MOST_WEIGHTS = 30_000_000_000  # bytes of a model; Stable Diffusion's single files have up to 8 GB
 PARTS = ("vae", "unet", "text_encoder")  # whose weights a whole model is downloaded with
+KINDS = {  # what `resolve` looks for -> the bundled folders of that kind, by a file that they hold
+    "model": "*/model_index.json",
+    "CLIP": "*/vocab.json",
+    "text encoder": "*/vocab.json",
+    "tokenizer": "*/tokenizer*",
+    "classifier": "*-classifier/config.json",
+    "perceptual network": "perceptual-*/config.json",
+}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def bundled_names() -> list[str]:
-    """The names that `load` and `load_clip` know without a path."""
-    return sorted({path.parent.name for path in BUNDLED.glob("*/*.json")})
+def bundled_names(kind: str | None = None) -> list[str]:
+    """The names that need no path; of one of `KINDS`, or all."""
+    files = "*/*.json" if kind is None else KINDS[kind]
+    return sorted({path.parent.name for path in BUNDLED.glob(files)})
 
 
 def is_on_disk(name_or_folder) -> bool:
@@ -30,7 +39,11 @@ def is_on_disk(name_or_folder) -> bool:
 
 
 def resolve(
-    name_or_folder, revision: str | None = None, variant: str | None = None, parts: tuple[str, ...] = PARTS
+    name_or_folder,
+    revision: str | None = None,
+    variant: str | None = None,
+    kind: str = "model",
+    parts: tuple[str, ...] = PARTS,
 ) -> Path:
     """A bundled name, a path or a hub id -> the folder, or the file where a path names one.
 
@@ -38,6 +51,7 @@ def resolve(
         name_or_folder: looked for in this order.
         revision: branch, tag or commit of a model on the hub.
         variant: of the weights to download.
+        kind: one of `KINDS`: what an error calls it, and which bundled names it suggests.
         parts: those of a whole model whose weights are downloaded.
 
     Raises:
@@ -55,7 +69,7 @@ def resolve(
         raise InputError(
             f"no file or folder {name!r}: train a model with python -m sd_tf.train, or name another"
         )
-    raise unknown("model", name, [*bundled_names(), "a folder that holds one"])
+    raise unknown(kind, name, [*bundled_names(kind), "a folder that holds one", "a hub id owner/name"])
 
 
 def _download(hub_id, revision, variant, parts) -> Path:
@@ -110,8 +124,8 @@ def one_line_hub_errors(hub_id: str):
     except Exception as error:  # all that can go wrong on the way has one way out
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"no folder {hub_id!r}, and the hub's model of that name cannot be had ({reason}): "
-            "check the name and the network, or download the folder and name its path"
+            f"no folder {hub_id!r} here, so it was looked for on the Hugging Face hub, where it cannot be "
+            f"had ({reason}): check the path; or, of a hub id, the name and the network"
         ) from None
 
 

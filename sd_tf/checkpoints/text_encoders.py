@@ -56,13 +56,17 @@ def open_text_encoder(
         InputError: there is no such folder, it is of another kind, a file is missing or damaged, or its parts
             do not fit together. What is wrong with the weights is said when they are read.
     """
-    source = resolve(name_or_folder, revision, variant, parts=("text_encoder",))
+    source = resolve(name_or_folder, revision, variant, "text encoder", ("text_encoder",))
     folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
     if folder != source:
         refuse_links_out(source, ("text_encoder", "tokenizer"))
     values, file = config_of(folder)
     kind = _kind_of(values, file)
-    words = resolve(tokenizer, parts=()) if tokenizer is not None else _tokenizer_folder(source, folder)
+    words = (
+        resolve(tokenizer, kind="tokenizer", parts=())
+        if tokenizer is not None
+        else _tokenizer_folder(source, folder)
+    )
     refuse_links_out(words)
     return _OPENERS[kind](folder, words, values, file, length, dtype, variant)
 

@@ -7,7 +7,7 @@ from sd_tf.text.tokenizer import Tokenizer
 
 def load_tokenizer(source, max_length, pad_token=None):
     """The tokenizer of a folder, of a whole model's, or of a hub id."""
-    folder = resolve(source)
+    folder = resolve(source, kind="tokenizer")
     if (folder / "tokenizer").is_dir():  # of a whole model
         folder = folder / "tokenizer"
     refuse_links_out(folder)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from sd_tf.checkup.findings import Finding, run_apart, size_in_words
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, install_extra
 
 CGROUP = Path("/sys/fs/cgroup")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # of a processor that matter here
@@ -144,7 +144,7 @@ def openvino() -> list[Finding]:
     from importlib.util import find_spec
 
     if find_spec("openvino") is None:
-        return [Finding("OpenVINO", 'not installed: pip install "sd_tf[openvino]"')]
+        return [Finding("OpenVINO", f"not installed: {install_extra('openvino')}")]
     try:
         return [Finding("OpenVINO", f"{run_apart(OPENVINO)['version']} works")]
     except InputError as error:

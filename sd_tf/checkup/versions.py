@@ -9,6 +9,7 @@ from pathlib import Path
 
 import sd_tf
 from sd_tf.checkup.findings import Finding
+from sd_tf.errors import install_extra
 from sd_tf.files import read_text
 
 CHECKOUT = Path(sd_tf.__file__).parent.parent
@@ -40,7 +41,7 @@ def optional() -> list[Finding]:
     for name, extras in sorted(extra_of.items()):
         extra = min(extras, key=lambda each: each in FOR_DEVELOPERS)
         version = _version(name)
-        findings.append(Finding(name, version or f'not installed: pip install "sd_tf[{extra}]"'))
+        findings.append(Finding(name, version or f"not installed: {install_extra(extra)}"))
     return findings
 
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from sd_tf.data.opening import HEIC, SUFFIXES
 from sd_tf.data.tables import READERS
-from sd_tf.errors import InputError, argument, printable, shown, unknown
+from sd_tf.errors import InputError, argument, install_extra, printable, shown, unknown
 from sd_tf.files import is_inside, is_regular, read_beginning
 
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first that a table has is used
@@ -221,7 +221,7 @@ def _is_picture_of_others(file, stems):
 
 
 def _kinds():
-    return ", ".join(SUFFIXES) + ("" if HEIC else "; .heic with pip install 'sd_tf[heic]'")
+    return ", ".join(SUFFIXES) + ("" if HEIC else f"; .heic after {install_extra('heic')}")
 
 
 def _warn_of_near_misses(folder, files):

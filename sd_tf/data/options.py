@@ -106,12 +106,11 @@ class DataOptions(Options):
             )
 
     def _refuse_options_of_pictures(self):
-        dataset = argument("source", "--dataset")
         for name in CAPTIONED_DATA_FLAGS:
             if name in self.given:
                 raise InputError(
-                    f"{argument(name)} is for your own pictures, such as {dataset} folder: leave it out with "
-                    f"{dataset} {self.dataset}"
+                    f"{argument(name)} is for your own pictures, such as those of a folder: leave it out, as "
+                    f"{argument('source', '--dataset')} is {self.dataset}"
                 )
 
     @property

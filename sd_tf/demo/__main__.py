@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sd_tf import commandline, families
 from sd_tf.demo.ending import PICTURES, Ending
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, install_extra
 
 
 @commandline.naming_flags()
@@ -38,7 +38,7 @@ def main(arguments=None):
     flags = parser.parse_args(arguments)
     limits = commandline.from_flags(flags, Limits)
     if importlib.util.find_spec("gradio") is None:
-        raise InputError('the page needs Gradio: pip install "sd_tf[demo]"')
+        raise InputError(f"the page needs Gradio: {install_extra('demo')}")
     families.check(flags.model, **commandline.loading(flags))
     with Ending() as ending:
         # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place, and

@@ -166,7 +166,7 @@ def load_classifier(name="fashion-mnist-classifier") -> Classifier:
     Raises:
         InputError: it is no folder of a classifier of this shape.
     """
-    folder = resolve(name)
+    folder = resolve(name, kind="classifier")
     values = read_json(folder / "config.json", root=folder)
     if values.get("widths") != list(WIDTHS) or values.get("features") != FEATURES:
         raise InputError(f"{folder} holds no classifier of this version: leave {argument('classifier')} out")

@@ -42,7 +42,7 @@ class Judges:
         self.classifier = load_classifier(classifier)
         self.about = {"classifier_test_accuracy": self.classifier.accuracy}
         features = scores.ClassifierFeatures(self.classifier, classifier)
-        self.clip, clip_folder = load_clip(clip), resolve(clip)
+        self.clip, clip_folder = load_clip(clip), resolve(clip, kind="CLIP")
         tokenizer = Tokenizer.load(clip_folder, self.clip.text_config.max_position_embeddings)
         with naming(clip_folder):
             tokenizer.check_fits(self.clip.text_config)

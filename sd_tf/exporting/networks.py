@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import tensorflow as tf
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, install_extra
 from sd_tf.exporting import draw
 from sd_tf.generation.request import PICTURE_NOISE
 
@@ -55,7 +55,7 @@ def write_onnx(model, folder, progress=lambda text: None):
     try:
         import tf2onnx
     except ImportError:
-        raise InputError("tf2onnx is not installed, which writes ONNX: pip install 'sd_tf[onnx]'") from None
+        raise InputError(f"tf2onnx is not installed, which writes ONNX: {install_extra('onnx')}") from None
     folder.mkdir()
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # of Erfc it says that it cannot
     for name, (_, function) in _functions(model, fixed=False).items():

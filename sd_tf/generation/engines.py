@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, install_extra, unknown
 from sd_tf.files import reason
 from sd_tf.generation import conversions
 from sd_tf.generation.conversions import Origin
@@ -114,7 +114,7 @@ class Engines:
     def _openvino_fits(self):
         """None if OpenVINO can and should be used, otherwise why not."""
         if importlib.util.find_spec("openvino") is None:
-            return "it is not installed: pip install 'sd_tf[openvino]'"
+            return f"it is not installed: {install_extra('openvino')}"
         import keras
 
         if keras.backend.backend() != "tensorflow":

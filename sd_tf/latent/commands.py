@@ -22,7 +22,7 @@ def check(options: LatentOptions):
         return
     options.check_of_a_new_model()
     if options.text_encoder not in (None, "none"):
-        resolve(options.text_encoder)
+        resolve(options.text_encoder, kind="text encoder")
 
 
 def model_for_training(options: LatentOptions, data, dtype: str, seed: int):

@@ -47,7 +47,7 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
         preset = dataclasses.replace(preset, text=text)
         text_encoder = random_network(CLIPTextModel, text, dtype, seed)
     else:
-        folder = resolve(folder)
+        folder = resolve(folder, kind="text encoder")
         text = text_config(folder)
         tokenizer = Tokenizer.load(folder, max_length=text.max_position_embeddings)
         text_encoder = Unread(text, lambda: load_text_encoder(folder, dtype))

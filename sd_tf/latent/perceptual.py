@@ -59,7 +59,7 @@ def load_perceptual(name="perceptual-mini") -> PerceptualNetwork:
     Raises:
         InputError: it is no folder of such a network.
     """
-    folder = resolve(name)
+    folder = resolve(name, kind="perceptual network")
     values = read_json(folder / "config.json", root=folder)
     number = values.get("num_classes")
     if values.get("widths") != list(WIDTHS) or type(number) is not int or not 0 < number <= 10_000:

@@ -31,7 +31,7 @@ class ResidualBlock(keras.layers.Layer):
     """Norm, SiLU, convolution, twice, with the timestep's embedding added in between.
 
     A new block returns its input: the last convolution starts at zero, as in CompVis' code (`zero_module`)
-    and unlike diffusers. It learns twice as fast, see ARCHITECTURE.md.
+    and unlike diffusers. It learns twice as fast, see docs/experiments.md.
 
     Args:
         channels: of the result. If the input has another number, a 1x1 convolution adapts it.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from sd_tf.errors import InputError, argument
+from sd_tf.errors import InputError, argument, install_extra
 from sd_tf.images import save_sheet
 from sd_tf.progress import tqdm
 from sd_tf.training.callbacks import quotients
@@ -142,7 +142,7 @@ class WeightsAndBiases:
         try:
             import wandb
         except ImportError:
-            raise InputError(f"{argument('wandb')} needs its package: pip install 'sd_tf[wandb]'") from None
+            raise InputError(f"{argument('wandb')} needs its package: {install_extra('wandb')}") from None
         run_id = written_once(folder / "wandb-id.txt", r"[\w-]{1,64}", lambda: secrets.token_hex(4))
         settings = wandb.Settings(silent=True, console="off")
         try:

@@ -15,7 +15,7 @@ from sd_tf import caption as command
 from sd_tf.captioning import describing
 from sd_tf.captioning.folder import caption_folder
 from sd_tf.data.captioned_folder import list_folder
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, install_extra
 from tests.captioning.tiny import write_pictures
 
 ROOT = Path(sd_tf.__file__).parent.parent
@@ -271,5 +271,5 @@ def test_without_torch_the_extra_is_named(tmp_path):
         timeout=120,
     )
     assert done.returncode == 2
-    assert done.stderr == 'error: captions need torch: pip install "sd_tf[caption]"\n'
+    assert done.stderr == f"error: captions need torch: {install_extra('caption')}\n"
     assert [path.name for path in folder.iterdir()] == ["0.png"]

@@ -140,15 +140,28 @@ def test_a_hub_id_that_cannot_be_had_says_so_in_one_line(name, environment, hub,
     done = hub[0](f"'{name}'", home=tmp_path, **environment)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert f"no folder '{name}', and the hub's model of that name cannot be had" in last
-    assert "check the name and the network" in last
+    assert f"no folder '{name}' here, so it was looked for on the Hugging Face hub" in last
+    assert "check the path; or, of a hub id, the name and the network" in last
 
 
 def test_bundled_names_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     diffusion = ["fashion-mnist", "fashion-mnist-classifier", "fashion-mnist-small"]
+    assert bundled_names("model") == ["emoji", "fashion-mnist", "fashion-mnist-small"]
+    assert bundled_names("text encoder") == bundled_names("CLIP") == ["clip-mini"]
+    assert bundled_names("tokenizer") == ["clip-mini", *bundled_names("model")]
+    assert bundled_names("classifier") == ["fashion-mnist-classifier"]
+    assert bundled_names("perceptual network") == ["perceptual-mini"]
     assert bundled_names() == ["clip-mini", "emoji", *diffusion, "perceptual-mini"]
     assert (resolve("fashion-mnist") / "model_index.json").is_file()
+
+
+def test_a_run_folder_that_is_mistyped_is_no_folder_here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(InputError, match="no folder 'runs/nix' here, so it was looked for on the") as error:
+        resolve("runs/nix")
+    assert str(error.value).endswith("check the path; or, of a hub id, the name and the network")
 
 
 @pytest.mark.parametrize("name", ["./nothing", "none.safetensors", "a/b/c", "/nowhere/x"])

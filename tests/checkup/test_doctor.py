@@ -15,7 +15,7 @@ from sd_tf import doctor
 from sd_tf.checkpoints import sources
 from sd_tf.checkup import machine, places, versions
 from sd_tf.checkup.findings import Finding, found_by, run_apart, size_in_words
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, install_extra
 
 ROOT = Path(sd_tf.__file__).parent.parent
 SECTIONS = (
@@ -211,7 +211,7 @@ def test_packages_that_are_missing_or_of_another_version_are_named(monkeypatch):
         'not installed: pip install "keras>='
     )
     assert needed["numpy"] == Finding("numpy", "2.0.0", False)
-    assert values(versions.optional())["gradio"] == 'not installed: pip install "sd_tf[demo]"'
+    assert values(versions.optional())["gradio"] == f"not installed: {install_extra('demo')}"
 
 
 def test_the_extras_of_an_installed_package_are_read_as_well(tmp_path, monkeypatch):
@@ -221,8 +221,8 @@ def test_the_extras_of_an_installed_package_are_read_as_well(tmp_path, monkeypat
     monkeypatch.setattr(versions, "_version", lambda name: None)
     assert [finding.name for finding in versions.needed()] == ["numpy"]
     assert values(versions.optional()) == {
-        "gradio": 'not installed: pip install "sd_tf[demo]"',
-        "torch": 'not installed: pip install "sd_tf[caption]"',
+        "gradio": f"not installed: {install_extra('demo')}",
+        "torch": f"not installed: {install_extra('caption')}",
     }
 
 

@@ -11,7 +11,7 @@ from sd_tf.errors import InputError
     [
         ({"dataset": "foldr"}, "unknown source 'foldr': did you mean 'folder'", "unknown --dataset 'foldr'"),
         ({"dataset": "hub:"}, "unknown source 'hub:'", "unknown --dataset"),
-        ({"flip": True}, "flip is for your own pictures, such as source folder", "--dataset fashion_mnist"),
+        ({"flip": True}, "leave it out, as source is fashion_mnist", "as --dataset is fashion_mnist"),
         ({"dataset": "garments", "caption": "a"}, "caption is for your own pictures", "--caption is for"),
         ({"dataset": "folder", "caption": " "}, "caption is empty: say what", "--caption is empty"),
         (

@@ -51,7 +51,7 @@ def tiny_folder(tiny_model, tmp_path_factory):
 @pytest.fixture(scope="session")
 def serve_page(tiny_folder, tmp_path_factory):
     """A function that starts a page with room for ten requests that wait, as a context manager."""
-    pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
+    pytest.importorskip("gradio", reason='the page needs Gradio: pip install ".[demo]"')
     limits = {"max_queue": 10, "max_steps": 1000, "max_images": 4, "max_seconds": 20}
 
     def serve():

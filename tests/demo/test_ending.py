@@ -31,7 +31,7 @@ def started(temporary, *words):
 
 @pytest.mark.parametrize("seconds", [0, 0.3, 1.5, 3])
 def test_sigterm_while_it_starts_leaves_nothing(tmp_path, seconds):
-    pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
+    pytest.importorskip("gradio", reason='the page needs Gradio: pip install ".[demo]"')
     process = started(tmp_path)
     time.sleep(seconds)  # in which it imports, loads and draws
     process.send_signal(signal.SIGTERM)
@@ -70,7 +70,7 @@ with Ending() as ending:
 
 
 def test_one_that_was_killed_is_cleaned_up_after_by_the_next(tmp_path):
-    pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
+    pytest.importorskip("gradio", reason='the page needs Gradio: pip install ".[demo]"')
     process = started(tmp_path)
     time.sleep(0.3)
     process.kill()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-gradio = pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
+gradio = pytest.importorskip("gradio", reason='the page needs Gradio: pip install ".[demo]"')
 import httpx  # noqa: E402  comes with Gradio
 
 from tests.demo.asking import JSON, REQUEST, ask, join, png, uploaded  # noqa: E402

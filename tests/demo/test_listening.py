@@ -48,7 +48,7 @@ class Drawings:
 @pytest.fixture
 def drawn(tmp_path):
     """A function that draws for session "a": what the page is told."""
-    pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
+    pytest.importorskip("gradio", reason='the page needs Gradio: pip install ".[demo]"')
     from sd_tf.demo.actions import Actions
 
     def draw(drawings, listeners):

@@ -13,7 +13,7 @@ from PIL import Image
 from sd_tf.demo.__main__ import main
 from sd_tf.errors import InputError
 
-gradio = pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
+gradio = pytest.importorskip("gradio", reason='the page needs Gradio: pip install ".[demo]"')
 import httpx  # noqa: E402  comes with Gradio
 
 from tests.demo.asking import REQUEST, ask, follow, join, pictures, png, uploaded  # noqa: E402
@@ -186,5 +186,5 @@ def test_bad_flags_are_said_in_one_line(flags, message):
 
 def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "sd_tf\[demo\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[demo\]"'):
         main([])

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-pytest.importorskip("gradio", reason='the page needs Gradio: pip install "sd_tf[demo]"')
+pytest.importorskip("gradio", reason='the page needs Gradio: pip install ".[demo]"')
 import httpx  # noqa: E402  comes with Gradio
 
 from tests.demo.asking import ask, png, uploaded  # noqa: E402

@@ -144,9 +144,12 @@ def test_a_file_and_a_revision_are_asked_for_by_name(hub):
     [
         ("'team/many'", "the hub's team/many holds a.safetensors and sub/b.safetensors: name the file"),
         ("'team/none'", "the hub's team/none has no safetensors file: is it a LoRA?"),
-        ("'team/nobody'", "no folder 'team/nobody', and the hub's model of that name cannot be had"),
-        ("'team/style', weight_name='no.safetensors'", "the hub's model of that name cannot be had"),
-        ("'team/style', weight_name='/'", "the hub's model of that name cannot be had"),
+        ("'team/nobody'", "no folder 'team/nobody' here, so it was looked for on the Hugging Face hub"),
+        (
+            "'team/style', weight_name='no.safetensors'",
+            "looked for on the Hugging Face hub",
+        ),
+        ("'team/style', weight_name='/'", "looked for on the Hugging Face hub"),
     ],
 )
 def test_what_the_hub_has_not_is_one_line(hub, arguments, message):
@@ -158,7 +161,7 @@ def test_what_the_hub_has_not_is_one_line(hub, arguments, message):
 def test_without_network_a_hub_id_is_one_line(hub, tmp_path):
     done = hub[0]("find_lora('team/style')", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
     last = done.stderr.strip().splitlines()[-1]
-    assert "InputError: no folder 'team/style', and the hub's model of that name cannot be had" in last
+    assert "InputError: no folder 'team/style' here, so it was looked for on the Hugging Face hub" in last
 
 
 def test_a_folder_or_file_of_that_name_wins(tmp_path, monkeypatch):

@@ -395,8 +395,9 @@ def test_a_prediction_type_that_is_given_mends_a_schedule_that_cannot_be(copy):
 
 
 def test_a_name_that_is_no_model_gets_the_names_that_are(tmp_path):
-    with pytest.raises(InputError, match="unknown model 'clip-mimi': did you mean 'clip-mini'"):
-        sd_tf.load("clip-mimi")
+    with pytest.raises(InputError, match="did you mean 'fashion-mnist'") as error:
+        sd_tf.load("fashion-mnst")
+    assert "Valid: emoji, fashion-mnist, fashion-mnist-small, a folder that holds one" in str(error.value)
     with pytest.raises(InputError, match="no file or folder '.*nowhere'"):
         sd_tf.load(tmp_path / "nowhere")
 
