@@ -77,11 +77,12 @@ BASE_16 = PixelUNetConfig(
     block_out_channels=(64, 128),
     layers_per_block=1,
     down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
     up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
     attention_head_dim=32,
     cross_attention_dim=128,
     encoder_hid_dim=128,
+    addition_embed_type_num_heads=4,
+    act_fn="silu",
     norm_num_groups=16,
 )
 ENLARGE_32 = replace(
