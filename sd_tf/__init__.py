@@ -1,4 +1,4 @@
-"""Text-to-image latent diffusion in TensorFlow and Keras 3.
+"""Text-to-image diffusion in TensorFlow and Keras 3.
 
     import sd_tf
     model = sd_tf.load("fashion-mnist")
@@ -17,6 +17,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.1.0"
 _HOMES = {
+    "CascadedDiffusion": "sd_tf.cascade.model",
     "CrossAttention": "sd_tf.latent.options",
     "InputError": "sd_tf.errors",
     "LatentDiffusion": "sd_tf.latent.model",

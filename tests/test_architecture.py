@@ -24,7 +24,7 @@ STREAM = [
     {"checkpoints", "generation"},
     {"training"},
     {"sharing"},
-    {"latent"},
+    {"latent", "cascade"},
     {"families"},
     {"evaluation", "exporting", "captioning", "checkup"},
     {"__init__", "train", "generate", "evaluate", "recommend", "sweep", "export", "demo"}
@@ -132,7 +132,7 @@ def test_import_sd_tf_prints_nothing_makes_nothing_and_loads_no_backend(tmp_path
 
 def test_public_names_are_few_and_there():
     assert set(sd_tf.__all__) == {
-        *("InputError", "LatentDiffusion", "load", "open_data", "show"),
+        *("CascadedDiffusion", "InputError", "LatentDiffusion", "load", "open_data", "show"),
         *("CrossAttention", "LoRA", "TextualInversion"),
     }
     assert all(hasattr(sd_tf, name) for name in sd_tf.__all__)

@@ -44,7 +44,7 @@ class Preset:
         return self.stages[min(number, len(self.stages) - 1)]
 
 
-def _schedule(**changes):
+def schedule_of_pixels(**changes):
     """Cosine, with thresholding, as DeepFloyd IF; the fields of `kept` are those of diffusers' scheduler."""
     usual = ScheduleConfig(
         beta_schedule="squaredcos_cap_v2",
@@ -66,7 +66,7 @@ def _schedule(**changes):
     return replace(usual, **changes)
 
 
-NOISING = _schedule(prediction_type="epsilon", kept={"_class_name": "DDPMScheduler"})
+NOISING = schedule_of_pixels(prediction_type="epsilon", kept={"_class_name": "DDPMScheduler"})
 DRAWING = Settings(steps=20, guidance_scale=3.0, sampler="dpmpp_2m")
 ENLARGING = Settings(steps=10, guidance_scale=1.0, sampler="dpmpp_2m")
 
@@ -99,13 +99,13 @@ SMALL = Preset(
     stages=(
         StagePreset(
             BASE_16,
-            _schedule(),
+            schedule_of_pixels(),
             StageConfig(batch_size=64, learning_rate=3e-3, share=0.6, optimizer="muon"),
             recommended=DRAWING,
         ),
         StagePreset(
             ENLARGE_32,
-            _schedule(),
+            schedule_of_pixels(),
             StageConfig(batch_size=32, learning_rate=3e-3, share=0.4, optimizer="muon"),
             noising=NOISING,
             augment_level=100,
