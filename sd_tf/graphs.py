@@ -147,7 +147,7 @@ def sliced(tensors, number):
     """Divides a batch into slices of nearly equal size.
 
     Args:
-        tensors: a structure of tensors whose first axis is the batch.
+        tensors: a structure of tensors whose first axis is the batch; None stays.
         number: how many slices.
 
     Returns:
@@ -156,6 +156,8 @@ def sliced(tensors, number):
     import tensorflow as tf
 
     def part(tensor, i):
+        if tensor is None:
+            return None
         size = tensor.shape[0] if tensor.shape[0] is not None else tf.shape(tensor)[0]
         return tensor[size * i // number : size * (i + 1) // number]
 

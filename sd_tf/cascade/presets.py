@@ -45,7 +45,7 @@ class Preset:
 
 
 def schedule_of_pixels(**changes):
-    """Cosine, with thresholding, as DeepFloyd IF; the fields of `kept` are those of diffusers' scheduler."""
+    """Cosine, with dynamic thresholding; the fields of `kept` are those of diffusers' scheduler."""
     usual = ScheduleConfig(
         beta_schedule="squaredcos_cap_v2",
         beta_start=1e-4,
@@ -60,7 +60,7 @@ def schedule_of_pixels(**changes):
             "variance_type": "learned_range",
             "thresholding": True,
             "dynamic_thresholding_ratio": 0.995,
-            "sample_max_value": 1.5,
+            "sample_max_value": 100.0,  # no limit, as in Imagen; DeepFloyd IF has 1.5
         },
     )
     return replace(usual, **changes)

@@ -1,0 +1,149 @@
+"""Cascades are trained, resumed, trained stage by stage and further, and read again as they were."""
+
+import signal
+
+import numpy as np
+import pytest
+
+import sd_tf
+from sd_tf import generate, train
+from sd_tf.cascade import presets
+from sd_tf.training import observers
+from tests.cascade.conftest import BASE, ENLARGE
+
+CONFIGS = (presets.replace(BASE, sample_size=16), presets.replace(ENLARGE, sample_size=32))  # of garments
+TINY = presets.Preset(
+    stages=tuple(
+        presets.replace(
+            stage,
+            unet=config,
+            training=presets.replace(stage.training, batch_size=4, warmup_steps=1),
+            recommended=presets.Settings(steps=2, sampler="ddim"),
+        )
+        for stage, config in zip(presets.SMALL.stages, CONFIGS, strict=True)
+    ),
+    text_encoder="clip-mini",
+    max_minutes=0.1,
+)
+SETTINGS = {"steps": 4, "options": {"previews": 1}, "verbose": 0}
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+
+
+def new(**options):
+    return sd_tf.CascadedDiffusion.from_preset("tiny", "garments", **options)
+
+
+def files_of(folder, *suffixes):
+    """Relative name -> content of the weights in a run's folder."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*.safetensors")
+        if "checkpoints" not in file.parts
+    }
+
+
+def test_a_cascade_trains_previews_saves_loads_and_draws(tmp_path):
+    model = new()
+    history = model.fit("garments", folder=tmp_path / "run", **SETTINGS)
+    assert history.stage == ["base"] * 4 + ["sr2"] * 4
+    assert {file.name.split("-")[0] for file in (tmp_path / "run" / "samples").iterdir()} == {"base", "sr2"}
+    read = sd_tf.load(tmp_path / "run")
+    assert isinstance(read, sd_tf.CascadedDiffusion)
+    ours, theirs = (each.generate("a red dress", seed=1) for each in (model, read))
+    assert ours.shape == (1, 32, 32, 3)
+    np.testing.assert_array_equal(ours, theirs)
+    model.save(tmp_path / "copy")
+    assert files_of(tmp_path / "copy") == files_of(tmp_path / "run")
+
+
+def test_it_learns():
+    model = new()
+    history = model.fit("garments", **SETTINGS | {"steps": 60})
+    for name in ("base", "sr2"):
+        losses = [
+            loss for loss, stage in zip(history.history["loss"], history.stage, strict=True) if stage == name
+        ]
+        assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_a_stopped_run_resumes_to_the_bit(tmp_path, monkeypatch):
+    new().fit("garments", folder=tmp_path / "whole", **SETTINGS)
+
+    def interrupt(log, trainer, step, elapsed, means, plain=observers.Log.__call__):
+        plain(log, trainer, step, elapsed, means)
+        if step == 2 and trainer.stage.name == "sr2":
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(observers.Log, "__call__", interrupt)
+        with pytest.raises(KeyboardInterrupt, match="stopped in stage sr2: .* resume from step 2"):
+            new().fit("garments", folder=tmp_path / "run", **SETTINGS)
+    new().fit("garments", folder=tmp_path / "run", **SETTINGS)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
+def test_stages_are_trained_one_by_one_to_the_same_model(tmp_path):
+    flags = ["cascade", "--preset", "tiny", "--dataset", "garments", "--max-steps", "4", "--previews", "0"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train.main([*flags, "--output", str(whole)])
+    train.main([*flags, "--output", str(run), "--stages", "sr2"])
+    assert not (run / "model_index.json").exists() and not (run / "base").exists()
+    train.main([*flags, "--output", str(run), "--stages", "base"])
+    assert files_of(run) == files_of(whole)
+    assert len(sd_tf.load(run).stages) == 2 and len(sd_tf.load(run / "base").stages) == 1
+    with pytest.raises(sd_tf.InputError, match="unknown --stages 'sr3': .*Valid: base, sr2"):
+        train.main([*flags, "--output", str(tmp_path / "other"), "--stages", "sr3"])
+
+
+def test_patches_are_learned_and_whole_pictures_drawn(tmp_path):
+    model = new()
+    model.fit("garments", **SETTINGS | {"options": {"crop": 8, "previews": 0}})
+    assert model.generate("a dress").shape == (1, 32, 32, 3)
+    with pytest.raises(sd_tf.InputError, match="crop is 9: stage sr2 draws 32 pixels, .* a multiple of 2"):
+        new().fit("garments", **SETTINGS | {"options": {"crop": 9}})
+
+
+def test_a_trained_cascade_is_trained_further(tmp_path):
+    model = new()
+    model.fit("garments", folder=tmp_path / "first", **SETTINGS)
+    before = files_of(tmp_path / "first")
+    flags = ["cascade", "--init-from", str(tmp_path / "first"), "--dataset", "garments", "--max-steps", "2"]
+    train.main([*flags, "--previews", "0", "--stages", "base", "--output", str(tmp_path / "second")])
+    after = files_of(tmp_path / "second")
+    changed = {name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys() and {name.split("/")[0] for name in changed} == {"base"}
+    with pytest.raises(sd_tf.InputError, match="--preset is only for a new model"):
+        train.main([*flags, "--preset", "tiny", "--output", str(tmp_path / "third")])
+
+
+def test_a_dry_run_counts_both_stages_and_writes_nothing(tmp_path, capsys):
+    flags = ["cascade", "--preset", "tiny", "--dataset", "garments", "--dry-run"]
+    train.main([*flags, "--output", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "stage base" in said and "stage sr2" in said and "trainable parameters" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_draws_and_enlarges(tmp_path, capsys):
+    model = new()
+    model.save(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    generate.main(
+        ["a red dress", *flags, "--steps", "2", "--sr-steps", "2", "--thresholding", "static", "--strip"]
+    )
+    [drawn] = [file for file in (tmp_path / "out").glob("*.png") if "dress" in file.name]
+    assert (tmp_path / "out" / "strip.png").exists()
+    generate.main(["--upscale", str(drawn), *flags, "--sr-steps", "2", "--augment-level", "10"])
+    assert [file for file in (tmp_path / "out").iterdir() if file.name.startswith("upscaled")]
+    with pytest.raises(sd_tf.InputError, match="--clip-skip is not for this kind of model"):
+        generate.main(["a red dress", *flags, "--clip-skip", "1"])
+    with pytest.raises(sd_tf.InputError, match="--thresholding is not for this kind .*, LatentDiffusion"):
+        generate.main(["a red dress", "--thresholding", "static", "--output", str(tmp_path / "out")])
+    with pytest.raises(sd_tf.InputError, match="--upscale needs a cascade with a super-resolution stage"):
+        generate.main(["--upscale", str(drawn), "--output", str(tmp_path / "out")])
+    with pytest.raises(sd_tf.InputError, match="the prompt is missing"):
+        generate.main(["--output", str(tmp_path / "out")])

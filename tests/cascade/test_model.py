@@ -1,0 +1,101 @@
+"""Drawing with a cascade: seeds, sizes, pictures to start from, enlarging, and what it refuses."""
+
+import numpy as np
+import pytest
+
+import sd_tf
+from tests.cascade.conftest import tiny_cascade
+
+FAST = {"steps": 3, "super_resolution": {"steps": 2}, "progress": False}
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(cascade):
+    prompts = ["a red dress", "a blue bag"]
+    whole = cascade.generate(prompts, num_images=2, seed=5, **FAST)
+    assert whole.shape == (4, 16, 16, 3) and whole.dtype == np.uint8
+    assert list(whole.seeds) == [5, 6, 5, 6]
+    for batch_size in (1, 3):
+        again = cascade.generate(prompts, num_images=2, seed=5, batch_size=batch_size, **FAST)
+        assert np.abs(again.astype(int) - whole).max() <= 1
+    alone = cascade.generate("a blue bag", seed=6, **FAST)
+    assert np.abs(alone.astype(int) - whole[3]).max() <= 1
+
+
+def test_stages_draw_from_different_noise(cascade):
+    from sd_tf.cascade.drawing import DRAWS_OF_A_STAGE
+    from sd_tf.generation.request import Request
+
+    request = Request("a red dress")
+    base, larger = (request.noise(np.array([0]), draw, (8, 8, 3)) for draw in (0, DRAWS_OF_A_STAGE))
+    assert abs(np.corrcoef(base.ravel(), larger.ravel())[0, 1]) < 0.2
+
+
+def test_only_the_first_stages_are_run_if_asked_for(cascade):
+    assert cascade.generate("a dress", stages=1, **FAST).shape == (1, 8, 8, 3)
+    with pytest.raises(sd_tf.InputError, match="stages is 3: give a whole number from 1 to 2"):
+        cascade.generate("a dress", stages=3, **FAST)
+
+
+def test_other_sizes_and_those_that_do_not_fit(cascade):
+    assert cascade.generate("a dress", height=24, width=32, **FAST).shape == (1, 24, 32, 3)
+    with pytest.raises(sd_tf.InputError, match="height is 18: give 16 or 20, a multiple of 4"):
+        cascade.generate("a dress", height=18, **FAST)
+
+
+def test_image_to_image_stays_nearer_to_the_picture_with_less_strength(cascade):
+    picture = np.full((16, 16, 3), (200, 40, 40), np.uint8)
+    distances = []
+    for strength in (0.0, 0.4, 1.0):
+        drawn = cascade.generate(
+            "a dress", image=picture, strength=strength, stages=1, **FAST | {"steps": 10}
+        )
+        distances.append(np.abs(drawn.astype(int) - picture[0, 0]).mean())
+    assert distances[0] <= 1 and distances[0] < distances[1] < distances[2]
+
+
+def test_inpainting_leaves_pixels_outside_the_mask_exactly_as_they_are(cascade):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16), bool)
+    mask[4:12, 4:12] = True
+    drawn = cascade.generate("a dress", image=picture, mask=mask, **FAST)[0]
+    np.testing.assert_array_equal(drawn[~mask], picture[~mask])
+    assert (drawn[mask] != picture[mask]).mean() > 0.9
+
+
+def test_upscale_enlarges_pictures_of_any_size_with_a_prompt_or_without(cascade):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 6, 10, 3), np.uint8)
+    plain = cascade.upscale(pictures, super_resolution={"steps": 2})
+    assert plain.shape == (2, 12, 20, 3)
+    told = cascade.upscale(pictures, ["a red dress", "a bag"], super_resolution={"steps": 2})
+    assert (plain != told).any()
+    one = cascade.upscale(pictures[1], seed=1, super_resolution={"steps": 2}, output="pil")
+    assert one[0].size == (20, 12)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"engine": "openvino"}, "engine 'openvino' cannot run a cascade: take 'tensorflow'"),
+    ({"thresholding": "dynamical"}, "unknown thresholding 'dynamical': did you mean 'dynamic'"),
+    ({"thresholding": "static", "percentile": 0.9}, "percentile is 0.9, but thresholding is static"),
+    ({"percentile": 95}, "percentile is 95: give a number from 0 to 1"),
+    ({"augment_level": 1000}, "augment_level is 1000: give a whole number from 0 to 999"),
+    ({"super_resolution": {"stepps": 2}}, "unknown setting of super_resolution 'stepps': did"),
+    ({"super_resolution": [{}, {}]}, "super_resolution has 2 entries for 1 stages"),
+    ({"super_resolution": 4}, "super_resolution is 4: give a dictionary"),
+    ({"mask": np.ones((16, 16), bool)}, "mask is for a picture: give image as well"),
+    ({"latents": np.zeros((1, 8, 8, 4), "float32")}, r"latents have the shape \(1, 8, 8, 4\): give"),
+])  # fmt: skip
+def test_bad_arguments_are_refused(cascade, settings, message):
+    with pytest.raises(sd_tf.InputError, match=message):
+        cascade.generate("a dress", **{"steps": 2, **settings})
+
+
+def test_dynamic_thresholding_tames_high_guidance():
+    """Saharia et al. 2022, section 2.3: clipping saturates pixels, dynamic thresholding does not."""
+    model = tiny_cascade()
+    settings = {"stages": 1, "steps": 8, "guidance_scale": 40.0, "progress": False}
+    static, dynamic = (
+        model.generate("a red dress", 8, thresholding=kind, percentile=percentile, **settings)
+        for kind, percentile in (("static", None), ("dynamic", 0.9))
+    )
+    saturated = [np.isin(images, (0, 255)).mean() for images in (static, dynamic)]
+    assert saturated[1] < 0.5 * saturated[0]
