@@ -225,7 +225,7 @@ def _check_paths(flags, models):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} is for models, but only reports are compared: leave it out")
     for name in models:
-        families.check(name, **loading)
+        families.check(name, only=("latent",), **loading)
     if models:
         _open_data(flags)
         if flags.dataset == FASHION_MNIST:

@@ -53,7 +53,7 @@ def main(arguments=None):
 
     check_replaceable(output)
     loading = commandline.loading(flags)
-    families.check(flags.model, **loading)
+    families.check(flags.model, only=("latent",), **loading)
     commandline.load_tensorflow()
     import sd_tf
 

@@ -60,15 +60,21 @@ def load(name_or_folder, **options):
     ).load(name_or_folder, **options)
 
 
-def check(name_or_folder, **options):
+def check(name_or_folder, only: tuple[str, ...] | None = None, **options):
     """Raises `InputError` where `load` would, for all but the weights; imports neither Keras nor TensorFlow.
 
     Args:
         name_or_folder: as in `load`.
+        only: families that the caller can use; None for all.
         options: `revision`, `variant`, `tokenizer`, `prediction_type`, as the family's own `load` has them.
     """
-    family = FAMILIES[_family_of(name_or_folder, options.get("revision"))]
-    importlib.import_module(family.loading).check(name_or_folder, **options)
+    name = _family_of(name_or_folder, options.get("revision"))
+    if only is not None and name not in only:
+        usable = " or ".join(FAMILIES[each].name for each in only)
+        raise InputError(
+            f"{name_or_folder} is a {FAMILIES[name].name}, which this command cannot use: name a {usable}"
+        )
+    importlib.import_module(FAMILIES[name].loading).check(name_or_folder, **options)
 
 
 def needs_networks(name_or_folder, dtype=None, variant=None) -> bool:

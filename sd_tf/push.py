@@ -3,13 +3,14 @@
 The token is that of `hf auth login`, or of $HF_TOKEN.
 """
 
-from sd_tf import commandline
+from sd_tf import commandline, families
 
 
 @commandline.naming_flags()
 def main(arguments=None):
     """Parses flags, reads the model, uploads it and prints its address."""
     flags = _parser().parse_args(arguments)
+    families.check(flags.model, only=("latent",))
     commandline.load_tensorflow()
     import sd_tf
 

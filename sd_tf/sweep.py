@@ -27,7 +27,7 @@ def main(arguments=None):
     if not snapshots:
         raise InputError(f"{flags.run} has no snapshots: train with --snapshots 8")
     refuse_links_out(Path(flags.run) / "snapshots")
-    families.check(flags.run, **commandline.loading(flags))
+    families.check(flags.run, only=("latent",), **commandline.loading(flags))
     commandline.load_tensorflow()
     from sd_tf.images import contact_sheet, save_png
 

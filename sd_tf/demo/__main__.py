@@ -39,7 +39,7 @@ def main(arguments=None):
     limits = commandline.from_flags(flags, Limits)
     if importlib.util.find_spec("gradio") is None:
         raise InputError(f"the page needs Gradio: {install_extra('demo')}")
-    families.check(flags.model, **commandline.loading(flags))
+    families.check(flags.model, only=("latent",), **commandline.loading(flags))
     with Ending() as ending:
         # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place, and
         # of how long requests took, only a few are remembered.

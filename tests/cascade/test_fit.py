@@ -1,5 +1,6 @@
 """Cascades are trained, resumed, trained stage by stage and further, and read again as they were."""
 
+import importlib
 import signal
 
 import numpy as np
@@ -147,3 +148,15 @@ def test_the_command_line_draws_and_enlarges(tmp_path, capsys):
         generate.main(["--upscale", str(drawn), "--output", str(tmp_path / "out")])
     with pytest.raises(sd_tf.InputError, match="the prompt is missing"):
         generate.main(["--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "sweep", "demo", "push"])
+def test_commands_that_cannot_use_a_cascade_say_so(tmp_path, command):
+    new().save(tmp_path / "model")
+    place = ["--model", str(tmp_path / "model")]
+    flags = {"sweep": ["a dress", "--run", place[1]], "push": [*place, "--to", "some/where"]}
+    module = importlib.import_module("sd_tf.demo.__main__" if command == "demo" else f"sd_tf.{command}")
+    with pytest.raises(
+        sd_tf.InputError, match="is a CascadedDiffusion, which this command cannot use: name a"
+    ):
+        module.main(flags.get(command, place))
