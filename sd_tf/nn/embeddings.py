@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from sd_tf.nn.activations import activation
+
 
 def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
     """Sines and cosines of `t` at frequencies from 1 to 1/10000 (Ho et al. 2020; diffusers' `Timesteps`).
@@ -31,17 +33,21 @@ def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
 
 @keras.saving.register_keras_serializable("sd_tf")
 class TimestepEmbedding(keras.layers.Layer):
-    """Two dense layers with SiLU in between: (batch, features) -> (batch, width), in the compute dtype.
+    """Two dense layers, an activation in between: (batch, features) -> (batch, width), in the compute dtype.
 
     Args:
         width: of both layers.
+        act: name of the activation, "silu" or "gelu".
+
+    Raises:
+        InputError: the activation is unknown.
 
     Reference: `diffusers.models.embeddings.TimestepEmbedding`.
     """
 
-    def __init__(self, width, **kwargs):
+    def __init__(self, width, act="silu", **kwargs):
         super().__init__(**kwargs)
-        self.width = width
+        self.width, self.act, self.activation = width, act, activation(act)
         self.linear_1 = keras.layers.Dense(width, dtype=self.dtype_policy, name="linear_1")
         self.linear_2 = keras.layers.Dense(width, dtype=self.dtype_policy, name="linear_2")
 
@@ -50,7 +56,7 @@ class TimestepEmbedding(keras.layers.Layer):
         self.linear_2.build((None, self.width))
 
     def call(self, x):
-        return self.linear_2(ops.silu(self.linear_1(x)))
+        return self.linear_2(self.activation(self.linear_1(x)))
 
     def get_config(self):
-        return {**super().get_config(), "width": self.width}
+        return {**super().get_config(), "width": self.width, "act": self.act}
