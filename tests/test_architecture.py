@@ -24,7 +24,7 @@ STREAM = [
     {"checkpoints", "generation"},
     {"training"},
     {"sharing"},
-    {"latent"},
+    {"latent", "cascade"},
     {"families"},
     {"evaluation", "exporting", "captioning", "checkup"},
     {"__init__", "train", "generate", "evaluate", "recommend", "sweep", "export", "demo"}
