@@ -65,7 +65,7 @@ def scaled_dot_product_attention(query, key, value, num_heads, mask=None, record
     query, key, value = heads(query, tokens), heads(key, context_tokens), heads(value, context_tokens)
     logits = at_least_float32(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))))
     if mask is not None:
-        logits = logits + mask
+        logits = logits + ops.cast(mask, logits.dtype)
     weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
     if record is not None:
         record.append(weights)
