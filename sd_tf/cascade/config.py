@@ -52,9 +52,12 @@ class PixelUNetConfig:
     layers_per_block: int | tuple[int, ...] = 3  # residual blocks of all levels, or of each
     down_block_types: tuple[str, ...] = ("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * 3
     up_block_types: tuple[str, ...] = ("SimpleCrossAttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",)
-    attention_head_dim: int | tuple[int, ...] = 64  # a head's width; the latent family's is their number
+    # A head's width; the latent family's is their number. A list is for the blocks in their order: the first
+    # is of the first of down_block_types and of the first of up_block_types, as diffusers has it.
+    attention_head_dim: int | tuple[int, ...] = 64
     cross_attention_dim: int = 768  # of the text that is attended on, after its projection
-    cross_attention_norm: str | None = "group_norm"  # on that text
+    # On that text. diffusers' "layer_norm" works where the levels have as many channels as the text alone.
+    cross_attention_norm: str | None = "group_norm"
     only_cross_attention: bool | tuple[bool, ...] = False  # positions attend on the text alone
     mid_block_only_cross_attention: bool | None = None  # None is only_cross_attention, if that is one value
     encoder_hid_dim: int | None = 4096  # the text encoder's width; None if there is no projection
@@ -148,7 +151,8 @@ def check_levels(config: PixelUNetConfig):
             "encoder's width, or None for both"
         )
     head_widths = config.of_levels("attention_head_dim")
-    for channels, width in zip(config.block_out_channels, head_widths, strict=True):
+    every_channels = config.block_out_channels + config.block_out_channels[::-1]
+    for channels, width in zip(every_channels, 2 * head_widths, strict=True):
         if channels // width > MOST_HEADS:
             raise InputError(
                 f"attention_head_dim is {width}, which makes {channels // width} heads of {channels} "

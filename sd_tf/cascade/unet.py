@@ -88,11 +88,11 @@ class PixelUNet(keras.Model):
         only_text = config.of_levels("only_cross_attention")
         last = len(widths) - 1
 
-        def level(kind, i, input_channels, name, block_type, resample):
+        def level(kind, i, input_channels, head_width, name, block_type, resample):
             # Efficient levels all change the resolution, the others all but the lowest or highest.
             options = {} if efficient else {"resample": resample}
             return kind(
-                *(widths[i], input_channels, ATTENDS[block_type], heads[i], only_text[i], config),
+                *(widths[i], input_channels, ATTENDS[block_type], head_width, only_text[i], config),
                 dtype=policy,
                 name=name,
                 **options,
@@ -102,7 +102,9 @@ class PixelUNet(keras.Model):
         self.down_blocks, skip_channels, channels = [], [] if efficient else [widths[0]], widths[0]
         for i, block_type in enumerate(config.down_block_types):
             inputs = (channels,) + (widths[i],) * (layers[i] - 1)
-            self.down_blocks.append(level(kind, i, inputs, f"down_blocks.{i}", block_type, i < last))
+            self.down_blocks.append(
+                level(kind, i, inputs, heads[i], f"down_blocks.{i}", block_type, i < last)
+            )
             skip_channels += [widths[i]] * (layers[i] + (not efficient and i < last))
             channels = widths[i]
 
@@ -118,7 +120,9 @@ class PixelUNet(keras.Model):
             i = last - number
             skips = [skip_channels.pop() for _ in range(layers[i] + (not efficient))]
             inputs = tuple((widths[i] if j else channels) + skip for j, skip in enumerate(skips))
-            self.up_blocks.append(level(kind, i, inputs, f"up_blocks.{number}", block_type, i > 0))
+            self.up_blocks.append(
+                level(kind, i, inputs, heads[number], f"up_blocks.{number}", block_type, i > 0)
+            )
             channels = widths[i]
 
     def build(self, *input_shapes):
