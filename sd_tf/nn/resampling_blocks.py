@@ -10,8 +10,17 @@ from sd_tf.nn.norm import GroupNorm
 
 
 @fused
-def _modulated(x, scale, shift):
-    return x * (1.0 + scale) + shift
+def _modulated_silu(x, scale, shift):
+    return ops.silu(x * (1.0 + scale) + shift)
+
+
+@fused
+def _modulated_gelu(x, scale, shift):
+    return ops.gelu(x * (1.0 + scale) + shift, approximate=False)
+
+
+# The modulation and the activation after it, in one pass over memory in training.
+_MODULATED = {"silu": _modulated_silu, "gelu": _modulated_gelu}
 
 
 @keras.saving.register_keras_serializable("sd_tf")
@@ -88,7 +97,7 @@ class ModulatedResidualBlock(keras.layers.Layer):
         time = self.time_emb_proj(time if self.skip_time_act else self.activation(time))[:, None, None, :]
         if self.scale_shift:
             scale, shift = ops.split(time, 2, axis=-1)  # (batch, 1, 1, channels)
-            hidden = self.activation(_modulated(self.norm2(hidden), scale, shift))
+            hidden = _MODULATED[self.act](self.norm2(hidden), scale, shift)
         else:
             hidden = self._activated(self.norm2, hidden + time)
         x = self.resampled(x)

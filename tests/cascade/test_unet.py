@@ -98,7 +98,18 @@ def pair(config, copied, scale=1.0):
     return ours, theirs
 
 
-@pytest.mark.parametrize("name", GRID)
+# What these show, others show together with something else.
+SLOW = {
+    "silu, scaled and shifted",
+    "gelu after the timestep",
+    "pooling without projection",
+    "silu's super-resolution",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in GRID]
+)
 def test_agrees_with_diffusers_key_for_key_and_number_for_number(name, copied, distance):
     attends, size, changes = GRID[name]
     config = small_config(attends, **changes)
@@ -201,7 +212,9 @@ def test_a_twin_from_the_configuration_has_the_same_variables(stage):
     np.testing.assert_allclose(twin(*arrays), unet(*arrays), atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["mixed_bfloat16", "mixed_float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_lower_precision_returns_float32_near_the_exact_result(stage, precision):
     unet, arrays = stage
     mixed = PixelUNet(unet.config, dtype=precision)
@@ -246,18 +259,18 @@ def test_gradients_reach_every_variable_and_are_the_same_when_activations_are_co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_fused_gradients_are_those_of_the_plain_functions(precision):
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 3e-2)])
+def test_fused_gradients_are_those_of_the_plain_functions_in_float32(precision, tolerance):
     config = small_config(".x")
-    unet, arrays = shaken(config, dtype=precision), inputs(config)
-    loss, plain = gradients(unet, arrays)
+    unet, arrays = shaken(config), inputs(config)
+    _, exact = gradients(unet, arrays)
+    other = PixelUNet(config, dtype=precision)
+    other.build()
+    other.set_weights(unet.get_weights())
     # In a graph, as the training step is: there the second computation could be merged with the first.
-    again, fused = tf.function(lambda: gradients(unet, arrays, remat=True, fused=True), autograph=False)()
-    tolerance = 1e-4 if precision == "float32" else 5e-2
-    np.testing.assert_allclose(again, loss, rtol=tolerance)
-    largest = max(np.abs(gradient).max() for gradient in plain)
-    for ours, theirs in zip(fused, plain, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=tolerance * largest)
+    graph = tf.function(lambda: gradients(other, arrays, remat=True, fused=True), autograph=False)
+    ours, theirs = (np.concatenate([np.ravel(each) for each in found]) for found in (graph()[1], exact))
+    assert np.linalg.norm(ours - theirs) < tolerance * np.linalg.norm(theirs)
 
 
 def test_efficient_levels_compute_at_a_quarter_of_the_pixels():
