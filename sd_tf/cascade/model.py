@@ -78,7 +78,7 @@ class CascadedDiffusion:
         multiples, grown = [], 1
         for stage, factor in zip(self.stages, self.factors, strict=True):
             grown *= factor
-            multiples.append(2 ** (len(stage.config.block_out_channels) - 1) * total // grown)
+            multiples.append(stage.config.size_multiple * total // grown)
         return math.lcm(*multiples)
 
     @property
@@ -421,9 +421,9 @@ def _check_fit(stages, text_encoder):
             raise InputError(f"stage {name} draws from text alone, which only the first one may")
         if stage.is_super_resolution and stage.noising is None:
             raise InputError(f"stage {name} has no noise schedule for the picture that it enlarges")
-        if stage.config.encoder_hid_dim != text_encoder.width:
+        if stage.config.context_width != text_encoder.width:
             raise InputError(
-                f"the UNet of stage {name} reads text states {stage.config.encoder_hid_dim} wide, the text "
+                f"the UNet of stage {name} reads text states {stage.config.context_width} wide, the text "
                 f"encoder writes {text_encoder.width}: use the text encoder that it was trained with"
             )
     for number, (small, large) in enumerate(zip(stages, stages[1:], strict=False), 1):

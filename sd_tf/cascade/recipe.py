@@ -82,7 +82,7 @@ class CascadeRecipe(RecipeFromBase):
     def check(self, run):
         for number, stage in enumerate(self.model.stages):
             crop = self.crop_of(number)
-            multiple = 2 ** (len(stage.config.block_out_channels) - 1)
+            multiple = stage.config.size_multiple
             if crop and (crop > self.model.stages[number].image_size[0] or crop % multiple):
                 raise InputError(
                     f"{self.own.said('crop')} is {crop}: stage {stage_name(number)} draws "

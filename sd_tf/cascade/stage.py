@@ -2,7 +2,6 @@
 
 import functools
 
-import keras
 from keras import ops
 
 from sd_tf.checkpoints.schedulers import thresholding_of
@@ -79,8 +78,7 @@ class PixelStage:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the pictures that it was trained on, in pixels."""
-        size = self.config.sample_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return self.config.image_size
 
     @property
     def unet(self):
@@ -113,10 +111,3 @@ class PixelStage:
     def denoise(self, images, timesteps, context, class_labels=None):
         """The compiled UNet, for arrays of any batch size."""
         return self._compiled(images, timesteps, context, class_labels)
-
-
-def sketched(stage: PixelStage, kind, dtype) -> keras.Model:
-    """A network of the same configuration with random weights, for a dry run."""
-    network = kind(stage.config, dtype=dtype)
-    network.build()
-    return network

@@ -31,13 +31,14 @@ OF_TENSORS = Bound(1, LARGEST, "a size of tensors, which the file of weights has
 TOKEN = Bound(0, LARGEST, "an id that nothing is looked up by")
 EPSILON = Bound(1e-12, 1.0, "with 0, what does not vary is divided by 0; real ones are 1e-12 to 1e-5")
 HEADS = Bound(1, 1024, "each has a table of all pairs of tokens in memory; real ones are up to 40")
-FACTOR = Bound(1e-3, 1e3, "sums of residual blocks are divided by it; real ones are 1 to 1.5")
+DIVISOR = Bound(1e-3, 1e3, "what a residual block's result is divided by; real ones are 1 and 1.414")
 BETA = Bound(1e-8, 0.9999, "a share of a variance; with 0 nothing is lost, with 1 nothing is left")
 
 BOUNDS = {
     **dict.fromkeys(
         [
             *("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block"),
+            *("encoder_hid_dim", "time_embedding_dim"),
             *("cross_attention_dim", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
             *("num_channels", "patch_size", "d_model", "d_kv", "d_ff", "num_layers", "type_vocab_size"),
             "relative_attention_num_buckets",
@@ -47,12 +48,11 @@ BOUNDS = {
     "projection_dim": Bound(0, LARGEST, "as other sizes of tensors; towers without one say 0"),
     "norm_num_groups": Bound(1, LARGEST, "has to divide the channels"),
     "attention_head_dim": HEADS,
-    "addition_embed_type_num_heads": HEADS,
-    "encoder_hid_dim": OF_TENSORS,
-    "resnet_out_scale_factor": FACTOR,
-    "mid_block_scale_factor": FACTOR,
     "num_attention_heads": HEADS,
     "num_heads": HEADS,
+    "addition_embed_type_num_heads": HEADS,
+    "resnet_out_scale_factor": DIVISOR,
+    "mid_block_scale_factor": DIVISOR,
     "norm_eps": EPSILON,
     "layer_norm_eps": EPSILON,
     "layer_norm_epsilon": EPSILON,

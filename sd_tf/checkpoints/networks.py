@@ -65,7 +65,10 @@ def check_counts(config, tensors, source):
     levels = len(getattr(config, "block_out_channels", "1"))
     for name in ("block_out_channels", "layers_per_block", "num_hidden_layers", "num_layers"):
         value = getattr(config, name, 1)
-        layers = levels * (1 if isinstance(value, tuple) else value)
+        if isinstance(value, tuple):
+            layers = sum(value) if name == "layers_per_block" else len(value)
+        else:
+            layers = levels * value
         if not 0 < layers <= most:
             raise InputError(
                 f"{source}: {name} is {shown(value)}, but {len(tensors)} tensors make at most {most} layers: "

@@ -1,4 +1,4 @@
-"""Activation functions by the names that configurations have."""
+"""The activations that a configuration may name."""
 
 from keras import ops
 
@@ -7,25 +7,19 @@ from sd_tf.nn.fused import fused
 
 
 @fused
-def silu(x):
-    """x times its sigmoid (Elfwing et al. 2018)."""
-    return ops.silu(x)
-
-
-@fused
 def gelu(x):
-    """The exact GELU, by the error function (Hendrycks & Gimpel 2016)."""
+    """The exact (erf) GELU (Hendrycks & Gimpel 2016), in the dtype of x."""
     return ops.gelu(x, approximate=False)
 
 
-ACTIVATIONS = {"silu": silu, "swish": silu, "gelu": gelu}
+ACTIVATIONS = {"silu": ops.silu, "gelu": gelu}
 
 
 def activation(name: str):
-    """The activation function of that name.
+    """The elementwise function of that name.
 
     Raises:
-        InputError: there is none.
+        InputError: no activation is called so.
     """
     if name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)

@@ -66,7 +66,7 @@ def scaled_dot_product_attention(query, key, value, num_heads, mask=None, record
     query, key, value = heads(query, tokens), heads(key, context_tokens), heads(value, context_tokens)
     logits = at_least_float32(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))))
     if mask is not None:
-        logits = logits + mask
+        logits = logits + ops.cast(mask, logits.dtype)
     weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
     if record is not None:
         record.append(weights)
@@ -238,8 +238,8 @@ class SpatialTransformer(keras.layers.Layer):
         self.block.build((x_shape[0], None, channels), context_shape)
 
     def call(self, x, context):
-        tokens = self.block(_tokens(self.proj_in(self.norm(x))), context)
-        return x + self.proj_out(_at_positions_of(x, tokens))
+        tokens = self.block(tokens_of(self.proj_in(self.norm(x))), context)
+        return x + self.proj_out(at_positions_of(x, tokens))
 
     def get_config(self):
         return {
@@ -281,7 +281,7 @@ class PixelAttention(Attention):
         super().build((input_shape[0], None, input_shape[-1]))
 
     def call(self, x):
-        return x + _at_positions_of(x, super().call(_tokens(self.group_norm(x))))
+        return x + at_positions_of(x, super().call(tokens_of(self.group_norm(x))))
 
     def get_config(self):
         config = super().get_config()
@@ -289,11 +289,11 @@ class PixelAttention(Attention):
         return {**config, "groups": self.groups, "rank": self.rank}
 
 
-def _tokens(x):
+def tokens_of(x):
     """(batch, height, width, channels) -> (batch, height * width, channels), likewise with a depth."""
     return ops.reshape(x, (-1, math.prod(x.shape[1:-1]), x.shape[-1]))
 
 
-def _at_positions_of(x, tokens):
+def at_positions_of(x, tokens):
     """(batch, height * width, channels) -> the shape of x."""
     return ops.reshape(tokens, (-1, *x.shape[1:]))

@@ -151,9 +151,9 @@ class Upsample(keras.layers.Layer):
             x: (batch, height, width, channels), or with depth before the height for rank 3.
             size: None, or the result's spatial size, one integer for each axis.
         """
-        doubled = tuple(2 * length for length in x.shape[1:-1])
-        x = _doubled(x)
-        if size is not None and tuple(size) != doubled:
+        whole = tuple(2 * length for length in x.shape[1:-1])
+        x = doubled(x)
+        if size is not None and tuple(size) != whole:
             x = x[(slice(None), *map(slice, size))]
         return self.conv(x)
 
@@ -161,14 +161,14 @@ class Upsample(keras.layers.Layer):
         return {**super().get_config(), "rank": self.rank}
 
 
-def _doubled(x):
-    """Every position of a picture or volume repeated along each spatial axis."""
+def doubled(x):
+    """Every position of a picture or volume (batch, ..., channels) repeated along each spatial axis."""
     *depth, height, width, channels = x.shape[1:]
-    doubled = [2 * length for length in x.shape[1:-1]]
+    lengths = [2 * length for length in x.shape[1:-1]]
     # A volume's slices are doubled as pictures, then its depth: TensorFlow cannot broadcast eight axes.
     x = ops.reshape(x, (-1, height, 1, width, 1, channels))
     x = ops.broadcast_to(x, (ops.shape(x)[0], height, 2, width, 2, channels))
     if depth:
         x = ops.reshape(x, (-1, *depth, 1, 4 * height * width * channels))
         x = ops.broadcast_to(x, (ops.shape(x)[0], *depth, 2, x.shape[-1]))
-    return ops.reshape(x, (-1, *doubled, channels))
+    return ops.reshape(x, (-1, *lengths, channels))

@@ -33,18 +33,21 @@ def sinusoidal_embedding(t, width, flip_sin_to_cos=True, freq_shift=0):
 
 @keras.saving.register_keras_serializable("sd_tf")
 class TimestepEmbedding(keras.layers.Layer):
-    """Two dense layers with an activation between: (batch, features) -> (batch, width), in the compute dtype.
+    """Two dense layers, an activation in between: (batch, features) -> (batch, width), in the compute dtype.
 
     Args:
         width: of both layers.
-        act_fn: a name of `sd_tf.nn.activations.ACTIVATIONS`.
+        act: name of the activation, "silu" or "gelu".
+
+    Raises:
+        InputError: the activation is unknown.
 
     Reference: `diffusers.models.embeddings.TimestepEmbedding`.
     """
 
-    def __init__(self, width, act_fn="silu", **kwargs):
+    def __init__(self, width, act="silu", **kwargs):
         super().__init__(**kwargs)
-        self.width, self.act_fn, self.activation = width, act_fn, activation(act_fn)
+        self.width, self.act, self.activation = width, act, activation(act)
         self.linear_1 = keras.layers.Dense(width, dtype=self.dtype_policy, name="linear_1")
         self.linear_2 = keras.layers.Dense(width, dtype=self.dtype_policy, name="linear_2")
 
@@ -56,4 +59,4 @@ class TimestepEmbedding(keras.layers.Layer):
         return self.linear_2(self.activation(self.linear_1(x)))
 
     def get_config(self):
-        return {**super().get_config(), "width": self.width, "act_fn": self.act_fn}
+        return {**super().get_config(), "width": self.width, "act": self.act}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import sd_tf
+from sd_tf.cascade.config import PixelUNetConfig
 from sd_tf.checkpoints import config_files as files
 from sd_tf.checkpoints.bounds import BOUNDS, check_schedule
 from sd_tf.checkpoints.schedulers import SCHEDULE
@@ -30,6 +31,10 @@ CROSS = {
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     "block_out_channels": [320, 640, 1280, 1280],
 }
+CONFIGURATIONS = (
+    *(AutoencoderConfig, UNetConfig, PixelUNetConfig),
+    *(CLIPTextConfig, CLIPVisionConfig, T5Config, BertConfig, ScheduleConfig),
+)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 REAL = {  # what published files say
     "UNet of 1.x": (
@@ -132,8 +137,7 @@ def test_sizes_of_stable_diffusion_are_drawn_by_it(unet, size):
 
 def test_every_number_of_every_configuration_has_bounds_and_a_reason():
     numbers = set()
-    kinds = [AutoencoderConfig, UNetConfig, CLIPTextConfig, CLIPVisionConfig, ScheduleConfig]
-    for kind in [*kinds, T5Config, BertConfig]:
+    for kind in CONFIGURATIONS:
         for name, of in typing.get_type_hints(kind).items():
             if "int" in str(of) or "float" in str(of):
                 numbers.add(name)
