@@ -30,8 +30,8 @@ class PixelUNet(keras.Model):
         config: a `PixelUNetConfig`, or its fields as a dictionary.
 
     Called with images (batch, h, w, in channels), any float; timesteps (batch,), integer or float; context
-    (batch, tokens, width of the text states); text_mask, None or bool (batch, tokens), which tokens are attended
-    on; class_labels (batch,), integer or float, the level of noise of the low resolution, for
+    (batch, tokens, width of the text states); text_mask, None or bool (batch, tokens), which tokens are
+    attended on; class_labels (batch,), integer or float, the level of noise of the low resolution, for
     `class_embed_type="timestep"` only. Returns float32 (batch, h, w, out channels).
 
     The pooled text and `cross_attention_norm="group_norm"` see all tokens, as in diffusers: pad every
