@@ -63,8 +63,8 @@ def unknown(kind: str, name, valid) -> InputError:
 
 
 def install_extra(extra: str) -> str:
-    """How to install an extra, for messages. The package comes from a checkout, not from an index."""
-    return f'pip install ".[{extra}]" in the checkout of sd_tf'
+    """How to install an extra, for messages. The package comes from a git clone, not from an index."""
+    return f'pip install -c constraints.txt ".[{extra}]" in the folder that git clone made'
 
 
 @contextlib.contextmanager
