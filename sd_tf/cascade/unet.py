@@ -166,6 +166,10 @@ class PixelUNet(keras.Model):
             x = activation(self.config.act_fn)(x)
         return ops.cast(self.conv_out(x), "float32")
 
+    def compute_mask(self, inputs, previous_mask):
+        """None: the mask is the text's, where Keras takes one for that of the pictures."""
+        return None
+
     def _embedded(self, timesteps, context, class_labels):
         """(batch, time width): the timestep, the low resolution's level of noise and the pooled text."""
         config = self.config
