@@ -195,6 +195,14 @@ def test_all_that_it_is_called_with_reaches_the_output(stage):
         assert np.abs(other - output).max() > 1e-2 * output.std()
 
 
+@pytest.mark.filterwarnings("error")
+def test_mask_and_labels_may_be_given_by_name(stage):
+    unet, (images, timesteps, context, mask, labels) = stage
+    named = unet(images, timesteps, context, text_mask=mask, class_labels=labels)
+    np.testing.assert_array_equal(named, unet(images, timesteps, context, mask, labels))
+    assert getattr(named, "_keras_mask", None) is None
+
+
 def test_an_example_does_not_depend_on_its_batch(stage):
     unet, arrays = stage
     together = np.asarray(unet(*arrays))
