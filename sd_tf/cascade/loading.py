@@ -87,8 +87,8 @@ def check(name_or_folder, revision=None, variant=None, tokenizer=None, predictio
 def _stages_of(index, source):
     """The folders of the stages, and name -> augmentation level."""
     file, names = source / MODEL_INDEX, index.get("stages")
-    expected = [stage_name(number) for number in range(min(MOST_STAGES, len(names or ())))]
-    if not isinstance(names, list) or not names or names != expected:
+    most = [stage_name(number) for number in range(MOST_STAGES)]
+    if not isinstance(names, list) or not names or names != most[: len(names)]:
         raise InputError(f"{file}: stages is {shown(names)}, expected base, sr2 and so on")
     levels = index.get("augment_levels", {})
     if not isinstance(levels, dict):
