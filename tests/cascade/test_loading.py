@@ -9,7 +9,6 @@ import pytest
 import sd_tf
 from tests.cascade.conftest import tiny_cascade
 
-
 SCHEDULE = "base/scheduler/scheduler_config.json"
 
 
