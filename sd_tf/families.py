@@ -77,9 +77,9 @@ def check(name_or_folder, only: tuple[str, ...] | None = None, **options):
     importlib.import_module(FAMILIES[name].loading).check(name_or_folder, **options)
 
 
-def needs_networks(name_or_folder, dtype=None, variant=None) -> bool:
+def needs_networks(name_or_folder, dtype=None, variant=None, revision=None) -> bool:
     """Whether `load` would read networks, and so import Keras and TensorFlow."""
-    loading = importlib.import_module(FAMILIES[_family_of(name_or_folder)].loading)
+    loading = importlib.import_module(FAMILIES[_family_of(name_or_folder, revision)].loading)
     return not hasattr(loading, "needs_networks") or loading.needs_networks(name_or_folder, dtype, variant)
 
 

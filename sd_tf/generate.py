@@ -21,6 +21,11 @@ DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
     *("karras", "eta", "resamples"),
 )
 GRID, STRIP = "grid.png", "strip.png"
+UPSCALED = "upscaled"  # the name of a file that is drawn without a prompt
+NOT_WITH_UPSCALE = (
+    *("image", "mask", "strength", "frames", "strip", "stages", "height", "width", "clip_skip"),
+    *("clip_guidance", "initial_noise"),
+)
 NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip", "clip_skip")
 
 
@@ -42,6 +47,8 @@ def main(arguments=None):
     settings = model.recommended.replaced(**given).to_json() | {"negative_prompt": _negative(flags)}
     if flags.mask is None:
         del settings["resamples"]
+    if flags.upscale is not None:  # those of the first stage, which is not run
+        settings = {name: value for name, value in settings.items() if name not in DRAWING_FLAGS}
     metadata = _metadata(flags, settings)
     settings |= {name: getattr(flags, name) for name in ("batch_size", "engine", "height", "width")}
     settings["prompt_syntax"] = flags.prompt_syntax
@@ -65,14 +72,15 @@ def main(arguments=None):
     if flags.strip:
         settings["callback"] = keep_guess
     if flags.upscale is not None:
-        images = _upscaled(model, flags, settings)
+        images = _upscaled(model, flags, request, settings)
     else:
         _check_known(model, "generate", settings)
         images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
     output.mkdir(parents=True, exist_ok=True)
     _write(output, images, flags, request, metadata)
     if guesses:
-        strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine, flags.batch_size)
+        batch_size = {} if flags.batch_size is None else {"batch_size": flags.batch_size}
+        strip = model.decode_latents(np.stack(list(guesses.values())), flags.engine, **batch_size)
         _write_sheet(output / STRIP, strip, len(strip), metadata | _own(flags, request, 0))
 
 
@@ -304,23 +312,25 @@ def _check_upscale(flags):
     """The `Request` of one picture; refuses flags of drawing."""
     from sd_tf.generation.request import Request
 
-    for name in ("image", "mask", "frames", "strip", "stages", "height", "width"):
-        if getattr(flags, name):
-            raise InputError(f"--upscale does not go with --{name}: leave one of them out")
-    if flags.num_images != 1 or len(flags.prompt) > 1:
-        raise InputError("--upscale is for one picture: give one prompt, or none, and leave --num-images out")
-    flags.prompt = flags.prompt or ["upscaled"]  # the name of its file
-    return Request(flags.prompt, seed=flags.seed[0])
+    for name in (*NOT_WITH_UPSCALE, *DRAWING_FLAGS):
+        value = getattr(flags, name)
+        if value is not None and value is not False and (name, value) != ("clip_skip", 0):
+            flag = name.replace("_", "-")
+            way_out = f"take --sr-{flag}" if name in ("steps", "guidance_scale") else "leave it out"
+            raise InputError(f"--{flag} does not go with --upscale: {way_out}")
+    if flags.num_images != 1 or len(flags.prompt) > 1 or len(flags.seed) > 1:
+        raise InputError("--upscale is for one picture: give one prompt, or none, and one --seed")
+    return Request(flags.prompt or [UPSCALED], seed=flags.seed[0])
 
 
-def _upscaled(model, flags, settings):
+def _upscaled(model, flags, request, settings):
     """The enlarged picture of --upscale, (1, height, width, 3)."""
     if not hasattr(model, "upscale"):
         raise InputError(f"--upscale needs a cascade with a super-resolution stage, {flags.model} is none")
     known = inspect.signature(model.upscale).parameters
     settings = {name: value for name, value in settings.items() if name in known}
-    prompt = "" if flags.prompt == ["upscaled"] else flags.prompt[0]
-    return model.upscale(_opened("upscale", flags.upscale), prompt, seed=flags.seed[0], **settings)
+    prompt = flags.prompt[0] if flags.prompt else ""
+    return model.upscale(_opened("upscale", flags.upscale), prompt, seed=int(request.seeds[0]), **settings)
 
 
 def _check_frames(flags):
@@ -387,7 +397,7 @@ def _load(flags):
     if (
         any(of_networks)
         or flags.engine == "tensorflow"
-        or sd_tf.families.needs_networks(flags.model, flags.precision, flags.variant)
+        or sd_tf.families.needs_networks(flags.model, flags.precision, flags.variant, flags.revision)
     ):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision, **loading)
@@ -415,13 +425,14 @@ def _metadata(flags, settings):
     found = settings | {name: getattr(flags, name) for name in names}
     others = "initial_noise", "textual_inversion", "clip_skip"
     found |= {name: getattr(flags, name) or None for name in others}
-    found |= {"model": flags.model, "lora": dict(_loras(flags)) or None}
+    found |= {"model": flags.model, "lora": dict(_loras(flags)) or None, "upscale": flags.upscale}
+    found |= _of_pixels(flags)
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _own(flags, request, i):
     """Prompt and seed of picture i."""
-    return {"prompt": flags.prompt[i // flags.num_images], "seed": int(request.seeds[i])}
+    return {"prompt": request.prompts[i // flags.num_images], "seed": int(request.seeds[i])}
 
 
 def _write(output, images, flags, request, metadata):

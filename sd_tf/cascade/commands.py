@@ -16,11 +16,13 @@ def check(options: CascadeOptions):
     Args:
         options: the parsed `CascadeOptions`.
     """
+    if options.preset is not None:
+        preset_named(options.preset)
     if options.init_from is not None:
         options.check_of_a_trained_model()
         loading.check(options.init_from, **options.loading)
     elif options.text_encoder is not None:
-        resolve(options.text_encoder)
+        resolve(options.text_encoder, kind="text encoder", parts=("text_encoder",))
 
 
 def model_for_training(options: CascadeOptions, data, dtype: str, seed: int):

@@ -1,8 +1,8 @@
 """The configuration file of a cascade's UNet, as diffusers writes that of DeepFloyd IF."""
 
-from sd_tf.cascade.config import PixelUNetConfig
+from sd_tf.cascade.config import PixelUNetConfig, check_levels
 from sd_tf.checkpoints.config_files import Kind, of_diffusers
-from sd_tf.errors import InputError, shown
+from sd_tf.errors import InputError, naming, shown
 
 
 def _check(config, source):
@@ -15,6 +15,8 @@ def _check(config, source):
     if isinstance(config.sample_size, tuple) and len(config.sample_size) != 2:
         sides = len(config.sample_size)
         raise InputError(f"{source}: sample_size has {sides} numbers: give a side, or height and width")
+    with naming(source):
+        check_levels(config)
 
 
 PIXEL_UNET = Kind(

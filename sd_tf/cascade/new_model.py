@@ -53,7 +53,7 @@ def new_model(options: CascadeOptions, data, dtype=None, seed=0) -> CascadedDiff
     options = dataclasses.replace(options, preset=name)
     model.dtype = dtype
     model.provenance = Provenance(Beginning(preset, options, networks), is_trained=False)
-    model.known_words = read_words(resolve(folder))
+    model.known_words = read_words(resolve(folder, kind="text encoder", parts=("text_encoder",)))
     return model
 
 

@@ -154,6 +154,7 @@ FINE_TUNING = replace(
     stages=tuple(
         replace(
             stage,
+            crop=0,
             training=StageConfig(
                 batch_size=16, learning_rate=1e-5, lr_schedule="constant", share=stage.training.share
             ),

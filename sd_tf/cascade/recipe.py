@@ -51,6 +51,10 @@ class CascadeRecipe(RecipeFromBase):
         for name in options.stages or ():
             if name not in self.names:
                 raise unknown(options.said("stages"), name, self.names)
+        if not is_new and options.stages is not None and len(options.stages) < len(self.names):
+            raise InputError(
+                f"{options.said('stages')} is for a new model: leave it out, a trained one is trained whole"
+            )
         if is_new:
             self.preset = model.provenance.beginning.preset
         else:
@@ -77,7 +81,17 @@ class CascadeRecipe(RecipeFromBase):
 
     def finished(self, run):
         super().finished(run)
+        self.learn_words(run)
+        # Here and not when a stage is finished: a run that was ended between the two makes up for it.
+        if run.workers.is_chief and all((run.folder / name).is_dir() for name in self.names):
+            folders.save_index(self.model, run.folder)
+        run.workers.wait()
         self.model.provenance.is_trained = (run.folder / folders.MODEL_INDEX).is_file()
+
+    def learn_words(self, run):
+        """The model knows the words of the run's captions."""
+        if self.model.known_words is not None:
+            self.model.known_words |= words_of(run.dataset.distinct_captions)
 
     def check(self, run):
         for number, stage in enumerate(self.model.stages):
@@ -106,11 +120,6 @@ class CascadeRecipe(RecipeFromBase):
 
     def _all_stages(self, run):
         return [PlannedPixelStage(self, run, number) for number in range(len(self.model.stages))]
-
-    def result(self, folder) -> str:
-        if self.own.stages is not None and len(self.own.stages) < len(self.names):
-            return self.own.stages[-1]
-        return folders.MODEL_INDEX
 
 
 def recipe_of(model, options, folder) -> CascadeRecipe:
@@ -178,19 +187,8 @@ class PlannedPixelStage(PlannedStage):
         )
 
     def finish(self, run, stage):
-        model, save_dtype = self.model, run.options.save_dtype
-        if model.known_words is not None:
-            model.known_words |= words_of(run.dataset.distinct_captions)
-        folders.save_stage(model, self.number, run.folder / self.name, save_dtype)
-        lacking = [each for each in self.recipe.names if not (run.folder / each).is_dir()]
-        if not self.recipe.is_new:  # a trained model's other stages stay as they are
-            for name in lacking:
-                number = self.recipe.names.index(name)
-                if self.recipe.own.stages is not None and name not in self.recipe.own.stages:
-                    folders.save_stage(model, number, run.folder / name, save_dtype)
-            lacking = [each for each in self.recipe.names if not (run.folder / each).is_dir()]
-        if not lacking:
-            folders.save_index(model, run.folder)
+        self.recipe.learn_words(run)
+        folders.save_stage(self.model, self.number, run.folder / self.name, run.options.save_dtype)
 
     def restore(self, run):
         self.stage.put(folders.unread_unet(run.folder / self.name, self.model.dtype))

@@ -62,8 +62,16 @@ class BaseStage(DenoisingStage):
     def loss(self, batch):
         condition = drop_captions(self.condition(batch), Condition(self.empty), batch["dropped"])
         t, network = batch["timesteps"], by_condition(self.network)
-        images, noise = batch["images"], batch["noise"]
-        loss = diffusion_loss(network, images, condition, t, noise, self.schedule, self.min_snr_gamma)
+        loss = diffusion_loss(
+            network,
+            batch["images"],
+            condition,
+            t,
+            batch["noise"],
+            self.schedule,
+            self.min_snr_gamma,
+            self.stage.learns_variance,
+        )
         return self.by_timesteps(loss, t)
 
     def preview(self):
@@ -134,7 +142,8 @@ class SuperResolutionStage(BaseStage):
         examples = self.dataset.examples(chosen, 0)
         large = shrunk(to_unit(examples.images), self.stage.image_size)
         small = to_uint8(shrunk(large, self.small))
-        request = Request(examples.captions, seed=0, batch_size=pictures_at_once(16, large.shape[1]))
+        context = self.model.encode_prompts(examples.captions).context  # as plain text, as it learns them
+        request = Request(prompt_embeds=context, batch_size=pictures_at_once(16, large.shape[1]))
         drawn = draw_stage(
             self.stage,
             1,

@@ -107,7 +107,7 @@ def index_from_hub(hub_id: str, revision: str | None = None) -> Path:
     Raises:
         InputError: there is no such file, or the hub cannot be reached.
     """
-    if not HUB_ID.fullmatch(hub_id):
+    if not HUB_ID.fullmatch(hub_id) or hub_id.endswith(".safetensors"):
         raise InputError(f"{hub_id!r} is no hub id")
     import huggingface_hub
 

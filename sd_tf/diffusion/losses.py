@@ -30,13 +30,14 @@ def min_snr_weights(schedule, gamma):
     return np.minimum(snr, gamma) / error[schedule.config.prediction_type]
 
 
-def diffusion_loss(network, latents, condition, t, noise, schedule, min_snr_gamma=None):
+def diffusion_loss(
+    network, latents, condition, t, noise, schedule, min_snr_gamma=None, learns_variance=False
+):
     """Mean squared error of the network's output (Ho et al. 2020, equation 14), one per example.
 
     Args:
         network: `network(latents, timesteps, condition) -> output`. Of twice the channels, the second half is
-            a learned variance, whose bound (`variance_bound`) is added: L_hybrid of Nichol & Dhariwal 2021,
-            equation 16. It is for pixels, whose values have 256 shades.
+            a learned variance.
         latents: x_0, scaled, (batch, h, w, channels), float.
         condition: a `Condition` of the batch, handed to the network as it is.
         t: int, (batch,), drawn uniformly from 0 … num_train_timesteps - 1 by the caller.
@@ -44,6 +45,10 @@ def diffusion_loss(network, latents, condition, t, noise, schedule, min_snr_gamm
         schedule: a `NoiseSchedule`; its `prediction_type` decides what the output is held to.
         min_snr_gamma: multiplies the loss of each example by the weight that `min_snr_weights` gives its
             timestep; None for no weights.
+
+        learns_variance: adds the bound of a learned variance (`variance_bound`): L_hybrid of Nichol & Dhariwal
+            2021, equation 16. It is for pixels in [-1, 1] of 256 shades. Otherwise a learned variance plays
+            no part.
 
     Returns:
         float32, (batch,), whatever precision the network computes in: the mean over h, w and channels.
@@ -60,7 +65,7 @@ def diffusion_loss(network, latents, condition, t, noise, schedule, min_snr_gamm
     if min_snr_gamma is not None:
         weights = ops.convert_to_tensor(min_snr_weights(schedule, min_snr_gamma), dtype="float32")
         loss = ops.take(weights, t) * loss
-    if variance is None:
+    if variance is None or not learns_variance:
         return loss
     noisy = ops.cast(noisy, "float32")
     rates = schedule.rates(t, noisy)

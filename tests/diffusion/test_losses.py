@@ -204,7 +204,7 @@ def test_a_learned_variance_learns_by_its_bound_and_the_mean_by_its_error_alone(
         def network(x, t, condition):
             return tf.concat([mean, variance], -1) if with_variance else mean + 0.0
 
-        return diffusion_loss(network, tf.constant(shades), None, T, noise, schedule)
+        return diffusion_loss(network, tf.constant(shades), None, T, noise, schedule, learns_variance=True)
 
     with tf.GradientTape(persistent=True) as tape:
         whole, plain = loss(True), loss(False)
