@@ -98,7 +98,7 @@ def save_text_encoder_folders(encoder: TextEncoder, folder, dtype="float32", max
 
 
 def _kind_of(values, file):
-    """ "clip", "t5" or "bert": what a configuration is of."""
+    """What a configuration is of: "clip", "t5" or "bert"."""
     model_type, architectures = values.get("model_type"), values.get("architectures")
     if model_type is None and isinstance(architectures, list) and architectures:
         named = str(architectures[0])
