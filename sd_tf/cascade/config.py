@@ -121,7 +121,7 @@ class PixelUNetConfig:
         return self.only_cross_attention is True
 
 
-def check_levels(config: PixelUNetConfig):
+def check_config(config: PixelUNetConfig):
     """Raises `InputError` where the fields disagree on the levels, or name what there is not."""
     levels = len(config.block_out_channels)
     if not levels:

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from sd_tf.cascade.blocks import DownLevel, EfficientDownLevel, EfficientUpLevel, MiddleLevel, UpLevel
-from sd_tf.cascade.config import ATTENDS, PixelUNetConfig, check_levels
+from sd_tf.cascade.config import ATTENDS, PixelUNetConfig, check_config
 from sd_tf.config import as_config
 from sd_tf.errors import InputError
 from sd_tf.nn.activations import activation
@@ -49,7 +49,7 @@ class PixelUNet(keras.Model):
         # In bfloat16 there is no timestep 999; what is to be cast, the layers within cast.
         super().__init__(autocast=False, **{"name": "unet", **kwargs})
         config = self.config = as_config(PixelUNetConfig, config)
-        check_levels(config)
+        check_config(config)
         policy, widths = self.dtype_policy, config.block_out_channels
         time_width = config.time_width
 

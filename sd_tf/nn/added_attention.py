@@ -13,8 +13,8 @@ HIDDEN = -1e4  # added to a hidden token's logit: its weight is 0 in float32, an
 
 
 def attention_bias(mask):
-    """What a mask adds to the logits: bool (batch, tokens) -> float32 (batch, 1, 1, tokens)."""
-    return ops.where(mask, 0.0, HIDDEN)[:, None, None, :]
+    """What a mask adds to the logits: bool, or 1 and 0, (batch, tokens) -> float32 (batch, 1, 1, tokens)."""
+    return ops.where(ops.cast(mask, "bool"), 0.0, HIDDEN)[:, None, None, :]
 
 
 @keras.saving.register_keras_serializable("sd_tf")

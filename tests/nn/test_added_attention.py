@@ -47,7 +47,7 @@ def test_agrees_with_diffusers(kind, norm, copied, torch_call, distance):
     assert distance(layer(PICTURE, TEXT), expected) < 1e-5
     assert distance(compiled(layer)(PICTURE, TEXT), expected) < 1e-5
     if kind is TextAndSelfAttention:
-        bias = torch.from_numpy(np.asarray(attention_bias(MASK))[:, 0])  # (batch, 1, tokens)
+        bias = torch.from_numpy(np.array(attention_bias(MASK))[:, 0])  # (batch, 1, tokens)
         expected = torch_call(reference, PICTURE, encoder_hidden_states=context, attention_mask=bias)
         assert distance(layer(PICTURE, TEXT, attention_bias(MASK)), expected) < 1e-5
 
@@ -59,6 +59,7 @@ def test_what_a_mask_hides_does_not_matter_to_the_bit(kind):
     other = np.where(MASK[:, :, None], TEXT, 100.0).astype("float32")
     bias = attention_bias(MASK)
     np.testing.assert_array_equal(layer(PICTURE, TEXT, bias), layer(PICTURE, other, bias))
+    np.testing.assert_array_equal(attention_bias(MASK.astype("int32")), bias)  # as tokenizers have it
     assert np.isfinite(np.asarray(layer(PICTURE, TEXT, attention_bias(np.zeros_like(MASK))))).all()
 
 
