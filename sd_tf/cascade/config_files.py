@@ -1,6 +1,6 @@
 """The configuration file of a cascade's UNet, as diffusers writes that of DeepFloyd IF."""
 
-from sd_tf.cascade.config import PixelUNetConfig, check_levels
+from sd_tf.cascade.config import PixelUNetConfig, check_config
 from sd_tf.checkpoints.config_files import Kind, of_diffusers
 from sd_tf.errors import InputError, naming, shown
 
@@ -16,7 +16,7 @@ def _check(config, source):
         sides = len(config.sample_size)
         raise InputError(f"{source}: sample_size has {sides} numbers: give a side, or height and width")
     with naming(source):
-        check_levels(config)
+        check_config(config)
 
 
 PIXEL_UNET = Kind(

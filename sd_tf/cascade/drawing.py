@@ -47,6 +47,9 @@ def draw_request(
         raise InputError("mask is for a picture: give image as well")
     if image is not None and latents is not None:
         raise InputError("latents and image are both given: leave one out")
+    for stage in model.stages:
+        if stage.is_super_resolution:
+            checked_level(stage, augment_level)  # before the first stage has taken its time
     _warn(model, request)
     stages = model.stages[: len(settings)]
     if image is not None:
@@ -77,12 +80,12 @@ def draw_request(
             own,
             thresholding,
             sizes[number],
-            drawn,
-            augment_level,
-            latents if number == 0 else None,
-            picture,
-            callback,
-            progress,
+            smaller=drawn,
+            augment_level=augment_level,
+            latents=latents if number == 0 else None,
+            picture=picture,
+            callback=callback,
+            progress=progress,
         )
     return drawn
 
@@ -110,8 +113,8 @@ def enlarge_pictures(
             own,
             thresholding,
             size,
-            drawn,
-            augment_level,
+            smaller=drawn,
+            augment_level=augment_level,
             callback=callback,
             progress=progress,
         )
@@ -126,6 +129,7 @@ def draw_stage(
     settings,
     thresholding,
     size,
+    *,
     smaller=None,
     augment_level=None,
     latents=None,

@@ -7,15 +7,17 @@ from sd_tf.cascade.folder import (
     SUPER_RESOLUTION_PIPELINE,
     unread_unet,
 )
+from sd_tf.cascade.memory import check_memory
 from sd_tf.cascade.model import CascadedDiffusion
 from sd_tf.cascade.stage import PixelStage, stage_name
 from sd_tf.checkpoints.bounds import check_schedule
 from sd_tf.checkpoints.schedulers import SCHEDULE, check_scheduler, recommended, warn_of_differences
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
 from sd_tf.checkpoints.text_encoders import open_text_encoder
+from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, argument, naming, shown
-from sd_tf.files import read_json
+from sd_tf.files import is_regular, read_json
 from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
@@ -129,6 +131,9 @@ def _stage(folder, dtype, variant, augment_level):
             f"{SUPER_RESOLUTION_PIPELINE} are"
         )
     unet, schedule = unread_unet(folder, dtype, variant), _schedule(folder, "scheduler")
+    found = weight_files(folder / "unet", STEMS["unet"], variant)
+    files = found.files if found is not None else ()
+    check_memory(unet.config, sum(each.stat().st_size for each in files if is_regular(each)), str(folder))
     enlarges = pipeline == SUPER_RESOLUTION_PIPELINE
     noising = _schedule(folder, "image_noising_scheduler") if enlarges else None
     if augment_level is None:

@@ -12,6 +12,7 @@ from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import Request
+from sd_tf.generation.settings import Settings
 from sd_tf.quiet import import_tensorflow
 from sd_tf.training.provenance import Provenance
 
@@ -110,8 +111,8 @@ class CascadedDiffusion:
     def read_networks(self):
         """Reads networks that are still unread; their files may then be deleted."""
         for stage in self.stages:
-            stage.unet  # noqa: B018
-        self.text_encoder.fingerprint  # noqa: B018
+            stage.read()
+        self.text_encoder.network()
 
     def weights_sha256(self) -> str:
         """A hash of all weights."""
@@ -276,13 +277,20 @@ class CascadedDiffusion:
             raise InputError("this model has no super-resolution stage: train one, or name another model")
         is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
         number = len(image) if is_several else 1
-        images = checked_image(image, number, 1, self.most_pixels)
+        if not number:
+            raise InputError("image is an empty list: give one picture at least")
+        multiple, most = self._limits_of_small_pictures()
+        images = checked_image(image, number, multiple, most)
         prompts = [prompt] * number if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, (list, tuple)) or len(prompts) != number:
+        if (
+            not isinstance(prompts, (list, tuple))
+            or len(prompts) != number
+            or not all(isinstance(each, str) for each in prompts)
+        ):
             raise InputError(f"prompt is {shown(prompt)}: give one, or {number}, one for each picture")
         embeds = None
-        if not any(isinstance(each, str) and each.strip() for each in prompts):  # which a `Request` refuses
-            prompts, embeds = None, np.repeat(self.encode_prompts([""]).context, number, axis=0)
+        if not all(each.strip() for each in prompts):  # of which a `Request` wants words
+            prompts, embeds = None, self.encode_prompts(list(prompts)).context
         request = Request(prompts, negative_prompt, 1, seed, batch_size, prompt_embeds=embeds)
         drawn = enlarge_pictures(
             self,
@@ -296,6 +304,16 @@ class CascadedDiffusion:
         )
         return as_output(drawn, output, request)
 
+    def _limits_of_small_pictures(self):
+        """What sides of pictures to enlarge are multiples of, and the most pixels that they may have."""
+        multiple, total = 1, 1
+        for stage, factor in zip(self.stages, self.factors, strict=True):
+            if stage.is_super_resolution:
+                total *= factor
+                own = stage.config.size_multiple
+                multiple = math.lcm(multiple, own // math.gcd(own, total))
+        return multiple, self.most_pixels // total**2
+
     def decode_latents(self, latents, engine="auto", batch_size=16):
         """Pixels in about [-1, 1], which a cascade draws in, to pictures, uint8 (n, height, width, 3)."""
         return to_uint8(np.asarray(latents))
@@ -303,22 +321,15 @@ class CascadedDiffusion:
     def _later_settings(self, given, stages):
         """`Settings` of the stages behind the first, with what a caller gives for all or for each."""
         several = list(given) if isinstance(given, (list, tuple)) else [given] * len(stages)
+        for own in [given] if not isinstance(given, (list, tuple)) else given:
+            _check_settings(own)
         if len(several) != len(stages):
             raise InputError(
                 f"super_resolution has {len(several)} entries for {len(stages)} stages: give one dictionary, "
                 "or one for each"
             )
-        found = []
-        for stage, own in zip(stages, several, strict=True):
-            if own is not None and not isinstance(own, dict):
-                raise InputError(
-                    f"super_resolution is {shown(own)}: give a dictionary, such as {{'steps': 10}}"
-                )
-            for name in own or ():
-                if name not in vars(stage.recommended):
-                    raise unknown("setting of super_resolution", name, vars(stage.recommended))
-            found.append(stage.recommended.replaced(**(own or {})))
-        return found
+        pairs = zip(stages, several, strict=True)
+        return [stage.recommended.replaced(**(own or {})) for stage, own in pairs]
 
     def _checked_size(self, height, width):
         multiple, most = self.sides_multiple, self.most_pixels
@@ -402,6 +413,15 @@ class CascadedDiffusion:
         from sd_tf.cascade.summary import summary_of
 
         print(summary_of(self))
+
+
+def _check_settings(given):
+    """Raises `InputError` for what are no settings of a stage."""
+    if given is not None and not isinstance(given, dict):
+        raise InputError(f"super_resolution is {shown(given)}: give a dictionary, such as {{'steps': 10}}")
+    for name in given or ():
+        if name not in vars(Settings()):
+            raise unknown("setting of super_resolution", name, vars(Settings()))
 
 
 def check_engine(engine):

@@ -80,11 +80,15 @@ class PixelStage:
         """(height, width) of the pictures that it was trained on, in pixels."""
         return self.config.image_size
 
+    def read(self):
+        """Reads the network if it has not been read; its files may then be deleted."""
+        if isinstance(self._unet, Unread):
+            self._unet = self._unet.read()
+
     @property
     def unet(self):
         """The network, read when it is first asked for."""
-        if isinstance(self._unet, Unread):
-            self._unet = self._unet.read()
+        self.read()
         return self._unet
 
     def put(self, unet):

@@ -152,7 +152,7 @@ class SuperResolutionStage(BaseStage):
             self.stage.recommended.replaced(steps=PREVIEW_STEPS),
             self.stage.thresholding,
             self.stage.image_size,
-            small,
+            smaller=small,
             progress=False,
         )
         factors = [a // b for a, b in zip(self.stage.image_size, self.small, strict=True)]

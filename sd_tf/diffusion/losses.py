@@ -45,10 +45,9 @@ def diffusion_loss(
         schedule: a `NoiseSchedule`; its `prediction_type` decides what the output is held to.
         min_snr_gamma: multiplies the loss of each example by the weight that `min_snr_weights` gives its
             timestep; None for no weights.
-
-        learns_variance: adds the bound of a learned variance (`variance_bound`): L_hybrid of Nichol & Dhariwal
-            2021, equation 16. It is for pixels in [-1, 1] of 256 shades. Otherwise a learned variance plays
-            no part.
+        learns_variance: adds the bound of a learned variance (`variance_bound`): L_hybrid of Nichol &
+            Dhariwal 2021, equation 16. It is for pixels in [-1, 1] of 256 shades. Otherwise a learned
+            variance plays no part.
 
     Returns:
         float32, (batch,), whatever precision the network computes in: the mean over h, w and channels.

@@ -22,6 +22,11 @@ class RecipeFromBase(Recipe):
         self.model, self.is_new, self._place = model, is_new, folder.resolve()
 
     @property
+    def leaves_weights(self) -> bool:
+        """Whether training changes none of the model's own weights, as that of a LoRA."""
+        return False
+
+    @property
     def identity(self):
         found = super().identity
         return found if self.is_new else found | {"init_from_sha256": self._base}
@@ -35,8 +40,6 @@ class RecipeFromBase(Recipe):
             bases[self._place] = self.model.weights_sha256()
         return bases[self._place]
 
-    leaves_weights = False  # whether training changes none of the model's own weights, such as of a LoRA
-
     def forget_base(self):
         """The weights have changed, and no checkpoint has them: what the run began with is gone."""
         self.model.provenance.bases.pop(self._place, None)
@@ -48,9 +51,10 @@ class RecipeFromBase(Recipe):
         if self.is_new and began is not None:
             raise InputError(f"{folder} holds a fine-tuning of another model: name another {FOLDER}")
         if began is not None and began != self._base:
-            (options,) = self.options
+            sources = [getattr(options, "init_from", None) for options in self.options]
+            source = next(filter(None, sources), "the model")
             raise InputError(
-                f"{folder} began from other weights than {options.init_from or 'the model'} has now: "
+                f"{folder} began from other weights than {source} has now: "
                 f"restore those to resume it, or name another {FOLDER}"
             )
 

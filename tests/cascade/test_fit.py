@@ -4,6 +4,7 @@ import importlib
 import signal
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import sd_tf
@@ -93,11 +94,20 @@ def test_stages_are_trained_one_by_one_to_the_same_model(tmp_path):
     train.main([*flags, "--output", str(whole)])
     train.main([*flags, "--output", str(run), "--stages", "sr2"])
     assert not (run / "model_index.json").exists() and not (run / "base").exists()
-    train.main([*flags, "--output", str(run), "--stages", "base"])
+    for _ in range(2):  # the same command again finds it done
+        train.main([*flags, "--output", str(run), "--stages", "base"])
     assert files_of(run) == files_of(whole)
     assert len(sd_tf.load(run).stages) == 2 and len(sd_tf.load(run / "base").stages) == 1
     with pytest.raises(sd_tf.InputError, match="unknown --stages 'sr3': .*Valid: base, sr2"):
         train.main([*flags, "--output", str(tmp_path / "other"), "--stages", "sr3"])
+
+
+def test_a_run_that_was_ended_before_its_index_was_written_makes_up_for_it(tmp_path):
+    new().fit("garments", folder=tmp_path / "run", **SETTINGS)
+    index = (tmp_path / "run" / "model_index.json").read_text()
+    (tmp_path / "run" / "model_index.json").unlink()
+    new().fit("garments", folder=tmp_path / "run", **SETTINGS)
+    assert (tmp_path / "run" / "model_index.json").read_text() == index
 
 
 def test_patches_are_learned_and_whole_pictures_drawn(tmp_path):
@@ -113,10 +123,12 @@ def test_a_trained_cascade_is_trained_further(tmp_path):
     model.fit("garments", folder=tmp_path / "first", **SETTINGS)
     before = files_of(tmp_path / "first")
     flags = ["cascade", "--init-from", str(tmp_path / "first"), "--dataset", "garments", "--max-steps", "2"]
-    train.main([*flags, "--previews", "0", "--stages", "base", "--output", str(tmp_path / "second")])
+    train.main([*flags, "--previews", "0", "--output", str(tmp_path / "second")])
     after = files_of(tmp_path / "second")
     changed = {name for name in before if before[name] != after[name]}
-    assert before.keys() == after.keys() and {name.split("/")[0] for name in changed} == {"base"}
+    assert before.keys() == after.keys() and changed == {name for name in before if "/unet/" in name}
+    with pytest.raises(sd_tf.InputError, match="--stages is for a new model: leave it out"):
+        train.main([*flags, "--stages", "base", "--output", str(tmp_path / "third")])
     with pytest.raises(sd_tf.InputError, match="--preset is only for a new model"):
         train.main([*flags, "--preset", "tiny", "--output", str(tmp_path / "third")])
 
@@ -136,10 +148,17 @@ def test_the_command_line_draws_and_enlarges(tmp_path, capsys):
     generate.main(
         ["a red dress", *flags, "--steps", "2", "--sr-steps", "2", "--thresholding", "static", "--strip"]
     )
+    generate.main(["a dress", "--strip", "--steps", "2", "--output", str(tmp_path / "latent")])  # as before
     [drawn] = [file for file in (tmp_path / "out").glob("*.png") if "dress" in file.name]
     assert (tmp_path / "out" / "strip.png").exists()
     generate.main(["--upscale", str(drawn), *flags, "--sr-steps", "2", "--augment-level", "10"])
-    assert [file for file in (tmp_path / "out").iterdir() if file.name.startswith("upscaled")]
+    [upscaled] = [file for file in (tmp_path / "out").iterdir() if file.name.startswith("upscaled")]
+    with PIL.Image.open(upscaled) as picture, PIL.Image.open(drawn) as before:
+        assert picture.size == (64, 64) and picture.text["augment_level"] == "10"
+        assert "sampler" not in picture.text and before.text["thresholding"] == "static"
+    for flag in (["--steps", "2"], ["--sampler", "ddim"], ["--seed", "1", "2"], ["--strip"]):
+        with pytest.raises(sd_tf.InputError, match="--upscale"):
+            generate.main(["--upscale", str(drawn), *flags, *flag])
     with pytest.raises(sd_tf.InputError, match="--clip-skip is not for this kind of model"):
         generate.main(["a red dress", *flags, "--clip-skip", "1"])
     with pytest.raises(sd_tf.InputError, match="--thresholding is not for this kind .*, LatentDiffusion"):

@@ -72,7 +72,20 @@ def test_upscale_enlarges_pictures_of_any_size_with_a_prompt_or_without(cascade)
     assert one[0].size == (20, 12)
 
 
+def test_what_cannot_be_enlarged_is_refused(cascade):
+    with pytest.raises(sd_tf.InputError, match="image is an empty list"):
+        cascade.upscale([])
+    with pytest.raises(sd_tf.InputError, match="image is 600 x 600, more than this model has memory for"):
+        cascade.upscale(np.zeros((600, 600, 3), np.uint8))
+    with pytest.raises(sd_tf.InputError, match=r"prompt is \[1\]: give one"):
+        cascade.upscale(np.zeros((8, 8, 3), np.uint8), prompt=[1])
+    some = cascade.upscale(np.zeros((2, 8, 8, 3), np.uint8), ["a dress", ""], super_resolution={"steps": 1})
+    assert some.shape == (2, 16, 16, 3)
+
+
 @pytest.mark.parametrize("settings, message", [
+    ({"augment_level": -1, "stages": 1}, "augment_level is -1"),
+    ({"super_resolution": {"typo": 1}, "stages": 1}, "unknown setting of super_resolution 'typo'"),
     ({"engine": "openvino"}, "engine 'openvino' cannot run a cascade: take 'tensorflow'"),
     ({"thresholding": "dynamical"}, "unknown thresholding 'dynamical': did you mean 'dynamic'"),
     ({"thresholding": "static", "percentile": 0.9}, "percentile is 0.9, but thresholding is static"),
