@@ -441,9 +441,10 @@ def _write(output, images, flags, request, metadata):
         own = _own(flags, request, i)
         negative = {"negative_prompt": request.negative_prompts[i // flags.num_images]}
         strength = metadata.get("strength", 0.8) if "image" in metadata else None
-        of_a1111 = parameters(metadata | own | negative, image.shape[:2], strength)
-        file = output / file_name(own["prompt"], own["seed"])
-        print(add_png(file, image, metadata | own | {KEY: of_a1111}))
+        content = metadata | own
+        if flags.upscale is None:  # which web interfaces have no words for
+            content |= {KEY: parameters(metadata | own | negative, image.shape[:2], strength)}
+        print(add_png(output / file_name(own["prompt"], own["seed"]), image, content))
     grid = output / GRID
     if len(images) > 1 or grid.exists():
         columns = flags.num_images if len(flags.prompt) > 1 else round(len(images) ** 0.5)

@@ -30,6 +30,22 @@ TINY = presets.Preset(
 SETTINGS = {"steps": 4, "options": {"previews": 1}, "verbose": 0}
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 12 garments with captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    examples = sd_tf.open_data("garments").at(32).examples(range(12), 0)
+    for i, (image, caption) in enumerate(zip(examples.images, examples.captions, strict=True)):
+        PIL.Image.fromarray(image).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(pictures):
+    return f"folder:{pictures}"
+
+
 @pytest.fixture(autouse=True)
 def tiny_preset(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
@@ -48,10 +64,10 @@ def files_of(folder, *suffixes):
     }
 
 
-def test_a_cascade_trains_previews_saves_loads_and_draws(tmp_path):
+def test_a_cascade_trains_previews_saves_loads_and_draws(tmp_path, data):
     model = new()
-    history = model.fit("garments", folder=tmp_path / "run", **SETTINGS)
-    assert history.stage == ["base"] * 4 + ["sr2"] * 4
+    history = model.fit(data, folder=tmp_path / "run", **SETTINGS)
+    assert list(dict.fromkeys(history.stage)) == ["base", "sr2"]
     assert {file.name.split("-")[0] for file in (tmp_path / "run" / "samples").iterdir()} == {"base", "sr2"}
     read = sd_tf.load(tmp_path / "run")
     assert isinstance(read, sd_tf.CascadedDiffusion)
@@ -62,18 +78,19 @@ def test_a_cascade_trains_previews_saves_loads_and_draws(tmp_path):
     assert files_of(tmp_path / "copy") == files_of(tmp_path / "run")
 
 
-def test_it_learns():
+@pytest.mark.slow
+def test_it_learns(data):
     model = new()
-    history = model.fit("garments", **SETTINGS | {"steps": 60})
+    history = model.fit(data, **SETTINGS | {"steps": 150})
     for name in ("base", "sr2"):
         losses = [
             loss for loss, stage in zip(history.history["loss"], history.stage, strict=True) if stage == name
         ]
-        assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+        assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_stopped_run_resumes_to_the_bit(tmp_path, monkeypatch):
-    new().fit("garments", folder=tmp_path / "whole", **SETTINGS)
+def test_a_stopped_run_resumes_to_the_bit(tmp_path, monkeypatch, data):
+    new().fit(data, folder=tmp_path / "whole", **SETTINGS)
 
     def interrupt(log, trainer, step, elapsed, means, plain=observers.Log.__call__):
         plain(log, trainer, step, elapsed, means)
@@ -83,13 +100,15 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(observers.Log, "__call__", interrupt)
         with pytest.raises(KeyboardInterrupt, match="stopped in stage sr2: .* resume from step 2"):
-            new().fit("garments", folder=tmp_path / "run", **SETTINGS)
-    new().fit("garments", folder=tmp_path / "run", **SETTINGS)
+            new().fit(data, folder=tmp_path / "run", **SETTINGS)
+    new().fit(data, folder=tmp_path / "run", **SETTINGS)
     assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
 
 
-def test_stages_are_trained_one_by_one_to_the_same_model(tmp_path):
-    flags = ["cascade", "--preset", "tiny", "--dataset", "garments", "--max-steps", "4", "--previews", "0"]
+@pytest.mark.slow
+def test_stages_are_trained_one_by_one_to_the_same_model(tmp_path, pictures):
+    flags = ["cascade", "--preset", "tiny", "--dataset", "folder", "--data-dir", str(pictures)]
+    flags += ["--max-steps", "4", "--previews", "0"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     train.main([*flags, "--output", str(whole)])
     train.main([*flags, "--output", str(run), "--stages", "sr2"])
@@ -102,27 +121,30 @@ def test_stages_are_trained_one_by_one_to_the_same_model(tmp_path):
         train.main([*flags, "--output", str(tmp_path / "other"), "--stages", "sr3"])
 
 
-def test_a_run_that_was_ended_before_its_index_was_written_makes_up_for_it(tmp_path):
-    new().fit("garments", folder=tmp_path / "run", **SETTINGS)
+def test_a_run_that_was_ended_before_its_index_was_written_makes_up_for_it(tmp_path, data):
+    new().fit(data, folder=tmp_path / "run", **SETTINGS)
     index = (tmp_path / "run" / "model_index.json").read_text()
     (tmp_path / "run" / "model_index.json").unlink()
-    new().fit("garments", folder=tmp_path / "run", **SETTINGS)
+    new().fit(data, folder=tmp_path / "run", **SETTINGS)
     assert (tmp_path / "run" / "model_index.json").read_text() == index
 
 
-def test_patches_are_learned_and_whole_pictures_drawn(tmp_path):
+@pytest.mark.slow
+def test_patches_are_learned_and_whole_pictures_drawn(tmp_path, data):
     model = new()
-    model.fit("garments", **SETTINGS | {"options": {"crop": 8, "previews": 0}})
+    model.fit(data, **SETTINGS | {"options": {"crop": 8, "previews": 0}})
     assert model.generate("a dress").shape == (1, 32, 32, 3)
     with pytest.raises(sd_tf.InputError, match="crop is 9: stage sr2 draws 32 pixels, .* a multiple of 2"):
-        new().fit("garments", **SETTINGS | {"options": {"crop": 9}})
+        new().fit(data, **SETTINGS | {"options": {"crop": 9}})
 
 
-def test_a_trained_cascade_is_trained_further(tmp_path):
+@pytest.mark.slow
+def test_a_trained_cascade_is_trained_further(tmp_path, data, pictures):
     model = new()
-    model.fit("garments", folder=tmp_path / "first", **SETTINGS)
+    model.fit(data, folder=tmp_path / "first", **SETTINGS)
     before = files_of(tmp_path / "first")
-    flags = ["cascade", "--init-from", str(tmp_path / "first"), "--dataset", "garments", "--max-steps", "2"]
+    flags = ["cascade", "--init-from", str(tmp_path / "first"), "--max-steps", "2"]
+    flags += ["--dataset", "folder", "--data-dir", str(pictures)]
     train.main([*flags, "--previews", "0", "--output", str(tmp_path / "second")])
     after = files_of(tmp_path / "second")
     changed = {name for name in before if before[name] != after[name]}
@@ -133,8 +155,8 @@ def test_a_trained_cascade_is_trained_further(tmp_path):
         train.main([*flags, "--preset", "tiny", "--output", str(tmp_path / "third")])
 
 
-def test_a_dry_run_counts_both_stages_and_writes_nothing(tmp_path, capsys):
-    flags = ["cascade", "--preset", "tiny", "--dataset", "garments", "--dry-run"]
+def test_a_dry_run_counts_both_stages_and_writes_nothing(tmp_path, capsys, pictures):
+    flags = ["cascade", "--preset", "tiny", "--dataset", "folder", "--data-dir", str(pictures), "--dry-run"]
     train.main([*flags, "--output", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "stage base" in said and "stage sr2" in said and "trainable parameters" in said
@@ -169,11 +191,14 @@ def test_the_command_line_draws_and_enlarges(tmp_path, capsys):
         generate.main(["--output", str(tmp_path / "out")])
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "sweep", "demo", "push"])
+@pytest.mark.parametrize("command", ["evaluate", "export", "demo", "push"])
 def test_commands_that_cannot_use_a_cascade_say_so(tmp_path, command):
     new().save(tmp_path / "model")
     place = ["--model", str(tmp_path / "model")]
-    flags = {"sweep": ["a dress", "--run", place[1]], "push": [*place, "--to", "some/where"]}
+    flags = {
+        "push": [*place, "--to", "some/where"],
+        "export": [*place, "--output", str(tmp_path / "out")],
+    }
     module = importlib.import_module("sd_tf.demo.__main__" if command == "demo" else f"sd_tf.{command}")
     with pytest.raises(
         sd_tf.InputError, match="is a CascadedDiffusion, which this command cannot use: name a"

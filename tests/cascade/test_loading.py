@@ -63,7 +63,7 @@ def test_a_bad_index_is_refused(folder, values, message):
     ("base/model_index.json", {"_class_name": "FluxPipeline"}, "a 'FluxPipeline' is no stage of a cascade"),
     ("sr2/unet/config.json", {"in_channels": 3}, "the UNet has 3 and 6 channels: give 6"),
     ("base/unet/config.json", {"encoder_hid_dim": 99}, "reads text states 99 wide, the text .* 24"),
-    ("sr2/unet/config.json", {"sample_size": 4096}, "at which a layer takes .* GB for one picture: 4 GB is the"),
+    ("sr2/unet/config.json", {"sample_size": 4096}, "a layer takes .* GB for one picture: 4 GB is the"),
     ("base/unet/config.json", {"down_block_types": []}, "down_block_types has 0 entries for 2"),
     ("base/unet/config.json", {"attention_head_dim": []}, "attention_head_dim has 0 entries for 2"),
     ("base/unet/config.json", {"up_block_types": ["UpBlock2D"] * 2}, "unknown up_block_types 'UpBlock2D'"),
