@@ -200,7 +200,7 @@ class LatentDiffusion(Parts):
                 "Clip skip: 2" of A1111. As there, the syntaxes of web interfaces leave them out for negative
                 prompts, too.
             output: "array", or "pil" for a list of PIL pictures, whose `info` has prompt and seed.
-            engine: "tensorflow"; "openvino", which needs `pip install ".[openvino]"` and a float32
+            engine: "tensorflow"; "openvino", which needs the extra `openvino` and a float32
                 model; or "auto", OpenVINO if it is installed and can run the model. Their pictures differ by
                 at most 2 of 255.
             callback: `callback(step, latents, prediction)` after each step of each batch, and after each

@@ -186,5 +186,5 @@ def test_bad_flags_are_said_in_one_line(flags, message):
 
 def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "\.\[demo\]"'):
+    with pytest.raises(InputError, match=r'pip install -c constraints.txt "\.\[demo\]"'):
         main([])

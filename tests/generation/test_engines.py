@@ -138,7 +138,7 @@ def test_what_openvino_cannot_do_is_said_with_the_way_out(model, folder, monkeyp
     latents = np.random.default_rng(0).standard_normal((1, side, side, 4)).astype("float32")
     assert draw(model, "auto", latents=latents).shape[1] > draw(model, "auto").shape[1]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "\.\[openvino\]"'):
+    with pytest.raises(InputError, match=r'pip install -c constraints.txt "\.\[openvino\]"'):
         draw(model, "openvino")
 
 
