@@ -67,6 +67,10 @@ def schedule_of_pixels(**changes):
 
 
 NOISING = schedule_of_pixels(prediction_type="epsilon", kept={"_class_name": "DDPMScheduler"})
+# Garments lie on black, which dynamic thresholding lifts to grey: their pixels are clipped instead.
+ON_BLACK = schedule_of_pixels(
+    clip_sample=True, kept={"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
+)
 DRAWING = Settings(steps=20, guidance_scale=3.0, sampler="dpmpp_2m")
 ENLARGING = Settings(steps=10, guidance_scale=1.0, sampler="dpmpp_2m")
 
@@ -99,13 +103,13 @@ SMALL = Preset(
     stages=(
         StagePreset(
             BASE_16,
-            schedule_of_pixels(),
+            ON_BLACK,
             StageConfig(batch_size=64, learning_rate=3e-3, share=0.6, optimizer="muon"),
             recommended=DRAWING,
         ),
         StagePreset(
             ENLARGE_32,
-            schedule_of_pixels(),
+            ON_BLACK,
             StageConfig(batch_size=32, learning_rate=3e-3, share=0.4, optimizer="muon"),
             noising=NOISING,
             augment_level=100,
@@ -136,11 +140,13 @@ PICTURES = Preset(
         replace(
             SMALL.stages[0],
             unet=BASE_64,
+            schedule=schedule_of_pixels(),
             training=replace(SMALL.stages[0].training, batch_size=32, share=0.75),
         ),
         replace(
             SMALL.stages[1],
             unet=ENLARGE_128,
+            schedule=schedule_of_pixels(),
             crop=64,
             training=replace(SMALL.stages[1].training, batch_size=16, share=0.25),
         ),
