@@ -55,9 +55,8 @@ def load(name_or_folder, **options):
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    return importlib.import_module(
-        FAMILIES[_family_of(name_or_folder, options.get("revision"))].loading
-    ).load(name_or_folder, **options)
+    family = FAMILIES[_family_of(name_or_folder, options.get("revision"))]
+    return importlib.import_module(family.loading).load(name_or_folder, **options)
 
 
 def check(name_or_folder, only: tuple[str, ...] | None = None, **options):

@@ -291,21 +291,17 @@ def _check(flags):
             raise InputError(f"--{name} is for a picture: give --image as well")
     if flags.resamples is not None and flags.mask is None:
         raise InputError("--resamples is for inpainting: give --mask as well")
+    batch_size = 1 if flags.batch_size is None else flags.batch_size
     if flags.frames is not None:
         _check_frames(flags)
         return Interpolation(
-            *(flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0]),
-            1 if flags.batch_size is None else flags.batch_size,
+            *(flags.prompt, flags.seed, flags.frames, flags.negative_prompt[0], batch_size),
             prompt_syntax=flags.prompt_syntax,
         )
     if len(flags.seed) > 1 and None in flags.seed:
         raise InputError("--seed has numbers beside random: give one of the two")
     seed = flags.seed[0] if len(flags.seed) == 1 else flags.seed
-    return Request(
-        *(flags.prompt, _negative(flags), flags.num_images, seed),
-        1 if flags.batch_size is None else flags.batch_size,
-        flags.prompt_syntax,
-    )
+    return Request(flags.prompt, _negative(flags), flags.num_images, seed, batch_size, flags.prompt_syntax)
 
 
 def _check_upscale(flags):

@@ -14,6 +14,11 @@ from sd_tf.files import replacing_file, write_new
 LONGEST_NAME = 200  # bytes of a file's name; file systems take 255
 
 
+def to_unit(images: np.ndarray) -> np.ndarray:
+    """uint8 pictures of any shape -> float32 in [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1.0
+
+
 def save_png(file, image: np.ndarray, settings: dict | None = None):
     """Writes uint8 (height, width, 3), with `settings` as PNG text chunks, whole or not at all.
 

@@ -130,6 +130,25 @@ class Options:
             if getattr(self, field.name) != field.default
         }
 
+    def joined_with(self, made_with: "Options", group: str) -> "Options":
+        """The options that a new model was made with, updated by these of its training.
+
+        Args:
+            made_with: likewise an instance of this class.
+            group: that of the options of a new model.
+
+        Raises:
+            InputError: one of that group differs from what the model was made with.
+        """
+        for field in dataclasses.fields(self):
+            value = self.given.get(field.name, field.default)
+            made = getattr(made_with, field.name)
+            if meaning_of(field).group == group and value not in (field.default, made):
+                raise InputError(
+                    f"{self.named_value(field.name)}, but the model is made already: give it to from_preset"
+                )
+        return dataclasses.replace(made_with, **self.given)
+
     @property
     def identity(self) -> dict:
         """Name -> value of the fields that distinguish runs (`identifies`)."""

@@ -6,7 +6,6 @@ import numpy as np
 
 from sd_tf.cascade.resizing import enlarged
 from sd_tf.cascade.stage import CHANNELS, by_condition
-from sd_tf.data.pipeline import to_unit
 from sd_tf.diffusion.editing import noised
 from sd_tf.errors import InputError, argument
 from sd_tf.generation.checks import check_whole
@@ -14,6 +13,7 @@ from sd_tf.generation.loop import Plan, draw
 from sd_tf.generation.pictures import checked_image
 from sd_tf.generation.start_picture import StartPicture
 from sd_tf.generation.text_conditions import text_conditions
+from sd_tf.images import to_unit
 from sd_tf.text.known_words import words_beyond
 
 DRAWS_OF_A_STAGE = 2**20  # numbers of the noises that a stage may draw (`Request.noise`)
@@ -157,11 +157,11 @@ def draw_stage(
         return request.noise(places, first_draw + step, shape)
 
     if smaller is not None:
-        level = checked_level(stage, augment_level)
-        enlarge = _Enlarged(stage, smaller, size, level, lambda places: noise(places, AUGMENTATION))
+        timestep = checked_level(stage, augment_level)
+        larger = _enlarged(stage, smaller, size, timestep, lambda places: noise(places, AUGMENTATION))
         conditions = [
             tuple(each._replace(low_res=low_res, low_res_level=levels) for each in pair)
-            for pair, (low_res, levels) in zip(conditions, enlarge, strict=True)
+            for pair, (low_res, levels) in zip(conditions, larger, strict=True)
         ]
     levels = settings.levels(stage.schedule)
     if picture is not None:
@@ -195,18 +195,19 @@ def draw_stage(
     return picture.paste(drawn) if is_inpainting else drawn
 
 
-class _Enlarged:
-    """Iterates over pictures to enlarge, each (low_res (1, h, w, 3), its level (1,)), one at a time."""
+def _enlarged(stage, smaller, size, timestep, noise):
+    """Yields for each picture (low_res (1, h, w, 3), its level (1,)), float32: enlarged, and with noise.
 
-    def __init__(self, stage, smaller, size, level, noise):
-        self._smaller, self._size, self._noise = smaller, size, noise
-        self._timestep, self._level = level, stage.noising.level(level)
-
-    def __iter__(self):
-        for i, picture in enumerate(self._smaller):
-            clean = enlarged(to_unit(picture[np.newaxis]), self._size)
-            low_res = noised(clean, self._noise(np.array([i])), self._level).astype(np.float32)
-            yield low_res, np.full(1, self._timestep, np.float32)
+    Args:
+        smaller: uint8 (pictures, h, w, 3).
+        timestep: of the noise that is added.
+        noise: `noise(places)` -> standard normal (n, *size, 3).
+    """
+    level = stage.noising.level(timestep)
+    for i, picture in enumerate(smaller):
+        clean = enlarged(to_unit(picture[np.newaxis]), size)
+        low_res = noised(clean, noise(np.array([i])), level).astype(np.float32)
+        yield low_res, np.full(1, timestep, np.float32)
 
 
 def checked_level(stage, augment_level) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sd_tf.cascade.config_files import PIXEL_UNET
 from sd_tf.cascade.stage import stage_name
-from sd_tf.cascade.unet import PixelUNet
 from sd_tf.checkpoints.config_files import of_diffusers
 from sd_tf.checkpoints.networks import SHARD, config_of, filled
 from sd_tf.checkpoints.replacing import replacing
@@ -144,8 +143,10 @@ def unread_unet(folder, dtype=None, variant=None) -> Unread:
     return Unread(config, lambda: load_unet(folder / "unet", dtype, variant))
 
 
-def load_unet(folder, dtype=None, variant=None) -> PixelUNet:
-    """Reads a folder that `save_unet` or diffusers wrote; see `loading.load` for the arguments."""
+def load_unet(folder, dtype=None, variant=None):
+    """Reads the `PixelUNet` that `save_unet` or diffusers wrote; see `loading.load` for the arguments."""
+    from sd_tf.cascade.unet import PixelUNet  # only here: it imports Keras
+
     values, source = config_of(folder)
     config = PIXEL_UNET.from_json(values, source)
     tensors = find(Path(folder), DIFFUSERS, variant)

@@ -1,10 +1,7 @@
 """How large a picture a stage's configuration may ask for: a file of kilobytes could ask for gigabytes."""
 
 from sd_tf.cascade.config import ATTENDS, PixelUNetConfig
-from sd_tf.errors import InputError, shown
-
-MOST_MEMORY = 2**32  # bytes of one layer's result, for one picture; or, where that is more:
-MEMORY_OF_WEIGHTS = 8  # times the weights' file
+from sd_tf.checkpoints.bounds import check_layer
 
 
 def check_memory(config: PixelUNetConfig, bytes_of_weights: int, source: str):
@@ -15,13 +12,7 @@ def check_memory(config: PixelUNetConfig, bytes_of_weights: int, source: str):
         bytes_of_weights: of its files.
         source: the stage's folder.
     """
-    needed, most = _largest_layer(config), max(MOST_MEMORY, MEMORY_OF_WEIGHTS * bytes_of_weights)
-    if needed > most:
-        raise InputError(
-            f"{source}: the UNet's sample_size is {shown(config.sample_size)}, at which a layer takes "
-            f"{needed / 1e9:.0f} GB for one picture: {most / 1e9:.0f} GB is the most for "
-            f"{bytes_of_weights:,} bytes of weights"
-        )
+    check_layer(_largest_layer(config), bytes_of_weights, config.sample_size, source)
 
 
 def _largest_layer(config):

@@ -8,8 +8,8 @@ from sd_tf.cascade.drawing import draw_request, enlarge_pictures
 from sd_tf.cascade.options import CascadeOptions
 from sd_tf.cascade.stage import stage_name
 from sd_tf.diffusion.conditions import Condition
-from sd_tf.errors import InputError, argument, shown, unknown
-from sd_tf.generation.checks import check_whole
+from sd_tf.errors import InputError, shown, unknown
+from sd_tf.generation.checks import check_whole, checked_size
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import Request
 from sd_tf.generation.settings import Settings
@@ -332,19 +332,7 @@ class CascadedDiffusion:
         return [stage.recommended.replaced(**(own or {})) for stage, own in pairs]
 
     def _checked_size(self, height, width):
-        multiple, most = self.sides_multiple, self.most_pixels
-        for name, side in (("height", height), ("width", width)):
-            if side is not None and check_whole(argument(name), side, 1, most) % multiple:
-                lower = side - side % multiple
-                nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
-                raise InputError(f"{argument(name)} is {side}: give {nearest}, a multiple of {multiple}")
-        whole = [side or own for side, own in zip((height, width), self.image_size, strict=True)]
-        if math.prod(whole) > most:
-            raise InputError(
-                f"height {whole[0]} and width {whole[1]} are more than this model has memory for: give at "
-                f"most {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
-            )
-        return height, width
+        return checked_size(height, width, self.image_size, self.sides_multiple, self.most_pixels)
 
     # -- making, training, writing --------------------------------------------------------------
 

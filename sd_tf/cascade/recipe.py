@@ -5,7 +5,6 @@ model_index.json        lists them, once all are there
 """
 
 import contextlib
-import dataclasses
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from sd_tf.cascade.unet import PixelUNet
 from sd_tf.data.text_cache import text_cache
 from sd_tf.errors import InputError, unknown
 from sd_tf.hashing import fingerprint
-from sd_tf.options import meaning_of
 from sd_tf.progress import tqdm
 from sd_tf.text.known_words import words_of
 from sd_tf.training.base_weights import RecipeFromBase
@@ -97,7 +95,7 @@ class CascadeRecipe(RecipeFromBase):
         for number, stage in enumerate(self.model.stages):
             crop = self.crop_of(number)
             multiple = stage.config.size_multiple
-            if crop and (crop > self.model.stages[number].image_size[0] or crop % multiple):
+            if crop and (crop > stage.image_size[0] or crop % multiple):
                 raise InputError(
                     f"{self.own.said('crop')} is {crop}: stage {stage_name(number)} draws "
                     f"{stage.image_size[0]} pixels, give as many or fewer, a multiple of {multiple}"
@@ -126,27 +124,8 @@ def recipe_of(model, options, folder) -> CascadeRecipe:
     """The recipe of a model's run in that folder; see `CascadeRecipe`."""
     is_new = model.provenance.trains_from_random_weights(folder)
     if is_new:
-        options = _with_model_options(model.provenance.beginning.options, options)
-    elif options.init_from is None and model.provenance.beginning is not None:
-        options = dataclasses.replace(
-            options, **{name: None for name in options.given if _group(options, name) == MODEL}
-        )
+        options = options.joined_with(model.provenance.beginning.options, MODEL)
     return CascadeRecipe(model, options, folder, is_new)
-
-
-def _group(options, name):
-    return meaning_of(options.named(name)).group
-
-
-def _with_model_options(made_with, options):
-    """The options that a new model was made with, updated by those of its training."""
-    for field in dataclasses.fields(options):
-        value = options.given.get(field.name, field.default)
-        if meaning_of(field).group == MODEL and value not in (field.default, getattr(made_with, field.name)):
-            raise InputError(
-                f"{options.named_value(field.name)}, but the model is made already: give it to from_preset"
-            )
-    return dataclasses.replace(made_with, **options.given)
 
 
 class PlannedPixelStage(PlannedStage):

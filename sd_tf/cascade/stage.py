@@ -2,9 +2,8 @@
 
 import functools
 
-from keras import ops
-
 from sd_tf.checkpoints.schedulers import thresholding_of
+from sd_tf.diffusion.arrays import operations
 from sd_tf.errors import InputError
 from sd_tf.generation.settings import Settings
 from sd_tf.graphs import compiled
@@ -29,6 +28,7 @@ def by_condition(unet):
     def network(images, timesteps, condition):
         if condition.low_res is None:
             return unet(images, timesteps, condition.context)
+        ops = operations(images)
         both = ops.concatenate([images, ops.cast(condition.low_res, images.dtype)], axis=-1)
         return unet(both, timesteps, condition.context, class_labels=condition.low_res_level)
 

@@ -9,12 +9,13 @@ from sd_tf.cascade.drawing import draw_stage
 from sd_tf.cascade.folder import save_unet
 from sd_tf.cascade.resizing import enlarged, shrunk
 from sd_tf.cascade.stage import by_condition
-from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream, to_unit
+from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream
 from sd_tf.diffusion.conditions import Condition, drop_captions
 from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.generation.pictures import to_uint8
 from sd_tf.generation.request import Request
 from sd_tf.generation.text_conditions import text_conditions
+from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
 from sd_tf.training.denoising import DenoisingStage
 

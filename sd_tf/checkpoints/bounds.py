@@ -100,6 +100,28 @@ def check_lengths(config, source: str):
             raise InputError(f"{source}: {field.name} has {len(value)} entries, {MOST_LEVELS} are the most")
 
 
+MOST_MEMORY = 2**32  # bytes of one layer's result, for one picture; or, where that is more:
+MEMORY_OF_WEIGHTS = 8  # times the weights' file; Stable Diffusion's at its own sizes takes up to 1.7 GB
+
+
+def check_layer(needed: int, bytes_of_weights: int, sample_size, source: str):
+    """Raises `InputError` where a picture of a model's own size is larger than such a model draws.
+
+    Args:
+        needed: bytes of the largest layer's result, for one picture.
+        bytes_of_weights: of the model's files.
+        sample_size: the UNet's.
+        source: the model's folder.
+    """
+    most = max(MOST_MEMORY, MEMORY_OF_WEIGHTS * bytes_of_weights)
+    if needed > most:
+        raise InputError(
+            f"{source}: the UNet's sample_size is {shown(sample_size)}, at which a layer takes "
+            f"{needed / 1e9:.0f} GB for one picture: {most / 1e9:.0f} GB is the most for "
+            f"{bytes_of_weights:,} bytes of weights"
+        )
+
+
 def check_schedule(schedule: NoiseSchedule):
     """Raises `InputError` where drawing would divide by nothing, and every picture would be NaN."""
     config, alphas = schedule.config, schedule.alphas_cumprod

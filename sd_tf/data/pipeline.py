@@ -151,11 +151,6 @@ def _permutation(num_examples, seed, epoch):
     return order
 
 
-def to_unit(images: np.ndarray) -> np.ndarray:
-    """uint8 pictures of any shape -> float32 in [-1, 1]."""
-    return images.astype(np.float32) / 127.5 - 1.0
-
-
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Float pictures of any shape in [-1, 1] -> uint8, rounded; values beyond the range are clipped."""
     return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)

@@ -5,7 +5,7 @@ import numpy as np
 from sd_tf.checkpoints.clip import load_clip
 from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.data.captions import CLASS_NAMES, COLOUR_NAMES
-from sd_tf.data.pipeline import to_uint8, to_unit
+from sd_tf.data.pipeline import to_uint8
 from sd_tf.errors import InputError, naming
 from sd_tf.evaluation import scores
 from sd_tf.evaluation.classifier import load_classifier
@@ -13,7 +13,7 @@ from sd_tf.evaluation.inception import Inception
 from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
 from sd_tf.graphs import compiled
-from sd_tf.images import sheet
+from sd_tf.images import sheet, to_unit
 from sd_tf.latent.loading import load_lazily
 from sd_tf.text.new_words import token_embeddings
 from sd_tf.text.tokenizer import Tokenizer

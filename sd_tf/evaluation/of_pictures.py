@@ -11,13 +11,12 @@ import keras
 import numpy as np
 
 from sd_tf.data.captioned_pictures import CaptionedPictures
-from sd_tf.data.pipeline import to_unit
 from sd_tf.evaluation.dominant_colour import COLOURS, dominant_colour
 from sd_tf.evaluation.judging import rebuilt
 from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import scored, signal_to_noise
 from sd_tf.evaluation.statistics import mean_estimate, nearest, quantiles, share_estimate
-from sd_tf.images import sheet
+from sd_tf.images import sheet, to_unit
 
 MOST = 5000  # training pictures that are looked at
 SIDE = 32  # pixels at which pictures are held against each other

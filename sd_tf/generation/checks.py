@@ -1,8 +1,9 @@
 """Checks of single arguments. Each raises a one-line `InputError`."""
 
+import math
 import numbers
 
-from sd_tf.errors import InputError, shown
+from sd_tf.errors import InputError, argument, shown
 
 
 def check_text(name: str, text, longest: int | None = None):
@@ -50,3 +51,33 @@ def check_interval(name: str, value):
         check_number(name, share, 0, 1)
     if value[0] > value[1]:
         raise InputError(f"{name} is {tuple(value)}: give the lower number first")
+
+
+def checked_size(height, width, own, multiple: int, most: int):
+    """(height, width) in pixels of what is to be drawn; None where there is none.
+
+    Args:
+        height, width: whole numbers, or None for the model's own.
+        own: (height, width) of the model.
+        multiple: what both must be multiples of.
+        most: pixels that there is memory for.
+
+    Raises:
+        InputError: the model cannot draw that size, or not in the memory that there is.
+    """
+    sides = []
+    for name, side in (("height", height), ("width", width)):
+        if side is not None:
+            side = check_whole(argument(name), side, 1, most)
+            lower = side - side % multiple
+            if side != lower:
+                nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
+                raise InputError(f"{argument(name)} is {side}: give {nearest}, a multiple of {multiple}")
+        sides.append(side)
+    whole = [side or each for side, each in zip(sides, own, strict=True)]
+    if math.prod(whole) > most:
+        raise InputError(
+            f"height {whole[0]} and width {whole[1]} are more than this model has memory for: give at "
+            f"most {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
+        )
+    return tuple(sides)

@@ -5,9 +5,10 @@ import time
 import numpy as np
 
 from sd_tf.data.cache import LatentCache, latent_cache
-from sd_tf.data.pipeline import pictures_at_once, to_unit
+from sd_tf.data.pipeline import pictures_at_once
 from sd_tf.graphs import compiled
 from sd_tf.hashing import fingerprint, weights_fingerprint
+from sd_tf.images import to_unit
 from sd_tf.progress import tqdm
 
 CACHE_SHARE = 0.05  # of the stage's minutes that caching may take

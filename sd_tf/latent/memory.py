@@ -1,11 +1,8 @@
 """How large a picture a model's configuration may ask for: a file of kilobytes could ask for gigabytes."""
 
-from sd_tf.checkpoints.bounds import MOST_PIXELS
+from sd_tf.checkpoints.bounds import MOST_PIXELS, check_layer
 from sd_tf.errors import InputError, shown
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
-
-MOST_MEMORY = 2**32  # bytes of one layer's result, for one picture; or, where that is more:
-MEMORY_OF_WEIGHTS = 8  # times the weights' file; Stable Diffusion's at its own sizes takes up to 1.7 GB
 
 
 def check_memory(autoencoder: AutoencoderConfig, unet: UNetConfig, bytes_of_weights: int, source: str):
@@ -26,13 +23,7 @@ def check_memory(autoencoder: AutoencoderConfig, unet: UNetConfig, bytes_of_weig
             f"{source}: the UNet's sample_size is {shown(unet.sample_size)}, which is {pixels} pixels along "
             f"a side: {MOST_PIXELS} are the most"
         )
-    needed, most = _largest_layer(autoencoder, unet), max(MOST_MEMORY, MEMORY_OF_WEIGHTS * bytes_of_weights)
-    if needed > most:
-        raise InputError(
-            f"{source}: the UNet's sample_size is {shown(unet.sample_size)}, at which a layer takes "
-            f"{needed / 1e9:.0f} GB for one picture: {most / 1e9:.0f} GB is the most for "
-            f"{bytes_of_weights:,} bytes of weights"
-        )
+    check_layer(_largest_layer(autoencoder, unet), bytes_of_weights, unet.sample_size, source)
 
 
 def _largest_layer(autoencoder, unet):

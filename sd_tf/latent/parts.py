@@ -1,10 +1,9 @@
 """What a latent diffusion model is made of: three networks, a tokenizer and a schedule that fit together."""
 
 import functools
-import math
 
-from sd_tf.errors import InputError, argument
-from sd_tf.generation.checks import check_whole
+from sd_tf.errors import InputError
+from sd_tf.generation.checks import checked_size
 from sd_tf.generation.engines import Engines
 from sd_tf.unread import Unread
 
@@ -117,28 +116,7 @@ class Parts:
         return self._parts["autoencoder"].config.downsampling * 2**levels
 
     def _checked_size(self, height, width):
-        """(height, width) in pixels; None where there is none.
-
-        Raises:
-            InputError: the networks cannot draw that size, or not in the memory that there is.
-        """
-        multiple, most = self.sides_multiple, self.most_pixels
-        sides = []
-        for name, side in (("height", height), ("width", width)):
-            if side is not None:
-                side = check_whole(argument(name), side, 1, most)
-                lower = side - side % multiple
-                if side != lower:
-                    nearest = " or ".join(str(each) for each in (lower, lower + multiple) if each)
-                    raise InputError(f"{argument(name)} is {side}: give {nearest}, a multiple of {multiple}")
-            sides.append(side)
-        whole = [side or own for side, own in zip(sides, self.image_size, strict=True)]
-        if math.prod(whole) > most:
-            raise InputError(
-                f"height {whole[0]} and width {whole[1]} are more than this model has memory for: give at "
-                f"most {most:,} pixels, such as {math.isqrt(most)} x {math.isqrt(most)}"
-            )
-        return tuple(sides)
+        return checked_size(height, width, self.image_size, self.sides_multiple, self.most_pixels)
 
     def _functions(self, shape=None):
         """The `functions` of `Engines`, for latents of a shape; None for the model's own."""

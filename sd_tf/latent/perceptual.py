@@ -13,9 +13,10 @@ from sd_tf import commandline
 from sd_tf.checkpoints.networks import load_alone, save_alone
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.fashion_mnist import FashionMNIST
-from sd_tf.data.pipeline import stream, to_unit
+from sd_tf.data.pipeline import stream
 from sd_tf.errors import InputError
 from sd_tf.files import read_json
+from sd_tf.images import to_unit
 from sd_tf.nn.perceptual import WIDTHS, PerceptualNetwork
 
 BATCH, LEARNING_RATE = 128, 2e-3

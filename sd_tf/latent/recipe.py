@@ -42,7 +42,6 @@ from sd_tf.latent.textual_inversion import TextualInversionStage, teach_word
 from sd_tf.latent.word_files import FILE as WORD_FILE
 from sd_tf.latent.word_files import write_word
 from sd_tf.nn.perceptual import PerceptualNetwork
-from sd_tf.options import meaning_of
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.known_words import words_of, write_words
@@ -167,7 +166,7 @@ def recipe_of(model, options, folder) -> LatentRecipe:
     """The recipe of a model's run in that folder; see `LatentRecipe`."""
     is_new = model.provenance.trains_from_random_weights(folder)
     if is_new:
-        options = _with_model_options(model.provenance.beginning.options, options)
+        options = options.joined_with(model.provenance.beginning.options, MODEL)
     return LatentRecipe(model, options, folder, is_new)
 
 
@@ -199,17 +198,6 @@ def recipe_for(tune):
         return recipe_of(model, options, folder)
 
     return of_fit
-
-
-def _with_model_options(made_with, options):
-    """The options that a new model was made with, updated by those of its training."""
-    for field in dataclasses.fields(options):
-        value = options.given.get(field.name, field.default)
-        if meaning_of(field).group == MODEL and value not in (field.default, getattr(made_with, field.name)):
-            raise InputError(
-                f"{options.named_value(field.name)}, but the model is made already: give it to from_preset"
-            )
-    return dataclasses.replace(made_with, **options.given)
 
 
 class _Planned(PlannedStage):

@@ -6,9 +6,10 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream, to_uint8, to_unit
+from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream, to_uint8
 from sd_tf.diffusion.conditions import Condition, drop_captions
 from sd_tf.graphs import compiled
+from sd_tf.images import to_unit
 from sd_tf.latent.folder import save_unet
 from sd_tf.seeding import normals
 from sd_tf.text.clip import contrastive_loss

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -40,6 +42,16 @@ def test_networks_are_read_when_they_are_first_used(saved):
     assert model.stages[0].precision is None and model.image_size == (16, 16)
     model.generate("a dress", steps=1, stages=1)
     assert model.stages[0].precision == "float32" and model.stages[1].precision is None
+
+
+def test_a_folder_is_checked_without_keras_and_tensorflow(saved):
+    program = (
+        "import sys, sd_tf.families\n"
+        "sd_tf.families.check(sys.argv[1])\n"
+        "sys.exit(f'imported {found}' if (found := {'keras', 'tensorflow'} & set(sys.modules)) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(saved)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("values, message", [

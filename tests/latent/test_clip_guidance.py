@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 import sd_tf
-from sd_tf.data.pipeline import to_unit
 from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.errors import InputError
+from sd_tf.images import to_unit
 from sd_tf.latent.clip_guidance import CLIPGuidance
 
 PROMPTS = ["a red dress", "a (blue:1.3) bag", "a green sandal"]

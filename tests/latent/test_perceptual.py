@@ -6,8 +6,8 @@ from PIL import Image, ImageFilter
 
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.data.garments import Garments
-from sd_tf.data.pipeline import to_unit
 from sd_tf.errors import InputError
+from sd_tf.images import to_unit
 from sd_tf.latent import perceptual as module
 
 

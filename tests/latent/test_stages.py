@@ -11,9 +11,10 @@ import pytest
 import tensorflow as tf
 
 import sd_tf
-from sd_tf.data.pipeline import Examples, to_unit
+from sd_tf.data.pipeline import Examples
 from sd_tf.diffusion.losses import min_snr_weights
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
+from sd_tf.images import to_unit
 from sd_tf.latent.config import AutoencoderConfig
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage

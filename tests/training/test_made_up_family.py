@@ -13,8 +13,9 @@ import tensorflow as tf
 import sd_tf
 from sd_tf import families, train
 from sd_tf.checkpoints.networks import load_alone, save_alone
-from sd_tf.data.pipeline import stream, to_uint8, to_unit
+from sd_tf.data.pipeline import stream, to_uint8
 from sd_tf.files import read_json, write_json
+from sd_tf.images import to_unit
 from sd_tf.options import Options, option
 from sd_tf.seeding import normals, seeded
 from sd_tf.training import observers
