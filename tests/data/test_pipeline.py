@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from sd_tf.data import pipeline
 from sd_tf.errors import InputError
+from sd_tf.images import to_unit
 
 
 def fetch(indices, epoch):
@@ -93,7 +94,7 @@ def test_impossible_streams_are_refused(wrong):
 
 def test_all_bytes_survive_the_unit_range():
     every = np.arange(256, dtype=np.uint8)
-    unit = pipeline.to_unit(every)
+    unit = to_unit(every)
     assert unit.dtype == np.float32
     np.testing.assert_allclose(unit, np.linspace(-1, 1, 256), atol=1e-6)
     np.testing.assert_array_equal(pipeline.to_uint8(unit), every)
