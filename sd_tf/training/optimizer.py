@@ -25,7 +25,7 @@ class Optimizer:
     then learned as fast as the others. Its updates are scaled to the RMS of AdamW's (Liu et al. 2025,
     "Muon is scalable for LLM training", equation 4), so that both take the same learning rates. Biases,
     norms, embeddings and the first and last layers are updated by AdamW. Muon costs about
-    20 x min(rows, columns) operations for each weight and step. That is little for small networks or large
+    10 to 20 x min(rows, columns) operations for each weight and step. That is little for small networks or large
     batches, and too much for one picture and layers of a thousand channels.
 
     A network has hundreds of variables. A dozen operations for each would take as long as the network's own
@@ -251,6 +251,10 @@ class _MuonBucket(_Bucket):
 def orthogonal(matrices):
     """Approximately the nearest orthogonal matrices, by Newton-Schulz: singular values from 0.7 to 1.2.
 
+    Each step multiplies the matrix by a polynomial of its rows' products with each other. Where a matrix is
+    far from square, the steps are taken on these products alone, which are small, and the matrix is
+    multiplied once, at the end: for a convolution of 3 x 3 a third of the operations.
+
     Args:
         matrices: float32 (number, rows, columns).
 
@@ -260,11 +264,29 @@ def orthogonal(matrices):
     tall = matrices.shape[1] > matrices.shape[2]
     x = tf.linalg.matrix_transpose(matrices) if tall else matrices
     x /= tf.norm(x, axis=(1, 2), keepdims=True) + 1e-7
+    x = _orthogonal_by_products(x) if x.shape[2] >= 2 * x.shape[1] else _orthogonal(x)
+    return tf.linalg.matrix_transpose(x) if tall else x
+
+
+def _orthogonal(x):
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = tf.matmul(x, x, transpose_b=True)
         x = a * x + tf.matmul(b * square + c * tf.matmul(square, square), x)
-    return tf.linalg.matrix_transpose(x) if tall else x
+    return x
+
+
+def _orthogonal_by_products(x):
+    """What `_orthogonal` computes: polynomials of one matrix commute, so that they can be joined first."""
+    a, b, c = NEWTON_SCHULZ
+    square = tf.matmul(x, x, transpose_b=True)
+    whole = identity = tf.eye(square.shape[1], dtype=x.dtype)
+    for step in range(NEWTON_SCHULZ_STEPS):
+        polynomial = a * identity + b * square + c * tf.matmul(square, square)
+        whole = tf.matmul(polynomial, whole) if step else polynomial
+        if step < NEWTON_SCHULZ_STEPS - 1:
+            square = tf.matmul(tf.matmul(polynomial, square), polynomial)
+    return tf.matmul(whole, x)
 
 
 def _by_xla(function):

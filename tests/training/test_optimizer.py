@@ -252,6 +252,25 @@ def test_directions_are_made_orthogonal(shape):
         np.testing.assert_allclose(inside - np.diag(np.diag(inside)), 0, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(2, 18, 9), (3, 288, 32), (1, 16, 512), (2, 2304, 256)])
+def test_directions_of_long_matrices_are_those_of_the_iteration_on_the_matrix_itself(shape):
+    """In float64 by numpy, as Jordan et al. 2024 have it; also where most directions are nearly empty."""
+    rng = np.random.default_rng(1)
+    number, rows, columns = shape
+    rank = min(rows, columns, 8)
+    matrices = rng.normal(size=(number, rows, rank)) @ rng.normal(size=(number, rank, columns))
+    matrices += 1e-3 * rng.normal(size=shape)
+    found = np.asarray(optimizers.orthogonal(tf.constant(matrices.astype("float32"))))
+    for matrix, direction in zip(matrices, found, strict=True):
+        x = matrix / np.linalg.norm(matrix)
+        x = x.T if rows > columns else x
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        expected = x.T if rows > columns else x
+        np.testing.assert_allclose(direction, expected, atol=2e-3 * expected.std())
+
+
 def test_no_gradient_is_no_direction_and_what_is_not_finite_is_skipped():
     assert np.abs(optimizers.orthogonal(tf.zeros((2, 3, 4)))).max() == 0.0
     variables = layers()
