@@ -18,6 +18,7 @@ from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, argument, naming, shown
 from sd_tf.files import is_regular, read_json
+from sd_tf.generation.conversions import Origin
 from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
@@ -145,8 +146,9 @@ def _stage(folder, dtype, variant, augment_level):
         )
     named = recommended(schedule.config)
     usual = Settings(**named, steps=USUAL_STEPS[enlarges], guidance_scale=USUAL_GUIDANCE[enlarges])
+    origin = Origin(folder, ("unet",), variant)
     with naming(folder):
-        return PixelStage(unet, schedule, noising, read_settings(folder, usual), augment_level)
+        return PixelStage(unet, schedule, noising, read_settings(folder, usual), augment_level, origin)
 
 
 def _schedule(folder, name):

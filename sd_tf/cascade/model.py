@@ -10,6 +10,7 @@ from sd_tf.cascade.stage import stage_name
 from sd_tf.diffusion.conditions import Condition
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.generation.checks import check_whole, checked_size
+from sd_tf.generation.engines import ENGINES
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import Request
 from sd_tf.generation.settings import Settings
@@ -186,7 +187,9 @@ class CascadedDiffusion:
             super_resolution: settings of the later stages, such as {"steps": 10, "guidance_scale": 1}; a
                 list has those of each.
             stages: how many stages are run; None for all.
-            engine: "auto" or "tensorflow".
+            engine: "tensorflow"; "openvino", which needs the extra `openvino` and float32 UNets and runs them
+                faster on a CPU; or "auto", which is OpenVINO if it is installed, there is no GPU and the
+                model came from files. The text encoder is always TensorFlow's.
 
         Returns:
             uint8 (prompts x num_images, height, width, 3), prompt by prompt: an array whose `seeds` are int64
@@ -199,7 +202,7 @@ class CascadedDiffusion:
             UserWarning: a prompt has words that the model does not know.
         """
         check_output(output)
-        check_engine(engine)
+        _check_engine(engine)
         if self.stages[0].is_super_resolution:
             raise InputError("this model only enlarges pictures: call upscale")
         request = Request(
@@ -235,6 +238,7 @@ class CascadedDiffusion:
             image,
             strength,
             mask,
+            engine,
             callback,
             progress,
         )
@@ -271,7 +275,7 @@ class CascadedDiffusion:
             InputError: the model has no super-resolution stage, or an argument is out of range.
         """
         check_output(output)
-        check_engine(engine)
+        _check_engine(engine)
         later = [stage for stage in self.stages if stage.is_super_resolution]
         if not later:
             raise InputError("this model has no super-resolution stage: train one, or name another model")
@@ -299,6 +303,7 @@ class CascadedDiffusion:
             [stage.thresholding.replaced(thresholding, percentile) for stage in later],
             request.for_each_picture(images),
             augment_level,
+            engine,
             callback,
             progress,
         )
@@ -412,12 +417,10 @@ def _check_settings(given):
             raise unknown("setting of super_resolution", name, vars(Settings()))
 
 
-def check_engine(engine):
-    """Raises `InputError` for an engine that cannot run a cascade."""
-    if engine == "openvino":
-        raise InputError("engine 'openvino' cannot run a cascade: take 'tensorflow' or 'auto'")
-    if engine not in ("auto", "tensorflow"):
-        raise unknown("engine", engine, ("auto", "tensorflow"))
+def _check_engine(engine):
+    """Raises `InputError` for an unknown engine, before anything is encoded."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
 
 
 def _check_fit(stages, text_encoder):
