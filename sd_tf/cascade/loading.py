@@ -27,6 +27,10 @@ USUAL_STEPS, USUAL_GUIDANCE = {False: 100, True: 50}, {False: 7.0, True: 4.0}  #
 USUAL_AUGMENT_LEVEL = 250  # likewise
 MOST_STAGES = 8
 LONGEST_TEXT = 512  # tokens
+PARTS = (  # whose weights are downloaded: of a stage, and of a whole cascade
+    *("unet", "text_encoder"),
+    *(f"{stage_name(number)}/{part}" for number in range(MOST_STAGES) for part in ("unet", "text_encoder")),
+)
 
 
 def load(
@@ -62,7 +66,7 @@ def load_lazily(
             f"{argument('prediction_type')} is {shown(prediction_type)}, but a cascade's files say what it "
             "predicts: leave it out"
         )
-    source = resolve(name_or_folder, revision, variant)
+    source = resolve(name_or_folder, revision, variant, parts=PARTS)
     if not source.is_dir():
         raise InputError(f"{source} is a file: a cascade is a folder")
     refuse_links_out(source)
@@ -79,6 +83,8 @@ def load_lazily(
     with naming(source):
         model = CascadedDiffusion(stages, text)
     model.dtype, model.known_words = dtype, read_words(source)
+    parts = tuple("unet" if folder == source else f"{folder.name}/unet" for folder in folders)
+    model.origin = Origin(source, parts, variant)
     return model
 
 

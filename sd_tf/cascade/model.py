@@ -37,6 +37,7 @@ class CascadedDiffusion:
             no others; None if that may know any word.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
         dtype: the Keras precision policy of its UNets; None for Keras' global one.
+        origin: the files that its UNets were read from, an `Origin`; None if they have changed since.
 
     Example:
         >>> model = sd_tf.CascadedDiffusion.from_preset("cascade-small", "fashion_mnist")
@@ -53,6 +54,7 @@ class CascadedDiffusion:
         _check_fit(stages, text_encoder)
         self.stages, self.text_encoder = list(stages), text_encoder
         self.known_words, self.provenance, self.dtype = None, Provenance(), None
+        self.origin = None
 
     # -- sizes ----------------------------------------------------------------------------------
 
@@ -400,6 +402,24 @@ class CascadedDiffusion:
         from sd_tf.cascade.folder import save  # which imports this module
 
         save(self, folder, dtype, max_shard_size)
+
+    def push_to_hub(self, repo_id, **settings):
+        """Uploads the model to the Hugging Face hub, with a model card, in one commit.
+
+        Args:
+            repo_id: "organisation/name" on the hub; made if it is missing.
+            settings: keyword arguments, as of `LatentDiffusion.push_to_hub`.
+
+        Returns:
+            The address of the model, or of the pull request.
+
+        Raises:
+            InputError: an argument is invalid, or the hub refuses the upload.
+        """
+        from sd_tf.cascade.card import traits_of
+        from sd_tf.sharing.hub import push
+
+        return push(self, repo_id, traits_of, **settings)
 
     def summary(self):
         """Prints the stages with their numbers of weights and sizes."""

@@ -1,4 +1,4 @@
-"""What an export is made of, for models of any family: a text encoder, stages that draw, perhaps a decoder."""
+"""What an export is made of, for every family: a text encoder, stages that draw, perhaps a decoder."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

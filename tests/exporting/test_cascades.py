@@ -1,4 +1,4 @@
-"""Exports of cascades draw the model's pictures where there is no sd_tf, from T5's, BERT's and CLIP's text."""
+"""Exports of cascades draw the same without sd_tf, from the text of T5, BERT and CLIP."""
 
 import dataclasses
 import subprocess
