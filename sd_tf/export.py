@@ -39,25 +39,31 @@ def main(arguments=None):
     )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=20, help="of the pictures in the table (default: 20)")
+    parser.add_argument(
+        "--sr-steps", type=int, default=10, help="likewise of a cascade's later stages (default: 10)"
+    )
     parser.add_argument("--no-table", action="store_true", help="do not draw with it")
     flags = parser.parse_args(arguments)
     if flags.format not in FORMATS:
         raise unknown("--format", flags.format, FORMATS)
     output = Path(flags.output)
     commandline.check_writable(output)
-    if flags.steps < 1:
-        raise InputError(f"--steps is {flags.steps}: give 1 or more")
+    for name, steps in (("--steps", flags.steps), ("--sr-steps", flags.sr_steps)):
+        if steps < 1:
+            raise InputError(f"{name} is {steps}: give 1 or more")
     if output.exists() and not _is_ours(output):
         raise InputError(f"--output {output} holds something else: name another folder")
     from sd_tf.checkpoints.replacing import check_replaceable, replacing
 
     check_replaceable(output)
     loading = commandline.loading(flags)
-    families.check(flags.model, only=("latent",), **loading)
+    families.check(flags.model, **loading)
     commandline.load_tensorflow()
     import sd_tf
+    from sd_tf.exporting.parts import check_draws
 
     model = sd_tf.load(flags.model, **loading)
+    check_draws(model)
     with _Progress() as progress, replacing(output) as folder:
         write_json(folder / MARK, MADE_BY | {"format": flags.format})
         _write(model, folder, flags.format, progress)
@@ -97,14 +103,20 @@ class _Progress:
 
 def _table(model, output, flags, progress):
     """Yields lines that hold what was written against the model: size, seconds, difference of pictures."""
+    from sd_tf.exporting.parts import parts_of
+
     settings = {"steps": flags.steps, "sampler": "ddim", "guidance_scale": 3.0}  # as what was written draws
     settings |= {"engine": "tensorflow", "progress": False}
+    later = {}
+    if len(getattr(model, "stages", ())) > 1:
+        settings["super_resolution"] = {"steps": flags.sr_steps, "sampler": "ddim", "guidance_scale": 1.0}
+        later = {"sr_steps": flags.sr_steps, "sr_guidance_scale": 1.0}
     expected, seconds = _drawn("the model", lambda prompt: model.generate(prompt, **settings)[0], progress)
-    size = sum(network.count_params() * 4 for network, _, _ in model.engines.networks.values())
+    size = sum(network.model.count_params() * 4 for network in parts_of(model).networks)
     yield f"{'':12}{'MB':>8}{'seconds':>9}   difference of pixels, of 255: mean, most"
     yield f"{'the model':12}{size / 1e6:8.1f}{seconds:9.2f}"
     progress("opening what was written")
-    for part, generate in _generators(output, flags.format, flags.steps).items():
+    for part, generate in _generators(output, flags.format, flags.steps, later).items():
         name = flags.format if part == "." else part
         images, seconds = _drawn(name, generate, progress)
         size = sum(file.stat().st_size for file in (output / part).rglob("*") if file.is_file())
@@ -157,19 +169,20 @@ def _write(model, folder, kind, progress):
         write_litert(model, folder / precision, precision, progress)
 
 
-def _generators(folder, kind, steps):
-    """Part of the folder -> what draws one picture with it, of a prompt."""
+def _generators(folder, kind, steps, later):
+    """Part of the folder -> what draws one picture with it, of a prompt; `later` are a cascade's settings."""
     if kind != "savedmodel":
         from sd_tf.exporting import draw
         from sd_tf.exporting.networks import LITERT
 
         models = {part: draw.Model(folder, part) for part in (LITERT if kind == "litert" else ("onnx",))}
         return {
-            part: lambda prompt, model=model: model.generate(prompt, steps) for part, model in models.items()
+            part: lambda prompt, model=model: model.generate(prompt, steps, **later)
+            for part, model in models.items()
         }
     from sd_tf.exporting.saved_model import served
 
-    return {".": served(folder, steps)}
+    return {".": served(folder, steps, **later)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from sd_tf import commandline, families
 def main(arguments=None):
     """Parses flags, reads the model, uploads it and prints its address."""
     flags = _parser().parse_args(arguments)
-    families.check(flags.model, only=("latent",))
+    families.check(flags.model)
     commandline.load_tensorflow()
     import sd_tf
 

@@ -31,6 +31,7 @@ def draw_request(
     image=None,
     strength=0.8,
     mask=None,
+    engine="auto",
     callback=None,
     progress=True,
 ) -> np.ndarray:
@@ -40,7 +41,8 @@ def draw_request(
         model: a `CascadedDiffusion`.
         request: the `Request`.
         settings, thresholdings: `Settings` and `Thresholding` of each stage that is run.
-        augment_level, latents, image, strength, mask, callback, progress: see `CascadedDiffusion.generate`.
+        augment_level, latents, image, strength, mask, engine, callback, progress: see
+            `CascadedDiffusion.generate`.
         size: (height, width) in pixels of the last stage's pictures, None for the model's.
     """
     if mask is not None and image is None:
@@ -58,6 +60,7 @@ def draw_request(
     sizes = model.sizes_of(*size)
     if latents is not None:
         latents = request.checked_latents(latents, (*sizes[0], CHANNELS))
+    networks = [stage.denoiser(engine, own) for stage, own in zip(stages, sizes, strict=False)]
     conditions, drawn = text_conditions(request, model.text_encoder), None
     for number, (stage, own, thresholding) in enumerate(zip(stages, settings, thresholdings, strict=True)):
         picture = None
@@ -84,6 +87,7 @@ def draw_request(
             augment_level=augment_level,
             latents=latents if number == 0 else None,
             picture=picture,
+            network=networks[number],
             callback=callback,
             progress=progress,
         )
@@ -91,20 +95,32 @@ def draw_request(
 
 
 def enlarge_pictures(
-    model, request, settings, thresholdings, images, augment_level=None, callback=None, progress=True
+    model,
+    request,
+    settings,
+    thresholdings,
+    images,
+    augment_level=None,
+    engine="auto",
+    callback=None,
+    progress=True,
 ) -> np.ndarray:
     """Enlarges pictures by the super-resolution stages, uint8 (number, height, width, 3).
 
     Args:
         images: uint8 (number, height, width, 3), one for each picture of the request.
         settings, thresholdings: those of the super-resolution stages.
+        engine: see `CascadedDiffusion.generate`.
     """
     first = next(number for number, stage in enumerate(model.stages) if stage.is_super_resolution)
-    conditions, drawn, size = text_conditions(request, model.text_encoder), images, images.shape[1:3]
     stages = list(enumerate(model.stages))[first:]
-    for (number, stage), own, thresholding in zip(stages, settings, thresholdings, strict=True):
-        factor = model.factors[number]
-        size = tuple(side * factor for side in size)
+    sizes = [images.shape[1:3]]
+    for number, _ in stages:
+        sizes.append(tuple(side * model.factors[number] for side in sizes[-1]))
+    networks = [stage.denoiser(engine, size) for (_, stage), size in zip(stages, sizes[1:], strict=True)]
+    conditions, drawn = text_conditions(request, model.text_encoder), images
+    every = zip(stages, settings, thresholdings, sizes[1:], networks, strict=True)
+    for (number, stage), own, thresholding, size, network in every:
         drawn = draw_stage(
             stage,
             number,
@@ -115,6 +131,7 @@ def enlarge_pictures(
             size,
             smaller=drawn,
             augment_level=augment_level,
+            network=network,
             callback=callback,
             progress=progress,
         )
@@ -134,6 +151,7 @@ def draw_stage(
     augment_level=None,
     latents=None,
     picture=None,
+    network=None,
     callback=None,
     progress=True,
 ) -> np.ndarray:
@@ -150,6 +168,7 @@ def draw_stage(
         augment_level: the timestep whose noise is added to them; None for the stage's.
         latents: the initial noise, in place of the seeds'.
         picture: a `StartPicture`.
+        network: what of `PixelStage.denoiser` runs the UNet; None for TensorFlow.
     """
     shape, first_draw = (*size, CHANNELS), number * DRAWS_OF_A_STAGE
 
@@ -183,7 +202,7 @@ def draw_stage(
         is_inpainting,
     )
     drawn = draw(
-        by_condition(stage.denoise),
+        by_condition(network or stage.denoiser("tensorflow", size)),
         lambda images: images,
         stage.schedule,
         settings,

@@ -18,6 +18,7 @@ from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, argument, naming, shown
 from sd_tf.files import is_regular, read_json
+from sd_tf.generation.conversions import Origin
 from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
@@ -26,6 +27,10 @@ USUAL_STEPS, USUAL_GUIDANCE = {False: 100, True: 50}, {False: 7.0, True: 4.0}  #
 USUAL_AUGMENT_LEVEL = 250  # likewise
 MOST_STAGES = 8
 LONGEST_TEXT = 512  # tokens
+PARTS = (  # whose weights are downloaded: of a stage, and of a whole cascade
+    *("unet", "text_encoder"),
+    *(f"{stage_name(number)}/{part}" for number in range(MOST_STAGES) for part in ("unet", "text_encoder")),
+)
 
 
 def load(
@@ -61,7 +66,7 @@ def load_lazily(
             f"{argument('prediction_type')} is {shown(prediction_type)}, but a cascade's files say what it "
             "predicts: leave it out"
         )
-    source = resolve(name_or_folder, revision, variant)
+    source = resolve(name_or_folder, revision, variant, parts=PARTS)
     if not source.is_dir():
         raise InputError(f"{source} is a file: a cascade is a folder")
     refuse_links_out(source)
@@ -78,6 +83,8 @@ def load_lazily(
     with naming(source):
         model = CascadedDiffusion(stages, text)
     model.dtype, model.known_words = dtype, read_words(source)
+    parts = tuple("unet" if folder == source else f"{folder.name}/unet" for folder in folders)
+    model.origin = Origin(source, parts, variant)
     return model
 
 
@@ -145,8 +152,9 @@ def _stage(folder, dtype, variant, augment_level):
         )
     named = recommended(schedule.config)
     usual = Settings(**named, steps=USUAL_STEPS[enlarges], guidance_scale=USUAL_GUIDANCE[enlarges])
+    origin = Origin(folder, ("unet",), variant)
     with naming(folder):
-        return PixelStage(unet, schedule, noising, read_settings(folder, usual), augment_level)
+        return PixelStage(unet, schedule, noising, read_settings(folder, usual), augment_level, origin)
 
 
 def _schedule(folder, name):

@@ -10,6 +10,7 @@ from sd_tf.cascade.stage import stage_name
 from sd_tf.diffusion.conditions import Condition
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.generation.checks import check_whole, checked_size
+from sd_tf.generation.engines import ENGINES
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import Request
 from sd_tf.generation.settings import Settings
@@ -36,6 +37,7 @@ class CascadedDiffusion:
             no others; None if that may know any word.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
         dtype: the Keras precision policy of its UNets; None for Keras' global one.
+        origin: the files that its UNets were read from, an `Origin`; None if they have changed since.
 
     Example:
         >>> model = sd_tf.CascadedDiffusion.from_preset("cascade-small", "fashion_mnist")
@@ -52,6 +54,7 @@ class CascadedDiffusion:
         _check_fit(stages, text_encoder)
         self.stages, self.text_encoder = list(stages), text_encoder
         self.known_words, self.provenance, self.dtype = None, Provenance(), None
+        self.origin = None
 
     # -- sizes ----------------------------------------------------------------------------------
 
@@ -186,7 +189,9 @@ class CascadedDiffusion:
             super_resolution: settings of the later stages, such as {"steps": 10, "guidance_scale": 1}; a
                 list has those of each.
             stages: how many stages are run; None for all.
-            engine: "auto" or "tensorflow".
+            engine: "tensorflow"; "openvino", which needs the extra `openvino` and float32 UNets and runs them
+                faster on a CPU; or "auto", which is OpenVINO if it is installed, there is no GPU and the
+                model came from files. The text encoder is always TensorFlow's.
 
         Returns:
             uint8 (prompts x num_images, height, width, 3), prompt by prompt: an array whose `seeds` are int64
@@ -199,7 +204,7 @@ class CascadedDiffusion:
             UserWarning: a prompt has words that the model does not know.
         """
         check_output(output)
-        check_engine(engine)
+        _check_engine(engine)
         if self.stages[0].is_super_resolution:
             raise InputError("this model only enlarges pictures: call upscale")
         request = Request(
@@ -235,6 +240,7 @@ class CascadedDiffusion:
             image,
             strength,
             mask,
+            engine,
             callback,
             progress,
         )
@@ -271,7 +277,7 @@ class CascadedDiffusion:
             InputError: the model has no super-resolution stage, or an argument is out of range.
         """
         check_output(output)
-        check_engine(engine)
+        _check_engine(engine)
         later = [stage for stage in self.stages if stage.is_super_resolution]
         if not later:
             raise InputError("this model has no super-resolution stage: train one, or name another model")
@@ -299,6 +305,7 @@ class CascadedDiffusion:
             [stage.thresholding.replaced(thresholding, percentile) for stage in later],
             request.for_each_picture(images),
             augment_level,
+            engine,
             callback,
             progress,
         )
@@ -396,6 +403,24 @@ class CascadedDiffusion:
 
         save(self, folder, dtype, max_shard_size)
 
+    def push_to_hub(self, repo_id, **settings):
+        """Uploads the model to the Hugging Face hub, with a model card, in one commit.
+
+        Args:
+            repo_id: "organisation/name" on the hub; made if it is missing.
+            settings: keyword arguments, as of `LatentDiffusion.push_to_hub`.
+
+        Returns:
+            The address of the model, or of the pull request.
+
+        Raises:
+            InputError: an argument is invalid, or the hub refuses the upload.
+        """
+        from sd_tf.cascade.card import traits_of
+        from sd_tf.sharing.hub import push
+
+        return push(self, repo_id, traits_of, **settings)
+
     def summary(self):
         """Prints the stages with their numbers of weights and sizes."""
         from sd_tf.cascade.summary import summary_of
@@ -412,12 +437,10 @@ def _check_settings(given):
             raise unknown("setting of super_resolution", name, vars(Settings()))
 
 
-def check_engine(engine):
-    """Raises `InputError` for an engine that cannot run a cascade."""
-    if engine == "openvino":
-        raise InputError("engine 'openvino' cannot run a cascade: take 'tensorflow' or 'auto'")
-    if engine not in ("auto", "tensorflow"):
-        raise unknown("engine", engine, ("auto", "tensorflow"))
+def _check_engine(engine):
+    """Raises `InputError` for an unknown engine, before anything is encoded."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
 
 
 def _check_fit(stages, text_encoder):

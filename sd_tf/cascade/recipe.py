@@ -79,6 +79,7 @@ class CascadeRecipe(RecipeFromBase):
 
     def finished(self, run):
         super().finished(run)
+        self.model.origin = None
         self.learn_words(run)
         # Here and not when a stage is finished: a run that was ended between the two makes up for it.
         if run.workers.is_chief and all((run.folder / name).is_dir() for name in self.names):
@@ -174,6 +175,7 @@ class PlannedPixelStage(PlannedStage):
 
     def stopped(self, run, has_learned):
         if has_learned:
+            self.model.origin = None
             self.model.provenance.half_trained.add(self.name)
             has_checkpoint = any((run.folder / "checkpoints" / self.name).glob("step-*"))
             if not self.recipe.is_new and not has_checkpoint:

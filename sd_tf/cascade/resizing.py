@@ -35,13 +35,13 @@ def enlarged(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Reference: `torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`, in diffusers'
     `IFSuperResolutionPipeline`.
     """
-    rows, columns = (_weights(*each) for each in zip(images.shape[1:3], size, strict=True))
+    rows, columns = (weights_of_pixels(*each) for each in zip(images.shape[1:3], size, strict=True))
     return np.einsum("Hh,nhwc,Ww->nHWc", rows, images, columns, optimize=True).astype(np.float32)
 
 
 @functools.cache
-def _weights(small: int, large: int) -> np.ndarray:
-    """float32 (large, small): how much of each small pixel is in each large one."""
+def weights_of_pixels(small: int, large: int) -> np.ndarray:
+    """float32 (large, small): how much of each small pixel is in each large one, along one side."""
     positions = np.linspace(0, small - 1, large)
     distances = np.abs(positions[:, None] - np.arange(small)[None, :])
     return np.maximum(0, 1 - distances).astype(np.float32)

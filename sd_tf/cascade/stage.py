@@ -1,12 +1,13 @@
 """A stage of a cascade: a UNet on pixels with its noise schedule, and the settings that it is drawn with."""
 
-import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 from sd_tf.checkpoints.schedulers import thresholding_of
 from sd_tf.diffusion.arrays import operations
 from sd_tf.errors import InputError
+from sd_tf.generation.engines import Engines
 from sd_tf.generation.settings import Settings
-from sd_tf.graphs import compiled
 from sd_tf.unread import Unread
 
 CHANNELS = 3
@@ -35,6 +36,17 @@ def by_condition(unet):
     return network
 
 
+class StageEngine(NamedTuple):
+    """An engine of a stage, see `sd_tf.generation.engines`.
+
+    Attributes:
+        denoise: images (n, h, w, 3), or with the picture to enlarge (n, h, w, 6); float timesteps (n,);
+            context (n, tokens, width); and, to enlarge, levels of noise (n,) -> float32 (n, h, w, 3 or 6).
+    """
+
+    denoise: Callable
+
+
 class PixelStage:
     """Draws pictures of one size, from text or from text and a smaller picture.
 
@@ -45,8 +57,10 @@ class PixelStage:
             picture (noise conditioning augmentation, Ho et al. 2022).
         recommended: the `Settings` that it is drawn with where nobody gives others; None for the usual ones.
         augment_level: the timestep of `noising` that pictures are drawn at.
+        origin: the files that the UNet is, or will be, read from, an `Origin`; None if there are none.
 
     Attributes:
+        engines: the `Engines` that run the UNet.
         config: the UNet's configuration.
         thresholding: how its x0 is kept in range, from its schedule's configuration.
 
@@ -54,9 +68,10 @@ class PixelStage:
         InputError: the network draws something else than RGB pictures.
     """
 
-    def __init__(self, unet, schedule, noising=None, recommended=None, augment_level=0):
+    def __init__(self, unet, schedule, noising=None, recommended=None, augment_level=0, origin=None):
         self._unet, self.config, self.schedule, self.noising = unet, unet.config, schedule, noising
         self.recommended, self.augment_level = recommended or Settings(), augment_level
+        self.engines, self._origin = Engines(self.functions, StageEngine), origin
         self.thresholding = thresholding_of(schedule.config)
         expected = 2 * CHANNELS if self.is_super_resolution else CHANNELS
         if self.config.in_channels != expected or self.config.out_channels not in (CHANNELS, 2 * CHANNELS):
@@ -84,6 +99,8 @@ class PixelStage:
         """Reads the network if it has not been read; its files may then be deleted."""
         if isinstance(self._unet, Unread):
             self._unet = self._unet.read()
+            if self._origin is not None:
+                self.engines.came_from(self._origin)
 
     @property
     def unet(self):
@@ -93,25 +110,48 @@ class PixelStage:
 
     def put(self, unet):
         """Replaces the network by another of the same configuration, which may be `Unread`."""
-        self._unet = unet
-        self.__dict__.pop("_compiled", None)
+        self._unet, self._origin = unet, None
+        self.engines = Engines(self.functions, StageEngine)
 
     @property
     def precision(self) -> str | None:
         """The Keras precision policy of its network; None before it is read."""
         return None if isinstance(self._unet, Unread) else self._unet.dtype_policy.name
 
-    @functools.cached_property
-    def _compiled(self):
+    def functions(self, size=None):
+        """The `functions` of `Engines`, for pictures of (height, width); None for the stage's own size."""
+        images = ((None, *(size or self.image_size), self.config.in_channels), "float32")
+        context = ((None, None, self.config.context_width), "float32")
+        arguments = [images, ((None,), "float32"), context]
         unet = self.unet
+        if not self.is_super_resolution:
+            return {"denoise": (unet, unet, arguments)}
 
-        def call(images, timesteps, context, class_labels):
-            if class_labels is None:
-                return unet(images, timesteps, context)
-            return unet(images, timesteps, context, class_labels=class_labels)
+        def enlarge(images, timesteps, context, levels):
+            return unet(images, timesteps, context, class_labels=levels)
 
-        return compiled(call)
+        return {"denoise": (unet, enlarge, [*arguments, ((None,), "float32")])}
 
-    def denoise(self, images, timesteps, context, class_labels=None):
-        """The compiled UNet, for arrays of any batch size."""
-        return self._compiled(images, timesteps, context, class_labels)
+    def denoiser(self, engine="auto", size=None) -> Callable:
+        """What runs the UNet: images, timesteps, context and `class_labels` as of the UNet -> its output.
+
+        Args:
+            engine: one of `sd_tf.generation.engines.ENGINES`.
+            size: (height, width) of the pictures; None for the stage's own.
+
+        Raises:
+            InputError: there is no such engine, or it cannot run the stage at this size.
+        """
+        self.read()  # only then it is known whether conversions can be kept
+        engines, has_own_size = self.engines, size is None or tuple(size) == tuple(self.image_size)
+        if not has_own_size and engine == "openvino":
+            engines = engines.at(tuple(size), lambda: self.functions(size))
+        elif not has_own_size and engine == "auto":
+            engine = "tensorflow"  # which needs no conversion
+        run = engines[engine].denoise
+
+        def denoise(images, timesteps, context, class_labels=None):
+            levels = () if class_labels is None else (class_labels,)
+            return run(images, timesteps, context, *levels)
+
+        return denoise

@@ -19,7 +19,7 @@ LARGEST_SEED = 2**32 - 1
 
 
 class Model:
-    """A model's networks, tokenizer and noise schedule.
+    """A model's networks, tokenizer and noise schedules.
 
     Args:
         folder: where this file was written to, or where it is read from.
@@ -28,44 +28,108 @@ class Model:
 
     def __init__(self, folder, networks):
         folder = Path(folder)
-        self.settings = json.loads((folder / "settings.json").read_text())
+        self.settings = settings_in(folder)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         load = _onnx if networks == "onnx" else _litert
-        names = ("text_encoder", "unet", "decoder")
-        self.encode, self.denoise, self.decode = (load(folder / networks, name) for name in names)
+        self.encode = load(folder / networks, "text_encoder")
+        self.stages = [
+            Stage(each, load(folder / networks, each["network"])) for each in self.settings["stages"]
+        ]
+        self.decode = load(folder / networks, "decoder") if self.settings["has_decoder"] else None
 
-    def generate(self, prompt, steps=20, guidance_scale=3.0, seed=0, negative_prompt=""):
-        """Draws one picture by DDIM, uint8 (height, width, 3)."""
+    def generate(
+        self,
+        prompt,
+        steps=20,
+        guidance_scale=3.0,
+        seed=0,
+        negative_prompt="",
+        sr_steps=10,
+        sr_guidance_scale=1.0,
+    ):
+        """Draws one picture by DDIM, uint8 (height, width, 3).
+
+        The first stage has `steps` and `guidance_scale`; those of a cascade that enlarge have `sr_steps` and
+        `sr_guidance_scale`.
+        """
         if not 0 <= seed <= LARGEST_SEED:
             raise SystemExit(f"error: seed is {seed}: give 0 to {LARGEST_SEED}")
-        states = self.encode(np.array([self._row(negative_prompt), self._row(prompt)], np.int32))
-        timesteps = self._timesteps(steps)
-        alphas = np.append(np.array(self.settings["alphas_cumprod"])[timesteps], self.settings["final_alpha"])
-        signals, noises = np.sqrt(alphas).tolist(), np.sqrt(1 - alphas).tolist()
-        x = normals(self.settings["noise_key"], seed, self.settings["latents"])[np.newaxis]
-        for i, t in enumerate(timesteps):
-            output = self.denoise(np.concatenate([x, x]), np.array([t, t], np.float32), states)
-            output = output[:1] + guidance_scale * (output[1:] - output[:1])
-            x0, noise = self._parts(output, x, signals[i], noises[i])
-            x = (signals[i + 1] * x0 + noises[i + 1] * noise).astype(np.float32)
-        return np.clip(np.round((self.decode(x)[0] + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        drawn, pictures = [(steps, guidance_scale)], None
+        drawn += [(sr_steps, sr_guidance_scale)] * (len(self.stages) - 1)
+        for stage, (number, _) in zip(self.stages, drawn, strict=True):
+            stage.timesteps(number)  # says what does not fit before anything is drawn
+        states = self.encode(*self._rows([negative_prompt, prompt]))
+        for stage, (number, scale) in zip(self.stages, drawn, strict=True):
+            found = stage.draw(states, seed, number, scale, pictures)
+            if self.decode is not None:
+                found = self.decode(found)
+            pictures = np.clip(np.round((found + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        return pictures[0]
+
+    def _rows(self, texts):
+        """Token ids, int32 (texts, tokens), and their mask if the text encoder reads it."""
+        lengths, rows = zip(*map(self._row, texts), strict=True)
+        rows = np.array(rows, np.int32)
+        if not self.settings["reads_mask"]:
+            return (rows,)
+        return rows, (np.arange(rows.shape[1]) < np.array(lengths)[:, np.newaxis]).astype(np.int32)
 
     def _row(self, text):
-        """Begin, ids, end, padding; what does not fit is cut off."""
-        begin, end, padding = self.settings["begin_end_padding"]
-        length = self.settings["tokens"]
-        words, most = self.settings["words_of_several_tokens"], length - 2
+        """How many tokens are the text's; and begin, ids, end, padding. What does not fit is cut off."""
+        begin, end, length = (self.settings[name] for name in ("begin", "end", "tokens"))
+        words, most = self.settings["words_of_several_tokens"], length - len(begin) - len(end)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         ids = [each for token in ids for each in words.get(str(token), [token])]
         if len(ids) > most:
             warnings.warn(
-                f"prompt {text!r} has {len(ids)} tokens: the last {len(ids) - most} are cut off", stacklevel=3
+                f"prompt {text!r} has {len(ids)} tokens: the last {len(ids) - most} are cut off", stacklevel=4
             )
-        row = [begin, *ids[:most], end]
-        return row + [padding] * (length - len(row))
+        row = [*begin, *ids[:most], *end]
+        return len(row), row + [self.settings["padding"]] * (length - len(row))
 
-    def _timesteps(self, steps):
-        """Lin et al. 2023, table 2."""
+
+class Stage:
+    """A network with its noise schedule, which draws or enlarges one picture.
+
+    Args:
+        settings: its entry in settings.json.
+        denoise: the network as a function of arrays.
+    """
+
+    def __init__(self, settings, denoise):
+        self.settings, self.denoise = settings, denoise
+
+    def draw(self, states, seed, steps, guidance_scale, smaller=None):
+        """Latents or pixels, float32 (1, height, width, channels).
+
+        Args:
+            states: of the negative prompt and the prompt, (2, tokens, width).
+            seed, steps, guidance_scale: see `Model.generate`.
+            smaller: the picture to enlarge, uint8 (1, height, width, 3), or None.
+        """
+        timesteps = self.timesteps(steps)
+        alphas = np.append(np.array(self.settings["alphas_cumprod"])[timesteps], self.settings["final_alpha"])
+        signals, noises = np.sqrt(alphas).tolist(), np.sqrt(1 - alphas).tolist()
+        x = normals(self.settings["noise_key"], seed, self.settings["shape"])[np.newaxis]
+        states = states if guidance_scale != 1 else states[1:]
+        low_res, levels = (), ()
+        if smaller is not None:
+            low_res = (self._enlarged(smaller, seed),)
+            levels = (np.full(len(states), self.settings["augmentation"]["timestep"], np.float32),)
+        for i, t in enumerate(timesteps):
+            given = np.repeat(np.concatenate([x, *low_res], axis=-1), len(states), axis=0)
+            output = self.denoise(given, np.full(len(states), t, np.float32), states, *levels)
+            output = output[..., : x.shape[-1]]  # behind it are variances, which DDIM does not need
+            output = output[:1] + guidance_scale * (output[-1:] - output[:1])
+            x0, noise = self._parts(output, x, signals[i], noises[i])
+            if self.settings["thresholding"]["kind"] != "none":
+                x0 = self._in_range(x0)
+                noise = (x - signals[i] * x0) / noises[i]
+            x = (signals[i + 1] * x0 + noises[i + 1] * noise).astype(np.float32)
+        return x
+
+    def timesteps(self, steps):
+        """Those that are visited, int (steps,): Lin et al. 2023, table 2."""
         total, spacing = len(self.settings["alphas_cumprod"]), self.settings["timestep_spacing"]
         if not 1 <= steps <= total:
             raise SystemExit(f"error: steps is {steps}: give 1 to {total}")
@@ -79,13 +143,38 @@ class Model:
             raise SystemExit(f"error: steps is {steps}: give fewer")
         return found.astype(int)
 
+    def _enlarged(self, smaller, seed):
+        """The picture with as many pixels as what is drawn (bilinear, corners on corners), and with noise."""
+        augmentation, shape = self.settings["augmentation"], self.settings["shape"]
+        rows, columns = (
+            np.maximum(0, 1 - np.abs(np.linspace(0, small - 1, large)[:, np.newaxis] - np.arange(small)))
+            for small, large in zip(smaller.shape[1:3], shape[:2], strict=True)
+        )
+        clean = np.einsum("Hh,nhwc,Ww->nHWc", rows, smaller / 127.5 - 1.0, columns, optimize=True)
+        noise = normals(augmentation["noise_key"], seed, shape)[np.newaxis]
+        return (augmentation["signal"] * clean + augmentation["noise"] * noise).astype(np.float32)
+
     def _parts(self, output, x, signal, noise):
-        """Clean latents and noise that the UNet sees in `x` (Salimans & Ho 2022, appendix D)."""
+        """Clean latents and noise that the network sees in `x` (Salimans & Ho 2022, appendix D)."""
         if self.settings["prediction_type"] == "epsilon":
             return (x - noise * output) / signal, output
         if self.settings["prediction_type"] == "sample":
             return output, (x - signal * output) / noise
         return signal * x - noise * output, signal * output + noise * x
+
+    def _in_range(self, x0):
+        """Static or dynamic thresholding (Saharia et al. 2022, section 2.3)."""
+        kind, percentile, maximum = self.settings["thresholding"].values()
+        bound = 1.0
+        if kind == "dynamic":
+            bound = max(1.0, float(np.quantile(np.abs(x0), percentile)))
+            bound = bound if maximum is None else min(bound, maximum)
+        return np.clip(x0, -bound, bound) / bound
+
+
+def settings_in(folder):
+    """What settings.json says."""
+    return json.loads((Path(folder) / "settings.json").read_text())
 
 
 def normals(key, seed, shape):
@@ -118,10 +207,16 @@ def _litert(folder, name):
     interpreter.allocate_tensors()
     inputs = sorted(interpreter.get_input_details(), key=lambda each: each["name"])
     [output] = interpreter.get_output_details()
+    size = inputs[0]["shape"][0]  # rows that the file takes at once
 
     def call(*arrays):
+        rows = len(arrays[0])
+        found = [few(*(array[i : i + size] for array in arrays)) for i in range(0, rows, size)]
+        return np.concatenate(found)[:rows]
+
+    def few(*arrays):
         for each, array in zip(inputs, arrays, strict=True):
-            interpreter.set_tensor(each["index"], array)
+            interpreter.set_tensor(each["index"], np.repeat(array, size // len(array), axis=0))
         interpreter.invoke()
         return interpreter.get_tensor(output["index"])
 
@@ -148,6 +243,10 @@ def main():
     parser.add_argument("--negative-prompt", default="", help="what to lean away from")
     parser.add_argument("--steps", type=int, default=20, help="default: 20")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="default: 3")
+    is_cascade = len(settings_in(folder)["stages"]) > 1
+    if is_cascade:
+        parser.add_argument("--sr-steps", type=int, default=10, help="of later stages (default: 10)")
+        parser.add_argument("--sr-guidance-scale", type=float, default=1.0, help="likewise (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--output", default="picture.png", help="default: picture.png")
     flags = parser.parse_args()
@@ -157,7 +256,10 @@ def main():
     from PIL import Image
 
     model = Model(folder, flags.networks)
-    image = model.generate(flags.prompt, flags.steps, flags.guidance_scale, flags.seed, flags.negative_prompt)
+    later = {name: getattr(flags, name) for name in ("sr_steps", "sr_guidance_scale") if is_cascade}
+    image = model.generate(
+        flags.prompt, flags.steps, flags.guidance_scale, flags.seed, flags.negative_prompt, **later
+    )
     Image.fromarray(image).save(flags.output)
     print(flags.output)
 

@@ -5,6 +5,8 @@ An engine is three functions of float32 or integer arrays (or tensors) that retu
     encode: token ids (n, tokens) -> context (n, tokens, width)
     denoise: latents (n, h, w, channels), float timesteps (n,), context (n, tokens, width) -> like the latents
     decode: latents (n, h, w, channels) -> images (n, f h, f w, 3), about [-1, 1], not clipped
+
+A family without an autoencoder has engines of fewer functions, see `Engines`.
 """
 
 import contextlib
@@ -44,15 +46,16 @@ class Engines:
 
     Args:
         functions: returns name -> (Keras model, function, (shape, dtype) of each argument) for each field of
-            `Engine`; None in a shape is any size. It is called when first needed.
+            `kind`; None in a shape is any size. It is called when first needed.
+        kind: a named tuple of functions, such as `Engine`; what an engine is here.
 
     Attributes:
         keeps_conversions: whether OpenVINO's conversions are cached in the user's cache folder, which needs
             `came_from`.
     """
 
-    def __init__(self, functions):
-        self._functions, self.keeps_conversions = functions, False
+    def __init__(self, functions, kind=Engine):
+        self._functions, self._kind, self.keeps_conversions = functions, kind, False
         self._converted = (None, None)  # a checksum of the weights, and the engine made from them
         self._origin = self._kept = None
         self._of_other_shapes = {}
@@ -82,7 +85,7 @@ class Engines:
         """
         if shape not in self._of_other_shapes:
             kept = list(self._of_other_shapes.items())[1 - MOST_SHAPES :]
-            self._of_other_shapes = dict(kept) | {shape: Engines(functions)}
+            self._of_other_shapes = dict(kept) | {shape: Engines(functions, self._kind)}
         found = self._of_other_shapes[shape]
         found.keeps_conversions = self.keeps_conversions
         return found
@@ -109,7 +112,7 @@ class Engines:
 
     @functools.cached_property
     def _tensorflow(self):
-        return Engine(**{name: compiled(function) for name, (_, function, _) in self.networks.items()})
+        return self._kind(**{name: compiled(function) for name, (_, function, _) in self.networks.items()})
 
     def _openvino_fits(self):
         """None if OpenVINO can and should be used, otherwise why not."""
@@ -142,7 +145,7 @@ class Engines:
         if self._converted[0] == self._kept:
             return True
         try:
-            self._converted = (self._kept, _read(self._kept))
+            self._converted = (self._kept, _read(self._kept, self._kind))
             return True
         except Exception:  # OpenVINO's errors, such as for a file that another process has just deleted
             conversions.discard(self._kept)
@@ -188,14 +191,14 @@ class Engines:
         kept = conversions.find(key)
         if kept is not None:
             with contextlib.suppress(Exception):  # see `_has_read_kept`
-                return _read(kept)
+                return _read(kept, self._kind)
         try:
             with tempfile.TemporaryDirectory(prefix="sd_tf-", ignore_cleanup_errors=True) as temporary:
                 for name, network in self.networks.items():
                     write_conversion(*network, Path(temporary) / f"{name}.xml")
                 if key is not None:
                     conversions.keep(Path(temporary), key, origin)
-                return _read(Path(temporary))
+                return _read(Path(temporary), self._kind)
         except (OSError, RuntimeError) as error:  # of a full disk OpenVINO says only "iostream error"
             raise InputError(
                 f"engine 'openvino' cannot write its conversion to a temporary folder ({reason(error)}): "
@@ -214,8 +217,8 @@ class Engines:
         return conversions.key_of("weights", *parts)
 
 
-def _read(files):
-    return Engine(**{name: read_conversion(files / f"{name}.xml") for name in Engine._fields})
+def _read(files, kind):
+    return kind(**{name: read_conversion(files / f"{name}.xml") for name in kind._fields})
 
 
 def kept_conversion(origin: Origin) -> Path | None:

@@ -559,6 +559,7 @@ class LatentDiffusion(Parts):
         Raises:
             InputError: the model has LoRAs, an argument is invalid, or the hub refuses the upload.
         """
+        from sd_tf.latent.card import traits_of
         from sd_tf.sharing.hub import push
 
-        return push(self, repo_id, **settings)
+        return push(self, repo_id, traits_of, **settings)

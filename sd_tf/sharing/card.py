@@ -1,18 +1,18 @@
 """A model card: the README.md of a model on the hub, whose first lines are metadata (Mitchell et al. 2019).
 
-The metadata name diffusers as the library, because the folder is a pipeline of diffusers: the hub's own
-snippet then works.
+Where the folder is a pipeline of diffusers, the metadata name diffusers as the library: the hub's own snippet
+then works.
 """
 
 import html
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from sd_tf.errors import printable
 from sd_tf.sharing.facts import Facts
 
-TAGS = ["text-to-image", "stable-diffusion", "keras", "sd_tf"]
 PLACEHOLDER = "a photo of a cat"  # in snippets of a model of which no prompt is known
 LONGEST_PROTOCOL = 60  # characters of a value in a score's protocol
 
@@ -25,12 +25,26 @@ class Example(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What the model's configuration says: pictures in pixels, tokens of a prompt, class in diffusers."""
+    """What a family says of one of its models.
+
+    Attributes:
+        height, width: of its pictures, in pixels.
+        kind: what it is, such as "latent diffusion model".
+        read_by: a clause: what else reads its folder.
+        tags: on the hub, of this kind.
+        library: on the hub, whose snippet it shows.
+        long_prompts: a sentence: what becomes of them.
+        elsewhere: `elsewhere(repo_id, prompt)` -> Markdown that shows how others use it; None for nothing.
+    """
 
     height: int
     width: int
-    tokens: int
-    pipeline: str
+    kind: str
+    read_by: str
+    tags: tuple[str, ...]
+    library: str
+    long_prompts: str
+    elsewhere: Callable[[str, str], str] | None = None
 
 
 def model_card(
@@ -53,10 +67,10 @@ def model_card(
     """
     prompt = examples[0].prompt if examples else "a red dress" if facts.draws_garments else PLACEHOLDER
     parts = [
-        f"---\n{_metadata(facts, examples, license, base_model)}\n---",
+        f"---\n{_metadata(traits, facts, examples, license, base_model)}\n---",
         f"# {repo_id.split('/')[-1]}",
-        f"A text-to-image latent diffusion model that draws pictures of {traits.height} x {traits.width} "
-        "pixels. It was made with sd_tf, in TensorFlow and Keras; diffusers reads it as it is.",
+        f"A text-to-image {traits.kind} that draws pictures of {traits.height} x {traits.width} "
+        f"pixels. It was made with sd_tf, in TensorFlow and Keras; {traits.read_by}.",
         *(f"![{_plain(each.prompt)}]({each.file})" for each in examples),
         _usage(repo_id, traits, prompt),
         _training(facts, base_model),
@@ -66,15 +80,15 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(facts, examples, license, base_model):
+def _metadata(traits, facts, examples, license, base_model):
     from huggingface_hub import ModelCardData  # slow to import
 
     widget = [{"text": each.prompt, "output": {"url": each.file}} for each in examples]
     data = ModelCardData(
         license=license,
-        library_name="diffusers",
+        library_name=traits.library,
         pipeline_tag="text-to-image",
-        tags=TAGS,
+        tags=["text-to-image", *traits.tags, "keras", "sd_tf"],
         datasets=[facts.hub_dataset] if facts.hub_dataset else None,
         base_model=base_model,
         widget=widget or None,
@@ -83,8 +97,8 @@ def _metadata(facts, examples, license, base_model):
 
 
 def _usage(repo_id, traits, prompt):
-    prompt = json.dumps(prompt, ensure_ascii=False)
-    return f"""## How to use it
+    said = json.dumps(prompt, ensure_ascii=False)
+    here = f"""## How to use it
 
 With sd_tf:
 
@@ -92,19 +106,10 @@ With sd_tf:
 import sd_tf
 
 model = sd_tf.load("{repo_id}")
-images = model.generate({prompt}, num_images=4, seed=0)  # uint8 (4, {traits.height}, {traits.width}, 3)
+images = model.generate({said}, num_images=4, seed=0)  # uint8 (4, {traits.height}, {traits.width}, 3)
 sd_tf.show(images, file="pictures.png")
-```
-
-With diffusers:
-
-```python
-import torch
-from diffusers import {traits.pipeline}
-
-pipeline = {traits.pipeline}.from_pretrained("{repo_id}", torch_dtype=torch.float32)
-image = pipeline({prompt}, num_inference_steps=20, guidance_scale=3.0).images[0]
 ```"""
+    return here if traits.elsewhere is None else f"{here}\n\n{traits.elsewhere(repo_id, prompt)}"
 
 
 def _training(facts, base_model):
@@ -163,7 +168,7 @@ def _limits(traits):
     return f"""## Limits
 
 It knows what its training pictures and their captions showed, and nothing else: prompts in other words give
-worse pictures. Prompts of more than {traits.tokens} tokens are encoded in parts. Sizes far from
+worse pictures. {traits.long_prompts} Sizes far from
 {traits.height} x {traits.width} pixels are drawn worse. It has no safety checker."""
 
 

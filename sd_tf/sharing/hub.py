@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sd_tf.checkpoints.sources import HUB_ID
 from sd_tf.errors import InputError, argument, shown
-from sd_tf.files import is_inside, is_regular, read_bytes, read_json, read_text, reason, write_text
+from sd_tf.files import is_inside, is_regular, read_bytes, read_text, reason, write_text
 from sd_tf.images import save_png
-from sd_tf.sharing.card import Example, Traits, model_card
+from sd_tf.sharing.card import Example, model_card
 from sd_tf.sharing.facts import facts_of, folder_of
 
 CARD = "README.md"
@@ -25,6 +25,7 @@ LONGEST_CHAIN = 10  # exceptions behind an exception
 def push(
     model,
     repo_id: str,
+    traits_of,
     *,
     private=False,
     token=None,
@@ -38,7 +39,11 @@ def push(
     dtype="float32",
     max_shard_size="10GB",
 ) -> str:
-    """Uploads a model; see `push_to_hub` of a family's class for the arguments."""
+    """Uploads a model; see `push_to_hub` of a family's class for the other arguments.
+
+    Args:
+        traits_of: `traits_of(model, folder)` -> the `Traits` of a model that was saved in that folder.
+    """
     _check(model, repo_id, license, base_model, revision, create_pr)
     prompts = _checked_prompts(prompts)
     own_card = _own_card(model, card)
@@ -57,7 +62,7 @@ def push(
         if own_card is not None and not keeps_card:
             _copy_card(own_card, folder)
         elif not keeps_card:
-            _write_card(model, folder, repo_id, license, base_model, prompts)
+            _write_card(model, folder, repo_id, traits_of, license, base_model, prompts)
         with _explaining(repo_id):
             commit = api.upload_folder(
                 repo_id=repo_id,
@@ -97,7 +102,7 @@ def _check(model, repo_id, license, base_model, revision, create_pr):
         )
     if create_pr and revision is not None:
         raise InputError(f"{argument('create_pr')} and {argument('revision')} are both given: leave one out")
-    if model.has_adaptations:
+    if getattr(model, "has_adaptations", False):
         raise InputError(
             f"the model has LoRAs ({', '.join(map(shown, model.adaptations.weights))}): merge them with "
             "model.adaptations.fuse(), or remove them, before it is shared"
@@ -145,14 +150,11 @@ def _copy_card(file, folder):
             copy.write_bytes(read_bytes(picture, LARGEST_PICTURE, file.parent))
 
 
-def _write_card(model, folder, repo_id, license, base_model, prompts):
+def _write_card(model, folder, repo_id, traits_of, license, base_model, prompts):
     facts = facts_of(model)
     if prompts is None:
         prompts = GARMENT_PROMPTS if facts.draws_garments else ()
-    height, width = model.image_size
-    pipeline = read_json(folder / "model_index.json")["_class_name"]
-    traits = Traits(height, width, model.tokenizer.max_length, pipeline)
-    examples = _draw(model, folder, list(prompts))
+    traits, examples = traits_of(model, folder), _draw(model, folder, list(prompts))
     write_text(folder / CARD, model_card(repo_id, traits, facts, examples, license, base_model))
 
 

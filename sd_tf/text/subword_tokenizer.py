@@ -167,6 +167,21 @@ class SubwordTokenizer:
                 lines = [places[i] for i in range(len(places))]
                 write_text(folder / "vocab.txt", "".join(f"{token}\n" for token in lines))
 
+    def save_joint(self, file, in_rows=False):
+        """Writes `tokenizer.json`, which `tokenizers.Tokenizer.from_file` reads.
+
+        Args:
+            file: to write.
+            in_rows: whether what it reads gives whole rows with their mask, cut and padded. Otherwise it is
+                told only how to read a text.
+        """
+        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+        if in_rows:
+            engine.enable_truncation(self.max_length)
+            pad = {"pad_id": self.pad_token_id, "pad_token": self.roles["pad_token"]}
+            engine.enable_padding(length=self.max_length, **pad)
+        engine.save(str(file), pretty=False)
+
     def check_fits(self, vocab_size: int, positions: int = LONGEST):
         """Raises `InputError` where a network of so many tokens and positions cannot read the rows."""
         if self.vocab_size > vocab_size or self.max_length > positions:

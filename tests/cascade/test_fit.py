@@ -191,16 +191,12 @@ def test_the_command_line_draws_and_enlarges(tmp_path, capsys):
         generate.main(["--output", str(tmp_path / "out")])
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "demo", "push"])
+@pytest.mark.parametrize("command", ["evaluate", "demo"])
 def test_commands_that_cannot_use_a_cascade_say_so(tmp_path, command):
     new().save(tmp_path / "model")
     place = ["--model", str(tmp_path / "model")]
-    flags = {
-        "push": [*place, "--to", "some/where"],
-        "export": [*place, "--output", str(tmp_path / "out")],
-    }
     module = importlib.import_module("sd_tf.demo.__main__" if command == "demo" else f"sd_tf.{command}")
     with pytest.raises(
         sd_tf.InputError, match="is a CascadedDiffusion, which this command cannot use: name a"
     ):
-        module.main(flags.get(command, place))
+        module.main(place)

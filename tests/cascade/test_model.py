@@ -86,7 +86,7 @@ def test_what_cannot_be_enlarged_is_refused(cascade):
 @pytest.mark.parametrize("settings, message", [
     ({"augment_level": -1, "stages": 1}, "augment_level is -1"),
     ({"super_resolution": {"typo": 1}, "stages": 1}, "unknown setting of super_resolution 'typo'"),
-    ({"engine": "openvino"}, "engine 'openvino' cannot run a cascade: take 'tensorflow'"),
+    ({"engine": "openvine"}, "unknown engine 'openvine': did you mean 'openvino'"),
     ({"thresholding": "dynamical"}, "unknown thresholding 'dynamical': did you mean 'dynamic'"),
     ({"thresholding": "static", "percentile": 0.9}, "percentile is 0.9, but thresholding is static"),
     ({"percentile": 95}, "percentile is 95: give a number from 0 to 1"),

@@ -35,14 +35,13 @@ def test_timesteps_are_the_schedules(spacing, offset, timesteps):
     for steps in range(1, timesteps + 1 - offset):
         expected = schedule.inference_timesteps(steps)
         np.testing.assert_array_equal(visited(steps), expected, f"{steps} steps")
-        np.testing.assert_array_equal(draws(config)._timesteps(steps), expected, f"{steps} steps")
+        np.testing.assert_array_equal(draws(config).timesteps(steps), expected, f"{steps} steps")
 
 
 def draws(config):
-    """A `draw.Model` of this schedule, without networks."""
-    model = object.__new__(draw.Model)
-    model.settings = dataclasses.asdict(config) | {"alphas_cumprod": [0.5] * config.num_train_timesteps}
-    return model
+    """A `draw.Stage` of this schedule, without a network."""
+    settings = dataclasses.asdict(config) | {"alphas_cumprod": [0.5] * config.num_train_timesteps}
+    return draw.Stage(settings, None)
 
 
 @pytest.mark.parametrize("steps", [0, 78, 77])
@@ -51,7 +50,7 @@ def test_steps_that_do_not_fit_are_refused(steps):
     with pytest.raises(InputError):
         NoiseSchedule(config).inference_timesteps(steps)
     with pytest.raises(SystemExit, match=f"error: steps is {steps}: give "):
-        draws(config)._timesteps(steps)
+        draws(config).timesteps(steps)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
