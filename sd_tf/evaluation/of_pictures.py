@@ -59,7 +59,7 @@ class PictureJudges:
         self.name, self.prompts = dataset.name, sorted(set(self.captions))
         self.colour_prompts = [colour_prompt.replace("{}", name) for name in COLOURS] if colour_prompt else []
         side = self.images.shape[1]
-        self.about = {"pictures": f"{number} real ones of {self.name}, scaled to {side} x {side} as drawn"}
+        self.about = {"pictures": f"{number} training pictures, scaled to {side} x {side} as drawn"}
         self.skipped = {"Fréchet and kernel distance": "no judge has learned such pictures"}
         self.references = [_small(self.images), _small(self.images[:, :, ::-1])]
         self.of_real, _ = self._nearest(self.images, itself=True)

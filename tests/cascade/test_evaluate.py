@@ -24,14 +24,14 @@ from tests.test_recommend import report, write
 FACTS = {
     "sizes": "8 x 8, then 16 x 16",
     "thresholding": "dynamic 0.995 to 100",
-    "super_resolution": "sampler dpmpp_2m, steps 10, guidance_scale 1.0, augment level 100",
+    "super_resolution": "sampler dpmpp_2m, steps 10, guidance scale 1.0, augment level 100",
 }
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cascade") / "cascade"
-    tiny_cascade(length=20).save(folder)
+    tiny_cascade().save(folder)
     return folder
 
 
@@ -46,39 +46,37 @@ def flags(tmp_path_factory):
     return [*flags, "--samples", "8", "--tinted-samples", "20"]
 
 
-def test_a_report_says_how_every_stage_drew_and_what_there_is_no_score_of(saved, flags, tmp_path, capsys):
+def test_a_report_says_how_every_stage_drew_and_what_there_is_no_score_of(
+    saved, flags, tmp_path, capsys, monkeypatch
+):
+    drawn, generate = [], sd_tf.CascadedDiffusion.generate
+
+    def spy(self, prompts, *arguments, **settings):
+        images = generate(self, prompts, *arguments, **settings)
+        drawn.append((self, prompts, images))
+        return images
+
+    monkeypatch.setattr(sd_tf.CascadedDiffusion, "generate", spy)
     evaluate.main(["--model", str(saved), *flags, "--output", str(tmp_path)])
+    [(model, captions, captioned), (_, _, coloured)] = drawn
+    assert captioned.shape == (8, 16, 16, 3) and coloured.shape == (20, 16, 16, 3)
+    np.testing.assert_array_equal(generate(model, captions, 4, steps=1), captioned)  # by its own settings
     found = json.loads((tmp_path / "report.json").read_text())
     assert set(found["scores"]) == {"nearest_training_distance", "copies", "colour_accuracy"}
     for score in found["scores"].values():
         assert {name: score["protocol"][name] for name in FACTS} == FACTS
         assert (score["protocol"]["sampler"], score["protocol"]["steps"]) == ("dpmpp_2m", 1)
     assert found["drawing"] == FACTS
-    assert found["pictures"] == "60 real ones of folder, scaled to 16 x 16 as drawn"
+    assert found["pictures"] == "60 training pictures, scaled to 16 x 16 as drawn"
     left_out = "the autoencoder's scores, since the model draws pixels, without one"
     page = (tmp_path / "report.html").read_text().replace("&#x27;", "'")
-    assert f"Left out: {left_out}." in page and "Judged beside 60 real ones of folder" in page
+    assert f"Left out: {left_out}." in page and "Judged beside 60 training pictures" in page
     assert page.count("<img") == 3
     assert f"left out: {left_out}" in capsys.readouterr().out
 
 
-def test_it_draws_what_generate_draws_by_its_own_settings(saved, flags, tmp_path, monkeypatch):
-    drawn, of = [], sd_tf.CascadedDiffusion.generate
-
-    def spy(self, prompts, *arguments, **settings):
-        drawn.append((prompts, of(self, prompts, *arguments, **settings)))
-        return drawn[-1][1]
-
-    monkeypatch.setattr(sd_tf.CascadedDiffusion, "generate", spy)
-    evaluate.main(["--model", str(saved), *flags, "--output", str(tmp_path)])
-    monkeypatch.undo()
-    [(captions, captioned), (_, coloured)] = drawn
-    assert captioned.shape == (8, 16, 16, 3) and coloured.shape == (20, 16, 16, 3)
-    np.testing.assert_array_equal(sd_tf.load(saved).generate(captions, 4, steps=1), captioned)
-
-
 def test_models_of_two_families_and_sizes_stand_beside_each_other(saved, flags, tiny_model, tmp_path, capsys):
-    small = tiny_cascade(length=20)
+    small = tiny_cascade()
     sd_tf.CascadedDiffusion(small.stages[:1], small.text_encoder).save(tmp_path / "small")
     tiny_model.save(tmp_path / "latent")
     models = [str(saved), str(tmp_path / "latent"), str(tmp_path / "small")]
@@ -149,7 +147,7 @@ def test_names_of_stages_lead_to_no_other_folder(saved, tmp_path):
 
 
 def test_what_does_not_draw_from_text_is_refused(tmp_path):
-    model = tiny_cascade(length=20)
+    model = tiny_cascade()
     sd_tf.CascadedDiffusion(model.stages[1:], model.text_encoder).save(tmp_path / "larger")
     with pytest.raises(InputError, match="larger only enlarges pictures: name a model that draws from text"):
         evaluate.main(["--model", str(tmp_path / "larger"), "--output", str(tmp_path / "report")])
