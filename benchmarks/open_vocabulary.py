@@ -4,13 +4,13 @@
     python -m benchmarks.open_vocabulary MODEL ... --data-dir FOLDER --output DIR
 
 Each emoji has keywords, and many of them are in no caption: "booze" is one of the cocktail glass. Every model
-draws "a 3d icon of booze" and some hundreds of others, once each. A judge that has seen neither the icons nor
-the models, EfficientNet-Lite0 with its weights of ImageNet, looks for the real icons that are most alike (the
-cosine of its pooled features less their mean, real icons at the size of the drawn ones). A picture is right if
-one of them has the keyword.
+draws "a 3d icon of booze" and some hundreds of others, once each. A judge that has seen neither the icons
+nor the models, EfficientNet-Lite0 with its weights of ImageNet, looks for the real icons that are most alike
+(the cosine of its pooled features less their mean, real icons at the size of the drawn ones). A picture is
+right if one of them has the keyword.
 
-Beside it stand chance; the keyword alone, which picks the icons whose captions a sentence encoder finds nearest,
-without a picture; and real icons with the keyword, mirrored, as if they had been drawn. Writes
+Beside it stand chance; the keyword alone, which picks the icons whose captions a sentence encoder finds
+nearest, without a picture; and real icons with the keyword, mirrored, as if they had been drawn. Writes
 `open_vocabulary.json`, and a sheet for each model.
 """
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 from sd_tf import commandline, families
@@ -19,7 +20,7 @@ from sd_tf.data.open import open_data
 from sd_tf.data.options import DATASETS, DataOptions
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, unknown
-from sd_tf.evaluation.protocol import check_comparable, read_reports
+from sd_tf.evaluation.protocol import OF_FAMILIES, check_comparable, read_reports
 from sd_tf.files import write_text
 from sd_tf.generation.settings import Settings
 from sd_tf.options import is_choice, meaning_of
@@ -31,6 +32,7 @@ DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "backgroun
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
 UNITS = {True: (10, 80), False: (4, 10)}  # the least of which numbers of pictures are multiples
 COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale")  # of which several may be given
+GARMENT_SIDE = 32  # pixels of Fashion-MNIST's pictures, with their border
 GIVEN_SETTINGS = (*COMPARED_SETTINGS, "guidance_interval", "karras", "timestep_spacing")
 
 
@@ -145,11 +147,12 @@ def _write(flags, command, reports, pictures):
 
 
 def _compared(flags):
-    """Names of the settings of which several were given, or of which several models have their own."""
+    """What may differ in protocols: settings of which several were given or models have their own."""
     several = [name for name in COMPARED_SETTINGS if len(getattr(flags, name)) > 1]
     if not flags.compare or any(name.endswith(".json") for name in flags.compare):
         return several
-    return several + [name for name in GIVEN_SETTINGS if getattr(flags, name) in (None, [None])]
+    own = [name for name in GIVEN_SETTINGS if getattr(flags, name) in (None, [None])]
+    return [*several, *own, *OF_FAMILIES]
 
 
 def _json(value):
@@ -203,8 +206,8 @@ def _reports(flags, command):
     earlier = {name: read_reports(Path(name)) for name in names if name.endswith(".json")}
     check_comparable([report for found in earlier.values() for report in found], _compared(flags))
     new = [name for name in names if name not in earlier]
-    _check_paths(flags, new)
-    judges = _judges(flags, new) if new else None
+    sides = _check_paths(flags, new)
+    judges = _judges(flags, sides) if new else None
     reports, pictures = [], {}
     for name in names:
         if name in earlier:
@@ -218,21 +221,47 @@ def _reports(flags, command):
 
 
 def _check_paths(flags, models):
-    """Refuses models, judges and data that are missing, before TensorFlow is imported."""
+    """Refuses models, judges and data that are missing or do not fit, before TensorFlow is imported.
+
+    Returns:
+        Name of a model -> the side of the square pictures that it draws.
+    """
     loading = commandline.loading(flags)
     for name, value in loading.items():
         if value is not None and not models:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} is for models, but only reports are compared: leave it out")
     for name in models:
-        families.check(name, only=("latent",), **loading)
+        families.check(name, from_text=True, **loading)
+    sides = {name: _side(name, loading) for name in models}
     if models:
         _open_data(flags)
         if flags.dataset == FASHION_MNIST:
+            _check_sides(sides)
             resolve(flags.classifier, kind="classifier")
             resolve(flags.clip, kind="CLIP")
         if flags.inception not in (None, "none"):
             commandline.check_there("--inception", [flags.inception])
+    return sides
+
+
+def _side(name, loading):
+    """The side of the pictures that a model draws, whose networks are not read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `load` says it
+        height, width = families.load_lazily(name, **loading).image_size
+    if height != width:
+        raise InputError(f"{name} draws pictures of {width} x {height}: only square ones are judged")
+    return height
+
+
+def _check_sides(sides):
+    for name, side in sides.items():
+        if side != GARMENT_SIDE:
+            raise InputError(
+                f"{name} draws pictures of {side} x {side}: Fashion-MNIST's garments are judged at "
+                f"{GARMENT_SIDE} x {GARMENT_SIDE}"
+            )
 
 
 def _open_data(flags):
@@ -240,31 +269,29 @@ def _open_data(flags):
     return open_data(flags.dataset, data_dir=flags.data_dir, **given)
 
 
-def _judges(flags, names):
+def _judges(flags, sides):
+    """Name of a model -> what judges its pictures."""
     commandline.load_tensorflow()
     if flags.dataset != FASHION_MNIST:
-        return _picture_judges(flags, names)
+        return _picture_judges(flags, sides)
     from sd_tf.data.fashion_mnist import FashionMNIST
-    from sd_tf.evaluation.judging import Judges, common_size
+    from sd_tf.evaluation.judging import Judges
 
-    side = common_size(names, **commandline.loading(flags))
-    if side != 32:
-        raise InputError(
-            f"{names[0]} draws pictures of {side} x {side}: Fashion-MNIST's garments are judged at 32 x 32"
-        )
     train, test = (FashionMNIST(split, flags.data_dir) for split in ("train", "test"))
-    return Judges(train, test, flags.classifier, flags.clip, flags.inception)
+    return dict.fromkeys(sides, Judges(train, test, flags.classifier, flags.clip, flags.inception))
 
 
-def _picture_judges(flags, names):
-    from sd_tf.evaluation.judging import common_size
+def _picture_judges(flags, sides):
+    """As `_judges`: pictures of each size are held against real ones of that size."""
     from sd_tf.evaluation.of_pictures import PictureJudges
 
-    data = _open_data(flags)
-    with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
-        dataset = data.at(common_size(names, **commandline.loading(flags)), folder)
-        dataset.decode()
-        return PictureJudges(dataset, flags.colour_prompt)
+    data, found = _open_data(flags), {}
+    for side in set(sides.values()):
+        with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
+            dataset = data.at(side, folder)
+            dataset.decode()
+            found[side] = PictureJudges(dataset, flags.colour_prompt, len(set(sides.values())) > 1)
+    return {name: found[side] for name, side in sides.items()}
 
 
 def _given_settings(flags):
@@ -276,9 +303,11 @@ def _given_settings(flags):
 
 def _scored(name, flags, judges, command):
     """A report and sheets of pictures for each of the settings, one after another."""
-    import sd_tf
+    from sd_tf.evaluation.judging import NO_AUTOENCODER, has_autoencoder
 
-    model = sd_tf.load(name, **commandline.loading(flags))
+    model = families.load(name, **commandline.loading(flags))
+    judges, facts = judges[name], getattr(model, "drawing_facts", dict)()
+    skipped = judges.skipped if has_autoencoder(model) else judges.skipped | NO_AUTOENCODER
     coloured = flags.dataset == FASHION_MNIST or flags.colour_prompt
     weights = weights_sha256(resolve(name, flags.revision, flags.variant), flags.variant)
     number = flags.samples + (flags.tinted_samples if coloured else 0)
@@ -287,16 +316,19 @@ def _scored(name, flags, judges, command):
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
         print(f"{name}: {number} pictures, {described}", file=sys.stderr)
         drawn = judges.draw(model, flags.samples, flags.tinted_samples, settings)
-        found = judges.scores(drawn, settings, model.text_encoder)
-        varied = [f"{each.replace('_', ' ')} {settings[each]}" for each in _compared(flags)]
+        found = judges.scores(drawn, settings | facts, model.text_encoder)
+        varied = [
+            f"{each.replace('_', ' ')} {settings[each]}" for each in _compared(flags) if each in settings
+        ]
         report = {
             "model": name,
             "label": ", ".join([name, *varied]),
             "weights": weights,
             "command": command,
             "settings": settings,
+            **({"drawing": facts} if facts else {}),
             **judges.about,
-            "skipped": judges.skipped,
+            "skipped": skipped,
             "scores": {title: score.to_json() for title, score in found.items()},
         }
         yield report, judges.sheets(drawn)

@@ -1,13 +1,15 @@
 """The list of model families. Each is imported when it is first used."""
 
 import importlib
+import inspect
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from sd_tf.checkpoints.sources import BUNDLED, bundled_names, index_from_hub
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.files import read_json
+from sd_tf.generation.settings import Settings
 
 
 class Home(NamedTuple):
@@ -15,8 +17,10 @@ class Home(NamedTuple):
 
     Attributes:
         name: name of its class, such as "LatentDiffusion".
-        loading: module with `load(name_or_folder, ...)` and `check`, which can be imported without Keras; and
-            with `needs_networks` if the family can draw without.
+        loading: module with `load(name_or_folder, ...)`, `load_lazily` and `check`, which can be imported
+            without Keras; with `settings_folder` and `with_snapshot`, see the functions here; with
+            `needs_networks` if the family can draw without, and with `only_enlarges` if not all of its models
+            draw from text.
         commands: module with what `python -m sd_tf.train` needs: `Options`, `check`, `model_for_training`,
             `recipe` and `defaults`.
         pipelines: values of `_class_name` in `model_index.json`.
@@ -55,16 +59,21 @@ def load(name_or_folder, **options):
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    family = FAMILIES[_family_of(name_or_folder, options.get("revision"))]
-    return importlib.import_module(family.loading).load(name_or_folder, **options)
+    return _loading_of(name_or_folder, options.get("revision")).load(name_or_folder, **options)
 
 
-def check(name_or_folder, only: tuple[str, ...] | None = None, **options):
+def load_lazily(name_or_folder, **options):
+    """As `load`, with networks that are read when first used; imports neither Keras nor TensorFlow."""
+    return _loading_of(name_or_folder, options.get("revision")).load_lazily(name_or_folder, **options)
+
+
+def check(name_or_folder, only: tuple[str, ...] | None = None, from_text=False, **options):
     """Raises `InputError` where `load` would, for all but the weights; imports neither Keras nor TensorFlow.
 
     Args:
         name_or_folder: as in `load`.
         only: families that the caller can use; None for all.
+        from_text: whether the caller draws from text, which models that only enlarge pictures cannot.
         options: `revision`, `variant`, `tokenizer`, `prediction_type`, as the family's own `load` has them.
     """
     name = _family_of(name_or_folder, options.get("revision"))
@@ -73,18 +82,75 @@ def check(name_or_folder, only: tuple[str, ...] | None = None, **options):
         raise InputError(
             f"{name_or_folder} is a {FAMILIES[name].name}, which this command cannot use: name a {usable}"
         )
-    importlib.import_module(FAMILIES[name].loading).check(name_or_folder, **options)
+    loading = importlib.import_module(FAMILIES[name].loading)
+    loading.check(name_or_folder, **options)
+    if from_text and hasattr(loading, "only_enlarges") and loading.only_enlarges(name_or_folder, **options):
+        raise InputError(
+            f"{name_or_folder} only enlarges pictures: name a model that draws from text, or enlarge by "
+            "python -m sd_tf.generate --upscale"
+        )
+
+
+def class_of(name_or_folder, revision=None) -> type:
+    """The class that `load` gives an instance of; imports neither Keras nor TensorFlow."""
+    return getattr(_loading_of(name_or_folder, revision), FAMILIES[_family_of(name_or_folder, revision)].name)
+
+
+def check_takes(kind: type, names, method: str = "generate"):
+    """Raises `InputError` for arguments that a family's models do not have.
+
+    Args:
+        kind: the family's class.
+        names: of the arguments.
+        method: that takes them.
+    """
+    if not hasattr(kind, method):
+        raise InputError(f"{method}: this kind of model, {kind.__name__}, cannot")
+    known = inspect.signature(getattr(kind, method)).parameters
+    taken = set(known)
+    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        taken |= set(vars(Settings()))
+    for name in names:
+        if name not in taken:
+            flag = "--sr-steps" if name == "super_resolution" else f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{argument(name, flag)} is not for this kind of model, {kind.__name__}: leave it out"
+            )
+
+
+def settings_folder(folder: Path) -> Path:
+    """The folder that holds the `generation_config.json` of the model in a folder: its own, or a stage's."""
+    return _loading_of(folder).settings_folder(folder)
+
+
+def with_snapshot(model, run, snapshot: Path, variant: str | None = None):
+    """A finished run's model as it was when a snapshot of it was kept.
+
+    Args:
+        model: that of `load`; it stays as it is.
+        run: the run's folder.
+        snapshot: a folder in its `snapshots`, with a network.
+        variant: of the weight files.
+
+    Raises:
+        InputError: the network is of another configuration than the model's, or cannot be read.
+    """
+    return _loading_of(run).with_snapshot(model, snapshot, variant)
 
 
 def needs_networks(name_or_folder, dtype=None, variant=None, revision=None) -> bool:
     """Whether `load` would read networks, and so import Keras and TensorFlow."""
-    loading = importlib.import_module(FAMILIES[_family_of(name_or_folder, revision)].loading)
+    loading = _loading_of(name_or_folder, revision)
     return not hasattr(loading, "needs_networks") or loading.needs_networks(name_or_folder, dtype, variant)
 
 
 def commands_of(name: str):
     """A family's module for `python -m sd_tf.train`."""
     return importlib.import_module(FAMILIES[name].commands)
+
+
+def _loading_of(name_or_folder, revision=None):
+    return importlib.import_module(FAMILIES[_family_of(name_or_folder, revision)].loading)
 
 
 def _family_of(name_or_folder, revision=None) -> str:

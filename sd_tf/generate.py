@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd_tf import commandline
+from sd_tf import commandline, families
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.generation.parameters import KEY, parameters
@@ -54,7 +54,8 @@ def main(arguments=None):
     settings["prompt_syntax"] = flags.prompt_syntax
     settings = {name: value for name, value in settings.items() if value is not None}
     if flags.frames is not None:
-        _check_known(model, "interpolate", settings)
+        settings |= _of_pixels(flags)
+        families.check_takes(type(model), settings, "interpolate")
         images = model.interpolate(flags.prompt, flags.frames, flags.seed, **settings)
         output.mkdir(parents=True, exist_ok=True)
         _write_frames(output, images, metadata | {"prompt": flags.prompt, "seed": flags.seed})
@@ -74,7 +75,7 @@ def main(arguments=None):
     if flags.upscale is not None:
         images = _upscaled(model, flags, request, settings)
     else:
-        _check_known(model, "generate", settings)
+        families.check_takes(type(model), settings)
         images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
     output.mkdir(parents=True, exist_ok=True)
     _write(output, images, flags, request, metadata)
@@ -254,18 +255,6 @@ def _of_pixels(flags):
     return found | {"super_resolution": later} if later else found
 
 
-def _check_known(model, method, settings):
-    """Raises `InputError` for settings that the model's family does not have."""
-    if not hasattr(model, method):
-        raise InputError(f"{method}: this kind of model, {type(model).__name__}, cannot")
-    known = inspect.signature(getattr(model, method)).parameters
-    takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
-    for name in settings:
-        if name not in known and not takes_all:
-            flag = "--sr-steps" if name == "super_resolution" else f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} is not for this kind of model, {type(model).__name__}: leave it out")
-
-
 def _check(flags):
     """The `Request` or `Interpolation`; refuses flags that do not go together, before a model is loaded."""
     from sd_tf.generation.request import Interpolation, Request
@@ -381,11 +370,10 @@ def _guides(flags):
 def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
-    import sd_tf.families
     from sd_tf.latent.lora_sources import find_lora, is_hub_id
 
     loading = commandline.loading(flags)
-    sd_tf.families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds
+    families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds
     commandline.check_there("--lora", [file for file in flags.lora if not is_hub_id(file)])
     commandline.check_there("--textual-inversion", flags.textual_inversion)
     sources = [find_lora(file) for file in flags.lora]
@@ -393,7 +381,7 @@ def _load(flags):
     if (
         any(of_networks)
         or flags.engine == "tensorflow"
-        or sd_tf.families.needs_networks(flags.model, flags.precision, flags.variant, flags.revision)
+        or families.needs_networks(flags.model, flags.precision, flags.variant, flags.revision)
     ):
         commandline.load_tensorflow()
     model = sd_tf.load(flags.model, dtype=flags.precision, **loading)

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from sd_tf import commandline
+from sd_tf import commandline, families
 from sd_tf.checkpoints.sources import bundled_names, resolve, weights_sha256
 from sd_tf.errors import InputError, naming, printable
 from sd_tf.evaluation.protocol import check_comparable, read_reports
@@ -27,8 +27,9 @@ def main(arguments=None):
     folder = resolve(flags.model)
     if not folder.is_dir():
         raise InputError(f"--model {flags.model} is a file: save it as a folder first, by model.save")
-    output = _output(folder, flags.model, flags.output)
-    resamples = _resamples(folder)
+    own = families.settings_folder(folder)  # a cascade's are those of its first stage
+    output = _output(folder, own, flags.model, flags.output)
+    resamples = _resamples(own)
     reports = [report for file in flags.report for report in read_reports(Path(file))]
     _check(reports, flags.model, weights_sha256(folder))
     distances = [_distances(report) for report in reports]
@@ -66,7 +67,7 @@ def _parser():
     return parser
 
 
-def _output(folder, model, output):
+def _output(folder, own, model, output):
     """The folder to write into: the one that is named, or the model's if that is the user's own."""
     if output is not None:
         output = Path(os.path.expanduser(output))
@@ -78,7 +79,7 @@ def _output(folder, model, output):
             f"--model {model} is not your own folder, and stays as it is: copy {folder} and name the copy, "
             "or give --output"
         )
-    return folder
+    return own
 
 
 def _check(reports, model, weights):

@@ -15,6 +15,7 @@ from sd_tf.generation.start_picture import StartPicture
 from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.images import to_unit
 from sd_tf.text.known_words import words_beyond
+from sd_tf.text.prompts import encode_prompts
 
 DRAWS_OF_A_STAGE = 2**20  # numbers of the noises that a stage may draw (`Request.noise`)
 AUGMENTATION = DRAWS_OF_A_STAGE - 1  # the number of the noise that is added to the smaller picture
@@ -94,6 +95,37 @@ def draw_request(
     return drawn
 
 
+def draw_interpolation(
+    model, interpolation, settings, thresholdings, augment_level=None, size=(None, None), progress=True
+) -> np.ndarray:
+    """Draws the frames of an `Interpolation`, uint8 (frames, height, width, 3); see `draw_request`."""
+    stages, drawn = model.stages[: len(settings)], None
+    for stage in model.stages:
+        if stage.is_super_resolution:
+            checked_level(stage, augment_level)  # before the first stage has taken its time
+    for own, stage in zip(settings, stages, strict=True):
+        own.levels(stage.schedule)  # likewise
+    prompts = [interpolation.negative_prompt, *interpolation.prompts]
+    [condition] = encode_prompts(
+        [prompts], model.text_encoder, interpolation.batch_size, interpolation.syntax
+    )
+    conditions, sizes = interpolation.conditions(condition), model.sizes_of(*size)
+    for number, (stage, own, thresholding) in enumerate(zip(stages, settings, thresholdings, strict=True)):
+        drawn = draw_stage(
+            stage,
+            number,
+            interpolation,
+            conditions,
+            own,
+            thresholding,
+            sizes[number],
+            smaller=drawn,
+            augment_level=augment_level,
+            progress=progress,
+        )
+    return drawn
+
+
 def enlarge_pictures(
     model,
     request,
@@ -160,7 +192,7 @@ def draw_stage(
     Args:
         stage: a `PixelStage`.
         number: its place in the cascade, which its noise depends on.
-        request: the `Request`.
+        request: the `Request`, or an `Interpolation`.
         conditions: (negative, positive) of each picture, from the text.
         settings, thresholding: `Settings` and `Thresholding`.
         size: (height, width) of what is drawn.

@@ -1,10 +1,13 @@
 """`sd_tf.load` of cascades: those of `CascadedDiffusion.save`, and the stages of DeepFloyd IF."""
 
+from pathlib import Path
+
 from sd_tf.cascade.folder import (
     BASE_PIPELINE,
     MODEL_INDEX,
     PIPELINE,
     SUPER_RESOLUTION_PIPELINE,
+    load_unet,
     unread_unet,
 )
 from sd_tf.cascade.memory import check_memory
@@ -86,6 +89,34 @@ def load_lazily(
     parts = tuple("unet" if folder == source else f"{folder.name}/unet" for folder in folders)
     model.origin = Origin(source, parts, variant)
     return model
+
+
+def only_enlarges(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None) -> bool:
+    """Whether the model is a super-resolution stage alone, which does not draw from text."""
+    model = load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
+    return model.stages[0].is_super_resolution
+
+
+def settings_folder(folder: Path) -> Path:
+    """Where the settings of its first stage are: those are the model's."""
+    if read_json(folder / MODEL_INDEX, root=folder).get("_class_name") != PIPELINE:
+        return folder
+    refuse_links_out(folder)
+    return folder / stage_name(0)
+
+
+def with_snapshot(model: CascadedDiffusion, snapshot: Path, variant=None) -> CascadedDiffusion:
+    """The cascade with the first stage's network of a snapshot; see `sd_tf.families.with_snapshot`."""
+    first, *later = model.stages
+    unet = load_unet(snapshot, variant=variant)
+    if unet.config != first.config:
+        raise InputError(
+            f"{snapshot / 'config.json'} is not that of the run's model: it is no snapshot of this run"
+        )
+    first = PixelStage(unet, first.schedule, first.noising, first.recommended, first.augment_level)
+    found = CascadedDiffusion([first, *later], model.text_encoder)
+    found.dtype, found.known_words = model.dtype, model.known_words
+    return found
 
 
 def check(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None):

@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 
-from sd_tf.cascade.drawing import draw_request, enlarge_pictures
+from sd_tf.cascade.drawing import draw_interpolation, draw_request, enlarge_pictures
 from sd_tf.cascade.options import CascadeOptions
-from sd_tf.cascade.stage import stage_name
+from sd_tf.cascade.stage import drawing_facts, stage_name
 from sd_tf.diffusion.conditions import Condition
 from sd_tf.errors import InputError, shown, unknown
 from sd_tf.generation.checks import check_whole, checked_size
 from sd_tf.generation.engines import ENGINES
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
-from sd_tf.generation.request import Request
+from sd_tf.generation.request import Interpolation, Request
 from sd_tf.generation.settings import Settings
 from sd_tf.quiet import import_tensorflow
 from sd_tf.training.provenance import Provenance
@@ -102,6 +102,25 @@ class CascadedDiffusion:
     def recommended(self):
         """The `Settings` of the first stage that `generate` uses where its caller gives none."""
         return self.stages[0].recommended
+
+    @property
+    def schedule(self):
+        """The `NoiseSchedule` of the first stage, whose steps `steps` are."""
+        return self.stages[0].schedule
+
+    @property
+    def thresholding(self):
+        """The `Thresholding` of the first stage where a caller gives none."""
+        return self.stages[0].thresholding
+
+    @property
+    def later_settings(self) -> list[Settings]:
+        """The `Settings` of the stages behind the first where a caller gives none."""
+        return [stage.recommended for stage in self.stages[1:]]
+
+    def drawing_facts(self) -> dict[str, str]:
+        """How it draws besides the first stage's `Settings`: what the protocol of a score says of it."""
+        return drawing_facts(self.stages)
 
     @property
     def precision(self) -> str:
@@ -205,8 +224,7 @@ class CascadedDiffusion:
         """
         check_output(output)
         _check_engine(engine)
-        if self.stages[0].is_super_resolution:
-            raise InputError("this model only enlarges pictures: call upscale")
+        self._check_draws_from_text()
         request = Request(
             prompt,
             negative_prompt,
@@ -217,7 +235,7 @@ class CascadedDiffusion:
             prompt_embeds,
             negative_prompt_embeds,
         )
-        number = len(self.stages) if stages is None else check_whole("stages", stages, 1, len(self.stages))
+        number = self._number_of(stages)
         base = self.stages[0].recommended.replaced(
             steps=steps,
             guidance_scale=guidance_scale,
@@ -245,6 +263,58 @@ class CascadedDiffusion:
             progress,
         )
         return as_output(images, output, request)
+
+    def interpolate(
+        self,
+        prompts,
+        frames=8,
+        seeds=0,
+        negative_prompt="",
+        engine="auto",
+        progress=True,
+        batch_size=16,
+        height=None,
+        width=None,
+        prompt_syntax="weights",
+        thresholding=None,
+        percentile=None,
+        augment_level=None,
+        super_resolution=None,
+        stages=None,
+        **settings,
+    ):
+        """Generates pictures that interpolate between prompts, between seeds, or both.
+
+        The text encoder's outputs are interpolated linearly, the noise of each stage spherically (slerp).
+
+        Args:
+            prompts, frames, seeds, negative_prompt: as in `LatentDiffusion.interpolate`.
+            engine, progress, batch_size, height, width, prompt_syntax, thresholding, percentile,
+                augment_level, super_resolution, stages: as in `generate`.
+            settings: of the first stage, see `sd_tf.generation.settings.Settings`.
+
+        Returns:
+            uint8 (frames, height, width, 3).
+
+        Raises:
+            InputError: there is nothing to interpolate, or an argument is out of range.
+        """
+        _check_engine(engine)
+        self._check_draws_from_text()
+        interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size, prompt_syntax)
+        number = self._number_of(stages)
+        return draw_interpolation(
+            self,
+            interpolation,
+            [
+                self.recommended.replaced(**settings),
+                *self._later_settings(super_resolution, self.stages[1:number]),
+            ],
+            [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
+            augment_level,
+            self._checked_size(height, width),
+            progress,
+        )
 
     def upscale(
         self,
@@ -337,6 +407,14 @@ class CascadedDiffusion:
             )
         pairs = zip(stages, several, strict=True)
         return [stage.recommended.replaced(**(own or {})) for stage, own in pairs]
+
+    def _number_of(self, stages):
+        """How many stages are run; None for all."""
+        return len(self.stages) if stages is None else check_whole("stages", stages, 1, len(self.stages))
+
+    def _check_draws_from_text(self):
+        if self.stages[0].is_super_resolution:
+            raise InputError("this model only enlarges pictures: call upscale")
 
     def _checked_size(self, height, width):
         return checked_size(height, width, self.image_size, self.sides_multiple, self.most_pixels)

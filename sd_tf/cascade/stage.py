@@ -47,6 +47,31 @@ class StageEngine(NamedTuple):
     denoise: Callable
 
 
+def drawing_facts(stages) -> dict[str, str]:
+    """How a cascade's stages draw, in words: sizes, thresholding, and the settings of those that enlarge."""
+    sizes = [f"{width} x {height}" for height, width in (stage.image_size for stage in stages)]
+    kept = [stage.thresholding.described() for stage in stages]
+    facts = {
+        "sizes": ", then ".join(sizes),
+        "thresholding": kept[0] if len(set(kept)) == 1 else ", then ".join(kept),
+    }
+    later = [
+        f"{_described(stage.recommended)}, augment level {stage.augment_level}"
+        for stage in stages
+        if stage.is_super_resolution
+    ]
+    return facts | ({"super_resolution": ", then ".join(later)} if later else {})
+
+
+def _described(settings):
+    """Settings in words, those alone that are not the usual ones, but for the sampler's."""
+    usual, told = Settings(), ("sampler", "steps", "guidance_scale")
+    given = {name: getattr(settings, name) for name in told} | {
+        name: value for name, value in vars(settings).items() if value != getattr(usual, name)
+    }
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
+
+
 class PixelStage:
     """Draws pictures of one size, from text or from text and a smaller picture.
 

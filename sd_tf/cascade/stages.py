@@ -110,6 +110,8 @@ class SuperResolutionStage(BaseStage):
         super().__init__(*others, **settings)
         self.small, self.crop = small, crop
 
+    keeps_snapshots = False  # the first stage alone: what guidance does is seen there
+
     def pictures(self, images, indices, epoch):
         noising = self.stage.noising
         levels, *corner = uniforms((LEVELS_AND_CROPS, self.seed, epoch), indices, 3).T

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.errors import InputError, unknown
-from sd_tf.files import is_inside, open_file, reason
+from sd_tf.files import is_inside, open_file, read_json, reason
 
 PACKAGE = Path(__file__).parent.parent
 INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
@@ -23,6 +23,7 @@ KINDS = {  # what `resolve` looks for -> the bundled folders of that kind, by a 
     "classifier": "*-classifier/config.json",
     "perceptual network": "perceptual-*/config.json",
 }
+STAGE, MOST_STAGES = re.compile(r"[a-z0-9_]{1,50}"), 64  # the names of a model's stages, which are folders
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -133,7 +134,8 @@ def weights_sha256(folder, variant: str | None = None) -> str:
     """Of the weights that a load would read, of a whole model or of one part, or of one file.
 
     Args:
-        folder: a folder or file.
+        folder: a folder or file; of a model in stages, each a folder that its `model_index.json` lists, all
+            of theirs.
         variant: of the files that the load would prefer.
 
     Raises:
@@ -143,8 +145,9 @@ def weights_sha256(folder, variant: str | None = None) -> str:
     if not folder.is_dir():
         files, root = [folder], None
     else:
-        parts = [(folder / part, stem) for part, stem in STEMS.items()]
-        parts += [(folder, stem) for stem in dict.fromkeys(STEMS.values())]
+        parts = [(folder, stem) for stem in dict.fromkeys(STEMS.values())]
+        for place in (folder, *_stage_folders(folder)):
+            parts += [(place / part, stem) for part, stem in STEMS.items()]
         found = [weight_files(place, stem, variant) for place, stem in parts]
         files, root = sorted({file for each in found if each is not None for file in each.files}), folder
     digest, left = hashlib.sha256(), MOST_WEIGHTS
@@ -158,6 +161,14 @@ def weights_sha256(folder, variant: str | None = None) -> str:
             except OSError as error:
                 raise InputError(f"{file} cannot be read: {reason(error)}") from None
     return digest.hexdigest()
+
+
+def _stage_folders(folder):
+    """The folders of a model's stages, if it has any; names that are none are said when it is loaded."""
+    index = folder / "model_index.json"
+    names = read_json(index, root=folder).get("stages") if index.is_file() else None
+    names = names[:MOST_STAGES] if isinstance(names, list) else ()
+    return [folder / name for name in names if isinstance(name, str) and STAGE.fullmatch(name)]
 
 
 def refuse_links_out(folder: Path, names=None):

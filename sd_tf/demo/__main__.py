@@ -39,7 +39,7 @@ def main(arguments=None):
     limits = commandline.from_flags(flags, Limits)
     if importlib.util.find_spec("gradio") is None:
         raise InputError(f"the page needs Gradio: {install_extra('demo')}")
-    families.check(flags.model, only=("latent",), **commandline.loading(flags))
+    families.check(flags.model, from_text=True, **commandline.loading(flags))
     with Ending() as ending:
         # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place, and
         # of how long requests took, only a few are remembered.
@@ -56,26 +56,30 @@ def main(arguments=None):
 
 def _serve(flags, limits, ending, found):
     from sd_tf.demo.actions import Actions
-    from sd_tf.demo.drawing import Drawings
+    from sd_tf.demo.drawing import BATCH, Drawings
     from sd_tf.demo.files import Files
     from sd_tf.demo.hosts import Hosts
     from sd_tf.demo.listeners import Listeners
     from sd_tf.demo.page import page
     from sd_tf.demo.server import application, serve
-    from sd_tf.latent.loading import load
 
     commandline.load_tensorflow()
-    model = load(flags.model, **commandline.loading(flags))
+    from sd_tf.data.pipeline import pictures_at_once
+
+    model = families.load(flags.model, **commandline.loading(flags))
     first = model.generate("a", steps=1, engine=flags.engine, progress=False)
-    model.encode_images(first)  # compiled before somebody waits for it
-    drawings = Drawings(model, limits.max_seconds, flags.engine)
+    if hasattr(model, "encode_images"):
+        model.encode_images(first)  # compiled before somebody waits for it
+    thresholding = getattr(model, "thresholding", None)  # of a model that draws pixels
+    batch_size = BATCH if thresholding is None else pictures_at_once(BATCH, max(model.image_size))
+    drawings = Drawings(model, limits.max_seconds, flags.engine, batch_size)
     size = first.shape[2], first.shape[1]
     name = Path(flags.model).resolve().name
     sent, drawn = Files(ending.folder / PICTURES), Files(ending.folder / PICTURES)
     listeners = Listeners()
     actions = Actions(name, drawings, limits, size, sent, drawn, listeners)
     most_steps = min(limits.max_steps, model.schedule.config.num_train_timesteps)
-    blocks, style = page(actions, most_steps, model.recommended)
+    blocks, style = page(actions, most_steps, model.recommended, thresholding and thresholding.kind)
     hosts = Hosts(flags.host, flags.allow_host)
     app = application(blocks, style, sent, drawn, listeners, hosts)
     host, port = found.getsockname()[:2]

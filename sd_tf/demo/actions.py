@@ -89,24 +89,61 @@ class Actions:
         request: gr.Request,
     ):
         """Draws while the client listens; yields `Changes`."""
+        yield from self._drawn(
+            request.session_hash,
+            begin,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=secrets.randbelow(LARGEST_RANDOM_SEED + 1) if random_seed is True else seed,
+            num_images=num_images,
+            strength=strength,
+            steps=steps,
+            sampler=sampler,
+            karras=karras,
+            guidance_scale=guidance_scale,
+            guidance_interval=[guidance_start, guidance_stop],
+        )
+
+    def draw_pixels(
+        self,
+        prompt,
+        negative_prompt,
+        num_images,
+        steps,
+        sampler,
+        karras,
+        guidance_scale,
+        guidance_start,
+        guidance_stop,
+        seed,
+        random_seed,
+        begin,
+        strength,
+        thresholding,
+        request: gr.Request,
+    ):
+        """As `draw`, with a model that draws pixels."""
+        yield from self._drawn(
+            request.session_hash,
+            begin,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=secrets.randbelow(LARGEST_RANDOM_SEED + 1) if random_seed is True else seed,
+            num_images=num_images,
+            strength=strength,
+            steps=steps,
+            sampler=sampler,
+            karras=karras,
+            guidance_scale=guidance_scale,
+            guidance_interval=[guidance_start, guidance_stop],
+            thresholding=thresholding,
+        )
+
+    def _drawn(self, session, begin, **asked):
         with _errors_shown():
-            session = request.session_hash
             if not self.listeners.wait(session):
                 return
-            settings = checked(
-                self.limits,
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                seed=secrets.randbelow(LARGEST_RANDOM_SEED + 1) if random_seed is True else seed,
-                num_images=num_images,
-                strength=strength,
-                steps=steps,
-                sampler=sampler,
-                karras=karras,
-                guidance_scale=guidance_scale,
-                guidance_interval=[guidance_start, guidance_stop],
-            )
-            settings |= self._start_picture(begin)
+            settings = checked(self.limits, **asked) | self._start_picture(begin)
             for progress in self.drawings.draw(**settings):
                 if not self.listeners.is_heard(session):
                     return
@@ -175,8 +212,9 @@ class Actions:
             "karras",
             "guidance_scale",
             "guidance_interval",
+            "thresholding",
         )
-        of_all = {name: settings[name] for name in names}
+        of_all = {name: settings[name] for name in names if name in settings}
         if "image" in settings:
             mask = "painted" if "mask" in settings else "none"
             of_all |= {"image": "given", "mask": mask, "strength": settings["strength"]}

@@ -56,13 +56,15 @@ class Drawings:
     """Draws with one model, one request after the other.
 
     Args:
-        model: a `LatentDiffusion`.
+        model: of any family that draws from text.
         max_seconds: the longest that one drawing may take.
-        engine: as `LatentDiffusion.generate` takes it.
+        engine: as the model's `generate` takes it.
+        batch_size: the most pictures at once.
     """
 
-    def __init__(self, model, max_seconds: float, engine: str = "auto"):
+    def __init__(self, model, max_seconds: float, engine: str = "auto", batch_size: int = BATCH):
         self._model, self._max_seconds, self._engine = model, max_seconds, engine
+        self._batch_size = batch_size
         self._turn, self._closed = threading.Lock(), threading.Event()
 
     @property
@@ -76,7 +78,7 @@ class Drawings:
         Closing the generator stops its drawing after the present step, without waiting for it.
 
         Args:
-            settings: arguments of `LatentDiffusion.generate`.
+            settings: arguments of the model's `generate`.
 
         Yields:
             `Progress` during the drawing, then one `Drawn`.
@@ -120,7 +122,7 @@ class Drawings:
                 self._check_wanted(left)
                 images = self._model.generate(
                     **settings,
-                    batch_size=BATCH,
+                    batch_size=self._batch_size,
                     engine=self._engine,
                     callback=self._after_step(happened, left, begun, settings),
                     progress=False,
@@ -139,10 +141,12 @@ class Drawings:
     def _after_step(self, happened, left, begun, settings):
         """The callback of `generate`."""
         share = settings["strength"] if "image" in settings else 1
-        steps = int(settings["steps"] * share)
+        stages = [(int(settings["steps"] * share), settings.get("resamples"))]
+        # Of a cascade, those that enlarge what the first stage has drawn.
+        stages += [(later.steps, later.resamples) for later in getattr(self._model, "later_settings", ())]
         if "mask" in settings:
-            steps = number_of_walks(steps, settings["resamples"])
-        steps *= -(-settings["num_images"] // BATCH)
+            stages = [(number_of_walks(*each), None) for each in stages]
+        steps = sum(number for number, _ in stages) * -(-settings["num_images"] // self._batch_size)
         done, next_report, next_guess = 0, begun, begun
 
         def after_step(step, latents, prediction):

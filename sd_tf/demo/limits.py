@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sd_tf.data.opening import open_picture
+from sd_tf.diffusion.thresholding import Thresholding
 from sd_tf.errors import InputError
 from sd_tf.generation.checks import check_number, check_text, check_whole
 from sd_tf.generation.request import LARGEST_SEED, Request
@@ -32,11 +33,12 @@ class Limits(Options):
 
 
 def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength, **settings) -> dict:
-    """The arguments of `LatentDiffusion.generate` for a request.
+    """The arguments of a model's `generate` for a request.
 
     Args:
         limits: of the server.
-        settings: `steps`, `guidance_scale`, `guidance_interval`, `sampler` and `karras`.
+        settings: `steps`, `guidance_scale`, `guidance_interval`, `sampler` and `karras`; `thresholding` as
+            well of a model that draws pixels.
 
     All values are JSON of any type. A number without a fraction counts as whole.
 
@@ -52,7 +54,9 @@ def checked(limits: Limits, prompt, negative_prompt, seed, num_images, strength,
     Request(prompt, negative_prompt, num_images, seed)
     check_number("strength", strength, 0, 1)
     settings = {**settings, "steps": steps}
-    Settings(**settings)
+    Settings(**{name: value for name, value in settings.items() if name != "thresholding"})
+    if "thresholding" in settings:
+        Thresholding().replaced(settings["thresholding"])
     return settings | {
         "prompt": prompt,
         "negative_prompt": negative_prompt,

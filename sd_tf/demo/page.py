@@ -9,6 +9,7 @@ import gradio as gr
 from sd_tf.demo.actions import CANVAS, Actions, Changes
 from sd_tf.demo.limits import LONGEST_PROMPT
 from sd_tf.diffusion.samplers import SAMPLERS
+from sd_tf.diffusion.thresholding import THRESHOLDINGS
 from sd_tf.generation.settings import Settings
 
 SESSIONS = 500  # whose pictures are remembered; the least used is forgotten
@@ -38,7 +39,10 @@ TO_STATUS = "() => document.querySelector('#status').scrollIntoView({block: 'nea
 
 
 class Asked(NamedTuple):
-    """The parts of the page that say what to draw; `draw` is sent the fields from `prompt` to `strength`."""
+    """The parts of the page that say what to draw.
+
+    `draw` is sent the fields from `prompt` to `strength`, and `thresholding` if the model has it.
+    """
 
     prompt: Any
     negative_prompt: Any
@@ -53,6 +57,7 @@ class Asked(NamedTuple):
     random_seed: Any
     sent: Any  # the editor's value, as it is sent
     strength: Any
+    thresholding: Any  # None for a model that has none
     editor: Any
     editor_section: Any
     upload: Any
@@ -60,13 +65,16 @@ class Asked(NamedTuple):
     stop: Any
 
 
-def page(actions: Actions, most_steps: int, recommended: Settings) -> tuple[gr.Blocks, str]:
+def page(
+    actions: Actions, most_steps: int, recommended: Settings, thresholding: str | None = None
+) -> tuple[gr.Blocks, str]:
     """The page and its style sheet.
 
     Args:
         actions: what happens when the page is used.
         most_steps: that the limits and the model's schedule allow.
         recommended: the settings that the page begins with.
+        thresholding: the one of `THRESHOLDINGS` that it begins with; None for a model that has none.
     """
     limits, (width, height) = actions.limits, actions.size
     with gr.Blocks(title="sd_tf", analytics_enabled=False, fill_width=True) as blocks:
@@ -79,7 +87,7 @@ def page(actions: Actions, most_steps: int, recommended: Settings) -> tuple[gr.B
         made, chosen, sent = gr.State([]), gr.State(0), gr.JSON({}, visible="hidden")
         with gr.Row():
             with gr.Column(scale=5, min_width=320, elem_classes="tight"):
-                asked = _asked(limits, most_steps, actions.size, sent, recommended)
+                asked = _asked(limits, most_steps, actions.size, sent, recommended, thresholding)
             with gr.Column(scale=6, min_width=320, elem_classes="tight"):
                 shown, edit = _shown(made, chosen)
         _connect(actions, asked, shown, edit)
@@ -88,7 +96,7 @@ def page(actions: Actions, most_steps: int, recommended: Settings) -> tuple[gr.B
     return blocks, CSS + _squares(limits.max_images) + (SHARP if actions.is_small else "")
 
 
-def _asked(limits, most_steps, size, sent, recommended) -> Asked:
+def _asked(limits, most_steps, size, sent, recommended, thresholding) -> Asked:
     """The left column."""
     prompt = gr.Textbox(
         label="Prompt", placeholder="a red dress", lines=2, max_lines=6, max_length=LONGEST_PROMPT
@@ -113,12 +121,19 @@ def _asked(limits, most_steps, size, sent, recommended) -> Asked:
         from_share, to_share = recommended.guidance_interval
         guidance_start = gr.Slider(0, 1, from_share, step=0.05, label="From this share of them")
         guidance_stop = gr.Slider(0, 1, to_share, step=0.05, label="To this share")
+    if thresholding is not None:
+        thresholding = gr.Dropdown(
+            list(THRESHOLDINGS),
+            value=thresholding,
+            label="Thresholding: how pixels are kept in range",
+            filterable=False,
+        )
     with gr.Accordion("Image-to-image and inpainting", open=False) as editor_section:
         upload, editor = _editor(size)
         strength = gr.Slider(0, 1, 0.8, step=0.05, label="Strength: how much of it may change")
     return Asked(
         *(prompt, negative_prompt, num_images, steps, sampler, karras),
-        *(guidance_scale, guidance_start, guidance_stop, seed, random_seed, sent, strength),
+        *(guidance_scale, guidance_start, guidance_stop, seed, random_seed, sent, strength, thresholding),
         *(editor, editor_section, upload, draw, stop),
     )
 
@@ -170,9 +185,11 @@ def _connect(actions, asked, shown, edit):
     # that has many, nor shows their progress.
     pressed = [asked.draw.click, asked.prompt.submit]
     sending = gr.on(pressed, fn=None, js="begin => begin", inputs=asked.editor, outputs=asked.sent)
+    fields = list(asked[: Asked._fields.index("strength") + 1])
+    has_thresholding = asked.thresholding is not None
     drawing = sending.then(
-        actions.draw,
-        list(asked[: Asked._fields.index("strength") + 1]),
+        actions.draw_pixels if has_thresholding else actions.draw,
+        [*fields, asked.thresholding] if has_thresholding else fields,
         list(shown),
         api_name="draw",
         preprocess=False,

@@ -25,6 +25,13 @@ class Thresholding(NamedTuple):
     percentile: float = 0.995
     maximum: float | None = None
 
+    def described(self) -> str:
+        """In words, such as "dynamic 0.995" with the percentile."""
+        if self.kind != "dynamic":
+            return self.kind
+        most = "" if self.maximum is None else f" to {self.maximum:g}"
+        return f"dynamic {self.percentile:g}{most}"
+
     def applied_to(self, denoise):
         """The denoiser with it."""
         if self.kind == "dynamic":

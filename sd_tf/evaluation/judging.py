@@ -14,9 +14,12 @@ from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
 from sd_tf.graphs import compiled
 from sd_tf.images import sheet, to_unit
-from sd_tf.latent.loading import load_lazily
+from sd_tf.text.clip import CLIPTextModel
+from sd_tf.text.encoder import CLIPTextEncoder
 from sd_tf.text.new_words import token_embeddings
 from sd_tf.text.tokenizer import Tokenizer
+
+NO_AUTOENCODER = {"the autoencoder's scores": "the model draws pixels, without one"}
 
 
 class Judges:
@@ -83,18 +86,18 @@ class Judges:
         """A model's pictures, as many as can be had by equal numbers of each prompt.
 
         Args:
-            model: a `LatentDiffusion`.
+            model: of any family.
             samples: grey ones, of the ten prompts without a colour.
             tinted_samples: of the eighty with one.
-            settings: of `LatentDiffusion.generate`.
-            rebuild: whether to have real pictures rebuilt by its autoencoder, too.
+            settings: of its `generate`.
+            rebuild: whether to have real pictures rebuilt by its autoencoder, too, if it has one.
         """
         settings = settings | {"engine": "tensorflow"}  # of which the pictures are, to the last bit
         of_each = [
             model.generate(prompts, number // len(prompts), **settings)
             for prompts, number in ((CLASS_PROMPTS, samples), (TINTED_PROMPTS, tinted_samples))
         ]
-        return Drawn(*of_each, rebuilt(model.autoencoder, self.real.others) if rebuild else None)
+        return Drawn(*of_each, rebuilt_by(model, self.real.others) if rebuild else None)
 
     def sheets(self, drawn) -> dict[str, tuple[np.ndarray, str]]:
         """Name -> (uint8 (height, width, 3), a note): what a reader wants to see behind the numbers."""
@@ -123,7 +126,9 @@ class Judges:
 
     def _taught(self, text_encoder):
         """Whether that is the CLIP's own text tower, but for the rounding of its file."""
-        if text_encoder is None:
+        if isinstance(text_encoder, CLIPTextEncoder):
+            text_encoder = text_encoder.network()
+        if not isinstance(text_encoder, CLIPTextModel):  # another kind of network, or none
             return False
         own, judge = (
             np.asarray(token_embeddings(tower).value) for tower in (text_encoder, self.clip.text_model)
@@ -131,24 +136,14 @@ class Judges:
         return own.shape == judge.shape and np.allclose(own, judge, atol=1e-2)
 
 
-def common_size(names, **loading) -> int:
-    """The side of the square pictures that all of some models draw, without reading their weights.
+def rebuilt_by(model, images):
+    """What a model's autoencoder makes of uint8 pictures; None where it has none, as it draws pixels."""
+    return rebuilt(model.autoencoder, images) if has_autoencoder(model) else None
 
-    Args:
-        names: of the models.
-        loading: arguments of `sd_tf.load`.
 
-    Raises:
-        InputError: they draw pictures of several sizes, or such as are not square.
-    """
-    sides = {}
-    for name in names:
-        for side in load_lazily(name, **loading).image_size:
-            sides.setdefault(side, name)
-    if len(sides) > 1:
-        described = ", ".join(f"{side} pixels by {name}" for side, name in sides.items())
-        raise InputError(f"pictures of several sizes cannot be judged together: {described}")
-    return next(iter(sides))
+def has_autoencoder(model) -> bool:
+    """Whether a model draws in the latents of an autoencoder."""
+    return hasattr(type(model), "autoencoder")
 
 
 def rebuilt(autoencoder, images, batch_size=250):

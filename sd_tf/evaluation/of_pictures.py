@@ -12,7 +12,7 @@ import numpy as np
 
 from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.evaluation.dominant_colour import COLOURS, dominant_colour
-from sd_tf.evaluation.judging import rebuilt
+from sd_tf.evaluation.judging import rebuilt_by
 from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import scored, signal_to_noise
 from sd_tf.evaluation.statistics import mean_estimate, nearest, quantiles, share_estimate
@@ -24,6 +24,7 @@ COLUMNS = 20
 EACH = 4  # pictures of a caption
 COPY = 0.01  # the share of training pictures, none twice, that are nearer to another than a copy is
 NOT_A_RACE = "near is a copy: as training pictures are to one another is best"
+SEVERAL_SIZES = "the models draw pictures of several sizes"
 
 
 class Drawn(NamedTuple):
@@ -31,7 +32,7 @@ class Drawn(NamedTuple):
 
     captioned: np.ndarray  # of the data set's own captions
     coloured: np.ndarray | None  # of `PictureJudges.colour_prompts`, prompt by prompt
-    rebuilt: np.ndarray  # what the autoencoder makes of `PictureJudges.images`
+    rebuilt: np.ndarray | None  # what the autoencoder makes of `PictureJudges.images`, if there is one
 
 
 class PictureJudges:
@@ -41,19 +42,25 @@ class PictureJudges:
         dataset: `CaptionedPictures`, decoded.
         colour_prompt: a prompt with {} where one of `COLOURS` goes, whose pictures should have it; None for
             none. Captions that begin so, up to their colour, say which real pictures have which.
+        is_one_of_several: whether pictures of other sizes, judged by others, are compared with these.
 
     Attributes:
         images: uint8 (n, size, size, 3), the training pictures, without flips or jitter.
         skipped: what is left out -> why.
     """
 
-    def __init__(self, dataset: CaptionedPictures, colour_prompt: str | None = None):
+    def __init__(
+        self, dataset: CaptionedPictures, colour_prompt: str | None = None, is_one_of_several: bool = False
+    ):
+        self.is_one_of_several = is_one_of_several
         number = min(MOST, len(dataset))
         examples = dataset.examples(np.linspace(0, len(dataset) - 1, number).astype(int), 0)
         self.images, self.captions = examples.images, examples.captions
         self.name, self.prompts = dataset.name, sorted(set(self.captions))
         self.colour_prompts = [colour_prompt.replace("{}", name) for name in COLOURS] if colour_prompt else []
-        self.about, self.skipped = {}, {"Fréchet and kernel distance": "no judge has learned such pictures"}
+        side = self.images.shape[1]
+        self.about = {"pictures": f"{number} training pictures, scaled to {side} x {side} as drawn"}
+        self.skipped = {"Fréchet and kernel distance": "no judge has learned such pictures"}
         self.references = [_small(self.images), _small(self.images[:, :, ::-1])]
         self.of_real, _ = self._nearest(self.images, itself=True)
         self.colour_of_real = self._colour_of_real(colour_prompt)
@@ -66,7 +73,7 @@ class PictureJudges:
         coloured = None
         if self.colour_prompts:
             coloured = model.generate(self.colour_prompts, coloured_samples // len(COLOURS), **settings)
-        return Drawn(captioned, coloured, rebuilt(model.autoencoder, self.images))
+        return Drawn(captioned, coloured, rebuilt_by(model, self.images))
 
     def scores(self, drawn: Drawn, drawing, text_encoder=None) -> dict[str, Score]:
         """Every score; `drawing` is what is to be said of how the pictures were drawn."""
@@ -85,8 +92,10 @@ class PictureJudges:
         ]  # others are there twice, which makes no model's picture a copy
         near = np.quantile(apart, COPY) if len(apart) else 0.0
         copies = share_estimate(found < near)
-        scores = {
-            "reconstruction_psnr": self._reconstruction(drawn.rebuilt, training),
+        scores = {}
+        if drawn.rebuilt is not None:
+            scores["reconstruction_psnr"] = self._reconstruction(drawn.rebuilt, training)
+        scores |= {
             "nearest_training_distance": scored(distance, "higher", protocol, expected, NOT_A_RACE, details),
             "copies": scored(copies, "lower", protocol, float(np.mean(self.of_real < near))),
         }
@@ -105,14 +114,11 @@ class PictureJudges:
                 _page(np.concatenate([some, beside]), len(some)),
                 "Distances: " + " ".join(f"{distance:.1f}" for distance in distances),
             ),
-            "Real, and below each what the autoencoder makes of it": (
-                _page(
-                    np.concatenate([self.images[:COLUMNS], drawn.rebuilt[:COLUMNS]]),
-                    min(COLUMNS, len(self.images)),
-                ),
-                "",
-            ),
         }
+        if drawn.rebuilt is not None:
+            both = np.concatenate([self.images[:COLUMNS], drawn.rebuilt[:COLUMNS]])
+            columns = min(COLUMNS, len(self.images))
+            found["Real, and below each what the autoencoder makes of it"] = (_page(both, columns), "")
         if drawn.coloured is not None:
             of_each = len(drawn.coloured) // len(COLOURS)
             note = f"Rows: {', '.join(COLOURS)}."
@@ -130,7 +136,10 @@ class PictureJudges:
     def _reconstruction(self, images, training):
         ratios = signal_to_noise(images, self.images)
         protocol = {"samples": len(ratios), "pictures": f"the {training}, which it has learned from"}
-        return scored(mean_estimate(ratios), "higher", protocol, None)
+        reservation = ""
+        if self.is_one_of_several:
+            protocol, reservation = protocol | {"size": self.images.shape[1]}, SEVERAL_SIZES
+        return scored(mean_estimate(ratios), "higher", protocol, None, reservation)
 
     def _colours(self, images, drawing):
         right = dominant_colour(images) == np.repeat(np.arange(len(COLOURS)), len(images) // len(COLOURS))

@@ -8,6 +8,8 @@ from sd_tf.errors import InputError, shown
 from sd_tf.files import read_json
 
 LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
+# What protocols say of the models of some families: of a cascade's stages, and of pictures of several sizes.
+OF_FAMILIES = ("sizes", "thresholding", "super_resolution", "size")
 BY_PROMPT = ("class_accuracy", "tinted_class_accuracy", "colour_accuracy")  # whose details are shares
 
 
@@ -66,6 +68,7 @@ def check_report(report):
         _check(name, report[name], str)
     for name, why in report["skipped"].items():
         _check(name, why, str)
+    _check("pictures", report.get("pictures", ""), str)
     if not report["scores"]:
         raise ValueError("it has no scores")
     for name, score in report["scores"].items():

@@ -52,9 +52,11 @@ def page(reports, pictures, command, plot=None) -> str:
     parts += [f"<p class=note>Scored by <code>{html.escape(other)}</code>.</p>" for other in others]
     parts += [_table(reports)]
     parts += [
-        f"<p class=note>Left out: {html.escape(name)}, since {html.escape(why)}.</p>"
-        for name, why in reports[0]["skipped"].items()
+        f"<p class=note>{html.escape(f'Left out{_of(models)}: {name}, since {why}.')}</p>"
+        for (name, why), models in _skipped(reports).items()
     ]
+    for sentence in dict.fromkeys(report.get("pictures") for report in reports):
+        parts += [f"<p class=note>Judged beside {html.escape(sentence)}.</p>"] if sentence else []
     if plot is not None:
         parts.append(f"<h2>Distance and agreement</h2>{_picture(plot)}")
     for name in dict.fromkeys(name for sheets in pictures.values() for name in sheets):
@@ -78,7 +80,7 @@ def page(reports, pictures, command, plot=None) -> str:
 
 def as_text(reports) -> str:
     """The table of scores, for a terminal; what an earlier report says is no command to it."""
-    names = list(reports[0]["scores"])
+    names = list(_firsts(reports))
     width = max(len(printable(name)) for name in names)
     labels = [printable(report["label"]) for report in reports]
     lines = [" ".join([" " * width, *(f"{label:>24}" for label in labels), f"{'real':>10}"])]
@@ -93,19 +95,43 @@ def as_text(reports) -> str:
             if score is not None and score["reservation"]:
                 text, reservations[name] = f"{text}*", score["reservation"]
             cells.append(f"{text:>24}")
-        real = reports[0]["scores"][name]["real"]
+        real = _firsts(reports)[name]["real"]
         lines.append(
             " ".join([f"{printable(name):{width}}", *cells, f"{'' if real is None else f'{real:.4g}':>10}"])
         )
     lines += [printable(f"* {name} is no headline: {why}") for name, why in reservations.items()]
-    lines += [printable(f"left out: {name}, since {why}") for name, why in reports[0]["skipped"].items()]
+    for (name, why), models in _skipped(reports).items():
+        lines.append(printable(f"left out{_of(models)}: {name}, since {why}"))
     return "\n".join(lines)
+
+
+def _firsts(reports):
+    """Name of a score -> that of the first report that has it."""
+    found = {}
+    for report in reports:
+        for name, score in report["scores"].items():
+            found.setdefault(name, score)
+    return found
+
+
+def _skipped(reports):
+    """(what was left out, why) -> the models of which it was, none of them named if it was of all."""
+    found = {}
+    for report in reports:
+        for reason in report["skipped"].items():
+            found.setdefault(reason, {})[report["model"]] = None
+    models = dict.fromkeys(report["model"] for report in reports)
+    return {reason: [] if own.keys() == models.keys() else list(own) for reason, own in found.items()}
+
+
+def _of(models):
+    return f" of {', '.join(models)}" if models else ""
 
 
 def _table(reports):
     """A row for each score and a column for each report."""
     rows = [_row("score", *(html.escape(report["label"]) for report in reports), "real", cell="th")]
-    for name, first in reports[0]["scores"].items():
+    for name, first in _firsts(reports).items():
         scores = [report["scores"].get(name) for report in reports]
         best = _best([score for score in scores if score])
         arrow = "↓" if first["better"] == "lower" else "↑"

@@ -90,6 +90,23 @@ def check(name_or_folder, revision=None, variant=None, tokenizer=None, predictio
         load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
 
 
+def settings_folder(folder: Path) -> Path:
+    """Where a model's settings are: in its own folder."""
+    return folder
+
+
+def with_snapshot(model: LatentDiffusion, snapshot: Path, variant=None) -> LatentDiffusion:
+    """The model with the UNet of a snapshot and the usual settings; see `sd_tf.families.with_snapshot`."""
+    from sd_tf.latent.folder import load_unet
+
+    unet = load_unet(snapshot, variant=variant)
+    if unet.config != model.config_of("unet"):  # whose sizes fit into memory, as the load has checked
+        raise InputError(
+            f"{snapshot / 'config.json'} is not that of the run's model: it is no snapshot of this run"
+        )
+    return LatentDiffusion(model.autoencoder, unet, model.text_encoder, model.tokenizer, model.schedule)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Found:
     """A model before its networks are read.

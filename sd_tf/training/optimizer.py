@@ -24,8 +24,8 @@ class Optimizer:
     five steps of a Newton-Schulz iteration bring close to 1. Directions that gradients rarely take are
     then learned as fast as the others. Its updates are scaled to the RMS of AdamW's (Liu et al. 2025,
     "Muon is scalable for LLM training", equation 4), so that both take the same learning rates. Biases,
-    norms, embeddings and the first and last layers are updated by AdamW. Muon costs about
-    10 to 20 x min(rows, columns) operations for each weight and step. That is little for small networks or large
+    norms, embeddings and the first and last layers are updated by AdamW. Muon costs about 10 to
+    20 x min(rows, columns) operations for each weight and step. That is little for small networks or large
     batches, and too much for one picture and layers of a thousand channels.
 
     A network has hundreds of variables. A dozen operations for each would take as long as the network's own

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import sd_tf
+from sd_tf import generate
 from tests.cascade.conftest import tiny_cascade
 
 FAST = {"steps": 3, "super_resolution": {"steps": 2}, "progress": False}
@@ -60,6 +62,43 @@ def test_inpainting_leaves_pixels_outside_the_mask_exactly_as_they_are(cascade):
     drawn = cascade.generate("a dress", image=picture, mask=mask, **FAST)[0]
     np.testing.assert_array_equal(drawn[~mask], picture[~mask])
     assert (drawn[mask] != picture[mask]).mean() > 0.9
+
+
+def test_the_way_between_prompts_and_seeds_begins_and_ends_with_them(cascade):
+    prompts, settings = ["a red dress", "a blue bag"], FAST | {"thresholding": "static"}
+    way = cascade.interpolate(prompts, frames=4, seeds=3, **settings)
+    assert way.shape == (4, 16, 16, 3) and way.dtype == np.uint8
+    ends = [cascade.generate(each, seed=3, **settings)[0] for each in prompts]
+    assert np.abs(way[[0, -1]].astype(int) - ends).max() <= 1
+    between = cascade.interpolate("a red dress", frames=3, seeds=[1, 5], sampler="ddpm", **settings)
+    for frame, seed in ((0, 1), (2, 5)):
+        alone = cascade.generate("a red dress", seed=seed, sampler="ddpm", **settings)
+        assert np.abs(between[frame].astype(int) - alone[0]).max() <= 1
+    assert (between[1] != between[0]).mean() > 0.5 and (between[1] != between[2]).mean() > 0.5
+    assert cascade.interpolate(prompts, frames=2, stages=1, **FAST).shape == (2, 8, 8, 3)
+
+
+def test_a_way_that_there_is_not_is_refused(cascade):
+    with pytest.raises(sd_tf.InputError, match="1 prompts and 1 seeds: give two or more"):
+        cascade.interpolate("a dress")
+    with pytest.raises(sd_tf.InputError, match="augment_level is 1000"):
+        cascade.interpolate(["a", "b"], augment_level=1000)
+    with pytest.raises(sd_tf.InputError, match="unknown thresholding 'dynamical'"):
+        cascade.interpolate(["a", "b"], thresholding="dynamical")
+    with pytest.raises(sd_tf.InputError, match="engine 'openvino' cannot run a cascade"):
+        cascade.interpolate(["a", "b"], engine="openvino")
+
+
+def test_frames_from_the_command_line(cascade, tmp_path):
+    cascade.save(tmp_path / "model")
+    flags = ["--frames", "3", "--seed", "4", "--steps", "2", "--sr-steps", "1", "--thresholding", "none"]
+    flags += ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    generate.main(["a dress", "a bag", *flags])
+    settings = {"steps": 2, "super_resolution": {"steps": 1}, "thresholding": "none"}
+    expected = cascade.interpolate(["a dress", "a bag"], 3, 4, progress=False, **settings)
+    for number, frame in enumerate(expected):
+        with Image.open(tmp_path / "out" / f"frame-{number}.png") as image:
+            assert np.abs(np.asarray(image).astype(int) - frame).max() <= 1
 
 
 def test_upscale_enlarges_pictures_of_any_size_with_a_prompt_or_without(cascade):
