@@ -54,6 +54,11 @@ def main(arguments=None):
     check_replaceable(output)
     loading = commandline.loading(flags)
     families.check(flags.model, only=("latent",), **loading)
+    from sd_tf.latent.loading import load_lazily
+
+    if not load_lazily(flags.model, **loading).reads_by_clip:
+        reads = "reads with a T5 or BERT"
+        raise InputError(f"--model {flags.model} {reads}: only models that read with a CLIP are exported")
     commandline.load_tensorflow()
     import sd_tf
 

@@ -82,6 +82,26 @@ def open_text_encoder(
         return text_encoder_of(network.config, words, functools.cache(network.read), **options)
 
 
+def save_text_encoder_alone(encoder: TextEncoder, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes one folder with network and tokenizer, as sentence-transformers has it; see the function above.
+
+    An older one in the folder is replaced.
+    """
+    with replacing(Path(folder)) as new:
+        _write_network(new, encoder, dtype, max_shard_size, pooling=True)
+        encoder.tokenizer.save(new)
+
+
+def _write_network(folder, encoder, dtype, max_shard_size, pooling):
+    kind = {CLIPTextConfig: CLIP_TEXT, T5Config: T5, BertConfig: BERT}[type(encoder.config)]
+    network = encoder.network()
+    architecture = {"architectures": [type(network).__name__]}
+    write_json(folder / "config.json", kind.to_json(encoder.config, architecture))
+    write(folder, TRANSFORMERS, network, dtype, max_shard_size)
+    if kind is BERT and pooling:
+        _write_pooling(folder, encoder)
+
+
 def unread_text_encoder(folder, dtype=None, variant=None, architecture=None) -> Unread:
     """The network of a text encoder's folder: its configuration is read now, its weights later.
 
@@ -139,14 +159,9 @@ def save_text_encoder_folders(
     Raises:
         InputError: the folder cannot be written, or the dtype or the size is invalid.
     """
-    folder, network = Path(folder), encoder.network()
-    kind = {CLIPTextConfig: CLIP_TEXT, T5Config: T5, BertConfig: BERT}[type(encoder.config)]
+    folder = Path(folder)
     with replacing(folder / "text_encoder") as new:
-        architecture = {"architectures": [type(network).__name__]}
-        write_json(new / "config.json", kind.to_json(encoder.config, architecture))
-        write(new, TRANSFORMERS, network, dtype, max_shard_size)
-        if kind is BERT and pooling:
-            _write_pooling(new, encoder)
+        _write_network(new, encoder, dtype, max_shard_size, pooling)
     with replacing(folder / "tokenizer") as new:
         encoder.tokenizer.save(new)
 

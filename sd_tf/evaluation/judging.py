@@ -15,6 +15,7 @@ from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
 from sd_tf.graphs import compiled
 from sd_tf.images import sheet, to_unit
 from sd_tf.latent.loading import load_lazily
+from sd_tf.text.clip import CLIPTextModel
 from sd_tf.text.new_words import token_embeddings
 from sd_tf.text.tokenizer import Tokenizer
 
@@ -123,7 +124,7 @@ class Judges:
 
     def _taught(self, text_encoder):
         """Whether that is the CLIP's own text tower, but for the rounding of its file."""
-        if text_encoder is None:
+        if text_encoder is None or not isinstance(text_encoder, CLIPTextModel):
             return False
         own, judge = (
             np.asarray(token_embeddings(tower).value) for tower in (text_encoder, self.clip.text_model)

@@ -170,6 +170,11 @@ class SubwordTokenizer:
                 write_text(folder / "vocab.txt", "".join(f"{token}\n" for token in lines))
 
     @property
+    def vocab(self) -> dict[str, int]:
+        """Piece -> id, without tokens that were added to the vocabulary."""
+        return self._engine.get_vocab(with_added_tokens=False)
+
+    @property
     def added_tokens(self) -> dict:
         """Id -> `tokenizers.AddedToken` of the tokens that are cut out of a text before it is split."""
         return self._engine.get_added_tokens_decoder()

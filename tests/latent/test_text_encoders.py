@@ -112,9 +112,7 @@ def test_a_folder_that_diffusers_wrote_opens_here_and_draws_the_same(tiny_model,
     torch.manual_seed(0)
     if kind == "T5":
         network = transformers.T5EncoderModel(
-            transformers.T5Config(
-                vocab_size=300, d_model=WIDTH, d_kv=6, d_ff=24, num_layers=2, num_heads=3
-            )
+            transformers.T5Config(vocab_size=300, d_model=WIDTH, d_kv=6, d_ff=24, num_layers=2, num_heads=3)
         )
     else:
         network = transformers.BertModel(
