@@ -1,16 +1,16 @@
 """Latent diffusion that reads with a T5 or a BERT: diffusers draws the same, and all of `generate` goes."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 
 import sd_tf
-from sd_tf import commandline, export
+from sd_tf import export
 from sd_tf.checkpoints.text_encoders import save_text_encoder_folders
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
+from sd_tf.evaluation.judging import Judges
 from sd_tf.generation.request import PICTURE_NOISE
 from sd_tf.latent.initial_noise import InitialNoise
 from sd_tf.latent.model import LatentDiffusion
@@ -24,7 +24,7 @@ from sd_tf.text.t5 import T5EncoderModel
 from tests.conftest import drawn_by_diffusers, shake_variables
 from tests.parity import deviation
 from tests.text.vocabularies import bert_vocab, t5_pieces
-from tests.training.tiny import contents, interrupt, lines, made, train_tiny, with_tiny_preset
+from tests.training.tiny import interrupt, lines, made, train_tiny, with_tiny_preset
 
 LENGTH, WIDTH = 14, 16
 QUIET = {"steps": 4, "engine": "tensorflow", "progress": False}
@@ -145,3 +145,154 @@ def test_states_are_those_of_transformers_with_the_mask(model, saved):
     with torch.no_grad():
         expected = network(given.input_ids, attention_mask=given.attention_mask).last_hidden_state.numpy()
     assert deviation(model.encode_prompts(texts), expected) < 1e-4
+
+
+# -- drawing ------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_draws_the_same_to_the_bit(model, saved):
+    again = sd_tf.load(saved)
+    assert again.text_config == model.text_config and again.text_config.use_attention_mask
+    words = {"negative_prompt": "a (blue:1.2) bag", "num_images": 2, **QUIET}
+    np.testing.assert_array_equal(
+        again.generate("a (red:1.4) dress", **words), model.generate("a (red:1.4) dress", **words)
+    )
+
+
+def test_embeddings_of_a_prompt_draw_what_the_prompt_draws(model):
+    embeds = {
+        "prompt_embeds": model.encode_prompts(["a red dress"]),
+        "negative_prompt_embeds": model.encode_prompts([""]),
+    }
+    np.testing.assert_array_equal(model.generate(**embeds, **QUIET), model.generate("a red dress", **QUIET))
+
+
+def test_a_prompt_longer_than_a_row_is_cut_with_a_warning(model):
+    long = "a red dress and a blue bag " * 5
+    with pytest.warns(UserWarning, match="tokens: the last .* are cut off"):
+        drawn = model.generate([long, "a bag"], **QUIET)
+    np.testing.assert_array_equal(drawn[1:], model.generate("a bag", **QUIET))
+
+
+def test_weights_of_words_change_pictures_and_noise_is_chosen_for_words(model):
+    plain = model.generate("a red dress", **QUIET)
+    assert (model.generate("a (red:1.8) dress", **QUIET) != plain).any()
+    chosen = model.generate("a red dress", initial_noise=InitialNoise(steps=1, rounds=1), **QUIET)
+    assert chosen.shape == plain.shape
+
+
+def test_openvino_draws_the_same(model):
+    pytest.importorskip("openvino")
+    settings = {"steps": 4, "num_images": 2, "progress": False, "negative_prompt": "a bag"}
+    drawn = [model.generate("a red dress", engine=each, **settings) for each in ("openvino", "tensorflow")]
+    assert apart(*drawn) <= 2
+
+
+def test_what_only_a_clip_has_is_refused_in_a_line(model, kind, saved, tmp_path):
+    with pytest.raises(
+        InputError, match=f"clip_skip is 1, but this model reads with a {kind}, .*leave it out"
+    ):
+        model.generate("a dress", clip_skip=1)
+    with pytest.raises(
+        InputError, match=f"the model reads with a {kind}, and a word can be taught to a CLIP"
+    ):
+        model.add_word("<mine>", np.zeros(WIDTH))
+    with pytest.raises(InputError, match="only models that read with a CLIP are exported"):
+        export.main(["--model", str(saved), "--output", str(tmp_path / "exported")])
+    assert not (tmp_path / "exported").exists()
+
+
+def test_the_summary_and_the_judges_know_it(model, kind, capsys):
+    model.summary()
+    assert f"{kind}, {LENGTH} tokens -> states {WIDTH} wide" in capsys.readouterr().out
+    assert not Judges._taught(None, model.text_encoder)
+
+
+# -- training -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with with_tiny_preset():
+        yield
+
+
+@pytest.fixture(scope="module")
+def given(kind, tmp_path_factory):
+    """The folder of a text encoder, as `--text-encoder` names it."""
+    folder = tmp_path_factory.mktemp("encoder")
+    save_text_encoder_folders(encoder_of(kind, masked=False), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(given, tmp_path_factory):
+    """A run that was stopped in its last stage, and resumed."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    changes = {"text_encoder": given, "text_length": 12}
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(made(folder, **changes), patch, "diffusion", 2)
+    train_tiny(folder, **changes)
+    return folder
+
+
+def test_a_model_learns_with_it_and_resumes(kind, given, trained):
+    stages = list(dict.fromkeys(line["stage"] for line in lines(trained)))
+    assert stages == ["autoencoder", "diffusion"]
+    assert json.loads((trained / "model_index.json").read_text())["text_encoder"][1] == CLASSES[kind][0]
+    model = sd_tf.load(trained)
+    assert model.tokenizer.max_length == 12 and model.text_config.use_attention_mask
+    assert model.config_of("unet").cross_attention_dim == WIDTH
+    expected = encoder_of(kind).network().get_weights()
+    for ours, theirs in zip(model.text_encoder.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)  # frozen
+    assert list((trained / "previews").glob("diffusion*"))
+    assert model.generate("a red dress", **QUIET).shape == (1, 32, 32, 3)
+
+
+def test_captions_are_cached_as_states_that_do_not_attend_to_padding(kind, given, trained):
+    model = sd_tf.load(trained)
+    reader = encoder_of(kind)
+    ids, mask = reader.tokenize(["a red dress", ""])
+    with_mask = np.asarray(reader.encode(ids, mask).states)[:, :12]
+    found = model.encode_prompts(["a red dress", ""])
+    assert deviation(found[mask[:, :12]], with_mask[mask[:, :12]]) < 1e-5
+
+
+def test_a_lora_of_it_is_trained_and_loaded(trained, tmp_path):
+    tuned = {"preset": None, "init_from": trained, "finetune": "lora", "max_steps": 2, "previews": 0}
+    train_tiny(tmp_path / "lora", **tuned, learning_rate=1.0)
+    model = sd_tf.load(trained)
+    before = model.generate("a red dress", **QUIET)
+    model.load_lora(tmp_path / "lora")
+    assert (model.generate("a red dress", **QUIET) != before).any()
+    with pytest.raises(InputError, match="a word can be taught to a CLIP alone: take lora"):
+        train_tiny(
+            tmp_path / "word",
+            **tuned | {"finetune": "textual_inversion"},
+            new_word="<mine>",
+            like_word="dress",
+        )
+    assert not (tmp_path / "word").exists()
+
+
+def test_a_dry_run_counts_it_and_writes_nothing(given, tmp_path, capsys):
+    train_tiny(tmp_path / "dry", text_encoder=given, dry_run=True, max_steps=None, max_minutes=1)
+    assert "diffusion" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+
+
+def test_a_new_model_from_python_has_its_width(given):
+    model = sd_tf.LatentDiffusion.from_preset("tiny", "garments", text_encoder=str(given), text_length=9)
+    assert model.tokenizer.max_length == 9 and model.config_of("unet").cross_attention_dim == WIDTH
+    assert model.known_words is None
+
+
+def test_a_length_is_for_what_can_have_one(tmp_path):
+    with pytest.raises(InputError, match="text_length is 9, but clip-mini is a CLIP, which reads 16 tokens"):
+        given_text_encoder("clip-mini", 9)
+    with pytest.raises(InputError, match="--text-length is 9, but clip-mini is a CLIP"):
+        train_tiny(tmp_path / "run", text_encoder="clip-mini", text_length=9)
+    assert not (tmp_path / "run").exists()
+    model = sd_tf.LatentDiffusion.from_preset("tiny", "garments", text_encoder="none", text_length=9)
+    assert model.tokenizer.max_length == model.text_config.max_position_embeddings == 9
