@@ -66,8 +66,10 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     beginning = Beginning(preset, options, networks, folder == "none")
     model.dtype, model.provenance = dtype, Provenance(beginning, is_trained=False)
     model.recommended = preset.recommended
-    is_learned = folder == "none"
-    model.known_words = frozenset() if is_learned else read_words(resolve(folder, kind="text encoder"))
+    if folder == "none":
+        model.known_words = frozenset()
+    else:
+        model.known_words = read_words(resolve(folder, kind="text encoder", parts=("text_encoder",)))
     return model
 
 
