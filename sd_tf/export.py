@@ -58,6 +58,9 @@ def main(arguments=None):
     check_replaceable(output)
     loading = commandline.loading(flags)
     families.check(flags.model, **loading)
+    if not getattr(families.load_lazily(flags.model, **loading), "reads_by_clip", True):
+        reads = "is a latent model that reads with a T5 or BERT"
+        raise InputError(f"--model {flags.model} {reads}: of these only models with a CLIP are exported")
     commandline.load_tensorflow()
     import sd_tf
     from sd_tf.exporting.parts import check_draws

@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"^<!-- not run by the tests -->\n```python\n.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
-COMMAND = re.compile(r"(?:^|&& )(?:\.venv/bin/)?python -m (sd_tf\.\w+)(.*)")
+COMMAND = re.compile(r"(?:^|&& )(?:\.venv/bin/)?python -m (sd_tf(?:\.\w+)+)(.*)")
 
 
 def name_of(page):

@@ -14,7 +14,7 @@ from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.schedulers import SCHEDULE
 from sd_tf.checkpoints.sources import refuse_links_out
 from sd_tf.checkpoints.tensors import find, write
-from sd_tf.checkpoints.text_encoders import save_text_encoder_folders
+from sd_tf.checkpoints.text_encoders import TOKENIZERS, save_text_encoder_folders
 from sd_tf.checkpoints.weight_files import DIFFUSERS
 from sd_tf.files import read_json, write_json
 from sd_tf.generation.settings import write_settings
@@ -27,12 +27,6 @@ OTHER_FILES = (WORDS_FILE,)
 PIPELINE = "CascadedDiffusionPipeline"
 BASE_PIPELINE, SUPER_RESOLUTION_PIPELINE = "IFPipeline", "IFSuperResolutionPipeline"
 SCHEDULER = "DDPMScheduler"  # the one that IF's pipelines expect
-TOKENIZERS = {
-    "T5EncoderModel": "T5TokenizerFast",
-    "BertModel": "BertTokenizerFast",
-    "CLIPTextModel": "CLIPTokenizer",
-    "CLIPTextModelWithProjection": "CLIPTokenizer",
-}
 
 
 def save(model, folder, dtype="float32", max_shard_size=SHARD):

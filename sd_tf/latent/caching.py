@@ -30,7 +30,7 @@ def cached_latents(
             step. None caches the text encoder's output.
         each_once: whether every picture is cached at least once, however long that takes.
     """
-    dataset = run.dataset
+    dataset, reader = run.dataset, model.text_reader()
     epochs_of_all = getattr(dataset, "epochs_of_all", 1)  # a prior's pictures come a part in each epoch
     if each_once:
         epochs = max(epochs, epochs_of_all)
@@ -45,8 +45,8 @@ def cached_latents(
         dataset.fingerprint,
         weights_fingerprint(model.autoencoder),
         model.autoencoder.config,
-        weights_fingerprint(model.text_encoder),
-        sorted(model.tokenizer.vocab.items()),
+        reader.fingerprint,
+        reader.config,
         num_examples,
         budget.seconds,
         run.options.precision,
@@ -61,7 +61,7 @@ def cached_latents(
             key,
             dataset,
             _compiled_encoder(model.autoencoder),
-            model.tokenizer if token_ids else model.encode_prompts,
+            (lambda texts: reader.tokenize(texts)[0]) if token_ids else model.encode_prompts,
             num_examples,
             max_seconds,
             pictures_at_once(AT_ONCE, dataset.image_size),

@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from sd_tf.checkpoints.sources import resolve
 from sd_tf.latent import loading
 from sd_tf.latent.options import LatentOptions
 from sd_tf.latent.presets import preset_named, preset_of
+from sd_tf.latent.text_encoders import given_text_encoder
+from sd_tf.text.subword_tokenizer import BERT_LENGTH, T5_LENGTH
 
 Options = LatentOptions
 
@@ -22,7 +23,7 @@ def check(options: LatentOptions):
         return
     options.check_of_a_new_model()
     if options.text_encoder not in (None, "none"):
-        resolve(options.text_encoder, kind="text encoder")
+        given_text_encoder(options.text_encoder, options.text_length)
 
 
 def model_for_training(options: LatentOptions, data, dtype: str, seed: int):
@@ -77,7 +78,9 @@ def defaults(dataset: str, options: LatentOptions) -> dict:
         rate = preset.learning_rates.get(options.finetune or "unet", preset.diffusion_stage.learning_rate)
         found["learning_rate"] = f"{rate:g}"
         return found | {"prediction_type": "the model's", "image_size": "the model's"}
+    trained = preset.text.max_position_embeddings
     return found | {
+        "text_length": f"{trained} of a CLIP that is trained, {T5_LENGTH} of a T5, {BERT_LENGTH} of a BERT",
         "image_size": preset.autoencoder.sample_size,
         "text_encoder": preset.text_encoder or "none",
         "prediction_type": preset.schedule.prediction_type,

@@ -4,6 +4,7 @@ import dataclasses
 
 from sd_tf.checkpoints.config_files import Kind, of_diffusers
 from sd_tf.checkpoints.schedulers import SCHEDULE, check_scheduler, class_of, warn_of_differences
+from sd_tf.checkpoints.text_encoders import TOKENIZERS
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import InputError, shown
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
@@ -69,8 +70,8 @@ UNET = Kind(
 PARTS = {
     "vae": ("AutoencoderKL",),
     "unet": ("UNet2DConditionModel",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": tuple(TOKENIZERS),
+    "tokenizer": tuple(f"{kind}Tokenizer{fast}" for kind in ("CLIP", "T5", "Bert") for fast in ("", "Fast")),
 }
 
 
@@ -93,6 +94,11 @@ def scheduler_of(values: dict, source: str) -> str:
     name = _class_of(values.get("scheduler"))
     check_scheduler("scheduler", name, source)
     return name
+
+
+def text_encoder_of(values: dict) -> str:
+    """The text encoder's class that `model_index.json` names."""
+    return _class_of(values.get("text_encoder"))
 
 
 def _class_of(entry):
@@ -137,8 +143,13 @@ def autoencoder_json(config: AutoencoderConfig) -> dict:
     return AUTOENCODER.to_json(config, blocks)
 
 
-def model_index(schedule: ScheduleConfig) -> dict:
-    """`model_index.json`: which class of which library opens each folder."""
+def model_index(schedule: ScheduleConfig, text_encoder: str = "CLIPTextModel") -> dict:
+    """`model_index.json`: which class of which library opens each folder.
+
+    Args:
+        schedule: the model's.
+        text_encoder: class of transformers, one of `TOKENIZERS`.
+    """
     return of_diffusers(
         "StableDiffusionPipeline",
         feature_extractor=[None, None],
@@ -146,8 +157,8 @@ def model_index(schedule: ScheduleConfig) -> dict:
         requires_safety_checker=False,
         safety_checker=[None, None],
         scheduler=["diffusers", class_of(schedule)],
-        text_encoder=["transformers", "CLIPTextModel"],
-        tokenizer=["transformers", "CLIPTokenizer"],
+        text_encoder=["transformers", text_encoder],
+        tokenizer=["transformers", TOKENIZERS[text_encoder]],
         unet=["diffusers", "UNet2DConditionModel"],
         vae=["diffusers", "AutoencoderKL"],
     )

@@ -5,12 +5,12 @@ import warnings
 import numpy as np
 
 from sd_tf.diffusion.guidance import classifier_guidance
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument, shown
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.loop import Plan, batches, draw
 from sd_tf.generation.start_picture import StartPicture
 from sd_tf.generation.text_conditions import text_conditions
-from sd_tf.text.encoder import CLIPTextEncoder
+from sd_tf.text.encoder import TextEncoder, kind_of
 from sd_tf.text.known_words import warnings_about
 from sd_tf.text.prompts import encode_prompts
 
@@ -45,7 +45,7 @@ def draw_request(
     `LatentDiffusion.generate`.
     """
     _check_guides(request, clip_guidance, initial_noise, image, mask)
-    clip_skip = check_whole("clip_skip", clip_skip, 0, model.text_config.num_hidden_layers - 1)
+    clip_skip = _checked_clip_skip(model, clip_skip)
     levels, picture = settings.levels(model.schedule), None
     if latents is not None:
         latents = request.checked_latents(latents, model.latent_shape)
@@ -101,10 +101,20 @@ def draw_interpolation(model, interpolation, settings, shape, engine="auto", pro
     return _draw(model, networks, settings, plan, interpolation.batch_size, None, progress)
 
 
-def text_encoder(model, networks, clip_skip=0) -> CLIPTextEncoder:
+def text_encoder(model, networks, clip_skip=0) -> TextEncoder:
     """The model's text encoder, run by the engine `networks`, or without its last layers by TensorFlow."""
-    run = model.encode_skipping(clip_skip) if clip_skip else networks.encode
-    return CLIPTextEncoder(model.tokenizer, model.text_config, lambda: model.text_encoder, run)
+    return model.text_reader(model.encode_skipping(clip_skip) if clip_skip else networks.encode)
+
+
+def _checked_clip_skip(model, clip_skip):
+    if model.reads_by_clip:
+        return check_whole("clip_skip", clip_skip, 0, model.text_config.num_hidden_layers - 1)
+    if clip_skip != 0:
+        raise InputError(
+            f"{argument('clip_skip')} is {shown(clip_skip)}, but this model reads with a "
+            f"{kind_of(model.text_config)}, whose layers all count: leave it out"
+        )
+    return 0
 
 
 def _shape_of_all(model, size, latents, picture):

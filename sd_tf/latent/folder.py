@@ -5,12 +5,12 @@ Every part of a model is a folder with a configuration and weights in safetensor
 
 from pathlib import Path
 
-from sd_tf.checkpoints.clip import save_text_encoder
 from sd_tf.checkpoints.names import current_names
 from sd_tf.checkpoints.networks import SHARD, config_of, filled
 from sd_tf.checkpoints.replacing import replacing
 from sd_tf.checkpoints.schedulers import SCHEDULE
 from sd_tf.checkpoints.tensors import find, write
+from sd_tf.checkpoints.text_encoders import save_text_encoder_folders
 from sd_tf.checkpoints.weight_files import DIFFUSERS
 from sd_tf.files import write_json
 from sd_tf.generation.settings import write_settings
@@ -65,15 +65,14 @@ def save(model: LatentDiffusion, folder, dtype="float32", max_shard_size=SHARD):
 def _save_parts(model, folder, dtype, max_shard_size):
     save_autoencoder(model.autoencoder, folder / "vae", dtype, max_shard_size)
     save_unet(model.unet, folder / "unet", dtype, max_shard_size)
-    save_text_encoder(model.text_encoder, folder / "text_encoder", dtype, max_shard_size)
-    with replacing(folder / "tokenizer") as new:
-        model.tokenizer.save(new)
+    save_text_encoder_folders(model.text_reader(), folder, dtype, max_shard_size, pooling=False)
     with replacing(folder / "scheduler") as new:
         write_json(new / "scheduler_config.json", SCHEDULE.to_json(model.schedule.config))
     write_settings(folder, model.recommended)
     if model.known_words is not None:
         write_words(folder, model.known_words)
-    write_json(folder / "model_index.json", config_files.model_index(model.schedule.config))
+    index = config_files.model_index(model.schedule.config, type(model.text_encoder).__name__)
+    write_json(folder / "model_index.json", index)
 
 
 # -- reading ----------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from sd_tf.generation.checks import check_number, check_whole
 from sd_tf.nn.attention import recorded_attention
 from sd_tf.seeding import normals
 from sd_tf.text.prompt_syntax import text_of
-from sd_tf.text.prompts import MOST_PARTS
 
 FINEST = 16  # the most positions along a side of the attention maps that are read, as in the paper
 SHARPNESS = (
@@ -101,21 +100,22 @@ class InitialNoise:
             float32 (n, words, tokens): for each word equal weights of its tokens, which sum to 1, and rows of
             zeros for prompts of fewer words; bool (n, tokens): the tokens of all words.
         """
-        found = [self._words(tokenizer, prompt) for prompt in prompts]
-        room, most = tokenizer.max_length - 2, max(1, *(len(words) for words, _ in found))
-        parts = length // tokenizer.max_length
+        room, first = tokenizer.room, tokenizer.first
+        parts, around = length // tokenizer.max_length, tokenizer.max_length - room
+        found = [self._words(tokenizer, prompt, parts * room) for prompt in prompts]
+        most = max(1, *(len(words) for words, _ in found))
         shares = np.zeros((len(prompts), most, length), "float32")
         readable = np.zeros((len(prompts), length), bool)
         for i, (words, number) in enumerate(found):
-            # Each part starts with a token that belongs to no word.
-            where = [place + 1 + 2 * (place // room) for place in range(min(number, parts * room))]
+            # Each part starts and ends with tokens that belong to no word.
+            where = [place + first + around * (place // room) for place in range(min(number, parts * room))]
             readable[i, where] = True
             for row, places in enumerate(words):
                 shares[i, row, [where[place] for place in places]] = 1 / len(places)
         return shares, readable
 
-    def _words(self, tokenizer, prompt):
-        """The places, among a prompt's tokens, of each word to attend to; the number of tokens."""
+    def _words(self, tokenizer, prompt, most):
+        """The places, among a prompt's `most` tokens, of each word to attend to; the number of tokens."""
         place, found = 0, {}
         for word in text_of(prompt).split():
             number, plain = len(tokenizer.ids(word)), word.strip(",.;:!?'\"()").lower()
@@ -128,7 +128,6 @@ class InitialNoise:
                 raise InputError(
                     f"the prompt {shown(prompt)} lacks {word!r}, a word of initial_noise: add it"
                 )
-        most = MOST_PARTS * (tokenizer.max_length - 2)
         return [places for places in found.values() if places.stop <= most], place
 
 

@@ -12,11 +12,10 @@ import warnings
 from pathlib import Path
 
 from sd_tf.checkpoints.bounds import check_schedule
-from sd_tf.checkpoints.config_files import CLIP_TEXT
 from sd_tf.checkpoints.replacing import recover
 from sd_tf.checkpoints.schedulers import recommended as recommended_settings
 from sd_tf.checkpoints.sources import bundled_names, is_on_disk, refuse_links_out, resolve
-from sd_tf.checkpoints.tokenizers import load_tokenizer
+from sd_tf.checkpoints.text_encoders import tokenizer_of_model, unread_text_encoder
 from sd_tf.checkpoints.weight_files import STEMS, weight_files
 from sd_tf.diffusion.schedules import PREDICTION_TYPES, NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, argument, naming, shown, unknown
@@ -135,8 +134,8 @@ class _Found:
 
     def model(self, parts, tokenizer=None) -> LatentDiffusion:
         """The model with these networks."""
-        length = parts["text_encoder"].config.max_position_embeddings
-        tokenizer = load_tokenizer(tokenizer or self.tokenizer, length, self.pad_token)
+        config = parts["text_encoder"].config
+        tokenizer = tokenizer_of_model(config, self.tokenizer, tokenizer, self.pad_token)
         with naming(self.source):
             model = LatentDiffusion(**parts, tokenizer=tokenizer, schedule=NoiseSchedule(self.schedule))
         model.dtype, model.origin = self.dtype, self.origin
@@ -272,24 +271,23 @@ def unread(source: Path, name: str, dtype=None, variant=None) -> Unread:
         name: "autoencoder", "unet" or "text_encoder".
         dtype, variant: see `load`.
     """
+    if name == "text_encoder":
+        index = read_json(source / "model_index.json", root=source)
+        return unread_text_encoder(source / name, dtype, variant, config_files.text_encoder_of(index))
     folder, kind = {
         "autoencoder": ("vae", config_files.AUTOENCODER),
         "unet": ("unet", config_files.UNET),
-        "text_encoder": ("text_encoder", CLIP_TEXT),
     }[name]
 
     def read():
         import_tensorflow()
-        from sd_tf.checkpoints.clip import load_text_encoder
         from sd_tf.latent.folder import load_autoencoder, load_unet
 
-        load = {"autoencoder": load_autoencoder, "unet": load_unet, "text_encoder": load_text_encoder}[name]
+        load = {"autoencoder": load_autoencoder, "unet": load_unet}[name]
         return load(source / folder, dtype, variant)
 
     file = source / folder / "config.json"
-    values = read_json(file, root=source)
-    values = values.get("text_config", values)  # of a whole CLIP
-    return Unread(kind.from_json(values, str(file)), read)
+    return Unread(kind.from_json(read_json(file, root=source), str(file)), read)
 
 
 def _check_memory(unread, source, variant=None):

@@ -20,6 +20,7 @@ from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, t
 from sd_tf.latent.options import LatentOptions
 from sd_tf.latent.parts import Parts
 from sd_tf.quiet import import_tensorflow
+from sd_tf.text.encoder import kind_of
 from sd_tf.text.known_words import read_words
 from sd_tf.text.new_words import with_word
 from sd_tf.text.prompts import encode_prompts
@@ -32,8 +33,8 @@ class LatentDiffusion(Parts):
     Args:
         autoencoder: an `AutoencoderKL`.
         unet: a `UNet` for the autoencoder's latents and the width of the text encoder's output.
-        text_encoder: a `CLIPTextModel`, frozen.
-        tokenizer: its `Tokenizer`.
+        text_encoder: a `CLIPTextModel`, `T5EncoderModel` or `BertModel`, frozen.
+        tokenizer: its `Tokenizer`, or of T5 and BERT its `SubwordTokenizer`.
         schedule: the `NoiseSchedule` that the UNet was, or will be, trained on.
 
     Each network may be `Unread`: then it is read when it is first used.
@@ -79,18 +80,18 @@ class LatentDiffusion(Parts):
 
     def read_from(self, folder):
         """Replaces networks and tokenizer by those of a folder with a model of the same configuration."""
-        from sd_tf.checkpoints.tokenizers import load_tokenizer
+        from sd_tf.checkpoints.text_encoders import tokenizer_of_model
         from sd_tf.generation.conversions import Origin
         from sd_tf.latent.loading import PARTS, unread
 
         self.put(**{name: unread(folder, name, self.dtype) for name in self._parts})
-        length = self._parts["text_encoder"].config.max_position_embeddings
-        self.tokenizer, self.origin = load_tokenizer(folder, length), Origin(folder, PARTS)
+        self.tokenizer = tokenizer_of_model(self.text_config, folder)
+        self.origin = Origin(folder, PARTS)
         self.recommended, self.known_words = read_settings(folder, self.recommended), read_words(folder)
 
     def encode_prompts(self, prompts):
         """Encodes n prompts, as plain text without weights, to context, float32 (n, tokens, width)."""
-        ids = self.tokenizer(prompts)
+        ids, _ = self.text_reader().tokenize(prompts)
         return np.asarray(self.engines["tensorflow"].encode(ids), "float32")
 
     def encode_skipping(self, layers: int):
@@ -196,8 +197,8 @@ class LatentDiffusion(Parts):
                 `sd_tf.text.prompt_syntax`. In "a1111", "<lora:name:0.7>" sets the weight of a loaded LoRA.
             prompt_embeds: text encoder's output instead of prompts, float (prompts, tokens, width).
             negative_prompt_embeds: the same instead of negative prompts, for all prompts or for each.
-            clip_skip: layers at the end of the text encoder that are left out, as diffusers counts them: 1 is
-                "Clip skip: 2" of A1111. As there, the syntaxes of web interfaces leave them out for negative
+            clip_skip: layers at the end of a CLIP that are left out, as diffusers counts them: 1 is "Clip
+                skip: 2" of A1111. As there, the syntaxes of web interfaces leave them out for negative
                 prompts, too.
             output: "array", or "pil" for a list of PIL pictures, whose `info` has prompt and seed.
             engine: "tensorflow"; "openvino", which needs the extra `openvino` and a float32
@@ -435,7 +436,7 @@ class LatentDiffusion(Parts):
 
         Raises:
             InputError: the file is damaged or its embedding has another width, the word is known already,
-                or a LoRA is loaded. The model is not changed then.
+                a LoRA is loaded, or the text encoder is no CLIP. The model is not changed then.
         """
         from sd_tf.latent.word_files import read_word
 
@@ -449,8 +450,14 @@ class LatentDiffusion(Parts):
             embedding: float (width,).
 
         Raises:
-            InputError: the word is known already, the embedding has another width, or a LoRA is loaded.
+            InputError: the word is known already, the embedding has another width, a LoRA is loaded, or the
+                text encoder is no CLIP.
         """
+        if not self.reads_by_clip:
+            kind = kind_of(self.text_config)
+            raise InputError(
+                f"the model reads with a {kind}, and a word can be taught to a CLIP alone: train a LoRA"
+            )
         if self.has_adaptations:
             raise InputError(
                 "the model has LoRAs, which belong to its present text encoder: load words before LoRAs"
@@ -469,9 +476,9 @@ class LatentDiffusion(Parts):
                 text encoder, its captions make the vocabulary.
             dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' global one.
             seed: random seed of the weights.
-            options: of a new model: `image_size`, `text_encoder`, `prediction_type`, `beta_schedule`,
-                `zero_terminal_snr` and `perceptual_weight` of `sd_tf.latent.options.LatentOptions`, whose
-                other fields are for `fit`.
+            options: of a new model: `image_size`, `text_encoder`, `text_length`, `prediction_type`,
+                `beta_schedule`, `zero_terminal_snr` and `perceptual_weight` of
+                `sd_tf.latent.options.LatentOptions`, whose other fields are for `fit`.
 
         Raises:
             InputError: there is no such preset or option, or options contradict each other.

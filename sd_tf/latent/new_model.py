@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from sd_tf.checkpoints.clip import load_text_encoder, text_config
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.data.open import open_data
 from sd_tf.diffusion.schedules import NoiseSchedule
@@ -12,14 +11,20 @@ from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.options import MODEL, LatentOptions
 from sd_tf.latent.presets import preset_named, preset_of
+from sd_tf.latent.text_encoders import given_text_encoder
 from sd_tf.latent.unet import UNet
 from sd_tf.options import check_of_new_model
+from sd_tf.text.bert import BertModel
 from sd_tf.text.clip import CLIPTextModel
+from sd_tf.text.config import BertConfig, CLIPTextConfig, T5Config
 from sd_tf.text.known_words import read_words
+from sd_tf.text.t5 import T5EncoderModel
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.options import check_dtype
 from sd_tf.training.provenance import Beginning, Provenance
-from sd_tf.unread import Unread, random_network
+from sd_tf.unread import random_network
+
+TEXT_NETWORKS = {CLIPTextConfig: CLIPTextModel, T5Config: T5EncoderModel, BertConfig: BertModel}
 
 
 def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusion:
@@ -43,15 +48,13 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     preset = dataclasses.replace(preset, schedule=_schedule(preset.schedule, options))
     folder = options.text_encoder or preset.text_encoder or "none"
     if folder == "none":
-        tokenizer, text = _learned_tokenizer(preset, data, seed)
+        tokenizer, text = _learned_tokenizer(preset, data, seed, options.text_length)
         preset = dataclasses.replace(preset, text=text)
         text_encoder = random_network(CLIPTextModel, text, dtype, seed)
     else:
-        folder = resolve(folder, kind="text encoder")
-        text = text_config(folder)
-        tokenizer = Tokenizer.load(folder, max_length=text.max_position_embeddings)
-        text_encoder = Unread(text, lambda: load_text_encoder(folder, dtype))
-    unet = dataclasses.replace(preset.unet, cross_attention_dim=text.hidden_size)
+        tokenizer, text_encoder = given_text_encoder(folder, options.text_length, dtype)
+        text = text_encoder.config
+    unet = dataclasses.replace(preset.unet, cross_attention_dim=text.width)
     preset = dataclasses.replace(preset, unet=unet)
     networks = {
         "autoencoder": random_network(AutoencoderKL, preset.autoencoder, dtype, seed),
@@ -63,7 +66,10 @@ def new_model(options: LatentOptions, data, dtype=None, seed=0) -> LatentDiffusi
     beginning = Beginning(preset, options, networks, folder == "none")
     model.dtype, model.provenance = dtype, Provenance(beginning, is_trained=False)
     model.recommended = preset.recommended
-    model.known_words = frozenset() if folder == "none" else read_words(folder)
+    if folder == "none":
+        model.known_words = frozenset()
+    else:
+        model.known_words = read_words(resolve(folder, kind="text encoder", parts=("text_encoder",)))
     return model
 
 
@@ -79,19 +85,22 @@ def options_of_new_model(preset, options) -> LatentOptions:
 
 def sketched(model: LatentDiffusion) -> LatentDiffusion:
     """A model with the same configurations and random weights; its networks are made when first used."""
-    kinds = {"autoencoder": AutoencoderKL, "unet": UNet, "text_encoder": CLIPTextModel}
+    text_network = TEXT_NETWORKS[type(model.text_config)]
+    kinds = {"autoencoder": AutoencoderKL, "unet": UNet, "text_encoder": text_network}
     parts = {
         name: random_network(kind, model.config_of(name), model.dtype, seed=0) for name, kind in kinds.items()
     }
     return LatentDiffusion(**parts, tokenizer=model.tokenizer, schedule=model.schedule)
 
 
-def _learned_tokenizer(preset, data, seed):
+def _learned_tokenizer(preset, data, seed, length):
     """A tokenizer trained on the data's captions, and the text encoder's configuration for it."""
     corpus = data.at(preset.autoencoder.sample_size, None, seed).corpus()
-    tokenizer = Tokenizer.learn(corpus, preset.vocab_size, preset.text.max_position_embeddings)
+    length = preset.text.max_position_embeddings if length is None else length
+    tokenizer = Tokenizer.learn(corpus, preset.vocab_size, length)
     names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    return tokenizer, dataclasses.replace(preset.text, **{name: getattr(tokenizer, name) for name in names})
+    of_tokenizer = {name: getattr(tokenizer, name) for name in names}
+    return tokenizer, dataclasses.replace(preset.text, max_position_embeddings=length, **of_tokenizer)
 
 
 def _schedule(schedule, options):

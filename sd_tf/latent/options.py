@@ -27,8 +27,11 @@ class LatentOptions(DenoisingOptions):
     )
     text_encoder: str | None = option(
         None,
-        "frozen CLIP text encoder: a bundled name, a folder or a hub id; 'none' trains a new one",
+        "frozen text encoder, a CLIP, T5 or BERT: a bundled name, a folder or a hub id; 'none' trains a CLIP",
         group=MODEL,
+    )
+    text_length: int | None = option(
+        None, "tokens of a caption that it reads, padding included", at_least=4, at_most=512, group=MODEL
     )
     prediction_type: str | None = option(
         None, "what the UNet predicts", choices=("epsilon", "v_prediction"), group=MODEL
@@ -163,7 +166,8 @@ class LatentOptions(DenoisingOptions):
 
     def check_of_a_trained_model(self):
         """Raises `InputError` for options of a new model."""
-        for name in ("text_encoder", "beta_schedule", "zero_terminal_snr", "perceptual_weight"):
+        of_new = ("text_encoder", "text_length", "beta_schedule", "zero_terminal_snr", "perceptual_weight")
+        for name in of_new:
             if getattr(self, name) not in (None, False):
                 raise InputError(
                     f"{self.said(name)} is only for a new model: leave it out, a trained one brings its own"

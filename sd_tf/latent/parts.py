@@ -5,6 +5,8 @@ import functools
 from sd_tf.errors import InputError
 from sd_tf.generation.checks import checked_size
 from sd_tf.generation.engines import Engines
+from sd_tf.text.config import CLIPTextConfig
+from sd_tf.text.encoder import TextEncoder, text_encoder_of
 from sd_tf.unread import Unread
 
 LARGEST_IMAGE = 512**2  # pixels of a given `image`, or four times the model's own if that is more
@@ -16,8 +18,8 @@ class Parts:
     Args:
         autoencoder: an `AutoencoderKL`.
         unet: a `UNet` for the autoencoder's latents and the width of the text encoder's output.
-        text_encoder: a `CLIPTextModel`.
-        tokenizer: its `Tokenizer`.
+        text_encoder: a `CLIPTextModel`, `T5EncoderModel` or `BertModel`.
+        tokenizer: its `Tokenizer`, or of T5 and BERT its `SubwordTokenizer`.
         schedule: the `NoiseSchedule` that the UNet was, or will be, trained on.
 
     Each network may be `Unread`.
@@ -70,8 +72,21 @@ class Parts:
 
     @property
     def text_config(self):
-        """The `CLIPTextConfig` of the text encoder."""
+        """The `CLIPTextConfig`, `T5Config` or `BertConfig` of the text encoder."""
         return self._parts["text_encoder"].config
+
+    @property
+    def reads_by_clip(self) -> bool:
+        """Whether its text encoder is a CLIP."""
+        return isinstance(self.text_config, CLIPTextConfig)
+
+    def text_reader(self, run=None) -> TextEncoder:
+        """The text encoder with its tokenizer.
+
+        Args:
+            run: runs the network, such as an engine's `encode`; None for the network itself.
+        """
+        return text_encoder_of(self.text_config, self.tokenizer, lambda: self.text_encoder, run=run)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -125,11 +140,8 @@ class Parts:
         context = ((None, None, self._unet_config.cross_attention_dim), "float32")
         token_ids = ((None, self.tokenizer.max_length), "int32")
 
-        def encode(token_ids):
-            return text_encoder(token_ids).last_hidden_state
-
         return {
-            "encode": (text_encoder, encode, [token_ids]),
+            "encode": (text_encoder, self.text_reader().states, [token_ids]),
             "denoise": (unet, unet, [latents, ((None,), "float32"), context]),
             "decode": (autoencoder, autoencoder.decode, [latents]),
         }
@@ -148,10 +160,10 @@ class Parts:
 
 
 def _check_fit(autoencoder, unet, text_encoder, tokenizer, schedule):
-    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+    if unet.config.cross_attention_dim != text_encoder.config.width:
         raise InputError(
             f"the UNet's context is {unet.config.cross_attention_dim} wide, the text encoder's output "
-            f"{text_encoder.config.hidden_size}: use the text encoder that the UNet was trained with"
+            f"{text_encoder.config.width}: use the text encoder that the UNet was trained with"
         )
     if unet.config.in_channels != autoencoder.config.latent_channels:
         raise InputError(
@@ -173,4 +185,4 @@ def _check_fit(autoencoder, unet, text_encoder, tokenizer, schedule):
         raise InputError(
             "clip_sample is true, but latents, unlike pixels, have no range to clip to: set it to false"
         )
-    tokenizer.check_fits(text_encoder.config)
+    text_encoder_of(text_encoder.config, tokenizer, None)  # which says what does not fit

@@ -44,6 +44,7 @@ from sd_tf.latent.word_files import write_word
 from sd_tf.nn.perceptual import PerceptualNetwork
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPModel
+from sd_tf.text.encoder import kind_of
 from sd_tf.text.known_words import words_of, write_words
 from sd_tf.text.tokenizer import Tokenizer
 from sd_tf.training.base_weights import RecipeFromBase
@@ -122,6 +123,12 @@ class LatentRecipe(RecipeFromBase):
 
     def check(self, run):
         own, options = self.own, run.options
+        if own.finetune == "textual_inversion" and not self.model.reads_by_clip:
+            kind = kind_of(self.model.text_config)
+            raise InputError(
+                f"{own.named_value('finetune')}, but the model reads with a {kind}, and a word can be taught "
+                "to a CLIP alone: take lora"
+            )
         if options.snapshots and own.finetune in ("lora", "textual_inversion"):
             raise InputError(
                 f"{options.said('snapshots')} saves whole UNets: leave it out with {own.said('finetune')} "
@@ -417,9 +424,8 @@ class _ShapesOnly:
 
     def __init__(self, model):
         height, width = model.unet.config.latent_size
-        tower = model.text_encoder.config
         self.mean = self.std = np.zeros((1, height, width, model.unet.config.in_channels), np.float16)
-        self.contexts = np.zeros((2, tower.max_position_embeddings, tower.hidden_size), np.float16)
+        self.contexts = np.zeros((2, model.tokenizer.max_length, model.text_config.width), np.float16)
         self.caption = np.zeros(1, np.int32)
         self.seconds = 0.0
 

@@ -2,6 +2,7 @@
 
 from sd_tf.latent.new_model import sketched
 from sd_tf.skeleton import skeleton
+from sd_tf.text.encoder import kind_of
 
 
 def summary_of(model) -> str:
@@ -20,7 +21,7 @@ def summary_of(model) -> str:
     text, unet = model.config_of("text_encoder"), model.config_of("unet")
     (height, width), (picture_height, picture_width) = unet.latent_size, model.image_size
     details = {
-        "text encoder": f"CLIP, {text.max_position_embeddings} tokens -> states {text.hidden_size} wide",
+        "text encoder": f"{kind_of(text)}, {model.tokenizer.max_length} tokens -> states {text.width} wide",
         "UNet": f"latents {height} x {width} x {unet.in_channels}, channels {unet.block_out_channels}",
         "autoencoder": f"pictures {picture_height} x {picture_width} <-> latents, channels "
         f"{model.config_of('autoencoder').block_out_channels}",

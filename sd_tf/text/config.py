@@ -24,6 +24,11 @@ class CLIPTextConfig:
     eos_token_id: int = 49407
     kept: dict = kept()
 
+    @property
+    def width(self) -> int:
+        """Of the states."""
+        return self.hidden_size
+
 
 @dataclass(frozen=True)
 class CLIPVisionConfig:
@@ -58,7 +63,13 @@ class T5Config:
     feed_forward_proj: str = "relu"
     pad_token_id: int = 0
     eos_token_id: int = 1
+    use_attention_mask: bool = False  # of diffusers, see `sd_tf.text.encoder`
     kept: dict = kept()
+
+    @property
+    def width(self) -> int:
+        """Of the states."""
+        return self.d_model
 
 
 def check_buckets(config: T5Config):
@@ -85,4 +96,10 @@ class BertConfig:
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    use_attention_mask: bool = False  # of diffusers, see `sd_tf.text.encoder`
     kept: dict = kept()
+
+    @property
+    def width(self) -> int:
+        """Of the states."""
+        return self.hidden_size

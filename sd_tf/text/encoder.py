@@ -1,6 +1,10 @@
 """What every text encoder promises, and CLIP's text tower, T5's encoder and BERT as one.
 
 A text encoder turns texts into token ids with a mask, and these into states that a network attends to.
+
+The networks of T5 and BERT take the mask, so that no state attends to padding. diffusers' pipeline of Stable
+Diffusion gives a text encoder the mask only if its configuration says `use_attention_mask`; without it,
+states attend to padding, too. `states` follows it.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +14,7 @@ import numpy as np
 
 from sd_tf.errors import unknown
 from sd_tf.hashing import fingerprint, weights_fingerprint
+from sd_tf.text.config import BertConfig, CLIPTextConfig, T5Config
 
 CLIP_ROWS = 8  # of CLIP's length that a prompt is read in
 POOLINGS = ("mean", "cls")
@@ -94,13 +99,17 @@ class CLIPTextEncoder:
 
     Attributes:
         tokenizer, config, network, run: as given.
+
+    Raises:
+        InputError: the tokenizer has more tokens, or longer rows, than the network.
     """
 
     most_rows = CLIP_ROWS
 
     def __init__(self, tokenizer, config, network: Callable, run: Callable | None = None):
+        tokenizer.check_fits(config)
         self.tokenizer, self.config, self.network, self.run = tokenizer, config, network, run
-        self.width, self.length = config.hidden_size, tokenizer.max_length
+        self.width, self.length = config.width, tokenizer.max_length
 
     @property
     def fingerprint(self) -> str:
@@ -125,6 +134,10 @@ class CLIPTextEncoder:
         output = self.network()(ids)
         return EncodedText(output.last_hidden_state, mask, output.pooled)
 
+    def states(self, ids):
+        """Token ids (n, length) to states (n, length, width), in graphs as well."""
+        return self.network()(ids).last_hidden_state
+
     @staticmethod
     def magnitude(states) -> float:
         """The mean, as in AUTOMATIC1111's interface: CLIP's states have one that is not 0."""
@@ -139,9 +152,10 @@ class _MaskedTextEncoder:
 
     most_rows = 1
 
-    def __init__(self, tokenizer, config, network: Callable):
-        self.tokenizer, self.config, self.network = tokenizer, config, network
-        self.length = tokenizer.max_length
+    def __init__(self, tokenizer, config, network: Callable, run: Callable | None = None):
+        tokenizer.check_fits(config)
+        self.tokenizer, self.config, self.network, self.run = tokenizer, config, network, run
+        self.width, self.length = config.width, tokenizer.max_length
 
     @property
     def fingerprint(self) -> str:
@@ -154,6 +168,25 @@ class _MaskedTextEncoder:
         A text that does not fit is cut, with a warning, and keeps its end token.
         """
         return self.tokenizer(texts)
+
+    def encode(self, ids, mask) -> EncodedText:
+        """Token ids and their mask, both (n, length), to states; the mask is returned as it is."""
+        if self.run is not None:
+            return EncodedText(self.run(ids), mask)
+        return self._encode(ids, mask)
+
+    def states(self, ids):
+        """Token ids (n, length) to states (n, length, width), in graphs as well; see the module's docstring.
+
+        A row ends with a token that is no padding, and the mask with it.
+        """
+        from keras import ops  # only here: it is slow to import, and texts are tokenised without it
+
+        places = np.arange(self.length, dtype="int32")
+        last = ops.max(ops.where(ops.equal(ids, self.tokenizer.pad_token_id), 0, places), axis=1)
+        if not self.config.use_attention_mask:
+            last = ops.full_like(last, self.length)
+        return self._encode(ids, ops.less_equal(places, last[:, None])).states
 
     @staticmethod
     def magnitude(states) -> float:
@@ -168,21 +201,17 @@ class T5TextEncoder(_MaskedTextEncoder):
         tokenizer: a `SubwordTokenizer` of T5.
         config: the `T5Config`.
         network: gives the `T5EncoderModel`.
+        run: int32 (n, length) -> states (n, length, d_model): what runs the network instead, such as an
+            engine's `encode`.
 
     Attributes:
-        tokenizer, config, network: as given.
+        tokenizer, config, network, run: as given.
 
     Raises:
         InputError: the tokenizer has more tokens than the network.
     """
 
-    def __init__(self, tokenizer, config, network: Callable):
-        super().__init__(tokenizer, config, network)
-        tokenizer.check_fits(config.vocab_size)
-        self.width = config.d_model
-
-    def encode(self, ids, mask) -> EncodedText:
-        """Token ids and their mask, both (n, length), to states (n, length, d_model)."""
+    def _encode(self, ids, mask):
         return EncodedText(self.network()(ids, mask), mask)
 
 
@@ -199,25 +228,33 @@ class BertTextEncoder(_MaskedTextEncoder):
         pooling: "mean" for the mean of the states over the text's tokens, begin and end among them; "cls" for
             the first token's state.
         normalize: whether the pooled state is divided by its length.
+        run: int32 (n, length) -> states (n, length, width): what runs the network instead, such as an
+            engine's `encode`. There is no pooled state then.
 
     Attributes:
-        tokenizer, config, network, pooling, normalize: as given.
+        tokenizer, config, network, pooling, normalize, run: as given.
 
     Raises:
         InputError: the tokenizer has more tokens, or longer rows, than the network; or there is no such
             pooling.
     """
 
-    def __init__(self, tokenizer, config, network: Callable, pooling: str = "mean", normalize: bool = False):
-        super().__init__(tokenizer, config, network)
+    def __init__(
+        self,
+        tokenizer,
+        config,
+        network: Callable,
+        pooling: str = "mean",
+        normalize: bool = False,
+        run: Callable | None = None,
+    ):
+        super().__init__(tokenizer, config, network, run)
         if pooling not in POOLINGS:
             raise unknown("pooling", pooling, POOLINGS)
-        tokenizer.check_fits(config.vocab_size, config.max_position_embeddings)
-        self.width, self.pooling, self.normalize = config.hidden_size, pooling, normalize
+        self.pooling, self.normalize = pooling, normalize
 
-    def encode(self, ids, mask) -> EncodedText:
-        """Token ids and their mask, both (n, length), to states (n, length, width) and pooled (n, width)."""
-        from keras import ops  # only here: it is slow to import, and texts are tokenised without it
+    def _encode(self, ids, mask):
+        from keras import ops  # only here, as in `states`
 
         states = self.network()(ids, mask).last_hidden_state
         pooled = ops.cast(states, "float32")
@@ -229,3 +266,16 @@ class BertTextEncoder(_MaskedTextEncoder):
         if self.normalize:
             pooled = ops.normalize(pooled, axis=-1, epsilon=1e-12)
         return EncodedText(states, mask, pooled)
+
+
+ENCODERS = {CLIPTextConfig: CLIPTextEncoder, T5Config: T5TextEncoder, BertConfig: BertTextEncoder}
+
+
+def kind_of(config) -> str:
+    """What a configuration is of, for messages: "CLIP", "T5" or "BERT"."""
+    return {CLIPTextConfig: "CLIP", T5Config: "T5", BertConfig: "BERT"}[type(config)]
+
+
+def text_encoder_of(config, tokenizer, network: Callable, **options) -> TextEncoder:
+    """The text encoder of a configuration's kind; see its class for the arguments and errors."""
+    return ENCODERS[type(config)](tokenizer, config, network, **options)

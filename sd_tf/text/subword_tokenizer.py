@@ -8,6 +8,7 @@ and a few options are read, and everything else is made as transformers makes it
 
 import base64
 import binascii
+import functools
 import math
 import warnings
 from pathlib import Path
@@ -85,7 +86,7 @@ class SubwordTokenizer:
             raise InputError(f"the vocabulary lacks the token {shown(token)}: another tokenizer's?")
         return found
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the highest id: the rows that a token embedding needs."""
         return max(self._engine.get_vocab(with_added_tokens=True).values()) + 1
@@ -154,9 +155,10 @@ class SubwordTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "tokenizer.json", self._engine.to_str() + "\n")
-        decoder = self._engine.get_added_tokens_decoder()
         flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-        added = {str(i): {flag: getattr(token, flag) for flag in flags} for i, token in decoder.items()}
+        added = {
+            str(i): {flag: getattr(token, flag) for flag in flags} for i, token in self.added_tokens.items()
+        }
         config = {**self.options, **self.roles, "added_tokens_decoder": added}
         write_json(folder / "tokenizer_config.json", config | {"model_max_length": self.max_length})
         for stale in ("vocab.txt", "spiece.model", "special_tokens_map.json", "added_tokens.json"):
@@ -182,8 +184,19 @@ class SubwordTokenizer:
             engine.enable_padding(length=self.max_length, **pad)
         engine.save(str(file), pretty=False)
 
-    def check_fits(self, vocab_size: int, positions: int = LONGEST):
-        """Raises `InputError` where a network of so many tokens and positions cannot read the rows."""
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Piece -> id, without tokens that were added to the vocabulary."""
+        return self._engine.get_vocab(with_added_tokens=False)
+
+    @property
+    def added_tokens(self) -> dict:
+        """Id -> `tokenizers.AddedToken` of the tokens that are cut out of a text before it is split."""
+        return self._engine.get_added_tokens_decoder()
+
+    def check_fits(self, config):
+        """Raises `InputError` where a network of that `T5Config` or `BertConfig` cannot read the rows."""
+        vocab_size, positions = config.vocab_size, getattr(config, "max_position_embeddings", LONGEST)
         if self.vocab_size > vocab_size or self.max_length > positions:
             raise InputError(
                 f"the tokenizer gives {self.max_length} of {self.vocab_size} tokens, the network reads "

@@ -5,6 +5,7 @@ Text is lower-cased, split into words and written as UTF-8 bytes, each byte a pr
 2016). The last character of a word carries "</w>". Files are those of `transformers.CLIPTokenizer`.
 """
 
+import functools
 import heapq
 import itertools
 import json
@@ -131,7 +132,7 @@ class Tokenizer:
         """Tokens of a text that a row holds: all but begin and end."""
         return self.max_length - 2
 
-    @property
+    @functools.cached_property
     def vocab_size(self):
         """One more than the highest id: the rows a token embedding needs."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1

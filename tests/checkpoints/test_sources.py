@@ -1,6 +1,8 @@
 """Models by name: bundled, in folders, and on a hub, which a small server of this file stands for."""
 
+import configparser
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import sd_tf
+from sd_tf.checkpoints import sources
 from sd_tf.checkpoints.sources import bundled_names, resolve
 from sd_tf.errors import InputError
 from tests.answering import Answering
@@ -168,3 +171,69 @@ def test_a_run_folder_that_is_mistyped_is_no_folder_here(monkeypatch, tmp_path):
 def test_a_path_that_is_not_there_is_named(name):
     with pytest.raises(InputError, match=f"no file or folder '{name}'"):
         resolve(name)
+
+
+# -- models in Python packages ------------------------------------------------------------------------
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A package with one file, which stands for MiniLM's; its own code is never run."""
+    folder = tmp_path / "packages" / "carries_a_model" / "model"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise SystemExit('was run')\n")
+    (folder / "config.json").write_text("{}")
+    sha256 = {"config.json": hashlib.sha256(b"{}").hexdigest()}
+    carried = sources.PACKAGED[MINILM]._replace(package="carries_a_model", sha256=sha256)
+    monkeypatch.setitem(sources.PACKAGED, MINILM, carried)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sources, "_download", lambda hub_id, *_: Path("from the hub"))
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    return folder
+
+
+def test_a_model_that_a_package_carries_is_taken_from_there(packaged):
+    assert resolve(MINILM, kind="text encoder") == packaged
+    assert resolve(MINILM, revision="main") == Path("from the hub")
+    assert resolve("sentence-transformers/another") == Path("from the hub")
+
+
+@pytest.mark.parametrize("damage", ["another", "missing"])
+def test_a_package_with_another_file_is_refused_in_one_line(damage, packaged):
+    resolve(MINILM)  # whose hash is remembered
+    file = packaged / "config.json"
+    file.write_text("{ }") if damage == "another" else file.unlink()
+    with pytest.raises(InputError, match=f"{file} .*install.* again") as error:
+        resolve(MINILM)
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_package_and_the_network_the_extra_is_named(tmp_path):
+    program = (
+        "from sd_tf.checkpoints import sources\n"
+        f"found = sources.PACKAGED[{MINILM!r}]._replace(package='is_not_installed')\n"
+        f"sources.PACKAGED[{MINILM!r}] = found\n"
+        f"sources.resolve({MINILM!r})"
+    )
+    settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    message = done.stderr.splitlines()[-1]
+    assert f"no folder '{MINILM}' here" in message and '".[minilm]"' in message
+
+
+def test_the_extra_has_the_package_and_the_package_has_the_published_weights():
+    carried = sources.PACKAGED[MINILM]
+    extras = configparser.ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    needed = extras["options.extras_require"][carried.extra]
+    assert carried.package.replace("_", "-") in needed
+    pytest.importorskip(carried.package)
+    assert (resolve(MINILM) / "modules.json").is_file()
