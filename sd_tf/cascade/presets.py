@@ -200,9 +200,7 @@ def levels(attends: str, efficient: bool = False) -> dict:
 
 def enlarging(config: PixelUNetConfig, sample_size: int, **changes) -> PixelUNetConfig:
     """The super-resolution stage of a base's configuration."""
-    return replace(
-        config, sample_size=sample_size, in_channels=6, class_embed_type="timestep", **changes
-    )
+    return replace(config, sample_size=sample_size, in_channels=6, class_embed_type="timestep", **changes)
 
 
 # MinImagen: linear betas, epsilon, dynamic thresholding at a percentile of 0.9, no learned variance.
