@@ -62,6 +62,6 @@ def pictures(side: int, number: int) -> np.ndarray:
 
 
 def text_states(sizes) -> np.ndarray:
-    """Numbers of the shape of T5-small's states, float32 (batch, tokens, width): their values take no time."""
+    """Random numbers of the shape of T5-small's states, float32 (batch, tokens, width)."""
     shape = sizes["batch"], sizes["tokens"], sizes["width"]
     return np.random.default_rng(0).standard_normal(shape).astype("float32")

@@ -1,10 +1,10 @@
 """MinImagen's base for the same minutes as ours, on Fashion-MNIST, judged as `sd_tf.evaluate` judges.
 
-    python -m benchmarks.equal_minutes --output DIR --minutes 28     how many steps those are, on an idle machine
-    python -m benchmarks.equal_minutes --output DIR --steps N        trains, draws and judges
+    python -m benchmarks.equal_minutes --output DIR --minutes 28
+    python -m benchmarks.equal_minutes --output DIR --steps N --sampling-steps 50
 
-The first command times steps and prints the second, which may then run beside other work: it goes on where
-it was stopped. MinImagen (`benchmarks/peers/trained_minimagen.py`) gets the captions and colours that ours
+The first command times steps on the idle machine and says how many the minutes are. The second trains, draws
+and judges; it may run beside other work, and goes on where it was stopped. MinImagen (`benchmarks/peers/trained_minimagen.py`) gets the captions and colours that ours
 get, the states of the same frozen text encoder, `clip-mini`, and its own loss, optimizer and sampler. Writes
 `report.json`, which `python -m sd_tf.evaluate --compare OURS DIR/report.json` takes beside models of ours.
 """
@@ -24,7 +24,7 @@ KINDS = ("grey", "tinted")
 
 
 def write_texts(folder):
-    """Writes `texts.npz`: the states of every caption and prompt, which their process has no TensorFlow for."""
+    """Writes `texts.npz`: the states of every caption and prompt, for a process without TensorFlow."""
     if (folder / "texts.npz").is_file():
         return
     from sd_tf.checkpoints.text_encoders import open_text_encoder
@@ -125,9 +125,8 @@ def main():
         seconds, number = measured_steps(
             options.output, options.minutes, options.batch_size, options.measured
         )
-        print(
-            f"{seconds:.3f} s for a step of {options.batch_size}: {options.minutes:g} minutes are {number} steps"
-        )
+        said = f"{seconds:.3f} s for a step of {options.batch_size}"
+        print(f"{said}: {options.minutes:g} minutes are {number} steps")
         words = ["--output", options.output, "--steps", number, "--batch-size", options.batch_size]
         print(shlex.join(["python", "-m", "benchmarks.equal_minutes", *map(str, words)]))
         return

@@ -216,7 +216,7 @@ WORKLOADS = {
         ),
         cascade(
             "drawing",
-            "4 pictures of 64x64, guided: 1000 steps of the Imagens' own samplers (4 are timed), 20 of DPM-Solver++",
+            "4 guided pictures of 64x64: 1000 steps of the Imagens (4 are timed), 20 of DPM-Solver++",
             IMAGENS_DRAWING,
             stage=0,
             attends=".xx",

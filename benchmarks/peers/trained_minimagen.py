@@ -5,8 +5,8 @@
     python -m benchmarks.peers.trained_minimagen --output DIR --samples 400 --tinted-samples 160
 
 Its base network, loss, optimizer and sampler with their defaults, at 32 pixels; `DIR/texts.npz` has the text
-states, which `benchmarks.equal_minutes` writes. The second command writes `unet.safetensors` and `training.json`
-into DIR, the third `drawn-*.npy`, a file for each prompt, and goes on where it was stopped.
+states, which `benchmarks.equal_minutes` writes. The second command writes `unet.safetensors` and
+`training.json` into DIR, the third `drawn-*.npy`, a file for each prompt. Both go on where they were stopped.
 """
 
 import argparse

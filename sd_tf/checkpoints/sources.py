@@ -129,8 +129,8 @@ def _check_fits(hub_id, size):
     memory = memory_of_machine()
     if memory is not None and size > memory and not os.path.exists(GPU_DEVICE):
         raise InputError(
-            f"{hub_id!r} has {size / 1e9:.1f} GB of weights, this machine has {memory / 1e9:.1f} GB of memory: "
-            "take a smaller model, or a variant of half the size, such as fp16; nothing was downloaded of them"
+            f"{hub_id!r} has {size / 1e9:.1f} GB of weights, which were not downloaded: this machine has "
+            f"{memory / 1e9:.1f} GB of memory, take a smaller model or a smaller variant, such as fp16"
         )
 
 
