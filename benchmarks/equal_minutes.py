@@ -4,9 +4,10 @@
     python -m benchmarks.equal_minutes --output DIR --steps N --sampling-steps 50
 
 The first command times steps on the idle machine and says how many the minutes are. The second trains, draws
-and judges; it may run beside other work, and goes on where it was stopped. MinImagen (`benchmarks/peers/trained_minimagen.py`) gets the captions and colours that ours
-get, the states of the same frozen text encoder, `clip-mini`, and its own loss, optimizer and sampler. Writes
-`report.json`, which `python -m sd_tf.evaluate --compare OURS DIR/report.json` takes beside models of ours.
+and judges; it may run beside other work, and goes on where it was stopped. MinImagen
+(`benchmarks/peers/trained_minimagen.py`) gets the captions and colours that ours get, the states of the same
+frozen text encoder, `clip-mini`, and its own loss, optimizer and sampler. Writes `report.json`, which
+`python -m sd_tf.evaluate --compare OURS DIR/report.json` takes beside models of ours.
 """
 
 import argparse

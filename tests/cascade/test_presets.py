@@ -89,8 +89,9 @@ def test_a_dry_run_needs_no_network_and_no_memory(name, capsys, tmp_path, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     (tmp_path / "red.txt").write_text("a red dress")
-    flags = ["--dataset", f"folder:{tmp_path}", "--preset", name, "--text-encoder", "clip-mini", "--dry-run"]
-    train.main(["cascade", *flags, "--output", str(tmp_path / "run")])
+    data = ["--dataset", "folder", "--data-dir", str(tmp_path), "--dry-run"]
+    flags = ["--preset", name, "--text-encoder", "clip-mini", "--output", str(tmp_path / "run")]
+    train.main(["cascade", *data, *flags])
     said = capsys.readouterr().out
     assert said.count("trainable parameters") == len(PRESETS[name].stages)
     assert said.count("memory of a replica") == len(PRESETS[name].stages)
