@@ -6,6 +6,7 @@ sd_tf is imported before TensorFlow, whose settings it makes, and so where it is
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ import numpy as np
 
 def prepare(workload, variant):
     """(what runs the workload once, None: the arithmetic is counted by torch)."""
-    if workload.kind in ("W1", "W3", "W5"):  # as `python -m sd_tf.train` does
+    draws = "steps" in workload.sizes
+    if (
+        workload.kind in ("W1", "W3", "W5") or workload.kind == "cascade" and not draws
+    ):  # as `python -m sd_tf.train` does
         from sd_tf.graphs import one_core_for_each_operation
 
         one_core_for_each_operation()
@@ -26,6 +30,7 @@ def prepare(workload, variant):
         "W5": _autoencoder_training,
         "W6": _cold_start,
         "W7": _end_to_end,
+        "cascade": _cascade_drawing if draws else _cascade_training,
     }[workload.kind]
     return prepare(workload.sizes, variant), None
 
@@ -46,13 +51,19 @@ def _product(sizes, variant):
 
 
 def _training(stage, batch, variant):
-    """Steps of the `Trainer` on one batch, over and over."""
+    """Steps of the `Trainer` on one batch, over and over; with `--remat` in variants that say so."""
     import tensorflow as tf
 
     from sd_tf.training.loop import Budget, Trainer
 
     trainer = Trainer(
-        stage, tf.distribute.get_strategy(), Budget(None, 1), tempfile.mkdtemp(), _policy(variant), 1e9
+        stage,
+        tf.distribute.get_strategy(),
+        Budget(None, 1),
+        tempfile.mkdtemp(),
+        _policy(variant),
+        1e9,
+        remat="remat" in variant.split(),
     )
     batch = {name: tf.constant(value) for name, value in batch.items()}
     return lambda: float(trainer.step(batch)["loss"])
@@ -121,6 +132,62 @@ def _autoencoder_training(sizes, variant):
     noise = rng.standard_normal((sizes["batch"], side // 4, side // 4, 4)).astype("float32")
     stage = AutoencoderStage(_stage_config(sizes), network, dataset=None, seed=0)
     return _training(stage, {"images": images, "noise": noise}, variant)
+
+
+# -- cascades -------------------------------------------------------------------------------------------
+
+
+def _cascade_stage(sizes, variant):
+    """A `PixelStage` of the workload's preset, of random weights, and its preset."""
+    from benchmarks import cascades
+    from sd_tf.cascade.presets import preset_named
+    from sd_tf.cascade.stage import PixelStage
+    from sd_tf.cascade.unet import PixelUNet
+    from sd_tf.diffusion.schedules import NoiseSchedule
+
+    unet = PixelUNet(cascades.config(sizes, variant), dtype=_policy(variant))
+    unet.build()
+    preset = preset_named(sizes["preset"]).stages[sizes["stage"]]
+    noising = NoiseSchedule(preset.noising) if preset.noising is not None else None
+    return PixelStage(unet, NoiseSchedule(preset.schedule), noising), preset
+
+
+def _cascade_training(sizes, variant):
+    """A step of a stage's own loss on real pictures."""
+    import dataclasses
+
+    from benchmarks import cascades
+    from sd_tf.cascade.stages import BaseStage, SuperResolutionStage
+
+    stage, preset = _cascade_stage(sizes, variant)
+    config = dataclasses.replace(preset.training, batch_size=sizes["batch"])
+    pictures = cascades.pictures(64 * (1 + sizes["stage"]), sizes["batch"])
+    context = cascades.text_states(sizes)
+    texts = types.SimpleNamespace(states=np.zeros((1, *context.shape[1:]), np.float32), seconds=0.0)
+    shared = (config, "benchmark", stage, None, texts, cascades.DROPPED, 0, None)
+    learned = SuperResolutionStage(*shared, small=(64, 64)) if sizes["stage"] else BaseStage(*shared)
+    indices = np.arange(sizes["batch"])
+    parts = learned.pictures(2 * pictures - 1, indices, 0)
+    batch = {**parts, "context": context, **learned.drawn(indices, 0, parts["images"].shape[1:])}
+    return _training(learned, batch, variant)
+
+
+def _cascade_drawing(sizes, variant):
+    """Guided steps of the best sampler, as `CascadedDiffusion.generate` draws a stage."""
+    from benchmarks import cascades
+    from sd_tf.cascade.drawing import draw_stage
+    from sd_tf.diffusion.conditions import Condition
+    from sd_tf.generation.request import Request
+
+    stage, preset = _cascade_stage(sizes, variant)
+    request = Request(prompt_embeds=cascades.text_states(sizes), batch_size=sizes["batch"])
+    asked = Condition(request.prompt_embeds).split(sizes["batch"])
+    free = Condition(np.zeros_like(request.prompt_embeds)).split(sizes["batch"])
+    settings = preset.recommended.replaced(steps=sizes["steps"], guidance_scale=sizes["guidance_scale"])
+    pairs = list(zip(free, asked, strict=True))
+    return lambda: draw_stage(
+        stage, 0, request, pairs, settings, stage.thresholding, stage.image_size, progress=False
+    )
 
 
 # -- drawing --------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from benchmarks.workloads import WORKLOADS
 
-LIBRARIES = ("tensorflow", "keras", "torch", "diffusers", "keras-cv", "openvino")
+LIBRARIES = (
+    "tensorflow",
+    "keras",
+    "torch",
+    "diffusers",
+    "keras-cv",
+    "openvino",
+    "minimagen",
+    "imagen-pytorch",
+)
 
 
 def write_report(results, folder: Path):

@@ -1,5 +1,6 @@
 """What is measured: the sizes, the same for every library, and how often each is run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -23,7 +24,7 @@ class Workload:
 
     @property
     def kind(self):
-        """What is run: W2 for both of its sizes."""
+        """What is run: W2 for both of its sizes, and cascade for all of a cascade's."""
         return self.name.split("-")[0]
 
 
@@ -54,6 +55,51 @@ DRAWING = (
     "sd_tf tensorflow float32",
     "sd_tf openvino float32",
 )
+
+
+IMAGENS = (
+    "minimagen float32",
+    "minimagen efficient float32",
+    "minimagen efficient bfloat16",
+    "imagen-pytorch float32",
+    "imagen-pytorch efficient float32",
+    "imagen-pytorch efficient bfloat16",
+    "diffusers float32",
+    "diffusers bfloat16",
+    "sd_tf float32",
+    "sd_tf bfloat16",
+    "sd_tf remat float32",
+    "sd_tf efficient float32",
+    "sd_tf efficient bfloat16",
+    "sd_tf efficient remat float32",
+)
+IMAGENS_DRAWING = (
+    "minimagen float32",
+    "imagen-pytorch float32",
+    "diffusers float32",
+    "sd_tf float32",
+    "sd_tf efficient float32",
+    "sd_tf efficient bfloat16",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of the work is run, and its seconds count `times` over."""
+
+    run: Callable
+    times: float
+
+    def __call__(self):
+        return self.run()
+
+
+def cascade(name, title, variants, **sizes):
+    """A stage of the preset `minimagen-pokemon`, in each library's own blocks."""
+    usual = {"preset": "minimagen-pokemon", "tokens": 64, "width": 512}
+    return Workload(
+        f"cascade-{name}", title, variants, rounds=1, repeats=3, warmup=1, alone=True, sizes=usual | sizes
+    )
 
 
 def attending(widths, **sizes):
@@ -151,6 +197,33 @@ WORKLOADS = {
             warmup=0,
             alone=True,
             sizes={"steps": 40},
+        ),
+        cascade(
+            "base",
+            "Training step of MinImagen's base (128, 256, 512), 64x64 pictures, batch 2, text 64 x 512",
+            IMAGENS,
+            stage=0,
+            attends=".xx",
+            batch=2,
+        ),
+        cascade(
+            "sr",
+            "Training step of a super-resolution stage (128, 256, 512), 128x128 pictures, batch 4",
+            IMAGENS,
+            stage=1,
+            attends="..x",
+            batch=4,
+        ),
+        cascade(
+            "drawing",
+            "4 guided pictures of 64x64: 1000 steps of the Imagens (4 are timed), 20 of DPM-Solver++",
+            IMAGENS_DRAWING,
+            stage=0,
+            attends=".xx",
+            batch=4,
+            steps=20,
+            timed_steps=4,
+            guidance_scale=3.0,
         ),
     )
 }

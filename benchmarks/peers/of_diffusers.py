@@ -28,6 +28,10 @@ def prepare(workload, variant):
     torch.manual_seed(0)
     words = variant.split()
     dtype, compiled = getattr(torch, words[-1], None), "compiled" in words
+    if workload.kind == "cascade":
+        return (_cascade_drawing if "steps" in workload.sizes else _cascade_training)(
+            workload, variant, dtype
+        )
     prepare = {
         "peak": _product,
         "W1": _unet_training,
@@ -120,6 +124,85 @@ def _autoencoder_training(sizes, dtype, compiled):
         return F.l1_loss(rebuilt.float(), images) + 1e-4 * kl.float()
 
     return _training(network, loss, dtype, compiled)
+
+
+# -- cascades ---------------------------------------------------------------------------------------------
+
+
+def cascade_unet(sizes, variant):
+    """DeepFloyd IF's UNet at a workload's sizes, of random weights."""
+    import dataclasses
+
+    import diffusers
+
+    from benchmarks import cascades
+
+    fields = dataclasses.asdict(cascades.config(sizes, variant))
+    del fields["kept"]
+    return diffusers.UNet2DConditionModel(mid_block_type="UNetMidBlock2DSimpleCrossAttn", **fields)
+
+
+def _cascade_training(workload, variant, dtype):
+    """A step on real pictures: noise, the network, squared error, clipping, Adam."""
+    import diffusers
+
+    from benchmarks import cascades
+
+    sizes = workload.sizes
+    network, side = cascade_unet(sizes, variant).train(), 64 * (1 + sizes["stage"])
+    images = (
+        torch.from_numpy(cascades.pictures(side, sizes["batch"])).permute(0, 3, 1, 2).contiguous() * 2 - 1
+    )
+    context = torch.from_numpy(cascades.text_states(sizes))
+    schedule = diffusers.DDPMScheduler(beta_start=1e-4, beta_end=0.02)
+    parameters = list(network.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=cascades.LEARNING_RATE)
+
+    def timesteps():
+        return torch.randint(0, 1000, (sizes["batch"],))
+
+    def step():
+        t, noise, more = timesteps(), torch.randn_like(images), {}
+        noisy = schedule.add_noise(images, noise, t)
+        if sizes["stage"]:
+            small = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
+            more["class_labels"] = level = timesteps()
+            noisy = torch.cat([noisy, schedule.add_noise(small, torch.randn_like(small), level)], dim=1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            loss = F.mse_loss(network(noisy, t, context, **more).sample.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, cascades.CLIP, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step, None
+
+
+def _cascade_drawing(workload, variant, dtype):
+    """Guided steps of DPM-Solver++ with dynamic thresholding, both halves of a step in one call."""
+    import diffusers
+
+    from benchmarks import cascades
+
+    sizes = workload.sizes
+    network, context = cascade_unet(sizes, variant).eval(), torch.from_numpy(cascades.text_states(sizes))
+    both = torch.cat([torch.zeros_like(context), context])
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=100.0, timestep_spacing="trailing"
+    )
+
+    @torch.no_grad()
+    def run():
+        scheduler.set_timesteps(sizes["steps"])
+        images = torch.randn(sizes["batch"], 3, 64, 64)
+        for t in scheduler.timesteps:
+            free, asked = network(torch.cat([images, images]), t, both).sample.chunk(2)
+            found = free + sizes["guidance_scale"] * (asked - free)
+            images = scheduler.step(found, t, images).prev_sample
+        return images
+
+    return run, None
 
 
 @torch.no_grad()

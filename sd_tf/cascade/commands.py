@@ -67,6 +67,7 @@ def defaults(dataset: str, options: CascadeOptions) -> dict:
             value = getattr(preset.stage(0).training, field.name)
             found[field.name] = f"{value:g}" if isinstance(value, float) else str(value)
     found |= {
+        "caption_dropout": f"{preset.caption_dropout:g}",
         "timestep_sampling": preset.timestep_sampling,
         "logit_mean": f"{preset.logit_mean:g}",
         "min_snr_gamma": "none" if preset.min_snr_gamma is None else f"{preset.min_snr_gamma:g}",

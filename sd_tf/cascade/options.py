@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sd_tf.commandline import LOADING
 from sd_tf.errors import InputError
 from sd_tf.options import option
-from sd_tf.training.options import DenoisingOptions
+from sd_tf.training.options import DENOISING, DenoisingOptions
 
 MODEL, SUPER_RESOLUTION, FINE_TUNING = "new model", "super-resolution", "fine-tuning"
 
@@ -35,6 +35,13 @@ class CascadeOptions(DenoisingOptions):
         "noise schedule",
         choices=("linear", "scaled_linear", "squaredcos_cap_v2"),
         group=MODEL,
+    )
+    caption_dropout: float | None = option(
+        None,
+        "share of captions replaced by the empty caption, for classifier-free guidance",
+        at_least=0,
+        below=1,
+        group=DENOISING,
     )
     stages: tuple[str, ...] | None = option(
         None,

@@ -9,6 +9,7 @@ from sd_tf.generation.settings import Settings
 from sd_tf.training.options import StageConfig
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+T5_SMALL, T5_BASE, T5_XXL = "google-t5/t5-small", "google-t5/t5-base", "google/t5-v1_1-xxl"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Preset:
     text_encoder: str
     max_minutes: float
     text_length: int | None = None
+    caption_dropout: float = 0.1
     timestep_sampling: str = "uniform"
     logit_mean: float = 0.0
     min_snr_gamma: float | None = None
@@ -203,6 +205,158 @@ FINE_TUNING = replace(
     max_minutes=10,
 )
 
+# -- what others tried, to be repeated ----------------------------------------------------------------
+#
+# Widths, levels and training settings are theirs, the blocks DeepFloyd IF's, which change the resolution
+# by residual blocks. Numbers of parameters are as near as whole layers come; tests/cascade/test_presets.py
+# has both.
+
+
+def levels(attends: str, efficient: bool = False) -> dict:
+    """Block types of a `PixelUNetConfig`.
+
+    Args:
+        attends: an x for each level with attention, a dot for one without, the highest resolution first.
+        efficient: whether they are those of Imagen's Efficient U-Net.
+    """
+
+    def names(direction, plain):
+        with_attention = "EfficientCrossAttn" if efficient else "SimpleCrossAttn"
+        kinds = {"x": f"{with_attention}{direction}Block2D", ".": f"{plain}Block2D"}
+        return tuple(kinds[mark] for mark in (attends if direction == "Down" else attends[::-1]))
+
+    return {
+        "down_block_types": names("Down", "EfficientDown" if efficient else "ResnetDownsample"),
+        "up_block_types": names("Up", "EfficientUp" if efficient else "ResnetUpsample"),
+    }
+
+
+def enlarging(config: PixelUNetConfig, sample_size: int, **changes) -> PixelUNetConfig:
+    """The super-resolution stage of a base's configuration."""
+    return replace(config, sample_size=sample_size, in_channels=6, class_embed_type="timestep", **changes)
+
+
+# MinImagen: linear betas, epsilon, dynamic thresholding at a percentile of 0.9, no learned variance.
+LINEAR = schedule_of_pixels(
+    beta_schedule="linear",
+    prediction_type="epsilon",
+    kept={
+        "_class_name": "DDPMScheduler",
+        "variance_type": "fixed_small",
+        "thresholding": True,
+        "dynamic_thresholding_ratio": 0.9,
+        "sample_max_value": 100.0,
+    },
+)
+LINEAR_NOISING = replace(LINEAR, kept={"_class_name": "DDPMScheduler"})
+ADAM = StageConfig(
+    batch_size=2,
+    learning_rate=1e-4,
+    lr_schedule="constant",
+    warmup_steps=0,
+    weight_decay=0.0,
+    gradient_clip=50.0,
+    ema_decay=0.0,  # the weights themselves
+)
+MINIMAGEN_64 = PixelUNetConfig(
+    sample_size=64,
+    out_channels=3,
+    block_out_channels=(128, 256, 512),
+    layers_per_block=1,
+    **levels(".xx"),
+    attention_head_dim=64,
+    cross_attention_dim=128,
+    encoder_hid_dim=512,
+    addition_embed_type=None,
+    act_fn="silu",
+    time_embedding_dim=256,
+    norm_num_groups=8,
+)
+MINIMAGEN_128 = enlarging(
+    MINIMAGEN_64, 128, layers_per_block=(1, 1, 2), **levels("..x", True), time_embedding_dim=512
+)
+MINIMAGEN_POKEMON = Preset(
+    stages=(
+        StagePreset(MINIMAGEN_64, LINEAR, replace(ADAM, share=0.6), recommended=DRAWING),
+        StagePreset(
+            MINIMAGEN_128,
+            LINEAR,
+            replace(ADAM, share=0.4),
+            noising=LINEAR_NOISING,
+            augment_level=200,
+            recommended=ENLARGING,
+        ),
+    ),
+    text_encoder=T5_SMALL,
+    text_length=64,
+    caption_dropout=0.15,
+    max_minutes=120,
+)
+
+
+def _with_unets(preset, *configs, **changes):
+    stages = tuple(replace(s, unet=config) for s, config in zip(preset.stages, configs, strict=True))
+    return replace(preset, stages=stages, **changes)
+
+
+TINY_64 = replace(
+    MINIMAGEN_64,
+    block_out_channels=(8, 16),
+    layers_per_block=2,
+    **levels(".."),
+    attention_head_dim=8,
+    cross_attention_dim=64,
+    time_embedding_dim=None,
+)
+TINY_128 = enlarging(TINY_64, 128, layers_per_block=3, **levels("..", True), time_embedding_dim=64)
+LARGE_64 = replace(MINIMAGEN_64, block_out_channels=(256, 512, 1024), time_embedding_dim=None)
+LARGE_128 = enlarging(LARGE_64, 128, layers_per_block=(1, 1, 2), **levels("...", True))
+STUDY = {"text_encoder": T5_BASE, "max_minutes": 480}
+
+# Saharia et al. 2022, appendix F: 2 B parameters at 64, then Efficient U-Nets to 256 and 1024.
+PAPER_64 = PixelUNetConfig(
+    sample_size=64,
+    block_out_channels=(512, 1024, 1536, 2048),
+    layers_per_block=3,
+    **levels(".xxx"),
+    cross_attention_dim=2048,
+    act_fn="silu",
+    out_channels=3,
+)
+PAPER_256 = enlarging(
+    PAPER_64,
+    256,
+    block_out_channels=(128, 256, 512, 1024),
+    layers_per_block=(2, 4, 8, 8),
+    **levels("...x", True),
+    cross_attention_dim=512,
+)
+PAPER_1024 = replace(PAPER_256, sample_size=1024, only_cross_attention=True)
+COSINE = replace(
+    schedule_of_pixels(prediction_type="epsilon"), kept=LINEAR.kept | {"dynamic_thresholding_ratio": 0.995}
+)
+IMAGEN_PAPER = Preset(
+    stages=tuple(
+        StagePreset(
+            unet,
+            schedule,
+            StageConfig(batch_size=2048, learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999),
+            noising=replace(COSINE, kept=NOISING.kept) if unet.class_embed_type else None,
+            augment_level=100 if unet.class_embed_type else 0,
+            crop=256 if unet is PAPER_1024 else 0,
+            recommended=ENLARGING if unet.class_embed_type else DRAWING,
+        )
+        for unet, schedule in (
+            (PAPER_64, COSINE),
+            (PAPER_256, COSINE),
+            (PAPER_1024, replace(COSINE, beta_schedule="linear")),
+        )
+    ),
+    text_encoder=T5_XXL,
+    text_length=128,
+    max_minutes=4 * 24 * 60,
+)
+
 PRESETS = {
     "cascade-small": SMALL,
     "cascade-emoji": PICTURES,
@@ -210,6 +364,10 @@ PRESETS = {
     "cascade-pokemon": PICTURES,
     "cascade-pictures": PICTURES,
     "fine-tuning": FINE_TUNING,
+    "minimagen-pokemon": MINIMAGEN_POKEMON,
+    "minimagen-tiny": _with_unets(MINIMAGEN_POKEMON, TINY_64, TINY_128, **STUDY),
+    "minimagen-large": _with_unets(MINIMAGEN_POKEMON, LARGE_64, LARGE_128, **STUDY),
+    "imagen-paper": IMAGEN_PAPER,
 }
 PRESET_OF_DATASET = {
     "fashion_mnist": "cascade-small",

@@ -155,7 +155,8 @@ class PlannedPixelStage(PlannedStage):
             "logit_mean": preset.logit_mean if own.logit_mean is None else own.logit_mean,
             "offset_noise": own.offset_noise,
         }
-        shared = (self.config, self.name, stage, run.dataset, texts, own.caption_dropout, run.options.seed)
+        dropout = preset.caption_dropout if own.caption_dropout is None else own.caption_dropout
+        shared = (self.config, self.name, stage, run.dataset, texts, dropout, run.options.seed)
         if not stage.is_super_resolution:
             return BaseStage(*shared, self.model, **settings)
         return SuperResolutionStage(

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from sd_tf.files import is_inside, open_file, read_json, reason
 PACKAGE = Path(__file__).parent.parent
 INSTALLED, CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
 BUNDLED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+GPU_DEVICE = "/dev/nvidiactl"
 MOST_WEIGHTS = 30_000_000_000  # bytes of a model; Stable Diffusion's single files have up to 8 GB
 PARTS = ("vae", "unet", "text_encoder")  # whose weights a whole model is downloaded with
 KINDS = {  # what `resolve` looks for -> the bundled folders of that kind, by a file that they hold
@@ -163,14 +165,53 @@ def _download(hub_id, revision, variant, parts) -> Path:
         for stem in stems
         for name in (f"{stem}.{variant}.safetensors", f"{stem}.{variant}-*-of-*.safetensors")
     ]
+    sizes, asked = _sizes_on_hub(hub_id, revision), []
+
+    def fetch_weights(patterns):
+        asked.extend(patterns)
+        _check_fits(hub_id, sum(size for name, size in sizes.items() if any(fnmatch(name, p) for p in asked)))
+        return fetch(patterns)
+
     with one_line_hub_errors(hub_id):
         folder = fetch(["*.json", "*.txt", "*spiece.model"])
         if not (folder / "model_index.json").is_file():  # one part alone, such as a CLIP
-            return fetch(of_variant if variant else plain)
+            return fetch_weights(of_variant if variant else plain)
         if variant:
-            fetch([f"{part}/{name}" for part in parts for name in of_variant])
+            fetch_weights([f"{part}/{name}" for part in parts for name in of_variant])
         lacking = [part for part in parts if not variant or not list((folder / part).glob(f"*.{variant}*"))]
-        return fetch([f"{part}/{name}" for part in lacking for name in plain])
+        return fetch_weights([f"{part}/{name}" for part in lacking for name in plain])
+
+
+def _sizes_on_hub(hub_id, revision) -> dict[str, int]:
+    """Bytes of a model's files; none where the hub cannot be asked, such as for what is in its cache."""
+    import huggingface_hub
+
+    try:
+        files = list(huggingface_hub.HfApi().list_repo_tree(hub_id, recursive=True, revision=revision))
+    except Exception:  # what is wrong, the download says
+        return {}
+    return {file.path: file.size for file in files if isinstance(getattr(file, "size", None), int)}
+
+
+def _check_fits(hub_id, size):
+    """Raises `InputError` where weights of so many bytes are more than this machine's memory.
+
+    With a GPU, whose own memory is not known before TensorFlow is imported, nothing is refused.
+    """
+    memory = memory_of_machine()
+    if memory is not None and size > memory and not os.path.exists(GPU_DEVICE):
+        raise InputError(
+            f"{hub_id!r} has {size / 1e9:.1f} GB of weights, which were not downloaded: this machine has "
+            f"{memory / 1e9:.1f} GB of memory, take a smaller model or a smaller variant, such as fp16"
+        )
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def index_from_hub(hub_id: str, revision: str | None = None) -> Path:
@@ -193,6 +234,8 @@ def one_line_hub_errors(hub_id: str):
     """Within the block, whatever goes wrong becomes an `InputError` of one line."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:  # all that can go wrong on the way has one way out
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

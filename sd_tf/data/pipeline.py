@@ -114,7 +114,11 @@ def stream(
             position, missing = position + len(indices), missing - len(indices)
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
-    probe = {key: tf.convert_to_tensor(value) for key, value in batch(first_step).items()}
+    one = fetch(_permutation(num_examples, seed, 0)[:1], 0)  # a whole batch may be too large for a dry run
+    rows = {key: tf.convert_to_tensor(value) for key, value in one.items()}
+    specs = {
+        key: tf.TensorSpec((batch_size // part[1], *row.shape[1:]), row.dtype) for key, row in rows.items()
+    }
     held = [batch]
 
     def arrays_of(step):  # TensorFlow never lets go of this function, which so lets go of `fetch`
@@ -123,10 +127,10 @@ def stream(
         raise StopIteration  # nobody waits for what was to be prefetched
 
     def load(step):
-        arrays = tf.numpy_function(arrays_of, [step], [value.dtype for value in probe.values()])
+        arrays = tf.numpy_function(arrays_of, [step], [spec.dtype for spec in specs.values()])
         return {
-            key: tf.ensure_shape(array, value.shape)
-            for (key, value), array in zip(probe.items(), arrays, strict=True)
+            key: tf.ensure_shape(array, spec.shape)
+            for (key, spec), array in zip(specs.items(), arrays, strict=True)
         }
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)

@@ -76,10 +76,10 @@ def hub(tiny_model, tmp_path_factory):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, folder, asked))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def load(arguments, home=home, **environment):
+    def load(arguments, home=home, before="", **environment):
         asked.clear()
         program = (
-            f"import sd_tf, numpy\nmodel = sd_tf.load({arguments})\n"
+            f"import sd_tf, numpy\n{before}\nmodel = sd_tf.load({arguments})\n"
             "print(float(sum(numpy.abs(value).sum() for value in model.unet.get_weights())))"
         )
         settings = {
@@ -128,6 +128,18 @@ def test_a_revision_and_a_variant_are_asked_for(hub, tmp_path):
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in files
     assert "unet/diffusion_pytorch_model.safetensors" not in files
     assert "text_encoder/model.safetensors" in files  # which has no such variant
+
+
+def test_weights_that_are_more_than_the_memory_are_refused_before_they_are_downloaded(hub, tmp_path):
+    load, asked, _ = hub
+    machine = "from sd_tf.checkpoints import sources\nsources.GPU_DEVICE = 'none'\n"
+    machine += "sources.memory_of_machine = lambda: 10_000"
+    done = load("'team/model'", home=tmp_path, before=machine)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "'team/model' has 0.0 GB of weights, which were not downloaded: this machine has 0.0 GB" in last
+    files = files_of(asked)
+    assert "model_index.json" in files and not [file for file in files if file.endswith(".safetensors")]
 
 
 @pytest.mark.parametrize(
