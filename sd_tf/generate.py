@@ -382,7 +382,7 @@ def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
     import sd_tf.families
-    from sd_tf.latent.lora_sources import find_lora, is_hub_id
+    from sd_tf.lora.sources import find_lora, is_hub_id
 
     loading = commandline.loading(flags)
     sd_tf.families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds

@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 import sd_tf
 from sd_tf import generate
 from sd_tf.errors import InputError
-from sd_tf.latent.lora_files import FILE, PEFT_FILE
-from sd_tf.latent.lora_sources import find_lora
+from sd_tf.lora.files import FILE, PEFT_FILE
+from sd_tf.lora.sources import find_lora
 from tests.answering import Answering
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -93,7 +93,7 @@ def hub(tmp_path_factory):
             "HF_HUB_DISABLE_XET": "1",
         }
         return subprocess.run(
-            [sys.executable, "-c", f"from sd_tf.latent.lora_sources import find_lora\n{program}"],
+            [sys.executable, "-c", f"from sd_tf.lora.sources import find_lora\n{program}"],
             env={k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings | environment,
             capture_output=True,
             text=True,

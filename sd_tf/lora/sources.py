@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from sd_tf.checkpoints.sources import HUB_ID, one_line_hub_errors
 from sd_tf.errors import InputError, shown
-from sd_tf.latent.lora_files import FILE, PEFT_FILE, several
-from sd_tf.latent.lora_strengths import CONFIG
+from sd_tf.lora.files import FILE, PEFT_FILE, several
+from sd_tf.lora.strengths import CONFIG
 
 
 class Source(NamedTuple):
