@@ -237,8 +237,8 @@ class PlannedPixelStage(PlannedStage):
         recipe, provenance = self.recipe, self.model.provenance
         if not recipe.is_new:
             recipe.unload_lora(run)
-            recipe.mix_in_prior(run)
             self._remove_lora()  # of a start that was interrupted
+            recipe.mix_in_prior(run)
         if recipe.is_new and self.name in provenance.half_trained:  # its random weights again
             self.stage.put(provenance.beginning.networks[self.name])
             provenance.half_trained.remove(self.name)

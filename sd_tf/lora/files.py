@@ -138,6 +138,12 @@ def _file_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if not found:
+        of_stages = sorted(folder.glob(f"*/{FILE}"))
+        if of_stages:
+            raise InputError(
+                f"{folder} holds the LoRA of a cascade's stages, such as {of_stages[0]}: load it into a "
+                "cascade"
+            )
         return folder / FILE
     if len(found) > 1:
         raise several(folder, [file.name for file in found])

@@ -1,4 +1,4 @@
-"""`--init-from` of a cascade: LoRAs of its stages, its attention alone, a new word, and DreamBooth's prior."""
+"""`--init-from` of a cascade: LoRAs of its stages, the attention alone, a new word, DreamBooth's prior."""
 
 import signal
 

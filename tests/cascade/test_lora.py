@@ -8,6 +8,7 @@ import sd_tf
 from sd_tf.cascade.recipe import LORA_TARGETS
 from sd_tf.checkpoints.names import keyed_variables
 from sd_tf.errors import InputError
+from sd_tf.latent.lora import read_lora
 from sd_tf.lora.adaptations import LowRank
 from sd_tf.lora.files import FILE, write_lora
 from tests.cascade import small
@@ -243,6 +244,8 @@ def test_what_is_no_lora_of_the_model_is_named(model, folder, tmp_path):
 def test_a_folder_of_loras_is_no_model(folder):
     with pytest.raises(InputError, match="holds a LoRA, not a model: load its base model, then"):
         sd_tf.load(folder)
+    with pytest.raises(InputError, match=f"holds the LoRA of a cascade's stages, such as .*base/{FILE}"):
+        read_lora(folder, {"unet.conv_in": (8, 4, 3, 3)})  # of latent diffusion
 
 
 def test_a_word_is_for_a_clip(model):

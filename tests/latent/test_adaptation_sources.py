@@ -77,6 +77,8 @@ def hub(tmp_path_factory):
     write(folder / "team" / "many" / "sub" / "b.safetensors")
     write(folder / "team" / "peft" / PEFT_FILE, "base_model.model.mid_block.attentions.0.proj_in.")
     (folder / "team" / "peft" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    for stage in ("base", "sr2"):
+        write(folder / "team" / "cascade" / stage / FILE)
     (folder / "team" / "none").mkdir()
     (folder / "team" / "none" / "README.md").write_text("nothing")
     asked = []
@@ -106,6 +108,16 @@ def hub(tmp_path_factory):
 
 def fetched(asked):
     return {path.partition("/resolve/main/")[2] for path in asked if "/resolve/main/" in path}
+
+
+def test_the_files_of_all_stages_of_a_cascade_are_fetched(hub):
+    run, asked = hub
+    done = run(
+        "found = find_lora('team/cascade')\n"
+        "print(found.name, *sorted(str(file.relative_to(found.path)) for file in found.path.glob('*/*')))"
+    )
+    assert done.stdout.split() == ["cascade", f"base/{FILE}", f"sr2/{FILE}"], done.stderr
+    assert fetched(asked) == {f"base/{FILE}", f"sr2/{FILE}"}
 
 
 @pytest.mark.parametrize(
