@@ -24,7 +24,7 @@ from tests.cascade.test_fit import TINY
 from tests.conftest import shake_variables
 
 SETTINGS = {"steps": 2, "options": {"previews": 0}, "verbose": 0}
-DRAWING = {"steps": 1, "seed": 0, "progress": False}
+DRAWING = {"steps": 1, "stages": 1, "seed": 0, "progress": False}
 WORD = {"finetune": "textual_inversion", "new_word": "<mine>", "like_word": "dress"}
 
 
@@ -129,7 +129,7 @@ def test_a_loaded_lora_is_the_network_that_was_trained(tuned):
 
 def test_a_lora_is_drawn_with_in_another_process_and_switched_off(tuned, base, tmp_path):
     folder, trained, plain, _, _ = tuned
-    settings = ["a dress", "--model", str(base), "--steps", "1", "--output", str(tmp_path)]
+    settings = ["a dress", "--model", str(base), "--steps", "1", "--stages", "1", "--output", str(tmp_path)]
     generate.main([*settings, "--lora", str(folder), "--lora-weight", "0.5"])
     with trained.adaptations.weighing({"mine": 0.5}):
         expected = trained.generate("a dress", **DRAWING)[0]
@@ -139,6 +139,7 @@ def test_a_lora_is_drawn_with_in_another_process_and_switched_off(tuned, base, t
         assert all(not changed(plain[number], kernels(trained, number)) for number in (0, 1))
 
 
+@pytest.mark.slow
 def test_stages_are_trained_one_by_one_to_the_same_lora(tuned, base, data, tmp_path):
     own = ["--finetune", "lora", "--lora-rank", "4", "--lora-alpha", "2"]
     train.main(flags(base, data, tmp_path / "run", *own, "--stages", "sr2"))
@@ -153,6 +154,7 @@ def test_stages_are_trained_one_by_one_to_the_same_lora(tuned, base, data, tmp_p
         assert all(np.array_equal(ours[name][key], theirs[name][key]) for key in ours[name])
 
 
+@pytest.mark.slow
 def test_a_stopped_lora_leaves_the_model_as_it_was_and_resumes_to_the_bit(
     tuned, base, data, tmp_path, monkeypatch
 ):
@@ -182,6 +184,7 @@ def test_a_stopped_lora_leaves_the_model_as_it_was_and_resumes_to_the_bit(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_attention_alone_learns_and_a_whole_model_is_written(base, data, tmp_path):
     train.main(flags(base, data, tmp_path / "run", "--finetune", "cross_attention"))
     before, after = sd_tf.load(base), sd_tf.load(tmp_path / "run")
@@ -212,7 +215,7 @@ def test_a_word_is_learned_and_nothing_else(base, data, tmp_path):
     drawn = [each.generate(prompt, **DRAWING) for each in (model, after, before)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[1], drawn[2])
-    main = ["--model", str(base), "--steps", "1", "--output", str(tmp_path / "out")]
+    main = ["--model", str(base), "--steps", "1", "--stages", "1", "--output", str(tmp_path / "out")]
     generate.main([prompt, *main, "--textual-inversion", str(tmp_path / "run")])
     (file,) = (tmp_path / "out").glob("*.png")
     with PIL.Image.open(file) as picture:
@@ -257,20 +260,18 @@ def test_the_gradient_of_a_word_is_that_of_its_row_in_the_text_encoder(base, dat
     np.testing.assert_allclose(ours[0], theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
 
 
-def test_prior_pictures_are_drawn_once_by_the_model_as_it_was(base, data, tmp_path):
-    prior = ["--prior-prompt", "a dress", "--prior-pictures", "4", "--finetune", "lora"]
-    train.main(flags(base, data, tmp_path / "run", *prior))
+def test_prior_pictures_are_drawn_by_the_model_as_it_was_and_learned_from(tuned, base, data, tmp_path):
+    lora = ["--finetune", "lora", "--lora-rank", "4", "--lora-alpha", "2", "--stages", "base"]
+    prior = ["--prior-prompt", "a dress", "--prior-pictures", "4"]
+    train.main(flags(base, data, tmp_path / "run", *lora, *prior))
     files = sorted((tmp_path / "run" / "prior").iterdir())
     expected = sd_tf.load(base).generate("a dress", 4, progress=False)
     assert len(files) == 4
     for file, image in zip(files, expected, strict=True):
         with PIL.Image.open(file) as picture:
             np.testing.assert_array_equal(np.asarray(picture), image)
-    plain = tmp_path / "plain"
-    train.main(flags(base, data, plain, "--finetune", "lora"))
-    for name in ("base", "sr2"):  # it is learned from
-        ours, theirs = loras(tmp_path / "run")[name], loras(plain)[name]
-        assert any(not np.array_equal(ours[key], theirs[key]) for key in ours)
+    ours, theirs = (load_file(folder / "base" / FILE) for folder in (tmp_path / "run", tuned[0]))
+    assert any(not np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_each_kind_has_the_learning_rate_of_diffusers_examples(monkeypatch):
@@ -286,13 +287,14 @@ def test_each_kind_has_the_learning_rate_of_diffusers_examples(monkeypatch):
         assert f"{recipe._fine_tuning_preset(options).stage(1).training.learning_rate:g}" == rate
 
 
-def test_a_dry_run_counts_what_learns_and_what_is_frozen(base, data, tmp_path, capsys):
-    said = {}
-    for kind in ("lora", "unet"):
-        train.main(flags(base, data, tmp_path / kind, "--finetune", kind, "--dry-run"))
-        said[kind] = capsys.readouterr().out
-        assert not (tmp_path / kind).exists()
-    assert said["lora"] != said["unet"]
+def test_a_dry_run_counts_what_learns_and_what_is_frozen(tuned, base, data, tmp_path, capsys):
+    lora = ["--finetune", "lora", "--lora-rank", "4", "--stages", "base"]
+    train.main(flags(base, data, tmp_path / "run", *lora, "--dry-run"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "trainable parameters" in line)
+    learns, frozen = (int(word.replace(",", "")) for word in line.split() if word[0].isdigit())
+    assert learns == sum(values.size for values in loras(tuned[0])["base"].values())
+    assert frozen == sum(values.size for values in tuned[2][0].values())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
