@@ -18,11 +18,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 __version__ = "0.1.0"
 _HOMES = {
     "CascadedDiffusion": "sd_tf.cascade.model",
-    "CrossAttention": "sd_tf.latent.options",
+    "CrossAttention": "sd_tf.training.finetuning_options",
     "InputError": "sd_tf.errors",
     "LatentDiffusion": "sd_tf.latent.model",
-    "LoRA": "sd_tf.latent.options",
-    "TextualInversion": "sd_tf.latent.options",
+    "LoRA": "sd_tf.training.finetuning_options",
+    "TextualInversion": "sd_tf.training.finetuning_options",
     "load": "sd_tf.families",
     "open_data": "sd_tf.data.open",
     "show": "sd_tf.showing",

@@ -370,7 +370,7 @@ def _guides(flags):
 def _load(flags):
     """The model, with learned words and LoRAs."""
     import sd_tf
-    from sd_tf.latent.lora_sources import find_lora, is_hub_id
+    from sd_tf.lora.sources import find_lora, is_hub_id
 
     loading = commandline.loading(flags)
     families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds

@@ -22,6 +22,7 @@ STREAM = [
     {"nn", "data", "diffusion"},
     {"text"},
     {"checkpoints", "generation"},
+    {"lora"},
     {"training"},
     {"sharing"},
     {"latent", "cascade"},
@@ -30,8 +31,8 @@ STREAM = [
     {"__init__", "train", "generate", "evaluate", "recommend", "sweep", "export", "demo"}
     | {"push", "caption", "doctor"},
 ]
-FAMILIES = STREAM[6]
-KNOW_NO_FAMILY = ("diffusion", "checkpoints", "generation", "training", "sharing")
+FAMILIES = STREAM[7]
+KNOW_NO_FAMILY = ("diffusion", "checkpoints", "generation", "lora", "training", "sharing")
 MAY_IMPORT_TENSORFLOW = {"data", "training", "exporting", "graphs", "skeleton", "quiet", "commandline"}
 # And never as they are imported: for speed, for gradients, and the one network that is a graph.
 IN_FUNCTIONS = {

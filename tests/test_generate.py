@@ -18,10 +18,10 @@ from sd_tf import commandline
 from sd_tf.errors import InputError
 from sd_tf.generate import main
 from sd_tf.images import save_png, sheet
-from sd_tf.latent.adaptations import LowRank
 from sd_tf.latent.clip_guidance import CLIPGuidance
 from sd_tf.latent.initial_noise import InitialNoise
-from sd_tf.latent.lora_files import write_lora
+from sd_tf.lora.adaptations import LowRank
+from sd_tf.lora.files import write_lora
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,11 @@ def check(options: CascadeOptions):
         preset_named(options.preset)
     if options.init_from is not None:
         options.check_of_a_trained_model()
-        loading.check(options.init_from, **options.loading)
-    elif options.text_encoder is not None:
+        model = loading.load_lazily(options.init_from, **options.loading)
+        options.check_of_a_model(model.stage_names, False, model.text_encoder)
+        return
+    options.check_of_a_new_model()
+    if options.text_encoder is not None:
         resolve(options.text_encoder, kind="text encoder", parts=("text_encoder",))
 
 
@@ -74,7 +77,8 @@ def defaults(dataset: str, options: CascadeOptions) -> dict:
         "stages": "all that are not finished",
     }
     if options.init_from:
-        return found
+        rate = preset.learning_rates.get(options.fine_tuning, preset.stage(0).training.learning_rate)
+        return found | {"learning_rate": f"{rate:g}"}
     schedule = preset.stages[0].schedule
     return found | {
         "text_encoder": preset.text_encoder,

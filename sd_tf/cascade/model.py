@@ -1,5 +1,6 @@
 """`CascadedDiffusion`: a text encoder and a chain of UNets on pixels as one text-to-image model."""
 
+import functools
 import math
 
 import numpy as np
@@ -14,14 +15,18 @@ from sd_tf.generation.engines import ENGINES
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
 from sd_tf.generation.request import Interpolation, Request
 from sd_tf.generation.settings import Settings
+from sd_tf.lora.adaptable import Adaptable
+from sd_tf.lora.adaptations import Adaptations
 from sd_tf.quiet import import_tensorflow
+from sd_tf.text.encoder import CLIPTextEncoder
+from sd_tf.text.new_words import with_word
 from sd_tf.training.provenance import Provenance
 
 LARGEST_IMAGE = 512**2  # pixels of a picture, or four times the model's own if that is more
 USUAL_FACTOR = 4  # of a first stage that enlarges: that of DeepFloyd IF
 
 
-class CascadedDiffusion:
+class CascadedDiffusion(Adaptable):
     """A text-to-image cascade on pixels (Imagen, Saharia et al. 2022; Ho et al. 2022).
 
     The first stage draws a small picture from text, each later one enlarges what the one before has drawn.
@@ -55,6 +60,11 @@ class CascadedDiffusion:
         self.stages, self.text_encoder = list(stages), text_encoder
         self.known_words, self.provenance, self.dtype = None, Provenance(), None
         self.origin = None
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the stages: "base", "sr2" and so on."""
+        return [stage_name(number) for number in range(len(self.stages))]
 
     # -- sizes ----------------------------------------------------------------------------------
 
@@ -137,12 +147,21 @@ class CascadedDiffusion:
         self.text_encoder.network()
 
     def weights_sha256(self) -> str:
-        """A hash of all weights."""
+        """A hash of all weights without LoRAs."""
         from sd_tf.hashing import fingerprint, weights_fingerprint
 
-        return fingerprint(
-            *(weights_fingerprint(stage.unet) for stage in self.stages), self.text_encoder.fingerprint
-        )
+        with self.without_adaptations():
+            return fingerprint(
+                *(weights_fingerprint(stage.unet) for stage in self.stages), self.text_encoder.fingerprint
+            )
+
+    def put(self, number: int, unet):
+        """Replaces the network of a stage by another of the same configuration, which may be `Unread`.
+
+        LoRAs are forgotten: they belong to the network of before.
+        """
+        if self.stages[number].put(unet):
+            self.forget_adaptations()
 
     # -- drawing --------------------------------------------------------------------------------
 
@@ -247,21 +266,22 @@ class CascadedDiffusion:
             eta=eta,
             resamples=resamples,
         )
-        images = draw_request(
-            self,
-            request,
-            [base, *self._later_settings(super_resolution, self.stages[1:number])],
-            [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
-            augment_level,
-            self._checked_size(height, width),
-            latents,
-            image,
-            strength,
-            mask,
-            engine,
-            callback,
-            progress,
-        )
+        with self._weighing(request.loras):
+            images = draw_request(
+                self,
+                request,
+                [base, *self._later_settings(super_resolution, self.stages[1:number])],
+                [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
+                augment_level,
+                self._checked_size(height, width),
+                latents,
+                image,
+                strength,
+                mask,
+                engine,
+                callback,
+                progress,
+            )
         return as_output(images, output, request)
 
     def interpolate(
@@ -419,6 +439,72 @@ class CascadedDiffusion:
     def _checked_size(self, height, width):
         return checked_size(height, width, self.image_size, self.sides_multiple, self.most_pixels)
 
+    # -- LoRAs and words ------------------------------------------------------------------------
+
+    @functools.cached_property
+    def adaptations(self) -> Adaptations:
+        """The loaded LoRAs, to set their weights, remove or fuse them."""
+        pairs = zip(self.stage_names, self.stages, strict=True)
+        return Adaptations({f"{name}.unet": stage.unet for name, stage in pairs})
+
+    def load_lora(self, file, weight=1.0, name=None, weight_name=None, revision=None, stage=None):
+        """Adds a LoRA (Hu et al. 2021) to the UNets of the stages that it has files for.
+
+        `model.adaptations.weigh({name: 0.5})` changes its weight; weight 0 restores the original exactly.
+        Several LoRAs add up.
+
+        Args:
+            file: a folder with one folder for each stage, such as that of a run; or the file or folder of one
+                stage's LoRA, for the stage whose name its folder has or the only one that it fits; or a hub
+                id of either.
+            weight, name, weight_name, revision: as in `LatentDiffusion.load_lora`.
+            stage: the stage that a single file is for, such as "base"; None to find it out.
+
+        Raises:
+            InputError: a file is damaged, not a LoRA or one for another architecture, it fits several stages,
+                the name is taken, or the hub cannot be reached. The model is not changed then.
+        """
+        from sd_tf.cascade.lora import read_lora  # which imports files of this family
+        from sd_tf.lora.sources import find_lora
+
+        found = find_lora(file, weight_name, revision)
+        changes = read_lora(found.path, self.adaptations.modules, self.stage_names, stage)
+        self.adaptations.add(found.name if name is None else name, changes, weight, found.path)
+
+    def load_textual_inversion(self, file, token=None):
+        """Adds a word that was learned by textual inversion (Gal et al. 2023) to a CLIP text encoder.
+
+        Args:
+            file, token: as in `LatentDiffusion.load_textual_inversion`.
+
+        Raises:
+            InputError: the file is damaged or its embedding has another width, the word is known already,
+                or the text encoder is no CLIP. The model is not changed then.
+        """
+        from sd_tf.checkpoints.word_files import read_word
+
+        self.add_word(*read_word(file, token))
+
+    def add_word(self, word, embedding):
+        """Adds a word to the tokenizer and its embedding to the text encoder, a CLIP.
+
+        Args:
+            word: the word to use in prompts.
+            embedding: float (width,).
+
+        Raises:
+            InputError: the word is known already, the embedding has another width, or the text encoder is a
+                T5 or a BERT.
+        """
+        encoder = self.text_encoder
+        if not isinstance(encoder, CLIPTextEncoder):
+            raise InputError(
+                f"{shown(word)} is a word for a CLIP, and this model's text encoder is a T5 or a BERT: words "
+                "cannot be added to it"
+            )
+        network, tokenizer = with_word(encoder.network(), encoder.tokenizer, word, embedding)
+        self.text_encoder = CLIPTextEncoder(tokenizer, network.config, lambda: network)
+
     # -- making, training, writing --------------------------------------------------------------
 
     @classmethod
@@ -441,11 +527,13 @@ class CascadedDiffusion:
 
         return new_model(options_of_new_model(name, options), data, dtype, seed)
 
-    def fit(self, data, options=None, **settings):
-        """Trains the stages of a new model, or trains a trained one further.
+    def fit(self, data, tune=None, options=None, **settings):
+        """Trains the stages of a new model, or fine-tunes a trained one.
 
         Args:
             data: a data set of `sd_tf.open_data`, or anything that it opens.
+            tune: how to fine-tune a trained model: `sd_tf.LoRA(...)`, `sd_tf.CrossAttention()`,
+                `sd_tf.TextualInversion(...)`; None for the whole UNets.
             options: a dictionary of further options, or instances of `RunOptions`, `OptimizerOptions` and
                 `CascadeOptions`.
             settings: `minutes`, `steps`, `folder`, `batch_size`, `learning_rate`, `optimizer`, `callbacks`,
@@ -461,13 +549,16 @@ class CascadedDiffusion:
                 and the same call resumes.
         """
         from sd_tf.cascade.recipe import recipe_of
+        from sd_tf.training.finetuning import recipe_for
         from sd_tf.training.fit import check_names, fit
 
         check_names(settings)
-        return fit(self, recipe_of, data, options=options, **settings)
+        return fit(self, recipe_for(tune, recipe_of), data, options=options, **settings)
 
     def save(self, folder, dtype="float32", max_shard_size="10GB"):
         """Writes a folder that `sd_tf.load` opens; diffusers' IF pipelines open the folder of each stage.
+
+        LoRAs are merged into the kernels, with their current weights.
 
         Args:
             folder: made if it is missing. A model in it stays intact until the new one is complete.

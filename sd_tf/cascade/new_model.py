@@ -74,3 +74,12 @@ def options_of_new_model(preset, options) -> CascadeOptions:
     """
     check_of_new_model(CascadeOptions, MODEL, options)
     return CascadeOptions(preset=preset, **options)
+
+
+def copied(model: CascadedDiffusion) -> CascadedDiffusion:
+    """A model of the same networks, which compiles them by itself."""
+    stages = [
+        PixelStage(stage.unet, stage.schedule, stage.noising, stage.recommended, stage.augment_level)
+        for stage in model.stages
+    ]
+    return CascadedDiffusion(stages, model.text_encoder)

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 
-from sd_tf.commandline import LOADING
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, unknown
 from sd_tf.options import option
-from sd_tf.training.options import DENOISING, DenoisingOptions
+from sd_tf.text.encoder import CLIPTextEncoder
+from sd_tf.training.finetuning_options import FineTuningOptions
+from sd_tf.training.options import DENOISING
 
-MODEL, SUPER_RESOLUTION, FINE_TUNING = "new model", "super-resolution", "fine-tuning"
+MODEL, SUPER_RESOLUTION = "new model", "super-resolution"
 
 
 @dataclass(frozen=True)
-class CascadeOptions(DenoisingOptions):
+class CascadeOptions(FineTuningOptions):
     """Options of a `CascadedDiffusion` and its training.
 
     Raises:
@@ -54,23 +55,37 @@ class CascadeOptions(DenoisingOptions):
         at_least=0,
         group=SUPER_RESOLUTION,
     )
-    init_from: str | None = option(
-        None,
-        "cascade to train further: a bundled name, a folder or a hub id",
-        group=FINE_TUNING,
-        identifies=False,
-    )
-    revision: str | None = option(
-        None, LOADING["revision"], needs=("init_from", None), group=FINE_TUNING, identifies=False
-    )
-    variant: str | None = option(
-        None, LOADING["variant"], needs=("init_from", None), group=FINE_TUNING, identifies=False
-    )
 
     @property
     def loading(self) -> dict:
         """The arguments of `sd_tf.load` for the model of `init_from`."""
         return {"revision": self.revision, "variant": self.variant}
+
+    def check_of_a_model(self, names, is_new: bool, text_encoder):
+        """Raises `InputError` for options that the model cannot be trained with.
+
+        Args:
+            names: of the model's stages.
+            is_new: whether it has random weights.
+            text_encoder: its `TextEncoder`.
+        """
+        for name in self.stages or ():
+            if name not in names:
+                raise unknown(self.said("stages"), name, names)
+        if is_new:
+            self.check_of_a_new_model()
+            return
+        self.check_of_a_trained_model()
+        if self.stages is not None and set(self.stages) != set(names) and self.finetune != "lora":
+            raise InputError(
+                f"{self.said('stages')} is for a new model or a LoRA: leave it out, a trained one is trained "
+                "whole"
+            )
+        if self.finetune == "textual_inversion" and not isinstance(text_encoder, CLIPTextEncoder):
+            raise InputError(
+                f"{self.said('finetune')} textual_inversion teaches a CLIP a word, and this model's text "
+                "encoder is a T5 or a BERT: train a LoRA, or a model with another text encoder"
+            )
 
     def check_of_a_trained_model(self):
         """Raises `InputError` for options of a new model."""

@@ -1,11 +1,12 @@
 """Presets of cascades: network sizes and training settings by name."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sd_tf.cascade.config import PixelUNetConfig
 from sd_tf.diffusion.schedules import ScheduleConfig
 from sd_tf.errors import argument, unknown
 from sd_tf.generation.settings import Settings
+from sd_tf.training.finetuning_options import LEARNING_RATES
 from sd_tf.training.options import StageConfig
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -37,6 +38,7 @@ class Preset:
     timestep_sampling: str = "uniform"
     logit_mean: float = 0.0
     min_snr_gamma: float | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)  # by what is fine-tuned
     command: str = ""  # of trained weights, with their runtime and scores
     runtime: str = ""
     scores: str = ""
@@ -202,6 +204,7 @@ FINE_TUNING = replace(
         )
         for stage in PICTURES.stages
     ),
+    learning_rates=LEARNING_RATES,
     max_minutes=10,
 )
 

@@ -133,10 +133,17 @@ class PixelStage:
         self.read()
         return self._unet
 
-    def put(self, unet):
-        """Replaces the network by another of the same configuration, which may be `Unread`."""
+    def put(self, unet) -> bool:
+        """Replaces the network by another of the same configuration, which may be `Unread`.
+
+        Returns:
+            Whether it is another.
+        """
+        if unet is self._unet:
+            return False
         self._unet, self._origin = unet, None
         self.engines = Engines(self.functions, StageEngine)
+        return True
 
     @property
     def precision(self) -> str | None:

@@ -47,8 +47,8 @@ class BaseStage(DenoisingStage):
             examples = self.dataset.examples(indices, epoch)
             pictures = self.pictures(to_unit(examples.images), indices, epoch)
             shape = pictures["images"].shape[1:]
-            context = self.texts.states[self.texts.rows_of(examples.captions)]
-            return {**pictures, "context": context, **self.drawn(indices, epoch, shape)}
+            captions = self.captions(examples.captions)
+            return {**pictures, **captions, **self.drawn(indices, epoch, shape)}
 
         return stream(fetch, len(self.dataset), self.config.batch_size, self.seed, first, part)
 
@@ -56,13 +56,17 @@ class BaseStage(DenoisingStage):
         """What of the pictures, float32 (n, size, size, 3), goes into a batch."""
         return {"images": shrunk(images, self.stage.image_size)}
 
+    def captions(self, captions) -> dict[str, np.ndarray]:
+        """What of n captions goes into a batch: their states as "context", (n, tokens, width)."""
+        return {"context": self.texts.states[self.texts.rows_of(captions)]}
+
     def condition(self, batch) -> Condition:
         """What the UNet is told beside the noisy picture."""
         return Condition(tf.cast(batch["context"], tf.float32))
 
     def loss(self, batch):
         condition = drop_captions(self.condition(batch), Condition(self.empty), batch["dropped"])
-        t, network = batch["timesteps"], by_condition(self.network)
+        t, network = batch["timesteps"], by_condition(self.stage.unet)
         loss = diffusion_loss(
             network,
             batch["images"],

@@ -225,11 +225,12 @@ def _kept(origin, dtype):
 def _schedule(source, prediction_type):
     index = source / "model_index.json"
     if not index.is_file():
-        from sd_tf.latent.lora_files import FILE as LORA_FILE
+        from sd_tf.lora.files import FILE as LORA_FILE
 
         run = read_json(source / "run.json", root=source) if (source / "run.json").is_file() else {}
         is_kohya_lora = run.get("finetune") == "lora" and any(source.glob("*.safetensors"))
-        if (source / LORA_FILE).is_file() or is_kohya_lora:
+        of_stages = any(source.glob(f"*/{LORA_FILE}"))  # of a cascade
+        if (source / LORA_FILE).is_file() or is_kohya_lora or of_stages:
             raise InputError(
                 f"{source} holds a LoRA, not a model: load its base model, then call model.load_lora"
             )

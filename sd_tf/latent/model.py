@@ -1,6 +1,5 @@
 """`LatentDiffusion`: text encoder, UNet, autoencoder and noise schedule as one text-to-image model."""
 
-import contextlib
 import functools
 
 import numpy as np
@@ -15,10 +14,11 @@ from sd_tf.generation.pictures import as_output, check_output, checked_image, to
 from sd_tf.generation.request import LARGEST_BATCH, Interpolation, Request
 from sd_tf.generation.settings import Settings, read_settings
 from sd_tf.graphs import compiled
-from sd_tf.latent.adaptations import Adaptations
 from sd_tf.latent.drawing import by_context, draw_interpolation, draw_request, text_encoder
 from sd_tf.latent.options import LatentOptions
 from sd_tf.latent.parts import Parts
+from sd_tf.lora.adaptable import Adaptable
+from sd_tf.lora.adaptations import Adaptations
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.encoder import kind_of
 from sd_tf.text.known_words import read_words
@@ -27,7 +27,7 @@ from sd_tf.text.prompts import encode_prompts
 from sd_tf.training.provenance import Provenance
 
 
-class LatentDiffusion(Parts):
+class LatentDiffusion(Adaptable, Parts):
     """A text-to-image latent diffusion model (Rombach et al. 2022).
 
     Args:
@@ -62,11 +62,6 @@ class LatentDiffusion(Parts):
         super().__init__(autoencoder, unet, text_encoder, tokenizer, schedule)
         self.provenance, self.recommended, self.known_words = Provenance(), Settings(), None
 
-    @property
-    def has_adaptations(self) -> bool:
-        """Whether LoRAs are loaded."""
-        return "adaptations" in self.__dict__ and bool(self.adaptations.weights)
-
     def weights_sha256(self) -> str:
         """A hash of all weights without LoRAs: of their files if unchanged, otherwise of their values."""
         from sd_tf.checkpoints.sources import weights_sha256
@@ -74,8 +69,7 @@ class LatentDiffusion(Parts):
 
         if self.origin is not None and self.origin.is_unchanged:
             return weights_sha256(self.origin.source, self.origin.variant)
-        off = self.adaptations.switched_off() if self.has_adaptations else contextlib.nullcontext()
-        with off:
+        with self.without_adaptations():
             return fingerprint(*(weights_fingerprint(self._network(name)) for name in sorted(self._parts)))
 
     def read_from(self, folder):
@@ -365,17 +359,6 @@ class LatentDiffusion(Parts):
             found.append(np.asarray(ddim_inversion(denoise, some, levels)))
         return np.concatenate(found)
 
-    def _weighing(self, loras):
-        """Within the block, LoRAs have the weights that prompts give them."""
-        if not loras:
-            return contextlib.nullcontext()
-        for name in loras:
-            if name not in self.adaptations.weights:
-                raise InputError(
-                    f"the prompt names the LoRA {name!r}, which is not loaded: load_lora(file, name={name!r})"
-                )
-        return self.adaptations.weighing(loras)
-
     def warmup(self, num_images=1, guidance_scale=None, batch_size=64, engine="auto"):
         """Compiles what `generate` needs for this number of pictures, so that its first call is fast.
 
@@ -419,8 +402,8 @@ class LatentDiffusion(Parts):
             InputError: the file is damaged, not a LoRA or one for another architecture, the name is taken,
                 or the hub cannot be reached. The model is not changed then.
         """
-        from sd_tf.latent.lora_files import read_lora
-        from sd_tf.latent.lora_sources import find_lora
+        from sd_tf.latent.lora import read_lora
+        from sd_tf.lora.sources import find_lora
 
         found = find_lora(file, weight_name, revision)
         changes = read_lora(found.path, self.adaptations.modules)
@@ -438,7 +421,7 @@ class LatentDiffusion(Parts):
             InputError: the file is damaged or its embedding has another width, the word is known already,
                 a LoRA is loaded, or the text encoder is no CLIP. The model is not changed then.
         """
-        from sd_tf.latent.word_files import read_word
+        from sd_tf.checkpoints.word_files import read_word
 
         self.add_word(*read_word(file, token))
 
@@ -513,11 +496,12 @@ class LatentDiffusion(Parts):
             KeyboardInterrupt: Ctrl-C, or a notebook's stop button. With a `folder`, a checkpoint is saved,
                 and the same call resumes.
         """
-        from sd_tf.latent.recipe import recipe_for
+        from sd_tf.latent.recipe import recipe_of
+        from sd_tf.training.finetuning import recipe_for
         from sd_tf.training.fit import check_names, fit
 
         check_names(settings)
-        return fit(self, recipe_for(tune), data, options=options, **settings)
+        return fit(self, recipe_for(tune, recipe_of), data, options=options, **settings)
 
     def summary(self):
         """Prints the networks with their numbers of weights and sizes, and the noise schedule."""

@@ -93,6 +93,13 @@ def sketched(model: LatentDiffusion) -> LatentDiffusion:
     return LatentDiffusion(**parts, tokenizer=model.tokenizer, schedule=model.schedule)
 
 
+def copied(model: LatentDiffusion) -> LatentDiffusion:
+    """A model of the same networks, which compiles them by itself."""
+    copy = LatentDiffusion(model.autoencoder, model.unet, model.text_encoder, model.tokenizer, model.schedule)
+    copy.recommended = model.recommended
+    return copy
+
+
 def _learned_tokenizer(preset, data, seed, length):
     """A tokenizer trained on the data's captions, and the text encoder's configuration for it."""
     corpus = data.at(preset.autoencoder.sample_size, None, seed).corpus()

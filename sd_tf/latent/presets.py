@@ -7,6 +7,7 @@ from sd_tf.errors import argument, unknown
 from sd_tf.generation.settings import Settings
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.text.config import CLIPTextConfig, CLIPVisionConfig
+from sd_tf.training.finetuning_options import LEARNING_RATES
 from sd_tf.training.options import StageConfig
 
 
@@ -165,13 +166,7 @@ EMOJI = replace(
 FINE_TUNING = replace(  # of a model, whose networks replace the preset's
     PICTURES,
     diffusion_stage=StageConfig(batch_size=16, learning_rate=1e-5, lr_schedule="constant"),
-    learning_rates={  # of diffusers' examples for Stable Diffusion
-        "unet": 1e-5,
-        "dreambooth": 5e-6,  # the same with --prior-prompt
-        "cross_attention": 1e-5,
-        "lora": 1e-4,
-        "textual_inversion": 5e-4,
-    },
+    learning_rates=LEARNING_RATES,
     timestep_sampling="uniform",
     max_minutes=10,
 )

@@ -17,42 +17,42 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf.checkpoints.clip import load_text_encoder, save_clip, text_config
-from sd_tf.data.captioned_pictures import CaptionedPictures
-from sd_tf.data.sources import folder_source
-from sd_tf.data.with_prior import WithPrior
+from sd_tf.checkpoints.word_files import FILE as WORD_FILE
+from sd_tf.checkpoints.word_files import write_word
 from sd_tf.errors import InputError
 from sd_tf.latent import folder as folders
 from sd_tf.latent.caching import cached_latents
-from sd_tf.latent.finetuning import (
-    choose_what_learns,
-    draw_prior,
-    learned_changes,
-    without_lora,
-)
 from sd_tf.latent.loading import unread
-from sd_tf.latent.lora_files import FILE as LORA_FILE
-from sd_tf.latent.lora_files import write_lora
 from sd_tf.latent.model import LatentDiffusion
-from sd_tf.latent.new_model import sketched
-from sd_tf.latent.options import MODEL, STAGES, LatentOptions, options_of_tuning
+from sd_tf.latent.new_model import copied, sketched
+from sd_tf.latent.options import MODEL, STAGES, LatentOptions
 from sd_tf.latent.perceptual import load_perceptual
 from sd_tf.latent.presets import preset_named
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
-from sd_tf.latent.textual_inversion import TextualInversionStage, teach_word
-from sd_tf.latent.word_files import FILE as WORD_FILE
-from sd_tf.latent.word_files import write_word
+from sd_tf.latent.textual_inversion import TextualInversionStage
+from sd_tf.lora.files import FILE as LORA_FILE
+from sd_tf.lora.files import write_lora
 from sd_tf.nn.perceptual import PerceptualNetwork
 from sd_tf.seeding import seeded
 from sd_tf.text.clip import CLIPModel
 from sd_tf.text.encoder import kind_of
 from sd_tf.text.known_words import words_of, write_words
 from sd_tf.text.tokenizer import Tokenizer
+from sd_tf.training import prior
 from sd_tf.training.base_weights import RecipeFromBase
+from sd_tf.training.finetuning import (
+    check_fine_tuning,
+    choose_what_learns,
+    learned_changes,
+    without_lora,
+)
+from sd_tf.training.new_word import teach_word
 from sd_tf.training.recipe import PlannedStage
 from sd_tf.unread import Unread
 
 LONGEST_NAME = 200  # bytes of the run folder's name in a file name; file systems allow 255 in all
-PRIOR_PICTURES, PRIOR_SHARE = 100, 0.5  # defaults
+ATTENTION = ".attn2."  # in the keys of cross-attention
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out")
 MODEL_INDEX = "model_index.json"
 
 
@@ -73,7 +73,7 @@ class LatentRecipe(RecipeFromBase):
     stage_names = STAGES
     results = (MODEL_INDEX, LORA_FILE)
     files = (MODEL_INDEX, LORA_FILE, WORD_FILE)
-    folders = ("clip", "prior", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
+    folders = ("clip", prior.FOLDER, "vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
     def __init__(self, model: LatentDiffusion, options: LatentOptions, folder: Path, is_new: bool):
         super().__init__(model, folder, is_new)
@@ -129,23 +129,8 @@ class LatentRecipe(RecipeFromBase):
                 f"{own.named_value('finetune')}, but the model reads with a {kind}, and a word can be taught "
                 "to a CLIP alone: take lora"
             )
-        if options.snapshots and own.finetune in ("lora", "textual_inversion"):
-            raise InputError(
-                f"{options.said('snapshots')} saves whole UNets: leave it out with {own.said('finetune')} "
-                f"{own.finetune}"
-            )
-        if options.dry_run and own.finetune == "textual_inversion":
-            raise InputError(
-                f"{options.said('dry_run')} cannot estimate {own.said('finetune')} {own.finetune}, which "
-                f"takes less memory than {own.said('finetune')} unet"
-            )
-        learned_here = self._place in self.model.provenance.bases
-        known = {run.folder.name} if learned_here else set()  # the LoRA of an earlier start
-        if not self.is_new and self.model.has_adaptations and set(self.model.adaptations.weights) - known:
-            raise InputError(
-                "the model has LoRAs: merge them with model.adaptations.fuse(), or remove them, before it is "
-                "trained further"
-            )
+        if not self.is_new:
+            check_fine_tuning(self.model, own, run, self._place in self.model.provenance.bases)
         if own.stage == "diffusion" and self.is_new and not options.dry_run:
             for planned in self._all_stages(run)[:-1]:
                 if not (run.folder / planned.result).is_dir():
@@ -175,36 +160,6 @@ def recipe_of(model, options, folder) -> LatentRecipe:
     if is_new:
         options = options.joined_with(model.provenance.beginning.options, MODEL)
     return LatentRecipe(model, options, folder, is_new)
-
-
-def recipe_for(tune):
-    """The `recipe_of(model, options, folder)` that `sd_tf.training.fit.fit` takes.
-
-    Args:
-        tune: see `LatentDiffusion.fit`.
-    """
-    tuning = options_of_tuning(tune)
-
-    def of_fit(model, options, folder):
-        for name in tuning:
-            if name in options.given:
-                raise InputError(f"{options.named_value(name)} in options, beside tune: leave one out")
-        if options.init_from is not None:
-            raise InputError(
-                f"{options.named_value('init_from')}, but the model is there already: leave it out, or take "
-                "sd_tf.load in the place of the model"
-            )
-        options = dataclasses.replace(options, **tuning)
-        is_new = model.provenance.trains_from_random_weights(folder)
-        for name in ("finetune", "prior_prompt"):
-            if getattr(options, name) is not None and is_new:
-                raise InputError(
-                    f"{options.named_value(name)}, but the model has learned nothing yet: train it first, or "
-                    "take one of sd_tf.load"
-                )
-        return recipe_of(model, options, folder)
-
-    return of_fit
 
 
 class _Planned(PlannedStage):
@@ -309,11 +264,12 @@ class Diffusion(_Planned):
         if own.finetune == "textual_inversion":
             self._teach_word()
         if own.prior_prompt is not None:
-            self._mix_in_prior(run)
+            # A model of its own draws, so that this one compiles its networks later, with a LoRA in them.
+            prior.mix_in_prior(run, own, copied(model))
         self._remove_lora()  # of a start that was interrupted
         self._begin()
         with seeded(run.options.seed):
-            choose_what_learns(model.unet, own)
+            self._choose_what_learns(model.unet)
         cache = cached_latents(
             run,
             model,
@@ -324,6 +280,10 @@ class Diffusion(_Planned):
             each_once=not self.recipe.is_new,  # for fine-tuning, pictures are few: none is left out
         )
         return self._stage(run, model, cache)
+
+    def _choose_what_learns(self, unet):
+        given = self.own.lora_targets
+        choose_what_learns(unet, self.own, ATTENTION, given.split(",") if given else LORA_TARGETS)
 
     def _stage(self, run, model, cache):
         preset, own = self.recipe.preset, self.own
@@ -342,18 +302,6 @@ class Diffusion(_Planned):
             offset_noise=own.offset_noise,
             preview_prompts=run.dataset.preview_prompts,
         )
-
-    def _mix_in_prior(self, run):
-        """DreamBooth's prior preservation: adds pictures that the model now draws for the prior prompt."""
-        folder, own, seed = run.folder / "prior", self.own, run.options.seed
-        if run.workers.is_chief:
-            number = own.prior_pictures or PRIOR_PICTURES
-            draw_prior(self.model, own.prior_prompt, number, seed, folder, self.recipe.image_size)
-        run.workers.wait()
-        source = folder_source(folder, caption=own.prior_prompt)
-        prior = CaptionedPictures(source, self.recipe.image_size, run.cache_folder, seed=seed)
-        run.decode(prior)
-        run.dataset = WithPrior(run.dataset, prior, own.prior_share or PRIOR_SHARE)
 
     def finish(self, run, stage):
         own, save_dtype = self.own, run.options.save_dtype
@@ -391,7 +339,7 @@ class Diffusion(_Planned):
         model = self.model
         if self.own.new_word not in model.provenance.taught_words:
             self._before = model.text_encoder, model.tokenizer, model.origin
-        teach_word(model, self.own.new_word, self.own.like_word)
+        teach_word(model, model.text_encoder, model.tokenizer, self.own.new_word, self.own.like_word)
 
     def _forget_word(self):
         """The text tower is as it was before this stage taught it the word, which the checkpoint keeps."""
@@ -409,7 +357,7 @@ class Diffusion(_Planned):
 
     def outline(self, run):
         model = sketched(self.model)
-        choose_what_learns(model.unet, self.own)
+        self._choose_what_learns(model.unet)
         frozen = [
             *model.autoencoder.variables,
             *model.text_encoder.variables,
@@ -435,12 +383,11 @@ class _ShapesOnly:
 
 def _fine_tuning_preset(options):
     """The preset for fine-tuning, with the learning rate for the weights that are trained."""
-    kind = options.finetune or "unet"
-    if kind == "unet" and options.prior_prompt is not None:
-        kind = "dreambooth"
     preset = preset_named(options.preset or "fine-tuning")
     stage = preset.diffusion_stage
-    stage = dataclasses.replace(stage, learning_rate=preset.learning_rates.get(kind, stage.learning_rate))
+    stage = dataclasses.replace(
+        stage, learning_rate=preset.learning_rates.get(options.fine_tuning, stage.learning_rate)
+    )
     return dataclasses.replace(preset, diffusion_stage=stage)
 
 

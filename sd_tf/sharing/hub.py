@@ -102,7 +102,7 @@ def _check(model, repo_id, license, base_model, revision, create_pr):
         )
     if create_pr and revision is not None:
         raise InputError(f"{argument('create_pr')} and {argument('revision')} are both given: leave one out")
-    if getattr(model, "has_adaptations", False):
+    if model.has_adaptations:
         raise InputError(
             f"the model has LoRAs ({', '.join(map(shown, model.adaptations.weights))}): merge them with "
             "model.adaptations.fuse(), or remove them, before it is shared"

@@ -149,7 +149,7 @@ def test_a_trained_cascade_is_trained_further(tmp_path, data, pictures):
     after = files_of(tmp_path / "second")
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys() and changed == {name for name in before if "/unet/" in name}
-    with pytest.raises(sd_tf.InputError, match="--stages is for a new model: leave it out"):
+    with pytest.raises(sd_tf.InputError, match="--stages is for a new model or a LoRA: leave it out"):
         train.main([*flags, "--stages", "base", "--output", str(tmp_path / "third")])
     with pytest.raises(sd_tf.InputError, match="--preset is only for a new model"):
         train.main([*flags, "--preset", "tiny", "--output", str(tmp_path / "third")])

@@ -20,11 +20,11 @@ from safetensors.numpy import save_file
 
 from sd_tf.checkpoints.bounds import BOUNDS
 from sd_tf.checkpoints.sources import weights_sha256
+from sd_tf.checkpoints.word_files import FILE as WORD_FILE
+from sd_tf.checkpoints.word_files import read_word
 from sd_tf.evaluation.classifier import load_classifier
-from sd_tf.latent.lora_files import FILE as LORA_FILE
-from sd_tf.latent.lora_files import read_lora
-from sd_tf.latent.word_files import FILE as WORD_FILE
-from sd_tf.latent.word_files import read_word
+from sd_tf.latent.lora import read_lora
+from sd_tf.lora.files import FILE as LORA_FILE
 from tests.checkpoints.undamaged import CHECKPOINTS, Checkpoint
 
 MUST_REFUSE, DRAWN = "must be refused", "drawn"

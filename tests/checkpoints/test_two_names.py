@@ -11,7 +11,8 @@ from sd_tf.checkpoints import clip as clip_folders
 from sd_tf.checkpoints.sources import weights_sha256
 from sd_tf.errors import InputError
 from sd_tf.latent import folder as folders
-from sd_tf.latent.lora_files import FILE, read_lora
+from sd_tf.latent.lora import read_lora
+from sd_tf.lora.files import FILE
 from tests.checkpoints.undamaged import CHECKPOINTS, SINGLE, text_tower
 
 TO_OUT = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"

@@ -7,10 +7,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sd_tf.errors import InputError
-from sd_tf.latent.adaptations import LowRank
-from sd_tf.latent.lora_files import PEFT_FILE, read_lora
-from sd_tf.latent.lora_names import kohya_name
-from sd_tf.latent.lycoris import DoRA
+from sd_tf.latent.lora import read_lora
+from sd_tf.lora.adaptations import LowRank
+from sd_tf.lora.files import PEFT_FILE
+from sd_tf.lora.lycoris import DoRA
+from sd_tf.lora.names import kohya_name
 from tests.conftest import drawn_by_diffusers
 
 PROMPTS = ["a red dress", "a blue bag"]

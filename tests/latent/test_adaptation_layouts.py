@@ -5,8 +5,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sd_tf.errors import InputError
-from sd_tf.latent.lora_files import FILE, read_lora
-from sd_tf.latent.lora_names import original_names
+from sd_tf.latent.lora import original_names, read_lora
+from sd_tf.lora.files import FILE
 from tests.conftest import drawn_by_diffusers
 
 PROMPTS = ["a red dress", "a blue bag"]

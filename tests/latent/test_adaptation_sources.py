@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 import sd_tf
 from sd_tf import generate
 from sd_tf.errors import InputError
-from sd_tf.latent.lora_files import FILE, PEFT_FILE
-from sd_tf.latent.lora_sources import find_lora
+from sd_tf.lora.files import FILE, PEFT_FILE
+from sd_tf.lora.sources import find_lora
 from tests.answering import Answering
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -77,6 +77,8 @@ def hub(tmp_path_factory):
     write(folder / "team" / "many" / "sub" / "b.safetensors")
     write(folder / "team" / "peft" / PEFT_FILE, "base_model.model.mid_block.attentions.0.proj_in.")
     (folder / "team" / "peft" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    for stage in ("base", "sr2"):
+        write(folder / "team" / "cascade" / stage / FILE)
     (folder / "team" / "none").mkdir()
     (folder / "team" / "none" / "README.md").write_text("nothing")
     asked = []
@@ -93,7 +95,7 @@ def hub(tmp_path_factory):
             "HF_HUB_DISABLE_XET": "1",
         }
         return subprocess.run(
-            [sys.executable, "-c", f"from sd_tf.latent.lora_sources import find_lora\n{program}"],
+            [sys.executable, "-c", f"from sd_tf.lora.sources import find_lora\n{program}"],
             env={k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings | environment,
             capture_output=True,
             text=True,
@@ -106,6 +108,16 @@ def hub(tmp_path_factory):
 
 def fetched(asked):
     return {path.partition("/resolve/main/")[2] for path in asked if "/resolve/main/" in path}
+
+
+def test_the_files_of_all_stages_of_a_cascade_are_fetched(hub):
+    run, asked = hub
+    done = run(
+        "found = find_lora('team/cascade')\n"
+        "print(found.name, *sorted(str(file.relative_to(found.path)) for file in found.path.glob('*/*')))"
+    )
+    assert done.stdout.split() == ["cascade", f"base/{FILE}", f"sr2/{FILE}"], done.stderr
+    assert fetched(asked) == {f"base/{FILE}", f"sr2/{FILE}"}
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from safetensors.numpy import load_file
 
 import sd_tf
 from sd_tf.checkpoints.names import keyed_variables
+from sd_tf.checkpoints.word_files import FILE as WORD_FILE
 from sd_tf.diffusion.conditions import Condition, drop_captions
 from sd_tf.errors import InputError
 from sd_tf.generate import main as draw
 from sd_tf.images import save_png
 from sd_tf.latent import presets, recipe
-from sd_tf.latent.lora_files import FILE, read_lora
-from sd_tf.latent.word_files import FILE as WORD_FILE
+from sd_tf.latent.lora import read_lora
+from sd_tf.lora.files import FILE
 from sd_tf.text.new_words import embedding_of, token_embeddings
 from sd_tf.training.dry_run import describe
 from sd_tf.training.run import Run

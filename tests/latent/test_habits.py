@@ -319,7 +319,7 @@ def test_a_model_recommends_settings_which_a_caller_replaces(tmp_path):
 
 
 def test_a1111s_prompts_weigh_words_and_loaded_loras(tmp_path):
-    from sd_tf.latent.adaptations import LowRank
+    from sd_tf.lora.adaptations import LowRank
 
     model = make_tiny_model()
     module = next(name for name in model.adaptations.modules if name.endswith("to_q"))

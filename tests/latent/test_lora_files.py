@@ -8,8 +8,9 @@ from safetensors.numpy import load_file, save_file
 
 import sd_tf
 from sd_tf.errors import InputError
-from sd_tf.latent.adaptations import LowRank
-from sd_tf.latent.lora_files import FILE, read_lora, write_lora
+from sd_tf.latent.lora import read_lora
+from sd_tf.lora.adaptations import LowRank
+from sd_tf.lora.files import FILE, write_lora
 from tests.conftest import drawn_by_diffusers
 
 PROMPTS = ["a red dress", "a blue bag"]

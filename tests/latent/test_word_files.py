@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sd_tf.checkpoints.word_files import FILE, read_word, write_word
 from sd_tf.errors import InputError
-from sd_tf.latent.word_files import FILE, read_word, write_word
 from tests.conftest import drawn_by_diffusers, make_tiny_model
 
 WORD = "<mine>"
@@ -113,7 +113,7 @@ def test_a_file_that_is_no_word_for_the_model_is_refused_and_changes_nothing(
 
 
 def test_words_come_before_loras(tmp_path):
-    from sd_tf.latent.adaptations import LowRank
+    from sd_tf.lora.adaptations import LowRank
 
     model = make_tiny_model()
     module = next(name for name in model.adaptations.modules if name.endswith("to_q"))

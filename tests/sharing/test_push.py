@@ -267,7 +267,7 @@ def test_an_argument_is_checked_before_the_hub_is_asked(hub, tiny_model, setting
 
 
 def test_loras_are_not_merged_unasked(hub, tiny_model, tmp_path):
-    from sd_tf.latent.adaptations import LowRank
+    from sd_tf.lora.adaptations import LowRank
 
     module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     width = tiny_model.adaptations.shape(module)[0]

@@ -9,7 +9,7 @@ import sd_tf
 from sd_tf.checkpoints.sources import BUNDLED
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
 from sd_tf.images import save_png
-from sd_tf.latent.lora_files import FILE
+from sd_tf.lora.files import FILE
 from tests.conftest import drawn_by_diffusers
 from tests.training.tiny import train
 

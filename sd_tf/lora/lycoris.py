@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from sd_tf.latent.adaptations import Addition, Change
+from sd_tf.lora.adaptations import Addition, Change
 
 _LEAST_NORM = np.finfo(np.float32).tiny
 

@@ -11,9 +11,9 @@ import re
 import numpy as np
 
 from sd_tf.errors import InputError
-from sd_tf.latent.adaptations import Change, LowRank
-from sd_tf.latent.lora_strengths import Strength
-from sd_tf.latent.lycoris import Difference, DoRA, LoHa, LoKr, Tucker
+from sd_tf.lora.adaptations import Change, LowRank
+from sd_tf.lora.lycoris import Difference, DoRA, LoHa, LoKr, Tucker
+from sd_tf.lora.strengths import Strength
 
 MOST_SCALE = 10_000  # of alpha / rank; it is 1 or 2 as a rule, and far more makes pictures NaN
 KINDS = {

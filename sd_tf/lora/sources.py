@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from sd_tf.checkpoints.sources import HUB_ID, one_line_hub_errors
 from sd_tf.errors import InputError, shown
-from sd_tf.latent.lora_files import FILE, PEFT_FILE, several
-from sd_tf.latent.lora_strengths import CONFIG
+from sd_tf.lora.files import FILE, PEFT_FILE, several
+from sd_tf.lora.strengths import CONFIG
 
 
 class Source(NamedTuple):
@@ -65,7 +65,8 @@ def _on_disk(path, weight_name):
 
 
 def _download(hub_id, weight_name, revision):
-    """The adaptation's file in the hub's cache, beside it peft's configuration if there is one."""
+    """The adaptation's file in the hub's cache, beside it peft's configuration if there is one; or the folder
+    with those of a cascade's stages."""
     import huggingface_hub  # only here: it is slow to import
 
     def fetch(file):
@@ -73,6 +74,10 @@ def _download(hub_id, weight_name, revision):
 
     with one_line_hub_errors(hub_id):
         files = _files_of(hub_id, revision)
+    of_stages = [] if weight_name else _of_stages(files)
+    if of_stages:
+        with one_line_hub_errors(hub_id):
+            return [fetch(file) for file in of_stages][0].parents[1]
     file = weight_name or _chosen(hub_id, files)
     with one_line_hub_errors(hub_id):
         config = str(PurePosixPath(file).with_name(CONFIG))
@@ -94,6 +99,13 @@ def _files_of(hub_id, revision):
         except Exception:
             raise error from None
         return [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
+
+
+def _of_stages(files):
+    """The files of several folders' LoRAs, if a repository has no others."""
+    found = sorted(PurePosixPath(file) for file in files if file.endswith(".safetensors"))
+    each_in_its_folder = all(file.name == FILE and len(file.parts) == 2 for file in found)
+    return [str(file) for file in found] if len(found) > 1 and each_in_its_folder else []
 
 
 def _chosen(hub_id, files):

@@ -6,7 +6,7 @@ diffusers   unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora
 kohya       lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
                                                                       ....lora_up.weight, .alpha
 
-Layers' names are in `lora_names`, the parts of each kind in `lora_parts`.
+Layers' names are in `names`, the parts of each kind in `parts`.
 """
 
 from pathlib import Path
@@ -15,23 +15,23 @@ import numpy as np
 
 from sd_tf.checkpoints.tensors import DTYPES, read_file, save_tensors
 from sd_tf.errors import InputError, shown, unknown
-from sd_tf.latent.adaptations import Change, LowRank, check_shape
-from sd_tf.latent.lora_names import PEFT, VERSIONS, kohya_name, names_of_layers, other_model
-from sd_tf.latent.lora_parts import KINDS, build, read_change, split_key, transposed_factors
-from sd_tf.latent.lora_strengths import Strength, read_strengths
-from sd_tf.latent.options import LORA_LAYOUTS
+from sd_tf.lora.adaptations import Change, LowRank, check_shape
+from sd_tf.lora.names import LAYOUTS, PEFT, Naming, kohya_name, names_of_layers
+from sd_tf.lora.parts import KINDS, build, read_change, split_key, transposed_factors
+from sd_tf.lora.strengths import Strength, read_strengths
 
 FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 PEFT_FILE = "adapter_model.safetensors"
 
 
-def read_lora(file, modules: dict[str, tuple[int, ...]]) -> dict[str, Change]:
+def read_lora(file, modules: dict[str, tuple[int, ...]], naming: Naming) -> dict[str, Change]:
     """Reads an adaptation in any layout.
 
     Args:
         file: a safetensors file, or a folder with `FILE` in it, peft's `PEFT_FILE` or, as kohya's are named
             freely, one other.
         modules: of the model that it is for, `Adaptations.modules`.
+        naming: of the model's family.
 
     Returns:
         Module -> `Change`.
@@ -43,11 +43,11 @@ def read_lora(file, modules: dict[str, tuple[int, ...]]) -> dict[str, Change]:
     root = file if file.is_dir() else None
     file = file if root is None else _file_in(root)
     tensors = read_file(file, root)
-    parts = _parts_of_modules(file, tensors, modules)
+    parts = _parts_of_modules(file, tensors, modules, naming)
     if not parts:
         raise InputError(f"{file} holds no LoRA")
     outlines = {module: build(f"{file}: {module}", found, modules[module]) for module, found in parts.items()}
-    _check_context_width(file, outlines, modules)
+    _check_context_width(file, outlines, modules, naming.versions)
     for module, outline in outlines.items():
         check_shape(file, module, outline.shape, modules[module])
     strengths = read_strengths(file, root, any(key.startswith(PEFT) for key in tensors))
@@ -59,15 +59,16 @@ def read_lora(file, modules: dict[str, tuple[int, ...]]) -> dict[str, Change]:
     return changes
 
 
-def _parts_of_modules(file, tensors, modules):
-    """Module -> part, as in `lora_parts.KINDS` -> tensor."""
-    known = names_of_layers([module for module in modules if not module.endswith(".bias")])
+def _parts_of_modules(file, tensors, modules, naming):
+    """Module -> part, as in `parts.KINDS` -> tensor."""
+    layers = [module for module in modules if not module.endswith(".bias")]
+    known = names_of_layers(layers, naming.original_names(layers))
     parts = {}
     for key, tensor in tensors.items():
         found = split_key(key)
         module = None if found is None else known.get(found[0], found[0]) + found[1]
         if module not in modules:
-            _refuse(file, tensors, key, found)
+            _refuse(file, tensors, key, found, naming)
         before = parts.setdefault(module, {}).setdefault(found[2], tensor)
         if before is not tensor:
             raise InputError(
@@ -77,13 +78,11 @@ def _parts_of_modules(file, tensors, modules):
     return {module: transposed_factors(found) for module, found in parts.items()}
 
 
-def _refuse(file, tensors, key, found):
+def _refuse(file, tensors, key, found, naming):
     """Says why a key belongs to no layer of the model."""
-    other = other_model(tensors)
+    other = naming.other_model(tensors)
     if other is not None:
-        raise InputError(
-            f"{file} is a LoRA of {other}: only those of Stable Diffusion 1.x and 2.x can be loaded"
-        )
+        raise InputError(f"{file} is a LoRA of {other}: only those of {naming.models} can be loaded")
     if found is None:
         raise InputError(
             f"{file}: {shown(key)} is no part of a LoRA that can be read: these are {', '.join(KINDS)}, "
@@ -94,14 +93,14 @@ def _refuse(file, tensors, key, found):
     )
 
 
-def _check_context_width(file, outlines, modules):
+def _check_context_width(file, outlines, modules, versions):
     """Cross-attention tells which text encoder an adaptation was trained with."""
     for module, outline in outlines.items():
         if module.endswith((".attn2.to_k", ".attn2.to_v")) and len(outline.shape) > 1:
             width, own = outline.shape[1], modules[module][1]
-            if width != own and width in VERSIONS:
+            if width != own and width in versions:
                 raise InputError(
-                    f"{file} is a LoRA of {VERSIONS[width]}, whose text encoder is {width} wide, and this "
+                    f"{file} is a LoRA of {versions[width]}, whose text encoder is {width} wide, and this "
                     f"model's is {own} wide: load a model of that version"
                 )
 
@@ -111,8 +110,8 @@ def write_lora(file, changes: dict[str, LowRank], layout: str = "diffusers", dty
 
     The scale goes into `up`, so that alpha is the rank wherever a reader looks for it.
     """
-    if layout not in LORA_LAYOUTS:
-        raise unknown("layout of a LoRA", layout, LORA_LAYOUTS)
+    if layout not in LAYOUTS:
+        raise unknown("layout of a LoRA", layout, LAYOUTS)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     tensors = {}
@@ -139,6 +138,12 @@ def _file_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if not found:
+        of_stages = sorted(folder.glob(f"*/{FILE}"))
+        if of_stages:
+            raise InputError(
+                f"{folder} holds the LoRA of a cascade's stages, such as {of_stages[0]}: load it into a "
+                "cascade"
+            )
         return folder / FILE
     if len(found) > 1:
         raise several(folder, [file.name for file in found])

@@ -73,7 +73,7 @@ class Adaptations:
     """The adaptations of a model, by name.
 
     Args:
-        networks: "unet" and "text_encoder" -> Keras model.
+        networks: name, such as "unet" or "text_encoder" -> Keras model.
         fused: called when their weights have changed for good.
     """
 
