@@ -445,7 +445,8 @@ class CascadedDiffusion(Adaptable):
     def adaptations(self) -> Adaptations:
         """The loaded LoRAs, to set their weights, remove or fuse them."""
         pairs = zip(self.stage_names, self.stages, strict=True)
-        return Adaptations({f"{name}.unet": stage.unet for name, stage in pairs})
+        networks = {f"{name}.unet": stage.unet for name, stage in pairs}
+        return Adaptations(networks, fused=lambda: setattr(self, "origin", None))
 
     def load_lora(self, file, weight=1.0, name=None, weight_name=None, revision=None, stage=None):
         """Adds a LoRA (Hu et al. 2021) to the UNets of the stages that it has files for.
