@@ -54,17 +54,18 @@ def load(name_or_folder, **options):
 
     Args:
         name_or_folder: a bundled name, a folder, a file or a hub id.
-        options: arguments of the family's own `load`, such as `dtype`: see `sd_tf.latent.loading.load`.
+        options: arguments of the family's own `load`, such as `dtype`: see `sd_tf.latent.loading.load`
+            and `sd_tf.cascade.loading.load`.
 
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    return _loading_of(name_or_folder, options.get("revision")).load(name_or_folder, **options)
+    return _loading_with(name_or_folder, options).load(name_or_folder, **options)
 
 
 def load_lazily(name_or_folder, **options):
     """As `load`, with networks that are read when first used; imports neither Keras nor TensorFlow."""
-    return _loading_of(name_or_folder, options.get("revision")).load_lazily(name_or_folder, **options)
+    return _loading_with(name_or_folder, options).load_lazily(name_or_folder, **options)
 
 
 def check(name_or_folder, only: tuple[str, ...] | None = None, from_text=False, **options):
@@ -74,7 +75,8 @@ def check(name_or_folder, only: tuple[str, ...] | None = None, from_text=False, 
         name_or_folder: as in `load`.
         only: families that the caller can use; None for all.
         from_text: whether the caller draws from text, which models that only enlarge pictures cannot.
-        options: `revision`, `variant`, `tokenizer`, `prediction_type`, as the family's own `load` has them.
+        options: `revision`, `variant`, `tokenizer`, `prediction_type`, `followed_by`, as the family's own
+            `load` has them.
     """
     name = _family_of(name_or_folder, options.get("revision"))
     if only is not None and name not in only:
@@ -82,7 +84,7 @@ def check(name_or_folder, only: tuple[str, ...] | None = None, from_text=False, 
         raise InputError(
             f"{name_or_folder} is a {FAMILIES[name].name}, which this command cannot use: name a {usable}"
         )
-    loading = importlib.import_module(FAMILIES[name].loading)
+    loading = _loading_with(name_or_folder, options)
     loading.check(name_or_folder, **options)
     if from_text and hasattr(loading, "only_enlarges") and loading.only_enlarges(name_or_folder, **options):
         raise InputError(
@@ -151,6 +153,16 @@ def commands_of(name: str):
 
 def _loading_of(name_or_folder, revision=None):
     return importlib.import_module(FAMILIES[_family_of(name_or_folder, revision)].loading)
+
+
+def _loading_with(name_or_folder, options):
+    """The family's module for a call with these options."""
+    loading = _loading_of(name_or_folder, options.get("revision"))
+    if "followed_by" in options and "followed_by" not in inspect.signature(loading.load).parameters:
+        raise InputError(
+            f"{argument('followed_by')} is for cascades, and {name_or_folder} is none: leave it out"
+        )
+    return loading
 
 
 def _family_of(name_or_folder, revision=None) -> str:

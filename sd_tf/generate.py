@@ -227,6 +227,13 @@ def _add_cascade(group):
     group.add_argument(
         "--upscale", metavar="FILE", help="picture to enlarge by the super-resolution stages; needs no prompt"
     )
+    group.add_argument(
+        "--followed-by",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="models whose stages enlarge what --model draws, such as DeepFloyd/IF-II-M-v1.0",
+    )
     group.add_argument("--stages", type=int, help="stages to run (default: all)")
     group.add_argument("--sr-steps", type=int, help="steps of super-resolution (default: the model's)")
     group.add_argument(
@@ -373,6 +380,8 @@ def _load(flags):
     from sd_tf.lora.sources import find_lora, is_hub_id
 
     loading = commandline.loading(flags)
+    if flags.followed_by:
+        loading["followed_by"] = flags.followed_by
     families.check(flags.model, **loading)  # before TensorFlow is imported, which takes seconds
     commandline.check_there("--lora", [file for file in flags.lora if not is_hub_id(file)])
     commandline.check_there("--textual-inversion", flags.textual_inversion)

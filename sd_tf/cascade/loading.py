@@ -30,16 +30,20 @@ from sd_tf.text.known_words import read_words
 USUAL_STEPS, USUAL_GUIDANCE = {False: 100, True: 50}, {False: 7.0, True: 4.0}  # of diffusers' IF pipelines
 USUAL_AUGMENT_LEVEL = 250  # likewise
 MOST_STAGES = 8
-PARTS = (  # whose weights are downloaded: of a stage, and of a whole cascade
-    *("unet", "text_encoder"),
-    *(f"{stage_name(number)}/{part}" for number in range(MOST_STAGES) for part in ("unet", "text_encoder")),
-)
+UNETS = ("unet", *(f"{stage_name(number)}/unet" for number in range(MOST_STAGES)))  # of a stage, of a cascade
+PARTS = UNETS + tuple(name.replace("unet", "text_encoder") for name in UNETS)  # whose weights are downloaded
 
 
 def load(
-    name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
+    name_or_folder,
+    dtype=None,
+    revision=None,
+    variant=None,
+    tokenizer=None,
+    prediction_type=None,
+    followed_by=(),
 ) -> CascadedDiffusion:
-    """Reads a cascade: one that was trained here, or a stage of DeepFloyd IF.
+    """Reads a cascade: one that was trained here, or stages of DeepFloyd IF.
 
     Networks are read when they are first used.
 
@@ -51,17 +55,25 @@ def load(
         variant: variant of the files, such as "fp16".
         tokenizer: a folder or hub id of a tokenizer to use instead of the model's.
         prediction_type: not of cascades, whose files always say it.
+        followed_by: models whose stages enlarge what those before have drawn, such as
+            ["DeepFloyd/IF-II-M-v1.0"]. The first model's text encoder is read once, and no other downloaded.
 
     Raises:
         InputError: there is no such model, it is of another kind, or a file is missing or damaged.
     """
-    model = load_lazily(name_or_folder, dtype, revision, variant, tokenizer, prediction_type)
+    model = load_lazily(name_or_folder, dtype, revision, variant, tokenizer, prediction_type, followed_by)
     import_tensorflow()
     return model
 
 
 def load_lazily(
-    name_or_folder, dtype=None, revision=None, variant=None, tokenizer=None, prediction_type=None
+    name_or_folder,
+    dtype=None,
+    revision=None,
+    variant=None,
+    tokenizer=None,
+    prediction_type=None,
+    followed_by=(),
 ) -> CascadedDiffusion:
     """As `load`; TensorFlow is not imported yet."""
     if prediction_type is not None:
@@ -69,26 +81,48 @@ def load_lazily(
             f"{argument('prediction_type')} is {shown(prediction_type)}, but a cascade's files say what it "
             "predicts: leave it out"
         )
-    source = resolve(name_or_folder, revision, variant, parts=PARTS)
-    if not source.is_dir():
-        raise InputError(f"{source} is a file: a cascade is a folder")
-    refuse_links_out(source)
-    index = read_json(source / MODEL_INDEX, root=source)
-    pipeline = index.get("_class_name")
-    if pipeline == PIPELINE:
-        folders, levels = _stages_of(index, source)
-    else:
-        folders, levels = [source], {}
+    source, folders, levels = _found(name_or_folder, revision, variant, PARTS)
     text = open_text_encoder(
         _with_text_encoder(folders, source), text_length(folders[0]), None, None, variant, tokenizer
     )
     stages = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
+    parts = tuple("unet" if folder == source else f"{folder.name}/unet" for folder in folders)
+    for name in _checked_names(followed_by):
+        _, folders, levels = _found(name, None, variant, UNETS)
+        later = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
+        if not later[0].is_super_resolution:
+            raise InputError(f"{name} draws from text: {argument('followed_by')} is for models that enlarge")
+        stages += later
     with naming(source):
         model = CascadedDiffusion(stages, text)
     model.dtype, model.known_words = dtype, read_words(source)
-    parts = tuple("unet" if folder == source else f"{folder.name}/unet" for folder in folders)
-    model.origin = Origin(source, parts, variant)
+    if not followed_by:
+        model.origin = Origin(source, parts, variant)
     return model
+
+
+def _checked_names(followed_by):
+    if isinstance(followed_by, (str, Path)):
+        return [followed_by]
+    if not isinstance(followed_by, (list, tuple)) or not all(
+        isinstance(each, (str, Path)) for each in followed_by
+    ):
+        raise InputError(
+            f"{argument('followed_by')} is {shown(followed_by)}: give a list of names, folders or hub ids"
+        )
+    return followed_by
+
+
+def _found(name_or_folder, revision, variant, parts):
+    """The folder of a model, those of its stages, and name of a stage -> augmentation level."""
+    source = resolve(name_or_folder, revision, variant, parts=parts)
+    if not source.is_dir():
+        raise InputError(f"{source} is a file: a cascade is a folder")
+    refuse_links_out(source)
+    index = read_json(source / MODEL_INDEX, root=source)
+    if index.get("_class_name") == PIPELINE:
+        return source, *_stages_of(index, source)
+    return source, [source], {}
 
 
 def only_enlarges(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None) -> bool:
@@ -119,9 +153,9 @@ def with_snapshot(model: CascadedDiffusion, snapshot: Path, variant=None) -> Cas
     return found
 
 
-def check(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None):
+def check(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None, followed_by=()):
     """Raises `InputError` where `load` would, for all but the weights; imports no Keras and no TensorFlow."""
-    load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
+    load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type, followed_by)
 
 
 def _stages_of(index, source):

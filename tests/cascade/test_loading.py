@@ -44,6 +44,40 @@ def test_networks_are_read_when_they_are_first_used(saved):
     assert model.stages[0].precision == "float32" and model.stages[1].precision is None
 
 
+def test_stages_of_other_models_follow(saved, tmp_path):
+    """DeepFloyd's stages are models of their own: together they draw what the whole cascade draws."""
+    second = tmp_path / "second"
+    shutil.copytree(saved / "sr2", second)  # as its hub's folders, but that its text encoder is not wanted
+    model = sd_tf.load(saved / "base", followed_by=[second])
+    assert [stage.is_super_resolution for stage in model.stages] == [False, True]
+    settings = {"steps": 2, "seed": 3, "super_resolution": {"steps": 2}, "augment_level": 100}
+    whole = sd_tf.load(saved)
+    np.testing.assert_array_equal(
+        model.generate("a dress", engine="tensorflow", **settings),
+        whole.generate("a dress", engine="tensorflow", **settings),
+    )
+    model.save(tmp_path / "joined")
+    assert len(sd_tf.load(tmp_path / "joined").stages) == 2
+
+
+@pytest.mark.parametrize("followers, message", [
+    (["{saved}/base"], "base draws from text: followed_by is for models that enlarge"),
+    (3, "followed_by is 3: give a list of names, folders or hub ids"),
+    ([5], r"followed_by is \[5\]: give a list of names, folders or hub ids"),
+    (["{saved}/nothing"], "no file or folder .*nothing"),
+])  # fmt: skip
+def test_what_cannot_follow(saved, followers, message):
+    if isinstance(followers, list):
+        followers = [each.format(saved=saved) if isinstance(each, str) else each for each in followers]
+    with pytest.raises(sd_tf.InputError, match=message):
+        sd_tf.load(saved / "base", followed_by=followers)
+
+
+def test_nothing_follows_a_latent_model(saved):
+    with pytest.raises(sd_tf.InputError, match="followed_by is for cascades, and fashion-mnist is none"):
+        sd_tf.load("fashion-mnist", followed_by=[saved / "sr2"])
+
+
 def test_a_folder_is_checked_without_keras_and_tensorflow(saved):
     program = (
         "import sys, sd_tf.families\n"
