@@ -1,5 +1,6 @@
 """Generation: what a seed promises, what bad input gets, and diffusers' pipeline on the same weights."""
 
+import dataclasses
 import types
 import warnings
 
@@ -259,8 +260,7 @@ def test_parts_that_do_not_fit_together_are_refused(tiny_model, part, changes, m
         name: getattr(tiny_model, name)
         for name in ("autoencoder", "unet", "text_encoder", "tokenizer", "schedule")
     }
-    values = vars(parts[part].config) | changes
-    parts[part] = types.SimpleNamespace(config=types.SimpleNamespace(**values))
+    parts[part] = types.SimpleNamespace(config=dataclasses.replace(parts[part].config, **changes))
     with pytest.raises(InputError, match=message):
         LatentDiffusion(**parts)
 
