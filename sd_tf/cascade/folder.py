@@ -60,14 +60,21 @@ def _save_parts(model, folder, dtype, max_shard_size):
     save_index(model, folder)
 
 
-def save_index(model, folder):
-    """Writes what makes one model of the folders of its stages."""
+def save_index(model, folder, number=None):
+    """Writes what makes one model of the folders of its stages.
+
+    Args:
+        model: a `CascadedDiffusion`.
+        folder: where they are.
+        number: how many there are; None for all.
+    """
     if model.known_words is not None:
         write_words(folder, model.known_words)
-    names = [stage_name(number) for number in range(len(model.stages))]
+    stages = model.stages[:number]
+    names = [stage_name(number) for number in range(len(stages))]
     levels = {
         name: stage.augment_level
-        for name, stage in zip(names, model.stages, strict=True)
+        for name, stage in zip(names, stages, strict=True)
         if stage.is_super_resolution
     }
     write_json(Path(folder) / MODEL_INDEX, of_diffusers(PIPELINE, stages=names, augment_levels=levels))

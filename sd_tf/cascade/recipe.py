@@ -1,7 +1,7 @@
 """How a cascade is trained: each stage by itself, on pictures of its size and the cached states of captions.
 
 base/ sr2/ ...          the stages, each a folder that diffusers' IF pipelines open; base has the text encoder
-model_index.json        lists them, once all are there
+model_index.json        lists them; the first ones, while later ones are missing
 prior/                  generated pictures for --prior-prompt
 learned_embeds.safetensors                          embedding of --finetune textual_inversion
 base/pytorch_lora_weights.safetensors sr2/...       weights of --finetune lora, in the place of the stages
@@ -10,6 +10,7 @@ base/pytorch_lora_weights.safetensors sr2/...       weights of --finetune lora, 
 import contextlib
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
@@ -112,10 +113,11 @@ class CascadeRecipe(RecipeFromBase):
         self.model.origin = None
         self.learn_words(run)
         # Here and not when a stage is finished: a run that was ended between the two makes up for it.
-        if run.workers.is_chief and all((run.folder / name).is_dir() for name in self.names):
-            folders.save_index(self.model, run.folder)
+        done = list(itertools.takewhile(lambda name: (run.folder / name).is_dir(), self.names))
+        if run.workers.is_chief and done:
+            folders.save_index(self.model, run.folder, len(done))
         run.workers.wait()
-        self.model.provenance.is_trained = (run.folder / folders.MODEL_INDEX).is_file()
+        self.model.provenance.is_trained = done == self.names
 
     def learn_words(self, run):
         """The model knows the words of the run's captions."""
