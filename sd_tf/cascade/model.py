@@ -323,18 +323,20 @@ class CascadedDiffusion(Adaptable):
         self._check_draws_from_text()
         interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size, prompt_syntax)
         number = self._number_of(stages)
-        return draw_interpolation(
-            self,
-            interpolation,
-            [
-                self.recommended.replaced(**settings),
-                *self._later_settings(super_resolution, self.stages[1:number]),
-            ],
-            [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
-            augment_level,
-            self._checked_size(height, width),
-            progress,
-        )
+        with self._weighing(interpolation.loras):
+            return draw_interpolation(
+                self,
+                interpolation,
+                [
+                    self.recommended.replaced(**settings),
+                    *self._later_settings(super_resolution, self.stages[1:number]),
+                ],
+                [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
+                augment_level,
+                self._checked_size(height, width),
+                engine,
+                progress,
+            )
 
     def upscale(
         self,

@@ -85,8 +85,10 @@ def test_a_way_that_there_is_not_is_refused(cascade):
         cascade.interpolate(["a", "b"], augment_level=1000)
     with pytest.raises(sd_tf.InputError, match="unknown thresholding 'dynamical'"):
         cascade.interpolate(["a", "b"], thresholding="dynamical")
-    with pytest.raises(sd_tf.InputError, match="engine 'openvino' cannot run a cascade"):
-        cascade.interpolate(["a", "b"], engine="openvino")
+    with pytest.raises(sd_tf.InputError, match="unknown engine 'openvine': did you mean 'openvino'"):
+        cascade.interpolate(["a", "b"], engine="openvine")
+    with pytest.raises(sd_tf.InputError, match="the prompt names the LoRA 'mine', which is not loaded"):
+        cascade.interpolate(["a <lora:mine:1>", "b"], prompt_syntax="a1111")
 
 
 def test_frames_from_the_command_line(cascade, tmp_path):
@@ -135,10 +137,22 @@ def test_what_cannot_be_enlarged_is_refused(cascade):
     ({"super_resolution": 4}, "super_resolution is 4: give a dictionary"),
     ({"mask": np.ones((16, 16), bool)}, "mask is for a picture: give image as well"),
     ({"latents": np.zeros((1, 8, 8, 4), "float32")}, r"latents have the shape \(1, 8, 8, 4\): give"),
+    ({"latents": np.zeros((1, 16, 8, 3), "float32")}, r"latents are \(16, 8\), and the first stage draws"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(cascade, settings, message):
     with pytest.raises(sd_tf.InputError, match=message):
         cascade.generate("a dress", **{"steps": 2, **settings})
+
+
+def test_what_a_later_stage_cannot_do_is_said_before_the_first_has_drawn(cascade, monkeypatch):
+    monkeypatch.setattr("sd_tf.cascade.drawing.draw_stage", lambda *_, **__: pytest.fail("was drawn"))
+    later = {"super_resolution": {"steps": 1001}, "progress": False}
+    with pytest.raises(sd_tf.InputError, match="steps is 1001: give a whole number from 1 to 1000"):
+        cascade.generate("a dress", **later)
+    with pytest.raises(sd_tf.InputError, match="steps is 1001"):
+        cascade.interpolate(["a dress", "a bag"], **later)
+    with pytest.raises(sd_tf.InputError, match="steps is 1001"):
+        cascade.upscale(np.zeros((8, 8, 3), np.uint8), **later)
 
 
 def test_dynamic_thresholding_tames_high_guidance():
