@@ -82,11 +82,10 @@ def load_lazily(
             "predicts: leave it out"
         )
     source, folders, levels = _found(name_or_folder, revision, variant, PARTS)
-    text = open_text_encoder(
-        _with_text_encoder(folders, source), text_length(folders[0]), None, None, variant, tokenizer
-    )
+    reading = _with_text_encoder(folders, source)
+    text = open_text_encoder(reading, text_length(folders[0]), None, None, variant, tokenizer)
     stages = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
-    parts = tuple("unet" if folder == source else f"{folder.name}/unet" for folder in folders)
+    networks = (reading / "text_encoder", *(folder / "unet" for folder in folders))
     for name in _checked_names(followed_by):
         _, folders, levels = _found(name, None, variant, UNETS)
         later = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
@@ -97,6 +96,7 @@ def load_lazily(
         model = CascadedDiffusion(stages, text)
     model.dtype, model.known_words = dtype, read_words(source)
     if not followed_by:
+        parts = tuple(network.relative_to(source).as_posix() for network in networks)
         model.origin = Origin(source, parts, variant)
     return model
 

@@ -42,7 +42,7 @@ class CascadedDiffusion(Adaptable):
             no others; None if that may know any word.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
         dtype: the Keras precision policy of its UNets; None for Keras' global one.
-        origin: the files that its UNets were read from, an `Origin`; None if they have changed since.
+        origin: the files that its networks were read from, an `Origin`; None if they have changed since.
 
     Example:
         >>> model = sd_tf.CascadedDiffusion.from_preset("cascade-small", "fashion_mnist")
@@ -161,6 +161,7 @@ class CascadedDiffusion(Adaptable):
         LoRAs are forgotten: they belong to the network of before.
         """
         if self.stages[number].put(unet):
+            self.origin = None
             self.forget_adaptations()
 
     # -- drawing --------------------------------------------------------------------------------
@@ -507,6 +508,7 @@ class CascadedDiffusion(Adaptable):
             )
         network, tokenizer = with_word(encoder.network(), encoder.tokenizer, word, embedding)
         self.text_encoder = CLIPTextEncoder(tokenizer, network.config, lambda: network)
+        self.origin = None
 
     # -- making, training, writing --------------------------------------------------------------
 
