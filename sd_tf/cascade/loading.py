@@ -125,9 +125,11 @@ def _found(name_or_folder, revision, variant, parts):
     return source, [source], {}
 
 
-def only_enlarges(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None) -> bool:
+def only_enlarges(
+    name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None, followed_by=()
+) -> bool:
     """Whether the model is a super-resolution stage alone, which does not draw from text."""
-    model = load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
+    model = load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type, followed_by)
     return model.stages[0].is_super_resolution
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sd_tf
+from sd_tf import families
 from tests.cascade.conftest import tiny_cascade
 
 SCHEDULE = "base/scheduler/scheduler_config.json"
@@ -71,6 +72,10 @@ def test_what_cannot_follow(saved, followers, message):
         followers = [each.format(saved=saved) if isinstance(each, str) else each for each in followers]
     with pytest.raises(sd_tf.InputError, match=message):
         sd_tf.load(saved / "base", followed_by=followers)
+
+
+def test_a_model_that_is_followed_by_others_draws_from_text(saved):
+    families.check(saved / "base", from_text=True, followed_by=[saved / "sr2"])
 
 
 def test_nothing_follows_a_latent_model(saved):
