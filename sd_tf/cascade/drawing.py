@@ -10,7 +10,7 @@ from sd_tf.diffusion.editing import noised
 from sd_tf.errors import InputError, argument
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.loop import Plan, draw
-from sd_tf.generation.pictures import checked_image
+from sd_tf.generation.pictures import checked_image, checked_mask, latent_mask
 from sd_tf.generation.start_picture import StartPicture
 from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.images import to_unit
@@ -56,6 +56,7 @@ def draw_request(
     if image is not None:
         image = checked_image(image, len(request.prompts), model.sides_multiple, model.most_pixels, size)
         size = image.shape[1:3]
+        mask = None if mask is None else checked_mask(mask, image, len(request.prompts))
     sizes = model.sizes_of(*size)
     if latents is not None:
         latents = request.checked_latents(latents, (*sizes[0], CHANNELS))
@@ -72,7 +73,7 @@ def draw_request(
             picture = StartPicture(
                 request,
                 image,
-                mask,
+                None if mask is None else _smaller_mask(mask, sizes[number]),
                 1.0 if number else strength,
                 lambda images, batch_size: to_unit(images),
                 1,
@@ -96,6 +97,11 @@ def draw_request(
             progress=progress,
         )
     return drawn
+
+
+def _smaller_mask(mask, size):
+    """A mask, bool (n, height, width, 1), for pictures of (h, w): True where any of its pixels is."""
+    return latent_mask(mask, mask.shape[1] // size[0]).astype(bool)
 
 
 def draw_interpolation(

@@ -64,6 +64,18 @@ def test_inpainting_leaves_pixels_outside_the_mask_exactly_as_they_are(cascade):
     assert (drawn[mask] != picture[mask]).mean() > 0.9
 
 
+@pytest.mark.parametrize("place", [(4, 4), (5, 5)])
+def test_a_mask_of_one_pixel_is_one_of_every_stage(cascade, place):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16), bool)
+    mask[place] = True
+    drawn = cascade.generate("a dress", image=picture, mask=mask, **FAST)[0]
+    np.testing.assert_array_equal((drawn != picture).any(axis=-1), mask)
+    small = cascade.generate("a dress", image=picture, mask=mask, stages=1, **FAST)[0]
+    untouched = cascade.generate("a dress", image=picture, strength=0, stages=1, **FAST)[0]
+    np.testing.assert_array_equal(np.argwhere((small != untouched).any(axis=-1)), [[2, 2]])
+
+
 def test_the_way_between_prompts_and_seeds_begins_and_ends_with_them(cascade):
     prompts, settings = ["a red dress", "a blue bag"], FAST | {"thresholding": "static"}
     way = cascade.interpolate(prompts, frames=4, seeds=3, **settings)
