@@ -125,6 +125,17 @@ def test_upscale_enlarges_pictures_of_any_size_with_a_prompt_or_without(cascade)
     assert one[0].size == (20, 12)
 
 
+def test_words_have_their_weights_where_another_picture_has_no_prompt(cascade):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    settings = {"super_resolution": {"steps": 2, "guidance_scale": 4.0}, "negative_prompt": "a bag"}
+    prompts = ["a (red:1.8) dress", ""]
+    beside = cascade.upscale(pictures, prompts, **settings)
+    alone = cascade.upscale(pictures[0], prompts[0], **settings)
+    assert np.abs(beside[0].astype(int) - alone[0]).max() <= 1
+    plain = cascade.upscale(pictures[0], "a red dress", **settings)
+    assert (plain != alone).any()
+
+
 def test_what_cannot_be_enlarged_is_refused(cascade):
     with pytest.raises(sd_tf.InputError, match="image is an empty list"):
         cascade.upscale([])
