@@ -92,6 +92,10 @@ def load_lazily(
         if not later[0].is_super_resolution:
             raise InputError(f"{name} draws from text: {argument('followed_by')} is for models that enlarge")
         stages += later
+    if len(stages) > MOST_STAGES:
+        raise InputError(
+            f"{argument('followed_by')} makes {len(stages)} stages, of which {MOST_STAGES} are the most"
+        )
     with naming(source):
         model = CascadedDiffusion(stages, text)
     model.dtype, model.known_words = dtype, read_words(source)

@@ -66,6 +66,7 @@ def test_stages_of_other_models_follow(saved, tmp_path):
     (3, "followed_by is 3: give a list of names, folders or hub ids"),
     ([5], r"followed_by is \[5\]: give a list of names, folders or hub ids"),
     (["{saved}/nothing"], "no file or folder .*nothing"),
+    (["{saved}/sr2"] * 8, "followed_by makes 9 stages, of which 8 are the most"),
 ])  # fmt: skip
 def test_what_cannot_follow(saved, followers, message):
     if isinstance(followers, list):

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 import sd_tf
 from sd_tf import push as command
+from sd_tf.cascade.card import traits_of
 from sd_tf.cascade.unet import PixelUNet
 from sd_tf.checkpoints.sources import weights_sha256
 from tests.sharing.hub import known_to_this_process, serving
@@ -116,6 +117,15 @@ def test_the_snippet_and_the_pictures_of_the_card(hub, cascade, tmp_path, monkey
     assert widget["text"] == "a dress" and widget["output"]["url"] in dict(
         hub.repositories[NAME].files("main")
     )
+
+
+def test_the_card_of_a_stage_that_enlarges_names_the_pipeline_that_opens_it(cascade, tmp_path):
+    larger = sd_tf.CascadedDiffusion(cascade.stages[1:], cascade.text_encoder)
+    expected = "diffusers' IFSuperResolutionPipeline opens its folder `base`"
+    assert traits_of(larger, tmp_path).read_by == expected
+    larger.save(tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "base" / "model_index.json").read_text())
+    assert index["_class_name"] == "IFSuperResolutionPipeline"
 
 
 def test_stages_that_are_there_no_more_are_removed(hub, cascade):
