@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf import commandline, families
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, naming, unknown
 from sd_tf.files import read_json, write_json
 from sd_tf.progress import tqdm
 
@@ -57,16 +57,15 @@ def main(arguments=None):
 
     check_replaceable(output)
     loading = commandline.loading(flags)
-    families.check(flags.model, **loading)
-    if not getattr(families.load_lazily(flags.model, **loading), "reads_by_clip", True):
+    families.check(flags.model, from_text=True, **loading)
+    model = families.load_lazily(flags.model, **loading)
+    if not getattr(model, "reads_by_clip", True):
         reads = "is a latent model that reads with a T5 or BERT"
         raise InputError(f"--model {flags.model} {reads}: of these only models with a CLIP are exported")
+    if not flags.no_table:
+        _check_steps(model, flags)
     commandline.load_tensorflow()
-    import sd_tf
-    from sd_tf.exporting.parts import check_draws
-
-    model = sd_tf.load(flags.model, **loading)
-    check_draws(model)
+    model = families.load(flags.model, **loading)
     with _Progress() as progress, replacing(output) as folder:
         write_json(folder / MARK, MADE_BY | {"format": flags.format})
         _write(model, folder, flags.format, progress)
@@ -76,6 +75,14 @@ def main(arguments=None):
     with _Progress() as progress:
         for line in _table(model, output, flags, progress):
             progress.print(line)
+
+
+def _check_steps(model, flags):
+    """Raises `InputError` for steps that a stage of the model cannot draw the table's pictures by."""
+    for number, stage in enumerate(getattr(model, "stages", (model,))):
+        flag, steps = ("--sr-steps", flags.sr_steps) if number else ("--steps", flags.steps)
+        with naming(flag):
+            stage.schedule.inference_timesteps(steps)
 
 
 class _Progress:

@@ -310,6 +310,8 @@ def _check_upscale(flags):
             flag = name.replace("_", "-")
             way_out = f"take --sr-{flag}" if name in ("steps", "guidance_scale") else "leave it out"
             raise InputError(f"--{flag} does not go with --upscale: {way_out}")
+    if flags.prompt_syntax != "weights":
+        raise InputError("--prompt-syntax does not go with --upscale, whose prompt has weights: leave it out")
     if flags.num_images != 1 or len(flags.prompt) > 1 or len(flags.seed) > 1:
         raise InputError("--upscale is for one picture: give one prompt, or none, and one --seed")
     return Request(flags.prompt or [UPSCALED], seed=flags.seed[0])

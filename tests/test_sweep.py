@@ -12,6 +12,7 @@ from PIL import Image
 import sd_tf
 from sd_tf import images, sweep
 from sd_tf.errors import InputError
+from sd_tf.generation.settings import Settings, write_settings
 from sd_tf.latent.folder import load_unet
 from sd_tf.training.loop import Budget
 from sd_tf.training.observers import Snapshots
@@ -60,14 +61,20 @@ def test_a_killed_run_makes_snapshots_after_its_checkpoint_again(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{i:07d}" for i in (2, 5, 6, 7)]
 
 
-def test_rows_are_times_and_columns_are_scales(run, tmp_path, monkeypatch):
-    seen, make = {}, images.contact_sheet
+@pytest.fixture
+def seen(monkeypatch):
+    """What the contact sheet is made of."""
+    found, make = {}, images.contact_sheet
 
     def spy(images, rows, columns, title):
-        seen.update(images=images, rows=rows, columns=columns)
+        found.update(images=images, rows=rows, columns=columns)
         return make(images, rows, columns, title)
 
     monkeypatch.setattr(images, "contact_sheet", spy)
+    return found
+
+
+def test_rows_are_times_and_columns_are_scales(run, tmp_path, seen):
     file = tmp_path / "new" / "sheet.png"
     flags = ["--guidance-scale", "0.1", "3", "--steps", "2", "--seed", "5", "--output", str(file)]
     sweep.main(["a red dress", "--run", str(run), *flags])
@@ -78,6 +85,17 @@ def test_rows_are_times_and_columns_are_scales(run, tmp_path, monkeypatch):
     with Image.open(file) as image:
         assert image.text["prompt"] == "a red dress" and image.text["seed"] == "5"
         assert min(image.size) > 200
+
+
+def test_snapshots_are_drawn_as_the_model_recommends(run, tmp_path, seen):
+    theirs = shutil.copytree(run, tmp_path / "run")
+    write_settings(theirs, Settings(sampler="unipc"))
+    flags = ["--guidance-scale", "1", "--steps", "3", "--output", str(tmp_path / "sheet.png")]
+    sweep.main(["a dress", "--run", str(theirs), *flags])
+    settings = {"steps": 3, "guidance_scale": 1.0, "engine": "tensorflow"}
+    expected, usual = (sd_tf.load(each).generate("a dress", **settings)[0] for each in (theirs, run))
+    np.testing.assert_array_equal(seen["images"][-1, 0], expected)
+    assert (expected != usual).any()
 
 
 def test_a_run_without_snapshots_and_a_file_that_is_no_picture_are_refused(run, tmp_path):

@@ -1,5 +1,6 @@
 """What the card of a cascade says of its kind."""
 
+from sd_tf.cascade.folder import BASE_PIPELINE, SUPER_RESOLUTION_PIPELINE
 from sd_tf.cascade.stage import stage_name
 from sd_tf.sharing.card import Traits
 
@@ -14,9 +15,13 @@ def traits_of(model, folder) -> Traits:
     sizes = ", then ".join(f"{rows} x {columns}" for rows, columns in (stage.image_size for stage in stages))
     read_by = "sd_tf opens it"
     if not any(stage.config.efficient for stage in stages):
-        names = [f"`{stage_name(number)}`" for number in range(1, len(stages))]
-        enlarging = f", IFSuperResolutionPipeline {' and '.join(names)}" if names else ""
-        read_by = f"diffusers' IFPipeline opens its folder `base`{enlarging}"
+        opened = {}
+        for number, stage in enumerate(stages):
+            pipeline = SUPER_RESOLUTION_PIPELINE if stage.is_super_resolution else BASE_PIPELINE
+            opened.setdefault(pipeline, []).append(f"`{stage_name(number)}`")
+        (first, names), *others = ((pipeline, " and ".join(names)) for pipeline, names in opened.items())
+        enlarging = "".join(f", {pipeline} {names}" for pipeline, names in others)
+        read_by = f"diffusers' {first} opens its folder {names}{enlarging}"
     longest = f"more than {encoder.length} tokens"
     rows = "encoded in parts" if encoder.most_rows > 1 else "cut"
     number = NUMBERS[len(stages) - 1]

@@ -10,7 +10,7 @@ from sd_tf.diffusion.editing import noised
 from sd_tf.errors import InputError, argument
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.loop import Plan, draw
-from sd_tf.generation.pictures import checked_image
+from sd_tf.generation.pictures import checked_image, checked_mask, latent_mask
 from sd_tf.generation.start_picture import StartPicture
 from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.images import to_unit
@@ -50,17 +50,21 @@ def draw_request(
         raise InputError("mask is for a picture: give image as well")
     if image is not None and latents is not None:
         raise InputError("latents and image are both given: leave one out")
-    for stage in model.stages:
-        if stage.is_super_resolution:
-            checked_level(stage, augment_level)  # before the first stage has taken its time
-    _warn(model, request)
     stages = model.stages[: len(settings)]
+    _check_stages(model, stages, settings, augment_level)
+    _warn(model, request)
     if image is not None:
         image = checked_image(image, len(request.prompts), model.sides_multiple, model.most_pixels, size)
         size = image.shape[1:3]
+        mask = None if mask is None else checked_mask(mask, image, len(request.prompts))
     sizes = model.sizes_of(*size)
     if latents is not None:
         latents = request.checked_latents(latents, (*sizes[0], CHANNELS))
+        if latents.shape[1:3] != sizes[0]:
+            raise InputError(
+                f"latents are {latents.shape[1:3]}, and the first stage draws {sizes[0]}: give noise of that "
+                "size, or other height and width"
+            )
     networks = [stage.denoiser(engine, own) for stage, own in zip(stages, sizes, strict=False)]
     conditions, drawn = text_conditions(request, model.text_encoder), None
     for number, (stage, own, thresholding) in enumerate(zip(stages, settings, thresholdings, strict=True)):
@@ -69,7 +73,7 @@ def draw_request(
             picture = StartPicture(
                 request,
                 image,
-                mask,
+                None if mask is None else _smaller_mask(mask, sizes[number]),
                 1.0 if number else strength,
                 lambda images, batch_size: to_unit(images),
                 1,
@@ -95,21 +99,31 @@ def draw_request(
     return drawn
 
 
+def _smaller_mask(mask, size):
+    """A mask, bool (n, height, width, 1), for pictures of (h, w): True where any of its pixels is."""
+    return latent_mask(mask, mask.shape[1] // size[0]).astype(bool)
+
+
 def draw_interpolation(
-    model, interpolation, settings, thresholdings, augment_level=None, size=(None, None), progress=True
+    model,
+    interpolation,
+    settings,
+    thresholdings,
+    augment_level=None,
+    size=(None, None),
+    engine="auto",
+    progress=True,
 ) -> np.ndarray:
     """Draws the frames of an `Interpolation`, uint8 (frames, height, width, 3); see `draw_request`."""
     stages, drawn = model.stages[: len(settings)], None
-    for stage in model.stages:
-        if stage.is_super_resolution:
-            checked_level(stage, augment_level)  # before the first stage has taken its time
-    for own, stage in zip(settings, stages, strict=True):
-        own.levels(stage.schedule)  # likewise
+    _check_stages(model, stages, settings, augment_level)
+    sizes = model.sizes_of(*size)
+    networks = [stage.denoiser(engine, own) for stage, own in zip(stages, sizes, strict=False)]
     prompts = [interpolation.negative_prompt, *interpolation.prompts]
     [condition] = encode_prompts(
         [prompts], model.text_encoder, interpolation.batch_size, interpolation.syntax
     )
-    conditions, sizes = interpolation.conditions(condition), model.sizes_of(*size)
+    conditions = interpolation.conditions(condition)
     for number, (stage, own, thresholding) in enumerate(zip(stages, settings, thresholdings, strict=True)):
         drawn = draw_stage(
             stage,
@@ -121,6 +135,7 @@ def draw_interpolation(
             sizes[number],
             smaller=drawn,
             augment_level=augment_level,
+            network=networks[number],
             progress=progress,
         )
     return drawn
@@ -146,6 +161,7 @@ def enlarge_pictures(
     """
     first = next(number for number, stage in enumerate(model.stages) if stage.is_super_resolution)
     stages = list(enumerate(model.stages))[first:]
+    _check_stages(model, model.stages[first:], settings, augment_level)
     sizes = [images.shape[1:3]]
     for number, _ in stages:
         sizes.append(tuple(side * model.factors[number] for side in sizes[-1]))
@@ -269,7 +285,24 @@ def checked_level(stage, augment_level) -> int:
     return check_whole(argument("augment_level"), augment_level, 0, last)
 
 
+def _check_stages(model, stages, settings, augment_level):
+    """Raises `InputError` for what a stage cannot be drawn with, before the first has taken its time.
+
+    Args:
+        model: the `CascadedDiffusion`.
+        stages: those of its stages that are run.
+        settings: `Settings` of each of them.
+        augment_level: see `checked_level`.
+    """
+    for stage in model.stages:
+        if stage.is_super_resolution:
+            checked_level(stage, augment_level)
+    for stage, own in zip(stages, settings, strict=True):
+        own.levels(stage.schedule)
+
+
 def _warn(model, request):
     prompts = request.prompts if request.prompt_embeds is None else ()
-    for warning in (*request.warnings, *words_beyond(prompts, model.known_words)):
+    known = None if model.has_adaptations else model.known_words  # a LoRA may know more
+    for warning in (*request.warnings, *words_beyond(prompts, known)):
         warnings.warn(warning, stacklevel=4)

@@ -82,21 +82,25 @@ def load_lazily(
             "predicts: leave it out"
         )
     source, folders, levels = _found(name_or_folder, revision, variant, PARTS)
-    text = open_text_encoder(
-        _with_text_encoder(folders, source), text_length(folders[0]), None, None, variant, tokenizer
-    )
+    reading = _with_text_encoder(folders, source)
+    text = open_text_encoder(reading, text_length(folders[0]), None, None, variant, tokenizer)
     stages = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
-    parts = tuple("unet" if folder == source else f"{folder.name}/unet" for folder in folders)
+    networks = (reading / "text_encoder", *(folder / "unet" for folder in folders))
     for name in _checked_names(followed_by):
         _, folders, levels = _found(name, None, variant, UNETS)
         later = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
         if not later[0].is_super_resolution:
             raise InputError(f"{name} draws from text: {argument('followed_by')} is for models that enlarge")
         stages += later
+    if len(stages) > MOST_STAGES:
+        raise InputError(
+            f"{argument('followed_by')} makes {len(stages)} stages, of which {MOST_STAGES} are the most"
+        )
     with naming(source):
         model = CascadedDiffusion(stages, text)
     model.dtype, model.known_words = dtype, read_words(source)
     if not followed_by:
+        parts = tuple(network.relative_to(source).as_posix() for network in networks)
         model.origin = Origin(source, parts, variant)
     return model
 
@@ -125,9 +129,11 @@ def _found(name_or_folder, revision, variant, parts):
     return source, [source], {}
 
 
-def only_enlarges(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None) -> bool:
+def only_enlarges(
+    name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None, followed_by=()
+) -> bool:
     """Whether the model is a super-resolution stage alone, which does not draw from text."""
-    model = load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
+    model = load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type, followed_by)
     return model.stages[0].is_super_resolution
 
 

@@ -13,13 +13,14 @@ from sd_tf.errors import InputError, shown, unknown
 from sd_tf.generation.checks import check_whole, checked_size
 from sd_tf.generation.engines import ENGINES
 from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
-from sd_tf.generation.request import Interpolation, Request
+from sd_tf.generation.request import LARGEST_BATCH, Interpolation, Request, checked_negative_prompts
 from sd_tf.generation.settings import Settings
 from sd_tf.lora.adaptable import Adaptable
 from sd_tf.lora.adaptations import Adaptations
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.encoder import CLIPTextEncoder
 from sd_tf.text.new_words import with_word
+from sd_tf.text.prompts import encode_prompts
 from sd_tf.training.provenance import Provenance
 
 LARGEST_IMAGE = 512**2  # pixels of a picture, or four times the model's own if that is more
@@ -42,7 +43,7 @@ class CascadedDiffusion(Adaptable):
             no others; None if that may know any word.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
         dtype: the Keras precision policy of its UNets; None for Keras' global one.
-        origin: the files that its UNets were read from, an `Origin`; None if they have changed since.
+        origin: the files that its networks were read from, an `Origin`; None if they have changed since.
 
     Example:
         >>> model = sd_tf.CascadedDiffusion.from_preset("cascade-small", "fashion_mnist")
@@ -161,6 +162,7 @@ class CascadedDiffusion(Adaptable):
         LoRAs are forgotten: they belong to the network of before.
         """
         if self.stages[number].put(unet):
+            self.origin = None
             self.forget_adaptations()
 
     # -- drawing --------------------------------------------------------------------------------
@@ -323,18 +325,20 @@ class CascadedDiffusion(Adaptable):
         self._check_draws_from_text()
         interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size, prompt_syntax)
         number = self._number_of(stages)
-        return draw_interpolation(
-            self,
-            interpolation,
-            [
-                self.recommended.replaced(**settings),
-                *self._later_settings(super_resolution, self.stages[1:number]),
-            ],
-            [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
-            augment_level,
-            self._checked_size(height, width),
-            progress,
-        )
+        with self._weighing(interpolation.loras):
+            return draw_interpolation(
+                self,
+                interpolation,
+                [
+                    self.recommended.replaced(**settings),
+                    *self._later_settings(super_resolution, self.stages[1:number]),
+                ],
+                [stage.thresholding.replaced(thresholding, percentile) for stage in self.stages[:number]],
+                augment_level,
+                self._checked_size(height, width),
+                engine,
+                progress,
+            )
 
     def upscale(
         self,
@@ -384,10 +388,16 @@ class CascadedDiffusion(Adaptable):
             or not all(isinstance(each, str) for each in prompts)
         ):
             raise InputError(f"prompt is {shown(prompt)}: give one, or {number}, one for each picture")
-        embeds = None
-        if not all(each.strip() for each in prompts):  # of which a `Request` wants words
-            prompts, embeds = None, self.encode_prompts(list(prompts)).context
-        request = Request(prompts, negative_prompt, 1, seed, batch_size, prompt_embeds=embeds)
+        if all(each.strip() for each in prompts):
+            request = Request(prompts, negative_prompt, 1, seed, batch_size)
+        else:  # of which a `Request` wants words
+            texts = [*checked_negative_prompts(negative_prompt, number), *prompts]
+            batch_size = check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+            [encoded] = encode_prompts([texts], self.text_encoder, batch_size)
+            negative, positive = encoded.context[:number], encoded.context[number:]
+            request = Request(
+                None, "", 1, seed, batch_size, prompt_embeds=positive, negative_prompt_embeds=negative
+            )
         drawn = enlarge_pictures(
             self,
             request,
@@ -505,6 +515,7 @@ class CascadedDiffusion(Adaptable):
             )
         network, tokenizer = with_word(encoder.network(), encoder.tokenizer, word, embedding)
         self.text_encoder = CLIPTextEncoder(tokenizer, network.config, lambda: network)
+        self.origin = None
 
     # -- making, training, writing --------------------------------------------------------------
 

@@ -251,7 +251,9 @@ class PlannedPixelStage(PlannedStage):
 
     def _remove_lora(self):
         """Of what learns: the UNet is as it was."""
+        origin = self.model.origin
         self.model.put(self.number, without_lora(self.stage.unet))
+        self.model.origin = origin
 
     def _stage(self, run, stage, texts):
         preset, own = self.recipe.preset, self.recipe.own
@@ -324,7 +326,7 @@ class PlannedWord(PlannedPixelStage):
         own, model = self.recipe.own, self.model
         encoder = model.text_encoder
         if own.new_word not in model.provenance.taught_words:
-            self._before = encoder
+            self._before = encoder, model.origin
         teach_word(model, encoder.network(), encoder.tokenizer, own.new_word, own.like_word)
         self.recipe.unload_lora(run)
         self.recipe.mix_in_prior(run)
@@ -347,7 +349,7 @@ class PlannedWord(PlannedPixelStage):
 
     def stopped(self, run, has_learned):
         if self._before is not None:  # as it was before it was taught the word, which the checkpoint keeps
-            self.model.text_encoder = self._before
+            self.model.text_encoder, self.model.origin = self._before
             self.model.provenance.taught_words.discard(self.recipe.own.new_word)
 
 

@@ -67,7 +67,8 @@ def _serve(flags, limits, ending, found):
     from sd_tf.data.pipeline import pictures_at_once
 
     model = families.load(flags.model, **commandline.loading(flags))
-    first = model.generate("a", steps=1, engine=flags.engine, progress=False)
+    later = {"super_resolution": {"steps": 1}} if getattr(model, "later_settings", ()) else {}
+    first = model.generate("a", steps=1, engine=flags.engine, progress=False, **later)
     if hasattr(model, "encode_images"):
         model.encode_images(first)  # compiled before somebody waits for it
     thresholding = getattr(model, "thresholding", None)  # of a model that draws pixels

@@ -135,10 +135,12 @@ class PictureJudges:
 
     def _reconstruction(self, images, training):
         ratios = signal_to_noise(images, self.images)
-        protocol = {"samples": len(ratios), "pictures": f"the {training}, which it has learned from"}
-        reservation = ""
-        if self.is_one_of_several:
-            protocol, reservation = protocol | {"size": self.images.shape[1]}, SEVERAL_SIZES
+        protocol = {
+            "samples": len(ratios),
+            "pictures": f"the {training}, which it has learned from",
+            "size": self.images.shape[1],
+        }
+        reservation = SEVERAL_SIZES if self.is_one_of_several else ""
         return scored(mean_estimate(ratios), "higher", protocol, None, reservation)
 
     def _colours(self, images, drawing):

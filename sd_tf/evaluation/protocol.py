@@ -10,6 +10,7 @@ from sd_tf.files import read_json
 LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
 # What protocols say of the models of some families: of a cascade's stages, and of pictures of several sizes.
 OF_FAMILIES = ("sizes", "thresholding", "super_resolution", "size")
+UNSAID = ("size",)  # what older reports do not say
 BY_PROMPT = ("class_accuracy", "tinted_class_accuracy", "colour_accuracy")  # whose details are shares
 
 
@@ -118,13 +119,14 @@ def check_comparable(reports, varied=()):
         reports: dictionaries of `report.json`, each with "model" and "scores".
         varied: names in protocols that may differ, since the comparison is of them.
     """
-    for first, other in ((reports[0], other) for other in reports[1:]):
+    firsts = {}  # name of a score -> the first report that has it, which need not be the first of all
+    for other in reports:
         for name, score in other["scores"].items():
-            if name not in first["scores"]:
-                continue
+            first = firsts.setdefault(name, other)
             protocol, reference = score["protocol"], first["scores"][name]["protocol"]
             for key in sorted(protocol.keys() | reference.keys()):
-                if key not in varied and protocol.get(key) != reference.get(key):
+                is_unsaid = key in UNSAID and None in (protocol.get(key), reference.get(key))
+                if key not in varied and not is_unsaid and protocol.get(key) != reference.get(key):
                     raise InputError(
                         f"{name} of {first['model']} and of {other['model']} cannot be compared: {key} is "
                         f"{reference.get(key)!r} and {protocol.get(key)!r}. Score both by one command, with "

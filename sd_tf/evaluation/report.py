@@ -41,7 +41,7 @@ def page(reports, pictures, command, plot=None) -> str:
     """The whole page.
 
     Args:
-        reports: dictionaries of report.json, of the same scores.
+        reports: dictionaries of report.json; a score that one of them lacks has no number there.
         pictures: the label of a report -> name of a sheet -> (uint8 (height, width, 3), a note).
         command: that made the page.
         plot: uint8 (height, width, 3), or None.

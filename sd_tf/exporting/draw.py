@@ -56,8 +56,9 @@ class Model:
             raise SystemExit(f"error: seed is {seed}: give 0 to {LARGEST_SEED}")
         drawn, pictures = [(steps, guidance_scale)], None
         drawn += [(sr_steps, sr_guidance_scale)] * (len(self.stages) - 1)
-        for stage, (number, _) in zip(self.stages, drawn, strict=True):
-            stage.timesteps(number)  # says what does not fit before anything is drawn
+        for place, (stage, (number, _)) in enumerate(zip(self.stages, drawn, strict=True)):
+            # says what does not fit before anything is drawn
+            stage.timesteps(number, "sr_steps" if place else "steps")
         states = self.encode(*self._rows([negative_prompt, prompt]))
         for stage, (number, scale) in zip(self.stages, drawn, strict=True):
             found = stage.draw(states, seed, number, scale, pictures)
@@ -128,11 +129,11 @@ class Stage:
             x = (signals[i + 1] * x0 + noises[i + 1] * noise).astype(np.float32)
         return x
 
-    def timesteps(self, steps):
-        """Those that are visited, int (steps,): Lin et al. 2023, table 2."""
+    def timesteps(self, steps, name="steps"):
+        """Those that are visited, int (steps,): Lin et al. 2023, table 2; errors say `name`."""
         total, spacing = len(self.settings["alphas_cumprod"]), self.settings["timestep_spacing"]
         if not 1 <= steps <= total:
-            raise SystemExit(f"error: steps is {steps}: give 1 to {total}")
+            raise SystemExit(f"error: {name} is {steps}: give 1 to {total}")
         if spacing == "leading":
             found = np.arange(steps)[::-1] * (total // steps) + self.settings["steps_offset"]
         elif spacing == "trailing":
@@ -140,7 +141,7 @@ class Stage:
         else:
             found = np.round(np.linspace(0, total - 1, steps))[::-1]
         if found[0] >= total:  # by steps_offset
-            raise SystemExit(f"error: steps is {steps}: give fewer")
+            raise SystemExit(f"error: {name} is {steps}: give fewer")
         return found.astype(int)
 
     def _enlarged(self, smaller, seed):
@@ -164,11 +165,10 @@ class Stage:
 
     def _in_range(self, x0):
         """Static or dynamic thresholding (Saharia et al. 2022, section 2.3)."""
-        kind, percentile, maximum = self.settings["thresholding"].values()
-        bound = 1.0
-        if kind == "dynamic":
-            bound = max(1.0, float(np.quantile(np.abs(x0), percentile)))
-            bound = bound if maximum is None else min(bound, maximum)
+        settings, bound = self.settings["thresholding"], 1.0
+        if settings["kind"] == "dynamic":
+            bound = max(1.0, float(np.quantile(np.abs(x0), settings["percentile"])))
+            bound = bound if settings["maximum"] is None else min(bound, settings["maximum"])
         return np.clip(x0, -bound, bound) / bound
 
 
@@ -237,6 +237,8 @@ def main():
     """Parses flags, draws, and writes a PNG file."""
     folder = Path(__file__).parent
     found = [name for name in ("float16", "int8", "onnx") if (folder / name).is_dir()]
+    if not found:
+        raise SystemExit(f"error: no networks are in {folder}: copy the whole folder that was exported")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", help="what to draw")
     parser.add_argument("--networks", choices=found, default=found[0], help=f"default: {found[0]}")

@@ -10,7 +10,6 @@ from sd_tf.cascade.model import CascadedDiffusion
 from sd_tf.cascade.stage import CHANNELS, stage_name
 from sd_tf.diffusion.levels import Level
 from sd_tf.diffusion.thresholding import Thresholding
-from sd_tf.errors import InputError
 
 
 class Network(NamedTuple):
@@ -84,12 +83,6 @@ class Parts(NamedTuple):
 def parts_of(model) -> Parts:
     """The parts of a model, in the precision that its networks compute in."""
     return _parts_of_cascade(model) if isinstance(model, CascadedDiffusion) else _parts_of_latent(model)
-
-
-def check_draws(model):
-    """Raises `InputError` for a model that draws nothing from text."""
-    if isinstance(model, CascadedDiffusion) and model.stages[0].is_super_resolution:
-        raise InputError("this model only enlarges pictures: export the whole cascade")
 
 
 def _parts_of_latent(model):

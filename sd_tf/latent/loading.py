@@ -95,7 +95,7 @@ def settings_folder(folder: Path) -> Path:
 
 
 def with_snapshot(model: LatentDiffusion, snapshot: Path, variant=None) -> LatentDiffusion:
-    """The model with the UNet of a snapshot and the usual settings; see `sd_tf.families.with_snapshot`."""
+    """The model with the UNet of a snapshot; see `sd_tf.families.with_snapshot`."""
     from sd_tf.latent.folder import load_unet
 
     unet = load_unet(snapshot, variant=variant)
@@ -103,7 +103,10 @@ def with_snapshot(model: LatentDiffusion, snapshot: Path, variant=None) -> Laten
         raise InputError(
             f"{snapshot / 'config.json'} is not that of the run's model: it is no snapshot of this run"
         )
-    return LatentDiffusion(model.autoencoder, unet, model.text_encoder, model.tokenizer, model.schedule)
+    parts = model.autoencoder, unet, model.text_encoder
+    found = LatentDiffusion(*parts, model.tokenizer, model.schedule)
+    found.dtype, found.recommended, found.known_words = model.dtype, model.recommended, model.known_words
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from sd_tf.checkpoints.sources import weights_sha256
 from sd_tf.data.options import GARMENTS
 from sd_tf.errors import InputError
 from sd_tf.files import is_regular, read_json
@@ -125,7 +126,7 @@ def _scores(folder, model):
     whole = read_json(file, root=folder, most=LARGEST_REPORT)
     reports = whole.get("reports", [whole])
     reports = [report for report in reports if isinstance(report, dict)] if isinstance(reports, list) else []
-    weights = model.weights_sha256()
+    weights = _weights_of(model)
     report = next((each for each in reports if each.get("weights") == weights), None)
     if report is None:
         warnings.warn(
@@ -136,6 +137,13 @@ def _scores(folder, model):
     if not isinstance(scores, dict) or not all(map(_is_score, scores.values())):
         raise InputError(f"{file} is no report of sd_tf.evaluate: evaluate the model again, or remove it")
     return scores
+
+
+def _weights_of(model):
+    """The hash that a report has: of the files that the model is from; of its values if it has changed."""
+    if model.origin is not None and model.origin.is_unchanged:
+        return weights_sha256(model.origin.source, model.origin.variant)
+    return model.weights_sha256()
 
 
 def _is_score(score):

@@ -63,6 +63,13 @@ def test_pictures_of_another_size_are_enlarged_the_same(folder, cache):
     assert ours.shape == (1, 12, 20, 3) and apart(ours, theirs) <= 2
 
 
+def test_frames_of_an_interpolation_are_drawn_by_the_engine_that_is_asked_for(folder, cache):
+    model, prompts = sd_tf.load(folder), ["a red dress", "a blue bag"]
+    ours = model.interpolate(prompts, frames=2, engine="openvino", **FAST)
+    assert len(list(cache.iterdir())) == 2  # of each stage, so that they were not drawn by TensorFlow
+    assert apart(ours, model.interpolate(prompts, frames=2, engine="tensorflow", **FAST)) <= 2
+
+
 def test_a_stage_whose_weights_have_changed_is_converted_again(folder, cache):
     model = sd_tf.load(folder)
     before = draw(model, "openvino", stages=1)

@@ -173,6 +173,9 @@ def test_a_dry_run_counts_both_stages_and_writes_nothing(tmp_path, capsys, pictu
     assert not (tmp_path / "run").exists()
 
 
+A1111 = ["--prompt-syntax", "a1111"]
+
+
 def test_the_command_line_draws_and_enlarges(tmp_path, capsys):
     model = new()
     model.save(tmp_path / "model")
@@ -188,7 +191,7 @@ def test_the_command_line_draws_and_enlarges(tmp_path, capsys):
     with PIL.Image.open(upscaled) as picture, PIL.Image.open(drawn) as before:
         assert picture.size == (64, 64) and picture.text["augment_level"] == "10"
         assert "sampler" not in picture.text and before.text["thresholding"] == "static"
-    for flag in (["--steps", "2"], ["--sampler", "ddim"], ["--seed", "1", "2"], ["--strip"]):
+    for flag in (["--steps", "2"], ["--sampler", "ddim"], ["--seed", "1", "2"], ["--strip"], A1111):
         with pytest.raises(sd_tf.InputError, match="--upscale"):
             generate.main(["--upscale", str(drawn), *flags, *flag])
     with pytest.raises(sd_tf.InputError, match="--clip-skip is not for this kind of model"):

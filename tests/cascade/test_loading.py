@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sd_tf
+from sd_tf import families
 from tests.cascade.conftest import tiny_cascade
 
 SCHEDULE = "base/scheduler/scheduler_config.json"
@@ -65,12 +66,17 @@ def test_stages_of_other_models_follow(saved, tmp_path):
     (3, "followed_by is 3: give a list of names, folders or hub ids"),
     ([5], r"followed_by is \[5\]: give a list of names, folders or hub ids"),
     (["{saved}/nothing"], "no file or folder .*nothing"),
+    (["{saved}/sr2"] * 8, "followed_by makes 9 stages, of which 8 are the most"),
 ])  # fmt: skip
 def test_what_cannot_follow(saved, followers, message):
     if isinstance(followers, list):
         followers = [each.format(saved=saved) if isinstance(each, str) else each for each in followers]
     with pytest.raises(sd_tf.InputError, match=message):
         sd_tf.load(saved / "base", followed_by=followers)
+
+
+def test_a_model_that_is_followed_by_others_draws_from_text(saved):
+    families.check(saved / "base", from_text=True, followed_by=[saved / "sr2"])
 
 
 def test_nothing_follows_a_latent_model(saved):

@@ -1,5 +1,7 @@
 """LoRAs of cascades: diffusers reads ours and we read diffusers', each stage by itself or all of them."""
 
+import warnings
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -16,6 +18,7 @@ from tests.cascade.conftest import tiny_cascade
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]  # of diffusers' example for IF
 DRAWING = {"steps": 2, "seed": 0, "progress": False}
+WAY = {"steps": 2, "seeds": 0, "progress": False}
 
 
 def random_changes(modules, rank=2, seed=0, scale=0.5):
@@ -159,6 +162,8 @@ def test_a_lora_is_weighed_removed_fused_and_saved(model, folder, tmp_path):
     again = model.generate(prompt, prompt_syntax="a1111", **DRAWING)
     np.testing.assert_array_equal(again, plain)
     assert model.adaptations.weights == {"mine": 1.0}
+    way = model.interpolate([prompt, prompt], frames=2, prompt_syntax="a1111", **WAY)
+    assert np.abs(way.astype(int) - plain).max() <= 1
     with pytest.raises(InputError, match="the prompt names the LoRA 'other', which is not loaded"):
         model.generate("a dress <lora:other:1>", prompt_syntax="a1111", **DRAWING)
     model.save(tmp_path / "merged")
@@ -172,6 +177,17 @@ def test_a_lora_is_weighed_removed_fused_and_saved(model, folder, tmp_path):
     model.adaptations.fuse()
     assert not model.has_adaptations
     assert any(not np.array_equal(before[1][key], value) for key, value in kernels(model, 1).items())
+
+
+def test_a_lora_may_know_words_that_no_caption_had(model, folder):
+    model.known_words = frozenset({"a", "dress"})
+    with pytest.warns(UserWarning, match="words that were in no caption .*: red"):
+        model.generate("a red dress", stages=1, **DRAWING)
+    model.load_lora(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.generate("a red dress", stages=1, **DRAWING)
+    assert not [each for each in caught if "in no caption" in str(each.message)]
 
 
 def test_the_hash_of_a_model_is_that_without_its_loras(model, folder):

@@ -64,6 +64,18 @@ def test_inpainting_leaves_pixels_outside_the_mask_exactly_as_they_are(cascade):
     assert (drawn[mask] != picture[mask]).mean() > 0.9
 
 
+@pytest.mark.parametrize("place", [(4, 4), (5, 5)])
+def test_a_mask_of_one_pixel_is_one_of_every_stage(cascade, place):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16), bool)
+    mask[place] = True
+    drawn = cascade.generate("a dress", image=picture, mask=mask, **FAST)[0]
+    np.testing.assert_array_equal((drawn != picture).any(axis=-1), mask)
+    small = cascade.generate("a dress", image=picture, mask=mask, stages=1, **FAST)[0]
+    untouched = cascade.generate("a dress", image=picture, strength=0, stages=1, **FAST)[0]
+    np.testing.assert_array_equal(np.argwhere((small != untouched).any(axis=-1)), [[2, 2]])
+
+
 def test_the_way_between_prompts_and_seeds_begins_and_ends_with_them(cascade):
     prompts, settings = ["a red dress", "a blue bag"], FAST | {"thresholding": "static"}
     way = cascade.interpolate(prompts, frames=4, seeds=3, **settings)
@@ -85,8 +97,10 @@ def test_a_way_that_there_is_not_is_refused(cascade):
         cascade.interpolate(["a", "b"], augment_level=1000)
     with pytest.raises(sd_tf.InputError, match="unknown thresholding 'dynamical'"):
         cascade.interpolate(["a", "b"], thresholding="dynamical")
-    with pytest.raises(sd_tf.InputError, match="engine 'openvino' cannot run a cascade"):
-        cascade.interpolate(["a", "b"], engine="openvino")
+    with pytest.raises(sd_tf.InputError, match="unknown engine 'openvine': did you mean 'openvino'"):
+        cascade.interpolate(["a", "b"], engine="openvine")
+    with pytest.raises(sd_tf.InputError, match="the prompt names the LoRA 'mine', which is not loaded"):
+        cascade.interpolate(["a <lora:mine:1>", "b"], prompt_syntax="a1111")
 
 
 def test_frames_from_the_command_line(cascade, tmp_path):
@@ -109,6 +123,17 @@ def test_upscale_enlarges_pictures_of_any_size_with_a_prompt_or_without(cascade)
     assert (plain != told).any()
     one = cascade.upscale(pictures[1], seed=1, super_resolution={"steps": 2}, output="pil")
     assert one[0].size == (20, 12)
+
+
+def test_words_have_their_weights_where_another_picture_has_no_prompt(cascade):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    settings = {"super_resolution": {"steps": 2, "guidance_scale": 4.0}, "negative_prompt": "a bag"}
+    prompts = ["a (red:1.8) dress", ""]
+    beside = cascade.upscale(pictures, prompts, **settings)
+    alone = cascade.upscale(pictures[0], prompts[0], **settings)
+    assert np.abs(beside[0].astype(int) - alone[0]).max() <= 1
+    plain = cascade.upscale(pictures[0], "a red dress", **settings)
+    assert (plain != alone).any()
 
 
 def test_what_cannot_be_enlarged_is_refused(cascade):
@@ -135,10 +160,22 @@ def test_what_cannot_be_enlarged_is_refused(cascade):
     ({"super_resolution": 4}, "super_resolution is 4: give a dictionary"),
     ({"mask": np.ones((16, 16), bool)}, "mask is for a picture: give image as well"),
     ({"latents": np.zeros((1, 8, 8, 4), "float32")}, r"latents have the shape \(1, 8, 8, 4\): give"),
+    ({"latents": np.zeros((1, 16, 8, 3), "float32")}, r"latents are \(16, 8\), and the first stage draws"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(cascade, settings, message):
     with pytest.raises(sd_tf.InputError, match=message):
         cascade.generate("a dress", **{"steps": 2, **settings})
+
+
+def test_what_a_later_stage_cannot_do_is_said_before_the_first_has_drawn(cascade, monkeypatch):
+    monkeypatch.setattr("sd_tf.cascade.drawing.draw_stage", lambda *_, **__: pytest.fail("was drawn"))
+    later = {"super_resolution": {"steps": 1001}, "progress": False}
+    with pytest.raises(sd_tf.InputError, match="steps is 1001: give a whole number from 1 to 1000"):
+        cascade.generate("a dress", **later)
+    with pytest.raises(sd_tf.InputError, match="steps is 1001"):
+        cascade.interpolate(["a dress", "a bag"], **later)
+    with pytest.raises(sd_tf.InputError, match="steps is 1001"):
+        cascade.upscale(np.zeros((8, 8, 3), np.uint8), **later)
 
 
 def test_dynamic_thresholding_tames_high_guidance():

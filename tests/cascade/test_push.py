@@ -9,6 +9,9 @@ from huggingface_hub import ModelCard
 
 import sd_tf
 from sd_tf import push as command
+from sd_tf.cascade.card import traits_of
+from sd_tf.cascade.unet import PixelUNet
+from sd_tf.checkpoints.sources import weights_sha256
 from tests.sharing.hub import known_to_this_process, serving
 
 NAME = "team/icons"
@@ -60,6 +63,32 @@ def test_the_command_uploads_a_cascade_that_draws_the_same(hub, run, cascade, ca
     assert "With diffusers" not in card.text and "latent" not in card.text
 
 
+def test_scores_of_sd_tf_evaluate_are_in_the_card_unless_a_network_has_changed(hub, run):
+    """Whose report has a hash of the files."""
+    score = {"value": 3.25, "low": 3.0, "high": 3.5, "real": 0.4, "better": "lower"}
+    scores = {"frechet_distance": score | {"protocol": {"samples": 500, "sizes": "8 x 8, then 16 x 16"}}}
+    report = {"model": "x", "weights": weights_sha256(run), "scores": scores}
+    (run / "report.json").write_text(json.dumps(report))
+    model = sd_tf.load(run)
+    model.push_to_hub(NAME)
+    assert "| 3.25 | 3 to 3.5 | 0.4 | samples 500, sizes 8 x 8, then 16 x 16 |" in card_on(hub).text
+    kernel = model.stages[1].unet.conv_out.kernel
+    kernel.assign(np.asarray(kernel) + 0.1)
+    model.save(run)
+    with pytest.warns(UserWarning, match="scores other weights than the model's"):
+        sd_tf.load(run).push_to_hub(NAME, card="new")
+    assert "## Scores" not in card_on(hub).text
+
+
+def test_a_model_with_another_network_is_no_longer_that_of_its_files(run):
+    model = sd_tf.load(run)
+    assert model.origin.is_unchanged and model.origin.parts == ("base/text_encoder", "base/unet", "sr2/unet")
+    model.put(0, model.stages[0].unet)
+    assert model.origin is not None
+    model.put(0, PixelUNet(model.stages[0].config))
+    assert model.origin is None
+
+
 def test_diffusers_opens_the_stages_as_the_card_says(hub, cascade, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     from huggingface_hub import snapshot_download
@@ -88,6 +117,15 @@ def test_the_snippet_and_the_pictures_of_the_card(hub, cascade, tmp_path, monkey
     assert widget["text"] == "a dress" and widget["output"]["url"] in dict(
         hub.repositories[NAME].files("main")
     )
+
+
+def test_the_card_of_a_stage_that_enlarges_names_the_pipeline_that_opens_it(cascade, tmp_path):
+    larger = sd_tf.CascadedDiffusion(cascade.stages[1:], cascade.text_encoder)
+    expected = "diffusers' IFSuperResolutionPipeline opens its folder `base`"
+    assert traits_of(larger, tmp_path).read_by == expected
+    larger.save(tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "base" / "model_index.json").read_text())
+    assert index["_class_name"] == "IFSuperResolutionPipeline"
 
 
 def test_stages_that_are_there_no_more_are_removed(hub, cascade):

@@ -83,6 +83,7 @@ def test_a_blurring_autoencoder_loses_decibels(judges):
     blurred = (judges.images // 2 + np.roll(judges.images, 1, axis=1) // 2).astype(np.uint8)
     exact, lost = (score(judges, rebuilt=each)["reconstruction_psnr"] for each in (None, blurred))
     assert exact.value > 60 and lost.value < 30
+    assert exact.protocol["size"] == judges.images.shape[1]  # decibels of other sizes are others
 
 
 def test_the_command_writes_report_and_page(folder, tiny_model, tmp_path, capsys):

@@ -30,3 +30,17 @@ def test_what_is_compared_may_differ():
     check_comparable([report(), report("b", steps=10)], varied=["steps"])
     with pytest.raises(InputError, match="samples"):
         check_comparable([report(), report("b", steps=10, samples=1)], varied=["steps"])
+
+
+def test_scores_that_the_first_report_lacks_are_compared_between_the_others():
+    first, *others = report("a"), report("b"), report("c", samples=99)
+    first["scores"]["another"] = first["scores"].pop("distance")
+    with pytest.raises(InputError, match="distance of b and of c cannot be compared: samples is 100 and 99"):
+        check_comparable([first, *others])
+
+
+def test_sizes_differ_where_both_are_said():
+    check_comparable([report(), report("b", size=32)])  # of an older report none is known
+    with pytest.raises(InputError, match="size is 64 and 32"):
+        check_comparable([report(size=64), report("b", size=32)])
+    check_comparable([report(size=64), report("b", size=32)], varied=["size"])

@@ -179,7 +179,7 @@ def test_litert_files_draw_with_bert_and_a_bound_of_dynamic_thresholding(tmp_pat
         found = exported.generate("a red dress", seed=3, **settings)
         difference = np.abs(found - drawn(model, "a red dress", **settings)[0])
         assert difference.max() <= 4 and difference.mean() <= 1
-    with pytest.raises(SystemExit, match="error: steps is 1001: give 1 to 1000"):
+    with pytest.raises(SystemExit, match="error: sr_steps is 1001: give 1 to 1000"):
         exported.generate("a red dress", steps=1, sr_steps=1001)
     long = "a red dress and a blue bag and a coat"
     with pytest.warns(UserWarning, match=r"has \d+ tokens: the last \d+ are cut off"):
@@ -213,10 +213,14 @@ def test_a_saved_model_with_clip_reads_prompts_also_in_parts_and_clips(tmp_path)
             files(prompts, **changed)
 
 
-def test_bad_input_is_named(cascade, tmp_path):
+def test_bad_input_is_named_before_tensorflow_is_imported(cascade, folder, tmp_path, monkeypatch):
     with pytest.raises(sd_tf.InputError, match="--sr-steps is 0: give 1 or more"):
         export.main(["--sr-steps", "0", "--output", str(tmp_path / "out")])
+    monkeypatch.setattr("sd_tf.commandline.load_tensorflow", lambda: pytest.fail("was imported"))
+    for name in ("--steps", "--sr-steps"):
+        with pytest.raises(sd_tf.InputError, match=f"{name}: .*1001"):
+            export.main(["--model", str(folder), name, "1001", "--output", str(tmp_path / "out")])
     CascadedDiffusion(cascade.stages[1:], cascade.text_encoder).save(tmp_path / "model")
-    with pytest.raises(sd_tf.InputError, match="only enlarges pictures: export the whole cascade"):
+    with pytest.raises(sd_tf.InputError, match="only enlarges pictures: name a model that draws from text"):
         export.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

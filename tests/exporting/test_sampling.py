@@ -69,3 +69,11 @@ def test_rates_end_where_ddim_ends(to_one):
     levels = [schedule.level(999), schedule.level(500), schedule.final_level]
     np.testing.assert_array_equal(signals, np.float32([level.signal for level in levels]))
     np.testing.assert_array_equal(noises, np.float32([level.noise for level in levels]))
+
+
+@pytest.mark.parametrize("maximum, bound", [(None, 2.5), (1.5, 1.5)])
+def test_thresholding_is_read_by_its_names(maximum, bound):
+    """Whatever the order in which a settings.json has them."""
+    x0 = np.linspace(-2.5, 2.5, 8 * 8 * 3, dtype="float32").reshape(1, 8, 8, 3)
+    stage = draw.Stage({"thresholding": {"maximum": maximum, "percentile": 1.0, "kind": "dynamic"}}, None)
+    np.testing.assert_allclose(stage._in_range(x0), np.clip(x0, -bound, bound) / bound, rtol=1e-6)
