@@ -60,8 +60,10 @@ def main(arguments=None):
     families.check(flags.model, from_text=True, **loading)
     model = families.load_lazily(flags.model, **loading)
     if not getattr(model, "reads_by_clip", True):
-        reads = "is a latent model that reads with a T5 or BERT"
-        raise InputError(f"--model {flags.model} {reads}: of these only models with a CLIP are exported")
+        raise InputError(
+            f"--model {flags.model} reads with a T5 or BERT: of latent models, only models that read with a "
+            "CLIP are exported"
+        )
     if not flags.no_table:
         _check_steps(model, flags)
     commandline.load_tensorflow()
