@@ -248,4 +248,9 @@ def test_the_extra_has_the_package_and_the_package_has_the_published_weights():
     needed = extras["options.extras_require"][carried.extra]
     assert carried.package.replace("_", "-") in needed
     pytest.importorskip(carried.package)
-    assert (resolve(MINILM) / "modules.json").is_file()
+    folder = resolve(MINILM)
+    # All that `open_text_encoder` reads, such as whether texts are lower-cased and how states are pooled.
+    read = {"config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"}
+    read |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert set(carried.sha256) == read
+    assert not [name for name in ("text_encoder", "tokenizer") if (folder / name).exists()]
