@@ -1,6 +1,7 @@
 """Latent diffusion that reads with a T5 or a BERT: diffusers draws the same, and all of `generate` goes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sd_tf.checkpoints.text_encoders import save_text_encoder_folders
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.evaluation.judging import Judges
+from sd_tf.generation.engines import kept_conversion
 from sd_tf.generation.request import PICTURE_NOISE
 from sd_tf.latent.initial_noise import InitialNoise
 from sd_tf.latent.model import LatentDiffusion
@@ -187,6 +189,33 @@ def test_openvino_draws_the_same(model):
     settings = {"steps": 4, "num_images": 2, "progress": False, "negative_prompt": "a bag"}
     drawn = [model.generate("a red dress", engine=each, **settings) for each in ("openvino", "tensorflow")]
     assert apart(*drawn) <= 2
+
+
+@pytest.fixture
+def cached(monkeypatch, tmp_path):
+    """An empty cache of conversions."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.slow
+def test_a_kept_conversion_is_not_that_of_another_tokenizer(model, saved, cached, tmp_path):
+    pytest.importorskip("openvino")
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    settings = {"steps": 2, "progress": False}
+    first = sd_tf.load(folder)
+    assert first.engines.keeps_conversions
+    first.generate("a red dress", engine="openvino", **settings)
+    assert kept_conversion(first.origin) is not None
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": LENGTH - 2}))
+    shorter = sd_tf.load(folder)
+    assert shorter.tokenizer.max_length == LENGTH - 2
+    assert kept_conversion(shorter.origin) is None
+    drawn = [shorter.generate("a red dress", engine=each, **settings) for each in ("openvino", "tensorflow")]
+    assert apart(*drawn) <= 2
+    given = sd_tf.load(folder, tokenizer=saved / "tokenizer")
+    assert not given.engines.keeps_conversions
 
 
 def test_what_only_a_clip_has_is_refused_in_a_line(model, kind, saved, tmp_path):
