@@ -212,11 +212,17 @@ def test_a_model_that_a_package_carries_is_taken_from_there(packaged):
     assert resolve("sentence-transformers/another") == Path("from the hub")
 
 
-@pytest.mark.parametrize("damage", ["another", "missing"])
+@pytest.mark.parametrize("damage", ["another", "of the same size and time", "missing"])
 def test_a_package_with_another_file_is_refused_in_one_line(damage, packaged):
     resolve(MINILM)  # whose hash is remembered
     file = packaged / "config.json"
-    file.write_text("{ }") if damage == "another" else file.unlink()
+    state = file.stat()
+    file.unlink()
+    if damage == "another":
+        file.write_text("{ }")
+    elif damage == "of the same size and time":
+        file.write_text("[]")
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     with pytest.raises(InputError, match=f"{file} .*install.* again") as error:
         resolve(MINILM)
     assert "\n" not in str(error.value)
