@@ -14,6 +14,7 @@ from sd_tf.errors import InputError
 from sd_tf.evaluation.judging import Judges
 from sd_tf.generation.engines import kept_conversion
 from sd_tf.generation.request import PICTURE_NOISE
+from sd_tf.latent.card import traits_of
 from sd_tf.latent.initial_noise import InitialNoise
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.text_encoders import given_text_encoder
@@ -232,10 +233,12 @@ def test_what_only_a_clip_has_is_refused_in_a_line(model, kind, saved, tmp_path)
     assert not (tmp_path / "exported").exists()
 
 
-def test_the_summary_and_the_judges_know_it(model, kind, capsys):
+def test_the_summary_the_card_and_the_judges_know_it(model, kind, saved, tiny_model, capsys):
     model.summary()
     assert f"{kind}, {LENGTH} tokens -> states {WIDTH} wide" in capsys.readouterr().out
     assert not Judges._taught(None, model.text_encoder)
+    assert traits_of(model, saved).long_prompts == f"Prompts of more than {LENGTH} tokens are cut."
+    assert traits_of(tiny_model, saved).long_prompts.endswith("tokens are encoded in parts.")
 
 
 # -- training -----------------------------------------------------------------------------------------
