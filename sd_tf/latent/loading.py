@@ -157,10 +157,10 @@ def _find(name_or_folder, dtype, revision=None, variant=None, prediction_type=No
             recover(path, keep_others=True)  # from a save that was killed between its renames
     _check_choice(name_or_folder, revision, variant)
     source = resolve(name_or_folder, revision, variant)
-    origin = Origin(source, _converted_parts(source), variant)
     if source.is_file():
-        return _find_in_file(source, origin, dtype, prediction_type)
+        return _find_in_file(source, Origin(source, PARTS, variant), dtype, prediction_type)
     refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
+    origin = Origin(source, _converted_parts(source), variant)
     schedule = _schedule(source, prediction_type)
     recommended, known_words = read_settings(source, _usual_settings(schedule)), read_words(source)
     parts = {name: unread(source, name, dtype, variant) for name in ("text_encoder", "autoencoder", "unet")}
@@ -218,7 +218,11 @@ def needs_networks(name_or_folder, dtype=None, variant=None) -> bool:
     if name not in bundled_names() and not os.path.isdir(path):
         return True
     source = resolve(name)
-    return _kept(Origin(source, _converted_parts(source), variant), dtype) is None
+    try:
+        parts = _converted_parts(source)
+    except InputError:  # which `load` says
+        return True
+    return _kept(Origin(source, parts, variant), dtype) is None
 
 
 def _converted_parts(source):
