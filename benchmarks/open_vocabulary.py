@@ -173,6 +173,7 @@ def main():
     keywords = sorted(rng.choice(unseen, min(options.keywords, len(unseen)), replace=False).tolist())
 
     import sd_tf
+    from sd_tf.showing import page_of
 
     found = {
         "chance": chance(keywords, icons),
@@ -189,7 +190,7 @@ def main():
         found[name] = hits(order, keywords, icons)
         shown = pictures[:ON_A_SHEET]
         label = Path(name).resolve().name
-        page = sd_tf.showing.page_of(shown, keywords[: len(shown)], columns=10)
+        page = page_of(shown, keywords[: len(shown)], columns=10)
         save_png(options.output / f"{label}.png", page)
     report = {
         "command": shlex.join(["python", "-m", "benchmarks.open_vocabulary", *sys.argv[1:]]),

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS
+from sd_tf.errors import InputError
+from sd_tf.evaluation.protocol import OF_FAMILIES, check_comparable, check_report
+from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn, Score
 
 pytest.importorskip("minimagen")
 from benchmarks import equal_minutes  # noqa: E402
@@ -52,3 +54,38 @@ def test_pictures_are_judged_in_the_order_of_the_prompts(tmp_path):
     np.testing.assert_array_equal(found.grey[:, 0, 0, 0], np.repeat(np.arange(10), 2))
     np.testing.assert_array_equal(found.tinted[:, 0, 0, 0], np.repeat(100 + np.arange(80), 2))
     assert found.rebuilt is None
+
+
+class FakeJudges:
+    """Judges whose one score has the protocol that real ones make."""
+
+    about, skipped = {"device": "none"}, {}
+
+    def __init__(self):
+        self.read_by = []
+
+    def scores(self, drawn, drawing, text_encoder=None):
+        self.read_by.append(text_encoder)
+        return {"frechet_distance": Score(1.0, "lower", {"samples": len(drawn.grey)} | drawing)}
+
+    def draw(self, model, samples, tinted_samples, settings):
+        assert settings["sampler"] == model.recommended.sampler
+        return Drawn(*(np.zeros((n, 32, 32, 3), np.uint8) for n in (samples, tinted_samples)), None)
+
+
+def test_a_model_of_ours_stands_beside_minimagen_by_its_own_settings_and_of_as_many_pictures():
+    judges, encoder = FakeJudges(), object()
+    theirs = dict(zip(equal_minutes.COMPARED, ("ddpm", 50, 3.0, [0.0, 1.0]), strict=True)) | {"seed": 0}
+    about = {"model": "minimagen", "label": "minimagen", "weights": "0"}
+    pictures = Drawn(np.zeros((20, 32, 32, 3), np.uint8), np.zeros((160, 32, 32, 3), np.uint8), None)
+    reports = [equal_minutes.report_of(judges, pictures, theirs, {}, encoder, **about)]
+    for samples in (20, 40):
+        report, _ = equal_minutes.ours("fashion-mnist", judges, samples, 160)
+        check_report(report)
+        reports.append(report)
+    assert judges.read_by[0] is encoder and None not in judges.read_by
+    assert reports[1]["settings"]["sampler"] != "ddpm"
+    varied = [*equal_minutes.COMPARED, *OF_FAMILIES]
+    check_comparable(reports[:2], varied=varied)
+    with pytest.raises(InputError, match="samples is 20 and 40"):
+        check_comparable(reports, varied=varied)

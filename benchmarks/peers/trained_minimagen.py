@@ -103,7 +103,8 @@ def measure(folder, number, batch_size):
 def train(folder, number, batch_size):
     """Trains for so many steps, and writes the weights; goes on from a state that an earlier call left."""
     texts, state = Texts(folder), folder / "state.pt"
-    imagen, done, asked = made(texts.states.shape[-1]).train(), 0, {"steps": number, "batch_size": batch_size}
+    imagen, asked = made(texts.states.shape[-1]).train(), {"steps": number, "batch_size": batch_size}
+    done, before = 0, 0.0  # steps and seconds of earlier calls
     unet, optimizer = imagen.unets[0], adam(imagen)
     if state.is_file():
         found = torch.load(state, weights_only=True)
@@ -111,18 +112,19 @@ def train(folder, number, batch_size):
             raise SystemExit(f"{folder} is of {found['asked']}, not {asked}: name another --output")
         unet.load_state_dict(found["unet"])
         optimizer.load_state_dict(found["optimizer"])
-        done = found["done"]
+        done, before = found["done"], found.get("seconds", 0.0)
     losses, began, recent = steps(imagen, texts, batch_size, optimizer, done), time.monotonic(), []
     while done < number:
         recent.append(next(losses))
         done += 1
         if done % SAVED_EVERY == 0 or done == number:
-            values = {"asked": asked, "done": done, "unet": unet.state_dict()}
+            seconds = before + time.monotonic() - began
+            values = {"asked": asked, "done": done, "seconds": seconds, "unet": unet.state_dict()}
             torch.save(values | {"optimizer": optimizer.state_dict()}, folder / "state.tmp")
             (folder / "state.tmp").rename(state)
             print(f"step {done} of {number}, loss {np.mean(recent):.4f}", flush=True)
             recent = []
-    seconds = time.monotonic() - began
+    seconds = before + time.monotonic() - began
     save_file(unet.state_dict(), folder / "unet.safetensors")
     (folder / "training.json").write_text(json.dumps(asked | {"seconds": round(seconds, 1)}))
     state.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from sd_tf.cascade.folder import BASE_PIPELINE, SUPER_RESOLUTION_PIPELINE
 from sd_tf.cascade.stage import stage_name
-from sd_tf.sharing.card import Traits
+from sd_tf.sharing.card import Traits, about_long_prompts
 
 LIBRARY = "sd_tf"  # of the hub: diffusers opens the stages, but not the whole
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -11,7 +11,7 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 def traits_of(model, folder) -> Traits:
     """The `Traits` of a model that was saved in that folder."""
     height, width = model.image_size
-    stages, encoder = model.stages, model.text_encoder
+    stages = model.stages
     sizes = ", then ".join(f"{rows} x {columns}" for rows, columns in (stage.image_size for stage in stages))
     read_by = "sd_tf opens it"
     if not any(stage.config.efficient for stage in stages):
@@ -22,8 +22,6 @@ def traits_of(model, folder) -> Traits:
         (first, names), *others = ((pipeline, " and ".join(names)) for pipeline, names in opened.items())
         enlarging = "".join(f", {pipeline} {names}" for pipeline, names in others)
         read_by = f"diffusers' {first} opens its folder {names}{enlarging}"
-    longest = f"more than {encoder.length} tokens"
-    rows = "encoded in parts" if encoder.most_rows > 1 else "cut"
     number = NUMBERS[len(stages) - 1]
     return Traits(
         height,
@@ -32,5 +30,5 @@ def traits_of(model, folder) -> Traits:
         read_by,
         ("imagen",),
         LIBRARY,
-        f"Prompts of {longest} are {rows}.",
+        about_long_prompts(model.text_encoder),
     )

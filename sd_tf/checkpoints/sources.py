@@ -38,7 +38,7 @@ class Packaged(NamedTuple):
         package: its name, as it is imported.
         folder: of the model in the package.
         extra: of sd_tf that installs it.
-        sha256: file -> the hash of what the hub has.
+        sha256: each file that is read -> the hash of what the hub has.
     """
 
     package: str
@@ -56,6 +56,10 @@ PACKAGED = {  # by hub id
             "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
             "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
         },
     ),
 }
@@ -131,7 +135,10 @@ def _in_package(hub_id) -> Path | None:
             state = os.stat(file)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({reason(error)}): install the package again") from None
-        if _sha256(file, folder, (state.st_size, state.st_mtime_ns)) != expected:
+        if (
+            _sha256(file, folder, (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
+            != expected
+        ):
             raise InputError(
                 f"{file} is not the file of {hub_id}, whose SHA-256 is {expected}: remove the package "
                 f"{packaged.package}, or install it again"
@@ -141,7 +148,7 @@ def _in_package(hub_id) -> Path | None:
 
 @functools.lru_cache(maxsize=16)
 def _sha256(file, root, state):
-    """Of a file, read once as long as its size and time stay the same."""
+    """Of a file, read once as long as its size, times and inode stay the same."""
     with open_file(file, root) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

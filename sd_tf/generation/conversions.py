@@ -39,9 +39,11 @@ UNFINISHED_SECONDS = 86_400.0  # after which its process is assumed to be dead
 class Origin:
     """The files of a model's networks, and their state. Make it before reading them.
 
+    Vocabularies (`.model` and `.txt`) count where a part has them.
+
     Args:
         source: the model's folder, or its single file.
-        parts: its subfolders with networks.
+        parts: its subfolders with networks, and others that a conversion depends on.
         variant: variant of the files, see `sd_tf.load`.
 
     Attributes:
@@ -64,7 +66,7 @@ class Origin:
             (f"{part}/{file.name}", file)
             for part in self.parts
             for file in (self.source / part).iterdir()
-            if file.name.endswith((".json", ".safetensors"))
+            if file.name.endswith((".json", ".safetensors", ".model", ".txt"))
         )
 
     def _state(self):

@@ -3,7 +3,7 @@
 import json
 
 from sd_tf.files import read_json
-from sd_tf.sharing.card import Traits
+from sd_tf.sharing.card import Traits, about_long_prompts
 
 
 def traits_of(model, folder) -> Traits:
@@ -30,6 +30,6 @@ image = pipeline({said}, num_inference_steps=20, guidance_scale=3.0).images[0]
         "diffusers reads it as it is",
         ("stable-diffusion",),
         "diffusers",
-        f"Prompts of more than {model.tokenizer.max_length} tokens are encoded in parts.",
+        about_long_prompts(model.text_reader()),
         with_diffusers,
     )

@@ -27,6 +27,7 @@ from sd_tf.latent import config_files
 from sd_tf.latent.memory import check_memory
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.quiet import import_tensorflow
+from sd_tf.text.config import CLIPTextConfig
 from sd_tf.text.known_words import read_words
 from sd_tf.unread import Unread
 
@@ -64,10 +65,13 @@ def load(
         UserWarning: tensors hold NaN or infinite values.
     """
     found = _find(name_or_folder, dtype, revision, variant, prediction_type)
-    kept = None if found.source.is_file() else _kept(found.origin, dtype)
+    # The conversion of a T5 or BERT is made with the model's own tokenizer, see `_converted_parts`.
+    is_of_files = tokenizer is None or isinstance(found.parts["text_encoder"].config, CLIPTextConfig)
+    kept = _kept(found.origin, dtype) if is_of_files and not found.source.is_file() else None
     parts = found.parts if kept is not None else {name: part.read() for name, part in found.parts.items()}
     model = found.model(parts, tokenizer)
-    model.engines.came_from(found.origin, kept)
+    if is_of_files:
+        model.engines.came_from(found.origin, kept)
     return model
 
 
@@ -156,10 +160,10 @@ def _find(name_or_folder, dtype, revision=None, variant=None, prediction_type=No
             recover(path, keep_others=True)  # from a save that was killed between its renames
     _check_choice(name_or_folder, revision, variant)
     source = resolve(name_or_folder, revision, variant)
-    origin = Origin(source, PARTS, variant)
     if source.is_file():
-        return _find_in_file(source, origin, dtype, prediction_type)
+        return _find_in_file(source, Origin(source, PARTS, variant), dtype, prediction_type)
     refuse_links_out(source, ("model_index.json", "scheduler", "tokenizer", *PARTS))
+    origin = Origin(source, _converted_parts(source), variant)
     schedule = _schedule(source, prediction_type)
     recommended, known_words = read_settings(source, _usual_settings(schedule)), read_words(source)
     parts = {name: unread(source, name, dtype, variant) for name in ("text_encoder", "autoencoder", "unet")}
@@ -216,7 +220,24 @@ def needs_networks(name_or_folder, dtype=None, variant=None) -> bool:
     path = os.path.expanduser(name)
     if name not in bundled_names() and not os.path.isdir(path):
         return True
-    return _kept(Origin(resolve(name), PARTS, variant), dtype) is None
+    source = resolve(name)
+    try:
+        parts = _converted_parts(source)
+    except InputError:  # which `load` says
+        return True
+    return _kept(Origin(source, parts, variant), dtype) is None
+
+
+def _converted_parts(source):
+    """The subfolders that OpenVINO's conversion is made of.
+
+    Of a T5 or BERT also the tokenizer's, which says how long rows are and which token is padding.
+    """
+    index = source / "model_index.json"
+    if not index.is_file() or not (source / "tokenizer").is_dir():
+        return PARTS
+    kind = config_files.text_encoder_of(read_json(index, root=source))
+    return PARTS if str(kind).startswith("CLIP") else (*PARTS, "tokenizer")
 
 
 def _kept(origin, dtype):

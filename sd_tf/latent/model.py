@@ -152,8 +152,8 @@ class LatentDiffusion(Adaptable, Parts):
 
         Args:
             prompt: a string or a list of strings. "(red:1.3)" gives words more weight, see `prompt_syntax`.
-                A prompt with more tokens than the text encoder takes is encoded in parts
-                (`sd_tf.text.prompts`).
+                A prompt with more tokens than the text encoder takes is encoded in parts by a CLIP
+                (`sd_tf.text.prompts`), and cut for a T5 or BERT, with a warning.
             num_images: pictures for each prompt.
             steps: sampling steps, 1 to the schedule's number of timesteps.
             guidance_scale: of classifier-free guidance, 0 to 1000: 1 is no guidance, more follows the prompt

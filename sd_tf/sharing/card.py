@@ -47,6 +47,12 @@ class Traits(NamedTuple):
     elsewhere: Callable[[str, str], str] | None = None
 
 
+def about_long_prompts(encoder) -> str:
+    """The `long_prompts` of a model that reads with that `TextEncoder`."""
+    rows = "encoded in parts" if encoder.most_rows > 1 else "cut"
+    return f"Prompts of more than {encoder.length} tokens are {rows}."
+
+
 def model_card(
     repo_id: str,
     traits: Traits,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.text.config import BertConfig
 from sd_tf.text.encoder import BertTextEncoder, kind_of
 from sd_tf.text.subword_tokenizer import BERT_ROLES, SubwordTokenizer, bert_tokenizer
@@ -21,9 +21,9 @@ CONTINUES = "##"  # begins pieces that go on with a word
 def chosen_pieces(tokenizer: SubwordTokenizer, texts: Iterable[str], number: int) -> list[int]:
     """The ids of the pieces to keep, in ascending order.
 
-    These are the special tokens, all single characters and the same behind `##`, what the texts need, the
-    most frequent first, and further words and parts of words in the order of the vocabulary, which in BERT's
-    is by frequency.
+    These are the special and added tokens, all single characters and the same behind `##`, what the texts
+    need, the most frequent first, and further words and parts of words in the order of the vocabulary, which
+    in BERT's is by frequency.
 
     Args:
         tokenizer: a `SubwordTokenizer` of BERT.
@@ -31,11 +31,12 @@ def chosen_pieces(tokenizer: SubwordTokenizer, texts: Iterable[str], number: int
         number: of pieces; all, if there are fewer.
 
     Raises:
-        InputError: the special tokens and characters are more than that.
+        InputError: the special and added tokens and the characters are more than that.
     """
     vocab = tokenizer.vocab
-    special = {token.content for token in tokenizer.added_tokens.values()} | set(tokenizer.roles.values())
+    special = set(tokenizer.roles.values())
     kept = {i for piece, i in vocab.items() if piece in special or len(piece.removeprefix(CONTINUES)) == 1}
+    kept |= set(tokenizer.added_tokens)  # some of which may stand behind the vocabulary
     if len(kept) > number:
         raise InputError(
             f"{number} pieces are to stay, special tokens and single characters are {len(kept)}: give more"
@@ -69,11 +70,17 @@ def pruned(encoder: BertTextEncoder, texts: Iterable[str], pieces: int, position
         positions: how many stay, the first ones: the most tokens of a row; None for all.
 
     Raises:
-        InputError: it is no BERT, there are too few pieces, or rows are longer than the positions.
+        InputError: it is no BERT, there are too few pieces, rows are longer than the positions, or these are
+            more than it has.
     """
     config = encoder.config
     if not isinstance(config, BertConfig):
         raise InputError(f"the text encoder is a {kind_of(config)}: only a BERT's pieces can be left out")
+    if positions is not None and positions > config.max_position_embeddings:
+        raise InputError(
+            f"{argument('positions')} is {positions}, the text encoder has {config.max_position_embeddings}: "
+            "give no more"
+        )
     from sd_tf.text.bert import BertModel  # only here: it imports Keras
 
     kept = chosen_pieces(encoder.tokenizer, texts, pieces)

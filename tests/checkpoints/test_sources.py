@@ -212,11 +212,17 @@ def test_a_model_that_a_package_carries_is_taken_from_there(packaged):
     assert resolve("sentence-transformers/another") == Path("from the hub")
 
 
-@pytest.mark.parametrize("damage", ["another", "missing"])
+@pytest.mark.parametrize("damage", ["another", "of the same size and time", "missing"])
 def test_a_package_with_another_file_is_refused_in_one_line(damage, packaged):
     resolve(MINILM)  # whose hash is remembered
     file = packaged / "config.json"
-    file.write_text("{ }") if damage == "another" else file.unlink()
+    state = file.stat()
+    file.unlink()
+    if damage == "another":
+        file.write_text("{ }")
+    elif damage == "of the same size and time":
+        file.write_text("[]")
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     with pytest.raises(InputError, match=f"{file} .*install.* again") as error:
         resolve(MINILM)
     assert "\n" not in str(error.value)
@@ -248,4 +254,9 @@ def test_the_extra_has_the_package_and_the_package_has_the_published_weights():
     needed = extras["options.extras_require"][carried.extra]
     assert carried.package.replace("_", "-") in needed
     pytest.importorskip(carried.package)
-    assert (resolve(MINILM) / "modules.json").is_file()
+    folder = resolve(MINILM)
+    # All that `open_text_encoder` reads, such as whether texts are lower-cased and how states are pooled.
+    read = {"config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"}
+    read |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert set(carried.sha256) == read
+    assert not [name for name in ("text_encoder", "tokenizer") if (folder / name).exists()]

@@ -1,6 +1,7 @@
 """Latent diffusion that reads with a T5 or a BERT: diffusers draws the same, and all of `generate` goes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from sd_tf.checkpoints.text_encoders import save_text_encoder_folders
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.evaluation.judging import Judges
+from sd_tf.generation.engines import kept_conversion
 from sd_tf.generation.request import PICTURE_NOISE
+from sd_tf.latent.card import traits_of
 from sd_tf.latent.initial_noise import InitialNoise
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.text_encoders import given_text_encoder
@@ -189,6 +192,33 @@ def test_openvino_draws_the_same(model):
     assert apart(*drawn) <= 2
 
 
+@pytest.fixture
+def cached(monkeypatch, tmp_path):
+    """An empty cache of conversions."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.slow
+def test_a_kept_conversion_is_not_that_of_another_tokenizer(model, saved, cached, tmp_path):
+    pytest.importorskip("openvino")
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    settings = {"steps": 2, "progress": False}
+    first = sd_tf.load(folder)
+    assert first.engines.keeps_conversions
+    first.generate("a red dress", engine="openvino", **settings)
+    assert kept_conversion(first.origin) is not None
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": LENGTH - 2}))
+    shorter = sd_tf.load(folder)
+    assert shorter.tokenizer.max_length == LENGTH - 2
+    assert kept_conversion(shorter.origin) is None
+    drawn = [shorter.generate("a red dress", engine=each, **settings) for each in ("openvino", "tensorflow")]
+    assert apart(*drawn) <= 2
+    given = sd_tf.load(folder, tokenizer=saved / "tokenizer")
+    assert not given.engines.keeps_conversions
+
+
 def test_what_only_a_clip_has_is_refused_in_a_line(model, kind, saved, tmp_path):
     with pytest.raises(
         InputError, match=f"clip_skip is 1, but this model reads with a {kind}, .*leave it out"
@@ -203,10 +233,12 @@ def test_what_only_a_clip_has_is_refused_in_a_line(model, kind, saved, tmp_path)
     assert not (tmp_path / "exported").exists()
 
 
-def test_the_summary_and_the_judges_know_it(model, kind, capsys):
+def test_the_summary_the_card_and_the_judges_know_it(model, kind, saved, tiny_model, capsys):
     model.summary()
     assert f"{kind}, {LENGTH} tokens -> states {WIDTH} wide" in capsys.readouterr().out
     assert not Judges._taught(None, model.text_encoder)
+    assert traits_of(model, saved).long_prompts == f"Prompts of more than {LENGTH} tokens are cut."
+    assert traits_of(tiny_model, saved).long_prompts.endswith("tokens are encoded in parts.")
 
 
 # -- training -----------------------------------------------------------------------------------------

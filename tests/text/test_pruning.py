@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from sd_tf.checkpoints import pruning as command
 from sd_tf.checkpoints.sources import PACKAGED
@@ -87,6 +88,22 @@ def test_most_used_pieces_come_before_others_and_characters_always(encoder):
     assert set(one) - set(least) == {dress}
     with pytest.raises(InputError, match="10 pieces are to stay, special tokens and single characters are"):
         chosen_pieces(encoder.tokenizer, [], 10)
+
+
+def test_tokens_that_were_added_behind_the_vocabulary_stay(encoder):
+    vocab = encoder.tokenizer.vocab
+    added = {len(vocab): AddedToken("<garment>"), len(vocab) + 1: AddedToken("<shoe>")}
+    tokenizer = bert_tokenizer(vocab, 12, added=added)
+    kept = chosen_pieces(tokenizer, ["a red <shoe> dress"], PIECES)
+    smaller = with_pieces(tokenizer, kept)
+    assert smaller.vocab_size == len(kept) == PIECES
+    for text in ("a <garment> dress", "<shoe>", "a red dress"):
+        assert [kept[i] for i in smaller.ids(text)] == tokenizer.ids(text)
+
+
+def test_more_positions_than_there_are_is_an_error(encoder):
+    with pytest.raises(InputError, match="positions is 21, the text encoder has 20: give no more"):
+        pruned(encoder, TEXTS, PIECES, positions=21)
 
 
 def test_a_folder_opens_in_transformers_and_sentence_transformers(encoder, tmp_path):
