@@ -10,7 +10,7 @@ it fits.
 import re
 from pathlib import Path
 
-from sd_tf.cascade.stage import stage_name
+from sd_tf.cascade.stage import MOST_STAGES, stage_name
 from sd_tf.errors import InputError, unknown
 from sd_tf.lora import files
 from sd_tf.lora.adaptations import Change
@@ -20,7 +20,6 @@ NAMING = Naming(
     "cascades such as DeepFloyd IF",
     {**TRANSFORMERS, "Stable Diffusion": re.compile(r"[._]attn[12][._]")},
 )
-MOST_STAGES = 8  # that are looked for in a folder
 
 
 def read_lora(
