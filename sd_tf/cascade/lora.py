@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from sd_tf.cascade.stage import MOST_STAGES, stage_name
+from sd_tf.checkpoints.sources import refuse_links_out
 from sd_tf.errors import InputError, unknown
 from sd_tf.lora import files
 from sd_tf.lora.adaptations import Change
@@ -58,6 +59,7 @@ def read_lora(
 def _files_of_stages(path, names) -> dict[str, Path]:
     """Stage -> its folder, of a folder with one for each."""
     all_names = [stage_name(number) for number in range(MOST_STAGES)]
+    refuse_links_out(path, all_names)
     found = {name: path / name for name in all_names if any((path / name).glob("*.safetensors"))}
     for name in found:
         if name not in names:

@@ -241,6 +241,13 @@ def test_what_is_no_lora_of_the_model_is_named(model, folder, tmp_path):
     assert not model.has_adaptations
 
 
+def test_a_stage_that_is_a_link_out_of_the_folder_is_not_read(model, folder, tmp_path):
+    (tmp_path / "base").symlink_to(folder / "base")
+    with pytest.raises(InputError, match="base is a link out of its folder: copy what it points to"):
+        model.load_lora(tmp_path)
+    assert not model.has_adaptations
+
+
 def test_a_folder_of_loras_is_no_model(folder):
     with pytest.raises(InputError, match="holds a LoRA, not a model: load its base model, then"):
         sd_tf.load(folder)
