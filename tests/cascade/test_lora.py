@@ -224,6 +224,9 @@ def test_what_is_no_lora_of_the_model_is_named(model, folder, tmp_path):
     one = sd_tf.CascadedDiffusion(model.stages[:1], model.text_encoder)
     with pytest.raises(InputError, match="has a LoRA for sr2, which this model has not, only base: name"):
         one.load_lora(folder)
+    with pytest.raises(InputError, match="sr2 is for sr2, as its folder is called, which this model has not"):
+        one.load_lora(folder / "sr2")
+    assert not one.has_adaptations
     one.load_lora(folder / "base")
     assert one.has_adaptations
     key = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
