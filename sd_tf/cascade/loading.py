@@ -12,7 +12,7 @@ from sd_tf.cascade.folder import (
 )
 from sd_tf.cascade.memory import check_memory
 from sd_tf.cascade.model import CascadedDiffusion
-from sd_tf.cascade.stage import PixelStage, stage_name
+from sd_tf.cascade.stage import MOST_STAGES, PixelStage, stage_name
 from sd_tf.checkpoints.bounds import check_schedule
 from sd_tf.checkpoints.schedulers import SCHEDULE, check_scheduler, recommended, warn_of_differences
 from sd_tf.checkpoints.sources import refuse_links_out, resolve
@@ -29,7 +29,6 @@ from sd_tf.text.known_words import read_words
 
 USUAL_STEPS, USUAL_GUIDANCE = {False: 100, True: 50}, {False: 7.0, True: 4.0}  # of diffusers' IF pipelines
 USUAL_AUGMENT_LEVEL = 250  # likewise
-MOST_STAGES = 8
 UNETS = ("unet", *(f"{stage_name(number)}/unet" for number in range(MOST_STAGES)))  # of a stage, of a cascade
 PARTS = UNETS + tuple(name.replace("unet", "text_encoder") for name in UNETS)  # whose weights are downloaded
 

@@ -10,7 +10,8 @@ it fits.
 import re
 from pathlib import Path
 
-from sd_tf.cascade.stage import stage_name
+from sd_tf.cascade.stage import MOST_STAGES, stage_name
+from sd_tf.checkpoints.sources import refuse_links_out
 from sd_tf.errors import InputError, unknown
 from sd_tf.lora import files
 from sd_tf.lora.adaptations import Change
@@ -20,7 +21,7 @@ NAMING = Naming(
     "cascades such as DeepFloyd IF",
     {**TRANSFORMERS, "Stable Diffusion": re.compile(r"[._]attn[12][._]")},
 )
-MOST_STAGES = 8  # that are looked for in a folder
+ALL_NAMES = tuple(stage_name(number) for number in range(MOST_STAGES))
 
 
 def read_lora(
@@ -58,8 +59,8 @@ def read_lora(
 
 def _files_of_stages(path, names) -> dict[str, Path]:
     """Stage -> its folder, of a folder with one for each."""
-    all_names = [stage_name(number) for number in range(MOST_STAGES)]
-    found = {name: path / name for name in all_names if any((path / name).glob("*.safetensors"))}
+    refuse_links_out(path, ALL_NAMES)
+    found = {name: path / name for name in ALL_NAMES if any((path / name).glob("*.safetensors"))}
     for name in found:
         if name not in names:
             raise InputError(
@@ -73,6 +74,11 @@ def _named_by_folder(path, names) -> str | None:
     """The stage that a file's folder is called by, or a folder itself."""
     whole = path.absolute()
     name = whole.name if path.is_dir() else whole.parent.name
+    if name in ALL_NAMES and name not in names:
+        raise InputError(
+            f"{path} is for {name}, as its folder is called, which this model has not, only "
+            f"{', '.join(names)}: say which one it is for, such as stage={names[0]!r}"
+        )
     return name if name in names else None
 
 

@@ -18,7 +18,7 @@ from sd_tf.cascade import folder as folders
 from sd_tf.cascade.new_model import copied
 from sd_tf.cascade.options import MODEL, CascadeOptions
 from sd_tf.cascade.presets import preset_named
-from sd_tf.cascade.stage import BASE, PixelStage, stage_name
+from sd_tf.cascade.stage import PixelStage, stage_name
 from sd_tf.cascade.stages import BaseStage, SuperResolutionStage
 from sd_tf.cascade.textual_inversion import TextualInversionStage, TokenIds
 from sd_tf.cascade.unet import PixelUNet
@@ -67,13 +67,14 @@ class CascadeRecipe(RecipeFromBase):
     """
 
     family = "cascade"
-    results = (folders.MODEL_INDEX, *folders.OTHER_FILES, f"{BASE}/{LORA_FILE}")
     files = (folders.MODEL_INDEX, *folders.OTHER_FILES, WORD_FILE)
 
     def __init__(self, model, options: CascadeOptions, folder, is_new: bool):
         super().__init__(model, folder, is_new)
         self.own, self.names = options, model.stage_names
         self.stage_names, self.folders = tuple(self.names), (*self.names, prior.FOLDER)
+        loras = (f"{name}/{LORA_FILE}" for name in self.names)
+        self.results = (folders.MODEL_INDEX, *folders.OTHER_FILES, *loras)
         options.check_of_a_model(self.names, is_new, model.text_encoder)
         self.preset = model.provenance.beginning.preset if is_new else _fine_tuning_preset(options)
         height, width = model.image_size
@@ -129,11 +130,8 @@ class CascadeRecipe(RecipeFromBase):
             check_fine_tuning(self.model, self.own, run, self._place in self.model.provenance.bases)
             if self.own.finetune == "lora":
                 self._check_targets()
-        if self.own.finetune == "textual_inversion" and self.model.stages[0].is_super_resolution:
-            raise InputError(
-                f"{self.own.said('finetune')} {self.own.finetune} needs a stage that draws from text alone, "
-                "and this model only enlarges pictures: train a LoRA"
-            )
+        if self.model.stages[0].is_super_resolution:
+            self._check_only_enlarging()
         for number, stage in enumerate(self.model.stages):
             crop = self.crop_of(number)
             multiple = stage.config.size_multiple
@@ -141,6 +139,18 @@ class CascadeRecipe(RecipeFromBase):
                 raise InputError(
                     f"{self.own.said('crop')} is {crop}: stage {stage_name(number)} draws "
                     f"{stage.image_size[0]} pixels, give as many or fewer, a multiple of {multiple}"
+                )
+
+    def _check_only_enlarging(self):
+        """Raises `InputError` for options for which pictures are drawn from text alone."""
+        for name, is_given, way_out in (
+            ("finetune", self.own.finetune == "textual_inversion", "train a LoRA"),
+            ("prior_prompt", self.own.prior_prompt is not None, "leave it out"),
+        ):
+            if is_given:
+                raise InputError(
+                    f"{self.own.named_value(name)}, which needs a stage that draws from text alone, and this "
+                    f"model only enlarges pictures: {way_out}"
                 )
 
     def _check_targets(self):
@@ -170,12 +180,6 @@ class CascadeRecipe(RecipeFromBase):
         given, layers = self.own.lora_targets, layers_for_lora(unet)
         targets = given.split(",") if given else LORA_TARGETS
         choose_what_learns(unet, self.own, ATTENTION, [target for target in targets if target in layers])
-
-    def unload_lora(self, run):
-        """Without the LoRA that an earlier start in the same folder has left loaded."""
-        if run.folder.name in (self.model.adaptations.weights if self.model.has_adaptations else ()):
-            self.model.adaptations.remove(run.folder.name)
-        self.model.forget_adaptations()
 
     def mix_in_prior(self, run):
         """The pictures of `prior_prompt`, drawn by the model before any of its stages has learned."""
@@ -247,6 +251,8 @@ class PlannedPixelStage(PlannedStage):
             provenance.half_trained.remove(self.name)
         with seeded(run.options.seed):
             recipe.choose_what_learns(self.stage.unet)
+        if recipe.own.finetune == "lora":
+            self.stage.forget_engines()  # compiled without it
         return self._stage(run, self.stage, cached_texts(run, self.model.text_encoder))
 
     def _remove_lora(self):

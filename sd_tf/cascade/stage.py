@@ -12,6 +12,7 @@ from sd_tf.unread import Unread
 
 CHANNELS = 3
 BASE, SUPER_RESOLUTION = "base", "sr"
+MOST_STAGES = 8  # that are looked for in a folder
 
 
 def stage_name(position: int) -> str:
@@ -141,9 +142,13 @@ class PixelStage:
         """
         if unet is self._unet:
             return False
-        self._unet, self._origin = unet, None
-        self.engines = Engines(self.functions, StageEngine)
+        self._unet = unet
+        self.forget_engines()
         return True
+
+    def forget_engines(self):
+        """Compiles the network anew when it is next drawn with: its layers compute something else now."""
+        self._origin, self.engines = None, Engines(self.functions, StageEngine)
 
     @property
     def precision(self) -> str | None:

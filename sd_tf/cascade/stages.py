@@ -89,6 +89,7 @@ class BaseStage(DenoisingStage):
                 num_images=2,
                 steps=PREVIEW_STEPS,
                 stages=1,
+                engine="tensorflow",  # OpenVINO would convert each state of the network, and keep it
                 batch_size=pictures_at_once(16, max(self.stage.image_size)),
                 progress=False,
             )

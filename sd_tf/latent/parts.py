@@ -56,10 +56,15 @@ class Parts:
         if all(self._parts[name] is network for name, network in networks.items()):
             return
         self._parts |= networks
-        self.origin, self.engines = None, Engines(self._functions)
+        self.origin = None
+        self.forget_engines()
         for name in list(self.__dict__):
             if isinstance(getattr(type(self), name, None), functools.cached_property):
                 del self.__dict__[name]  # made of the networks of before
+
+    def forget_engines(self):
+        """Compiles the networks anew when they are next used: their layers compute something else now."""
+        self.engines = Engines(self._functions)
 
     def read_networks(self):
         """Reads networks that are still `Unread`; their files may then be deleted."""

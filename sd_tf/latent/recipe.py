@@ -261,15 +261,18 @@ class Diffusion(_Planned):
 
     def make(self, run, budget):
         model, own = self.model, self.own
+        if not self.recipe.is_new:
+            self.recipe.unload_lora(run)
         if own.finetune == "textual_inversion":
             self._teach_word()
         if own.prior_prompt is not None:
-            # A model of its own draws, so that this one compiles its networks later, with a LoRA in them.
-            prior.mix_in_prior(run, own, copied(model))
+            prior.mix_in_prior(run, own, copied(model))  # whose graphs go with it
         self._remove_lora()  # of a start that was interrupted
         self._begin()
         with seeded(run.options.seed):
             self._choose_what_learns(model.unet)
+        if own.finetune == "lora":
+            model.forget_engines()  # compiled without it
         cache = cached_latents(
             run,
             model,

@@ -9,6 +9,7 @@ kohya       lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q
 Layers' names are in `names`, the parts of each kind in `parts`.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sd_tf.lora.strengths import Strength, read_strengths
 
 FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 PEFT_FILE = "adapter_model.safetensors"
+STAGE = re.compile(r"base|sr\d")  # the folders of a cascade's stages
 
 
 def read_lora(file, modules: dict[str, tuple[int, ...]], naming: Naming) -> dict[str, Change]:
@@ -138,7 +140,7 @@ def _file_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if not found:
-        of_stages = sorted(folder.glob(f"*/{FILE}"))
+        of_stages = sorted(file for file in folder.glob(f"*/{FILE}") if STAGE.fullmatch(file.parent.name))
         if of_stages:
             raise InputError(
                 f"{folder} holds the LoRA of a cascade's stages, such as {of_stages[0]}: load it into a "

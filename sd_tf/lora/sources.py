@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sd_tf.checkpoints.sources import HUB_ID, one_line_hub_errors
 from sd_tf.errors import InputError, shown
-from sd_tf.lora.files import FILE, PEFT_FILE, several
+from sd_tf.lora.files import FILE, PEFT_FILE, STAGE, several
 from sd_tf.lora.strengths import CONFIG
 
 
@@ -102,9 +102,11 @@ def _files_of(hub_id, revision):
 
 
 def _of_stages(files):
-    """The files of several folders' LoRAs, if a repository has no others."""
+    """The files of the LoRAs of a cascade's stages, if a repository has several and no others."""
     found = sorted(PurePosixPath(file) for file in files if file.endswith(".safetensors"))
-    each_in_its_folder = all(file.name == FILE and len(file.parts) == 2 for file in found)
+    each_in_its_folder = all(
+        file.name == FILE and len(file.parts) == 2 and STAGE.fullmatch(file.parts[0]) for file in found
+    )
     return [str(file) for file in found] if len(found) > 1 and each_in_its_folder else []
 
 

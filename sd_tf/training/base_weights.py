@@ -13,7 +13,7 @@ class RecipeFromBase(Recipe):
     """A recipe of a model with a `provenance` and `weights_sha256`.
 
     Args:
-        model: the family's model.
+        model: the family's model, an `Adaptable`.
         folder: run folder.
         is_new: whether all stages are trained, from random weights.
     """
@@ -43,6 +43,15 @@ class RecipeFromBase(Recipe):
     def forget_base(self):
         """The weights have changed, and no checkpoint has them: what the run began with is gone."""
         self.model.provenance.bases.pop(self._place, None)
+
+    def unload_lora(self, run):
+        """Without the LoRA that an earlier start in the same folder has left loaded.
+
+        Nothing remembers the weights of before any more: they may change from now on.
+        """
+        if run.folder.name in (self.model.adaptations.weights if self.model.has_adaptations else ()):
+            self.model.adaptations.remove(run.folder.name)
+        self.model.forget_adaptations()
 
     def check_same_base(self, before, folder):
         began = before.get("init_from_sha256")

@@ -12,6 +12,7 @@ from sd_tf import generate, train
 from sd_tf.cascade import presets, recipe
 from sd_tf.cascade.commands import defaults
 from sd_tf.cascade.options import CascadeOptions
+from sd_tf.cascade.stages import PREVIEW_STEPS, BaseStage
 from sd_tf.checkpoints.names import keyed_variables
 from sd_tf.checkpoints.word_files import FILE as WORD_FILE
 from sd_tf.errors import InputError
@@ -272,6 +273,56 @@ def test_prior_pictures_are_drawn_by_the_model_as_it_was_and_learned_from(tuned,
             np.testing.assert_array_equal(np.asarray(picture), image)
     ours, theirs = (load_file(folder / "base" / FILE) for folder in (tmp_path / "run", tuned[0]))
     assert any(not np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_previews_show_the_lora_of_a_model_that_has_drawn_and_convert_nothing(
+    base, data, tmp_path, monkeypatch
+):
+    """The network was compiled without the LoRA."""
+    seen, preview = {}, BaseStage.preview
+
+    def spy(stage):
+        seen["prompts"] = list(stage.dataset.preview_prompts)
+        seen["images"], rows = preview(stage)
+        return seen["images"], rows
+
+    monkeypatch.setattr(BaseStage, "preview", spy)
+    monkeypatch.setattr("sd_tf.generation.engines.write_conversion", lambda *_: pytest.fail("converted"))
+    drawing = {"num_images": 2, "steps": PREVIEW_STEPS, "stages": 1, "engine": "tensorflow"}
+    model = sd_tf.load(base)
+    model.generate("a dress", progress=False, **drawing)
+    options = {"previews": 1, "stages": ("base",)}
+    lora = {"tune": sd_tf.LoRA(), "learning_rate": 0.1, "folder": tmp_path / "mine"}
+    model.fit(f"folder:{data}", **SETTINGS | lora | {"steps": 4, "options": options})
+    adapted = model.generate(seen["prompts"], progress=False, **drawing).astype(int)
+    with model.without_adaptations():
+        plain = model.generate(seen["prompts"], progress=False, **drawing).astype(int)
+    assert np.abs(seen["images"] - adapted).mean() < 0.1 * np.abs(adapted - plain).mean()
+
+
+def test_a_lora_of_a_stage_that_no_run_wrote_is_not_taken_for_a_finished_one(tuned, base, data, tmp_path):
+    (tmp_path / "run" / "sr2").mkdir(parents=True)
+    (tmp_path / "run" / "sr2" / FILE).write_bytes((tuned[0] / "sr2" / FILE).read_bytes())
+    with pytest.raises(InputError, match="holds a model that no run wrote: name another folder"):
+        train.main(flags(base, data, tmp_path / "run", "--finetune", "lora"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"options": {"prior_prompt": "a dress"}}, "prior_prompt is 'a dress', which needs a stage"),
+        ({"tune": sd_tf.TextualInversion("<mine>", "dress")}, "is 'textual_inversion', which needs a stage"),
+    ],
+)
+def test_what_needs_pictures_from_text_is_not_for_a_model_that_only_enlarges(
+    base, data, tmp_path, own, message
+):
+    whole = sd_tf.load(base)
+    model = sd_tf.CascadedDiffusion(whole.stages[1:], whole.text_encoder)
+    with pytest.raises(InputError, match=message):
+        model.fit(f"folder:{data}", folder=tmp_path / "run", **SETTINGS | own)
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_kind_has_the_learning_rate_of_diffusers_examples(monkeypatch):

@@ -240,6 +240,9 @@ def test_what_is_no_lora_of_the_model_is_named(model, folder, tmp_path):
     one = sd_tf.CascadedDiffusion(model.stages[:1], model.text_encoder)
     with pytest.raises(InputError, match="has a LoRA for sr2, which this model has not, only base: name"):
         one.load_lora(folder)
+    with pytest.raises(InputError, match="sr2 is for sr2, as its folder is called, which this model has not"):
+        one.load_lora(folder / "sr2")
+    assert not one.has_adaptations
     one.load_lora(folder / "base")
     assert one.has_adaptations
     key = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
@@ -254,6 +257,13 @@ def test_what_is_no_lora_of_the_model_is_named(model, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"{FILE}"):
         model.load_lora(tmp_path / "empty")
+    assert not model.has_adaptations
+
+
+def test_a_stage_that_is_a_link_out_of_the_folder_is_not_read(model, folder, tmp_path):
+    (tmp_path / "base").symlink_to(folder / "base")
+    with pytest.raises(InputError, match="base is a link out of its folder: copy what it points to"):
+        model.load_lora(tmp_path)
     assert not model.has_adaptations
 
 

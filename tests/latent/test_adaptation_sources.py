@@ -79,6 +79,8 @@ def hub(tmp_path_factory):
     (folder / "team" / "peft" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
     for stage in ("base", "sr2"):
         write(folder / "team" / "cascade" / stage / FILE)
+    for step in (500, 1000):
+        write(folder / "team" / "steps" / f"checkpoint-{step}" / FILE)
     (folder / "team" / "none").mkdir()
     (folder / "team" / "none" / "README.md").write_text("nothing")
     asked = []
@@ -155,6 +157,7 @@ def test_a_file_and_a_revision_are_asked_for_by_name(hub):
     "arguments, message",
     [
         ("'team/many'", "the hub's team/many holds a.safetensors and sub/b.safetensors: name the file"),
+        ("'team/steps'", f"team/steps holds checkpoint-1000/{FILE} and checkpoint-500/{FILE}: name the file"),
         ("'team/none'", "the hub's team/none has no safetensors file: is it a LoRA?"),
         ("'team/nobody'", "no folder 'team/nobody' here, so it was looked for on the Hugging Face hub"),
         (

@@ -287,6 +287,36 @@ def test_previews_of_a_lora_beside_a_prior_show_the_lora(base, own, tmp_path, mo
     assert np.abs(seen["images"] - adapted).max() <= 1 < np.abs(adapted - plain).max()
 
 
+def test_a_model_that_has_drawn_and_has_the_lora_of_a_deleted_run_learns_from_what_it_was(
+    base, own, tmp_path, monkeypatch
+):
+    """Previews show the LoRA that is trained, though the network was compiled without it."""
+    from sd_tf.latent.stages import DiffusionStage
+
+    seen, preview = {}, DiffusionStage.preview
+
+    def spy(stage):
+        seen["images"], seen["prompts"] = preview(stage)[0], stage.preview_prompts
+        return seen["images"], len(seen["prompts"])
+
+    monkeypatch.setattr(DiffusionStage, "preview", spy)
+    lora = {"tune": sd_tf.LoRA(), "folder": tmp_path / "mine", "steps": 3, "learning_rate": 0.03}
+    lora |= {"options": {"previews": 1}, "verbose": 0}
+    model, data, files = sd_tf.load(base), sd_tf.open_data(f"folder:{own}", caption="a <mine> dress"), []
+    drawing = {"num_images": 2, "steps": 20, "engine": "tensorflow", "progress": False}
+    for _ in range(2):
+        model.generate(seen.get("prompts", "a dress"), **drawing)
+        model.fit(data, **lora)
+        files.append(load_file(tmp_path / "mine" / FILE))
+        shutil.rmtree(tmp_path / "mine")
+    adapted = model.generate(seen["prompts"], **drawing).astype(int)
+    assert np.abs(seen["images"] - adapted).max() <= 1
+    with model.without_adaptations():
+        plain = model.generate(seen["prompts"], **drawing)
+    assert np.abs(adapted - plain).max() > 1
+    assert all(np.array_equal(files[0][key], files[1][key]) for key in files[0])
+
+
 @pytest.mark.parametrize(
     ("changes", "rate"),
     [
