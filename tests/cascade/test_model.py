@@ -100,7 +100,7 @@ def test_a_way_that_there_is_not_is_refused(cascade):
     with pytest.raises(sd_tf.InputError, match="unknown engine 'openvine': did you mean 'openvino'"):
         cascade.interpolate(["a", "b"], engine="openvine")
     with pytest.raises(sd_tf.InputError, match="the prompt names the LoRA 'mine', which is not loaded"):
-        cascade.interpolate(["a <lora:mine:1>", "b"], prompt_syntax="a1111")
+        cascade.interpolate(["a <lora:mine:1>", "b <lora:mine:1>"], prompt_syntax="a1111")
 
 
 def test_frames_from_the_command_line(cascade, tmp_path):
