@@ -103,7 +103,10 @@ def tuned(base, data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe.PlannedPixelStage, "finish", finish)
         model.fit(f"folder:{data}", folder=folder, tune=sd_tf.LoRA(rank=4, alpha=2), **SETTINGS)
-    drawn = {number: np.asarray(model.stages[number].denoise(*each)) for number, each in inputs.items()}
+    drawn = {
+        number: np.asarray(model.stages[number].denoiser("tensorflow")(*each))
+        for number, each in inputs.items()
+    }
     return folder, model, plain, learned, drawn
 
 

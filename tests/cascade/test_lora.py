@@ -78,7 +78,7 @@ def reference(model, tmp_path):
 def outputs(model, number, theirs):
     """What both networks make of the same inputs."""
     images, timesteps, context, _, labels = small.inputs(model.stages[number].config)
-    ours = np.asarray(model.stages[number].denoise(images, timesteps, context, labels))
+    ours = np.asarray(model.stages[number].denoiser("tensorflow")(images, timesteps, context, labels))
     return ours, small.theirs_on(theirs, images, timesteps, context, None, labels)
 
 

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 import sd_tf
 from sd_tf.checkpoints import clip as clip_folders
+from sd_tf.checkpoints import tokenizers
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.latent import folder as folders
-from sd_tf.latent import loading
 from sd_tf.latent.autoencoder import AutoencoderKL
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.latent.model import LatentDiffusion
@@ -228,7 +228,7 @@ def write_text_tower(folder):
 
 
 def load_tokenizer(folder):
-    return loading.load_tokenizer(folder, POSITIONS)
+    return tokenizers.load_tokenizer(folder, POSITIONS)
 
 
 CHECKPOINTS = {
