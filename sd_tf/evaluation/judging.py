@@ -14,7 +14,7 @@ from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
 from sd_tf.graphs import compiled
 from sd_tf.images import sheet, to_unit
-from sd_tf.text.clip import CLIPTextModel
+from sd_tf.text.clip import CLIPModel, CLIPTextModel
 from sd_tf.text.encoder import CLIPTextEncoder
 from sd_tf.text.new_words import token_embeddings
 from sd_tf.text.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ class Judges:
         """Whether that is the CLIP's own text tower, but for the rounding of its file."""
         if isinstance(text_encoder, CLIPTextEncoder):
             text_encoder = text_encoder.network()
-        if not isinstance(text_encoder, CLIPTextModel):  # another kind of network, or none
+        if not isinstance(text_encoder, (CLIPModel, CLIPTextModel)):  # another kind of network, or none
             return False
         own, judge = (
             np.asarray(token_embeddings(tower).value) for tower in (text_encoder, self.clip.text_model)

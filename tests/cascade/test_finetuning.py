@@ -269,7 +269,7 @@ def test_prior_pictures_are_drawn_by_the_model_as_it_was_and_learned_from(tuned,
     prior = ["--prior-prompt", "a dress", "--prior-pictures", "4"]
     train.main(flags(base, data, tmp_path / "run", *lora, *prior))
     files = sorted((tmp_path / "run" / "prior").iterdir())
-    expected = sd_tf.load(base).generate("a dress", 4, progress=False)
+    expected = sd_tf.load(base).generate("a dress", 4, engine="tensorflow", progress=False)
     assert len(files) == 4
     for file, image in zip(files, expected, strict=True):
         with PIL.Image.open(file) as picture:
