@@ -68,22 +68,15 @@ def load_lazily(name_or_folder, **options):
     return _loading_with(name_or_folder, options).load_lazily(name_or_folder, **options)
 
 
-def check(name_or_folder, only: tuple[str, ...] | None = None, from_text=False, **options):
+def check(name_or_folder, from_text=False, **options):
     """Raises `InputError` where `load` would, for all but the weights; imports neither Keras nor TensorFlow.
 
     Args:
         name_or_folder: as in `load`.
-        only: families that the caller can use; None for all.
         from_text: whether the caller draws from text, which models that only enlarge pictures cannot.
         options: `revision`, `variant`, `tokenizer`, `prediction_type`, `followed_by`, as the family's own
             `load` has them.
     """
-    name = _family_of(name_or_folder, options.get("revision"))
-    if only is not None and name not in only:
-        usable = " or ".join(FAMILIES[each].name for each in only)
-        raise InputError(
-            f"{name_or_folder} is a {FAMILIES[name].name}, which this command cannot use: name a {usable}"
-        )
     loading = _loading_with(name_or_folder, options)
     loading.check(name_or_folder, **options)
     if from_text and hasattr(loading, "only_enlarges") and loading.only_enlarges(name_or_folder, **options):
