@@ -167,6 +167,7 @@ def test_onnx_files_and_their_script_draw_without_sd_tf(cascade, folder, tmp_pat
     assert np.abs(np.asarray(Image.open(tmp_path / "drawn.png")) - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_litert_files_draw_with_bert_and_a_bound_of_dynamic_thresholding(tmp_path):
     pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert, which runs LiteRT files")
     kept = schedule_of_pixels().kept | {"sample_max_value": 1.2, "dynamic_thresholding_ratio": 0.9}
@@ -189,6 +190,7 @@ def test_litert_files_draw_with_bert_and_a_bound_of_dynamic_thresholding(tmp_pat
     assert np.abs(found - expected).max() <= 4
 
 
+@pytest.mark.slow
 def test_a_saved_model_with_clip_reads_prompts_also_in_parts_and_clips(tmp_path):
     kept = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
     model = cascade_with(clip(), clip_sample=True, kept=kept)
