@@ -1,6 +1,7 @@
 """What holds the package together: imports point one way, and `import sd_tf` does nothing else."""
 
 import ast
+import configparser
 import os
 import subprocess
 import sys
@@ -139,3 +140,13 @@ def test_public_names_are_few_and_there():
     assert all(hasattr(sd_tf, name) for name in sd_tf.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         sd_tf.lode  # noqa: B018
+
+
+def test_every_folder_of_code_is_installed():
+    setup = PACKAGE.parent / "setup.cfg"
+    if not setup.is_file():
+        pytest.skip("an installed package has no setup.cfg beside it")
+    found = configparser.ConfigParser()
+    found.read(setup)
+    listed = set(found["options"]["packages"].split()) - {"sd_tf.weights"}
+    assert listed == {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in MODULES}
