@@ -50,8 +50,7 @@ def draw_request(
         raise InputError("mask is for a picture: give image as well")
     if image is not None and latents is not None:
         raise InputError("latents and image are both given: leave one out")
-    stages = model.stages[: len(settings)]
-    _check_stages(model, stages, settings, augment_level)
+    _check_stages(model, model.stages[: len(settings)], settings, augment_level)
     _warn(model, request)
     if image is not None:
         image = checked_image(image, len(request.prompts), model.sides_multiple, model.most_pixels, size)
@@ -65,37 +64,73 @@ def draw_request(
                 f"latents are {latents.shape[1:3]}, and the first stage draws {sizes[0]}: give noise of that "
                 "size, or other height and width"
             )
-    networks = [stage.denoiser(engine, own) for stage, own in zip(stages, sizes, strict=False)]
-    conditions, drawn = text_conditions(request, model.text_encoder), None
-    for number, (stage, own, thresholding) in enumerate(zip(stages, settings, thresholdings, strict=True)):
-        picture = None
-        if image is not None and (number == 0 or mask is not None):
-            picture = StartPicture(
-                request,
-                image,
-                None if mask is None else _smaller_mask(mask, sizes[number]),
-                1.0 if number else strength,
-                lambda images, batch_size: to_unit(images),
-                1,
-                model.most_pixels,
-                sizes[number],
-            )
+    chain = _chain(model, 0, settings, thresholdings, sizes, engine)
+
+    def start(number):
+        """What a stage draws on."""
+        if image is None or (number and mask is None):
+            return None
+        return StartPicture(
+            request,
+            image,
+            None if mask is None else _smaller_mask(mask, sizes[number]),
+            1.0 if number else strength,
+            lambda images, batch_size: to_unit(images),
+            1,
+            model.most_pixels,
+            sizes[number],
+        )
+
+    conditions = text_conditions(request, model.text_encoder)
+    shared = {"augment_level": augment_level, "callback": callback, "progress": progress}
+    return _draw_stages(chain, request, conditions, start=start, latents=latents, **shared)
+
+
+def _chain(model, first, settings, thresholdings, sizes, engine):
+    """(number, stage, settings, thresholding, size, network) of the stages that are run.
+
+    Args:
+        model: a `CascadedDiffusion`.
+        first: the number of the first one.
+        settings, thresholdings: of each.
+        sizes: (height, width) of what each draws; those behind the last one are left out.
+        engine: see `CascadedDiffusion.generate`.
+    """
+    numbers = range(first, first + len(settings))
+    stages, sizes = model.stages[first : numbers.stop], sizes[: len(settings)]
+    networks = [stage.denoiser(engine, size) for stage, size in zip(stages, sizes, strict=True)]
+    return list(zip(numbers, stages, settings, thresholdings, sizes, networks, strict=True))
+
+
+def _draw_stages(
+    chain, request, conditions, drawn=None, start=lambda number: None, latents=None, **shared
+) -> np.ndarray:
+    """Draws with one stage after another, uint8 (number, height, width, 3).
+
+    Args:
+        chain: of `_chain`.
+        request, conditions: see `draw_stage`.
+        drawn: pictures for the first of the stages to enlarge.
+        start: number of a stage -> the `StartPicture` that it draws on, or None.
+        latents: initial noise of the first of the stages.
+        shared: other arguments of `draw_stage`.
+    """
+    for number, stage, settings, thresholding, size, network in chain:
         drawn = draw_stage(
             stage,
             number,
             request,
             conditions,
-            own,
+            settings,
             thresholding,
-            sizes[number],
+            size,
             smaller=drawn,
-            augment_level=augment_level,
-            latents=latents if number == 0 else None,
-            picture=picture,
-            network=networks[number],
-            callback=callback,
-            progress=progress,
+            latents=latents,
+            picture=start(number),
+            network=network,
+            **shared,
         )
+        latents = None
     return drawn
 
 
@@ -115,30 +150,14 @@ def draw_interpolation(
     progress=True,
 ) -> np.ndarray:
     """Draws the frames of an `Interpolation`, uint8 (frames, height, width, 3); see `draw_request`."""
-    stages, drawn = model.stages[: len(settings)], None
-    _check_stages(model, stages, settings, augment_level)
-    sizes = model.sizes_of(*size)
-    networks = [stage.denoiser(engine, own) for stage, own in zip(stages, sizes, strict=False)]
+    _check_stages(model, model.stages[: len(settings)], settings, augment_level)
+    chain = _chain(model, 0, settings, thresholdings, model.sizes_of(*size), engine)
     prompts = [interpolation.negative_prompt, *interpolation.prompts]
     [condition] = encode_prompts(
         [prompts], model.text_encoder, interpolation.batch_size, interpolation.syntax
     )
     conditions = interpolation.conditions(condition)
-    for number, (stage, own, thresholding) in enumerate(zip(stages, settings, thresholdings, strict=True)):
-        drawn = draw_stage(
-            stage,
-            number,
-            interpolation,
-            conditions,
-            own,
-            thresholding,
-            sizes[number],
-            smaller=drawn,
-            augment_level=augment_level,
-            network=networks[number],
-            progress=progress,
-        )
-    return drawn
+    return _draw_stages(chain, interpolation, conditions, augment_level=augment_level, progress=progress)
 
 
 def enlarge_pictures(
@@ -160,30 +179,14 @@ def enlarge_pictures(
         engine: see `CascadedDiffusion.generate`.
     """
     first = next(number for number, stage in enumerate(model.stages) if stage.is_super_resolution)
-    stages = list(enumerate(model.stages))[first:]
     _check_stages(model, model.stages[first:], settings, augment_level)
     sizes = [images.shape[1:3]]
-    for number, _ in stages:
-        sizes.append(tuple(side * model.factors[number] for side in sizes[-1]))
-    networks = [stage.denoiser(engine, size) for (_, stage), size in zip(stages, sizes[1:], strict=True)]
-    conditions, drawn = text_conditions(request, model.text_encoder), images
-    every = zip(stages, settings, thresholdings, sizes[1:], networks, strict=True)
-    for (number, stage), own, thresholding, size, network in every:
-        drawn = draw_stage(
-            stage,
-            number,
-            request,
-            conditions,
-            own,
-            thresholding,
-            size,
-            smaller=drawn,
-            augment_level=augment_level,
-            network=network,
-            callback=callback,
-            progress=progress,
-        )
-    return drawn
+    for factor in model.factors[first:]:
+        sizes.append(tuple(side * factor for side in sizes[-1]))
+    chain = _chain(model, first, settings, thresholdings, sizes[1:], engine)
+    conditions = text_conditions(request, model.text_encoder)
+    shared = {"augment_level": augment_level, "callback": callback, "progress": progress}
+    return _draw_stages(chain, request, conditions, images, **shared)
 
 
 def draw_stage(
