@@ -9,7 +9,7 @@ import tensorflow as tf
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 NOT_DECAYED = ("bias", "beta", "gamma", "logit_scale")
-BUCKET = 2**24  # most values in one vector, unless one variable has more; bounds temporary memory
+BUCKET = 2**22  # most values in one vector, unless one variable has more; bounds temporary memory
 FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000
 MOMENTUM, NEWTON_SCHULZ_STEPS, NEWTON_SCHULZ = 0.95, 5, (3.4445, -4.7750, 2.0315)
 RMS_OF_ADAMW = 0.2  # of an update before the learning rate (Liu et al. 2025)
@@ -33,7 +33,8 @@ class Optimizer:
     ("buckets"), and one XLA-compiled function updates each bucket in a single pass.
 
     The average's decay is min(`ema_decay`, (1 + step) / (10 + step)), that of TensorFlow 1's
-    `ExponentialMovingAverage(num_updates=...)`, which forgets the random initial weights.
+    `ExponentialMovingAverage(num_updates=...)`, which forgets the random initial weights. With a decay of 0
+    none is kept, and the weights stand for it.
 
     A variable's `constraint` (a `keras.constraints.Constraint`) is applied to its new value at every update,
     before the moving average takes it in. XLA must be able to compile it.
@@ -62,9 +63,15 @@ class Optimizer:
         in_muon = {id(variable) for variable in matrices}
         decayed = [v for v in variables if v.name not in NOT_DECAYED and id(v) not in in_muon]
         others = [v for v in variables if v.name in NOT_DECAYED]
-        self.buckets = [_MuonBucket(group, config.weight_decay) for group in _grouped(matrices)]
-        self.buckets += [_AdamWBucket(group, config.weight_decay) for group in _grouped(decayed)]
-        self.buckets += [_AdamWBucket(group, 0.0) for group in _grouped(others)]
+        self.buckets = [
+            kind(group, weight_decay, bool(config.ema_decay))
+            for kind, members, weight_decay in (
+                (_MuonBucket, matrices, config.weight_decay),
+                (_AdamWBucket, decayed, config.weight_decay),
+                (_AdamWBucket, others, 0.0),
+            )
+            for group in _grouped(members)
+        ]
 
     @property
     def state(self):
@@ -122,8 +129,11 @@ class Optimizer:
             "second_correction": tf.cast(1.0 - BETA_2**step, tf.float32),
             "average_rate": tf.cast(1.0 - decay, tf.float32),
         }
+        before = [norm]
         for gradient, bucket in zip(gradients, self.buckets, strict=True):
-            bucket.apply(gradient, settings)
+            # One after another, and not before all gradients are there: each takes memory of its own.
+            with tf.control_dependencies(before):
+                before = bucket.apply(gradient, settings)
         self._adapt_loss_scale(finite)
         return norm
 
@@ -139,7 +149,9 @@ class Optimizer:
 
     @property
     def averages(self):
-        """The moving averages of the variables, in their order and shapes."""
+        """The moving averages of the variables, in their order and shapes; without any, their values."""
+        if not self.config.ema_decay:
+            return [variable.value for variable in self.variables]
         found = {}
         for bucket in self.buckets:
             parts = bucket.split(bucket.average)
@@ -149,6 +161,9 @@ class Optimizer:
     @contextlib.contextmanager
     def averages_in_place(self):
         """Within the block the variables hold the averages; afterwards they hold their own values again."""
+        if not self.config.ema_decay:
+            yield
+            return
         own = [keras.ops.convert_to_numpy(variable) for variable in self.variables]
         try:
             self.copy_averages()
@@ -159,6 +174,8 @@ class Optimizer:
 
     def copy_averages(self):
         """Overwrites the variables with the averages."""
+        if not self.config.ema_decay:
+            return
         for variable, average in zip(self.variables, self.averages, strict=True):
             variable.assign(average)
 
@@ -166,15 +183,17 @@ class Optimizer:
 class _Bucket:
     """Some of the variables, with their moments and averages concatenated in flat vectors.
 
-    A subclass lists in `moments` the vectors that an update reads and writes besides the weights, and
-    computes their new values in `step`.
+    A subclass lists in `moments` the vectors that an update reads and writes besides the weights and their
+    average, and computes the new values in `step`.
     """
 
-    moments = ("first", "average")
+    moments = ("first",)
 
-    def __init__(self, variables, weight_decay):
+    def __init__(self, variables, weight_decay, has_average):
         self.variables, self.weight_decay = variables, weight_decay
         self.sizes = [math.prod(variable.shape) for variable in variables]
+        if has_average:
+            self.moments = (*self.moments, "average")
         for name in self.moments:
             average = name == "average"
             values = _joined([v.value for v in variables]) if average else tf.zeros(sum(self.sizes))
@@ -195,30 +214,35 @@ class _Bucket:
         return [tf.reshape(part, v.shape) for part, v in zip(parts, self.variables, strict=True)]
 
     def apply(self, gradient, settings):
-        """Updates weights and moments by one step, on each device that holds them."""
+        """Updates weights and moments by one step, on each device that holds them.
+
+        Returns:
+            What is computed when it is done: a tensor for each device.
+        """
 
         def update(first, others, weights, gradient):
             vectors = [first, *others]
             # Values, not variables: TensorFlow would keep using those of the first trainer that traced this.
             values = [variable.read_value() for variable in vectors]
-            state = self.step(_joined(weights), *values, gradient, settings)
+            state = self.step(gradient, settings, _joined(weights), *values)
             new, *moments = (tf.ensure_shape(vector, first.shape) for vector in state)
             for variable, values in zip(vectors, moments, strict=True):
                 variable.assign(values)
             for weight, values in zip(weights, self.split(new), strict=True):
                 weight.assign(values)
+            return new
 
         weights = [variable.value for variable in self.variables]
         others = [getattr(self, name) for name in self.moments[1:]]
-        tf.distribute.get_strategy().extended.update(
-            self.first, update, args=(others, weights, gradient), group=False
-        )
+        strategy = tf.distribute.get_strategy()
+        done = strategy.extended.update(self.first, update, args=(others, weights, gradient), group=False)
+        return strategy.experimental_local_results(done)
 
 
 class _AdamWBucket(_Bucket):
-    moments = ("first", "second", "average")
+    moments = ("first", "second")
 
-    def step(self, weights, first, second, average, gradient, settings):
+    def step(self, gradient, settings, weights, first, second, average=None):
         """New weights and moments, or the old ones if the gradients are not finite."""
         return self.compiled(_adamw_step)(
             weights, first, second, average, gradient, self.weight_decay, settings, self.constrain
@@ -226,7 +250,7 @@ class _AdamWBucket(_Bucket):
 
 
 class _MuonBucket(_Bucket):
-    def step(self, weights, first, average, gradient, settings):
+    def step(self, gradient, settings, weights, first, average=None):
         """See `_AdamWBucket.step`."""
         momentum, direction = _compiled(_momentum)(first, gradient, settings["gradient_scale"])
         direction = _joined(self._orthogonal(self.split(direction)))
@@ -306,9 +330,8 @@ def _adamw_step(weights, first, second, average, gradient, weight_decay, setting
     new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
     if constrain is not None:
         new = constrain(new)
-    new_average = average + settings["average_rate"] * (new - average)
-    pairs = ((new, weights), (new_first, first), (new_second, second), (new_average, average))
-    return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
+    pairs = ((new, weights), (new_first, first), (new_second, second))
+    return _if_finite(pairs, new, average, settings)
 
 
 def _momentum(first, gradient, gradient_scale):
@@ -322,8 +345,13 @@ def _muon_step(weights, first, average, momentum, direction, weight_decay, setti
     new = weights - settings["learning_rate"] * (direction + weight_decay * weights)
     if constrain is not None:
         new = constrain(new)
-    new_average = average + settings["average_rate"] * (new - average)
-    pairs = ((new, weights), (momentum, first), (new_average, average))
+    return _if_finite(((new, weights), (momentum, first)), new, average, settings)
+
+
+def _if_finite(pairs, new, average, settings):
+    """Of each pair the first vector, or the second if the gradients are not finite; the average at the end."""
+    if average is not None:
+        pairs = (*pairs, (average + settings["average_rate"] * (new - average), average))
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)
 
 
