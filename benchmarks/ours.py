@@ -15,12 +15,12 @@ import numpy as np
 def prepare(workload, variant):
     """(what runs the workload once, None: the arithmetic is counted by torch)."""
     draws = "steps" in workload.sizes
-    if (
-        workload.kind in ("W1", "W3", "W5") or workload.kind == "cascade" and not draws
-    ):  # as `python -m sd_tf.train` does
-        from sd_tf.graphs import one_core_for_each_operation
+    trains = workload.kind in ("W1", "W3", "W5") or workload.kind == "cascade" and not draws
+    if trains and "remat" not in variant.split():  # as `python -m sd_tf.train` does
+        from sd_tf.graphs import one_core_for_each_operation, pays_to_divide
 
-        one_core_for_each_operation()
+        if pays_to_divide(workload.sizes["batch"]):
+            one_core_for_each_operation()
     prepare = {
         "peak": _product,
         "W1": _unet_training,

@@ -22,7 +22,7 @@ class Home(NamedTuple):
             `needs_networks` if the family can draw without, and with `only_enlarges` if not all of its models
             draw from text.
         commands: module with what `python -m sd_tf.train` needs: `Options`, `check`, `model_for_training`,
-            `recipe` and `defaults`.
+            `recipe`, `stage_configs` and `defaults`.
         pipelines: values of `_class_name` in `model_index.json`.
     """
 

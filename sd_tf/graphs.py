@@ -5,6 +5,7 @@ import threading
 import types
 import weakref
 
+EXAMPLES_FOR_A_CORE = 4  # with fewer, dividing a batch costs more memory than it saves time
 _freeing = threading.Lock()
 
 
@@ -123,6 +124,11 @@ def one_core_for_each_operation() -> bool:
     except RuntimeError:  # TensorFlow has run already
         pass
     return _operations_use_one_core()
+
+
+def pays_to_divide(num_examples: int) -> bool:
+    """Whether a batch has enough examples for `one_core_for_each_operation`; one core would idle with one."""
+    return num_examples >= EXAMPLES_FOR_A_CORE * cores()
 
 
 def _operations_use_one_core():

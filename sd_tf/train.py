@@ -75,18 +75,21 @@ def model_and_data(family, found):
         family: the family's module, from `families.commands_of`.
         found: the result of `parse`.
     """
-    data_options, options = found[DataOptions], found[RunOptions]
+    data_options, options, own = found[DataOptions], found[RunOptions], found[family.Options]
     others = {name: value for name, value in data_options.given.items() if name != "dataset"}
     data = open_data(data_options.dataset, **others)
-    family.check(found[family.Options])
+    family.check(own)
     commandline.load_tensorflow()
-    from sd_tf.graphs import one_core_for_each_operation
+    from sd_tf.graphs import one_core_for_each_operation, pays_to_divide
 
-    if not options.remat:  # slices that recompute get out of step, and each would keep its gradients
+    configs = map(found[OptimizerOptions].applied_to, family.stage_configs(data.name, own))
+    smallest = min(config.batch_size for config in configs) // options.accumulate
+    # Slices that recompute get out of step, and each would keep its gradients.
+    if pays_to_divide(smallest) and not options.remat:
         one_core_for_each_operation()
     if options.deterministic:
         commandline.make_deterministic()
-    return family.model_for_training(found[family.Options], data, options.precision, options.seed), data
+    return family.model_for_training(own, data, options.precision, options.seed), data
 
 
 def _train(family, found):

@@ -39,6 +39,12 @@ def test_after_tensorflow_has_run_it_says_that_nothing_has_changed():
     assert tf.config.threading.get_intra_op_parallelism_threads() == threads
 
 
+@pytest.mark.parametrize(("examples", "pays"), [(1, False), (15, False), (16, True), (64, True)])
+def test_a_batch_of_few_examples_is_not_divided(examples, pays, monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 4)
+    assert module.pays_to_divide(examples) is pays
+
+
 def test_before_tensorflow_runs_each_operation_gets_one_core_and_batches_are_divided():
     script = (
         "from sd_tf.graphs import *; assert one_core_for_each_operation() is True;"

@@ -55,6 +55,17 @@ def recipe(model, options: CascadeOptions, folder):
     return recipe_of(model, options, folder)
 
 
+def _preset(dataset, options):
+    """Name and preset that the options select."""
+    name = options.preset or ("fine-tuning" if options.init_from else preset_of(dataset))
+    return name, preset_named(name)
+
+
+def stage_configs(dataset: str, options: CascadeOptions) -> list:
+    """The preset's `StageConfig` of each stage; arguments as of `defaults`."""
+    return [stage.training for stage in _preset(dataset, options)[1].stages]
+
+
 def defaults(dataset: str, options: CascadeOptions) -> dict:
     """Name of an option -> its default for `--help`, as text.
 
@@ -62,8 +73,7 @@ def defaults(dataset: str, options: CascadeOptions) -> dict:
         dataset: name of the data set.
         options: the options that are given, which select the preset.
     """
-    name = options.preset or ("fine-tuning" if options.init_from else preset_of(dataset))
-    preset = preset_named(name)
+    name, preset = _preset(dataset, options)
     found = {"preset": name, "max_minutes": f"{preset.max_minutes:g}"}
     for field in dataclasses.fields(preset.stage(0).training):
         if field.name != "share":

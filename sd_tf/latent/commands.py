@@ -54,6 +54,27 @@ def recipe(model, options: LatentOptions, folder):
     return recipe_of(model, options, folder)
 
 
+def _preset(dataset, options):
+    """Name and preset that the options select."""
+    name = options.preset or ("fine-tuning" if options.init_from else preset_of(dataset))
+    return name, preset_named(name)
+
+
+def _stages(preset, options):
+    """Name -> `StageConfig` of each stage of a run."""
+    if options.init_from:
+        return {"diffusion": preset.diffusion_stage}
+    stages = {"autoencoder": preset.autoencoder_stage, "diffusion": preset.diffusion_stage}
+    if (options.text_encoder or preset.text_encoder or "none") == "none":
+        stages = {"clip": preset.clip_stage} | stages
+    return stages
+
+
+def stage_configs(dataset: str, options: LatentOptions) -> list:
+    """The preset's `StageConfig` of each stage of a run; arguments as of `defaults`."""
+    return list(_stages(_preset(dataset, options)[1], options).values())
+
+
 def defaults(dataset: str, options: LatentOptions) -> dict:
     """Name of an option -> its default for `--help`, as text.
 
@@ -61,13 +82,8 @@ def defaults(dataset: str, options: LatentOptions) -> dict:
         dataset: name of the data set.
         options: the options that are given, which select the preset.
     """
-    name = options.preset or ("fine-tuning" if options.init_from else preset_of(dataset))
-    preset = preset_named(name)
-    stages = {"diffusion": preset.diffusion_stage}
-    if not options.init_from:
-        stages = {"autoencoder": preset.autoencoder_stage, "diffusion": preset.diffusion_stage}
-        if (options.text_encoder or preset.text_encoder or "none") == "none":
-            stages = {"clip": preset.clip_stage} | stages
+    name, preset = _preset(dataset, options)
+    stages = _stages(preset, options)
     found = {"preset": name, "max_minutes": f"{preset.max_minutes:g}"}
     for field in dataclasses.fields(preset.diffusion_stage):
         if field.name != "share":

@@ -349,7 +349,7 @@ def _muon_step(weights, first, average, momentum, direction, weight_decay, setti
 
 
 def _if_finite(pairs, new, average, settings):
-    """Of each pair the first vector, or the second if the gradients are not finite; the average at the end."""
+    """Of each pair the first vector, or the second where gradients are not finite; at the end the average."""
     if average is not None:
         pairs = (*pairs, (average + settings["average_rate"] * (new - average), average))
     return tuple(tf.where(settings["finite"], after, before) for after, before in pairs)

@@ -24,8 +24,10 @@ from sd_tf.training.options import StageConfig
 from sd_tf.training.recipe import PlannedStage, Recipe
 from sd_tf.training.stage import SinglePlayerStage
 
-
 # -- the family: from here ------------------------------------------------------------------------
+CONFIG = StageConfig(batch_size=8, learning_rate=0.05, warmup_steps=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class DotOptions(Options):
     width: int = option(8, "of the hidden layer", at_least=1)
@@ -52,7 +54,7 @@ class DotPlan(PlannedStage):
         self.model = model
 
     def make(self, run, budget):
-        stage = DotStage(StageConfig(batch_size=8, learning_rate=0.05, warmup_steps=1), self.model.network)
+        stage = DotStage(CONFIG, self.model.network)
         stage.dataset = run.dataset
         return stage
 
@@ -130,6 +132,10 @@ def model_for_training(options, data, dtype, seed):
 
 def recipe(model, options, folder):
     return DotRecipe(model, options)
+
+
+def stage_configs(dataset, options):
+    return [CONFIG]
 
 
 def defaults(dataset, options):
