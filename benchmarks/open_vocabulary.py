@@ -15,6 +15,7 @@ nearest, without a picture; and real icons with the keyword, mirrored, as if the
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -164,6 +165,9 @@ def main():
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--keywords", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0, help="of the choice, and of the pictures (default: 0)")
+    parser.add_argument(
+        "--guidance-scale", type=float, nargs="+", help="draws at each (default: what a model recommends)"
+    )
     parser.add_argument("--text-encoder", default=SENTENCES, help="of text alone (default: MiniLM)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -179,17 +183,20 @@ def main():
         "chance": chance(keywords, icons),
         "text alone": of_text_alone(keywords, icons, options.text_encoder),
     }
-    for name in options.models:
+    prompts = [PROMPT.format(each) for each in keywords]
+    for name, scale in itertools.product(options.models, options.guidance_scale or [None]):
         model = sd_tf.load(name)
-        pictures = np.asarray(model.generate([PROMPT.format(each) for each in keywords], seed=options.seed))
+        given = {} if scale is None else {"guidance_scale": scale}
+        pictures = np.asarray(model.generate(prompts, seed=options.seed, **given))
         side = pictures.shape[1]
         real = f"real icons, {side} pixels"
         if real not in found:
             found[real] = of_real_icons(keywords, icons, judge, side, rng)
         order = nearest(judge.features(pictures), judge.features(icons.of_size(side)))
-        found[name] = hits(order, keywords, icons)
+        at = "" if scale is None else f", guidance {scale:g}"
+        found[name + at] = hits(order, keywords, icons)
         shown = pictures[:ON_A_SHEET]
-        label = Path(name).resolve().name
+        label = Path(name).resolve().name + at.replace(", guidance ", "-")
         page = page_of(shown, keywords[: len(shown)], columns=10)
         save_png(options.output / f"{label}.png", page)
     report = {
