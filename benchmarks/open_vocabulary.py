@@ -9,8 +9,9 @@ nor the models, EfficientNet-Lite0 with its weights of ImageNet, looks for the r
 (the cosine of its pooled features less their mean, real icons at the size of the drawn ones). A picture is
 right if one of them has the keyword.
 
-Beside it stand chance; the keyword alone, which picks the icons whose captions a sentence encoder finds
-nearest, without a picture; and real icons with the keyword, mirrored, as if they had been drawn. Writes
+Beside it stand chance; the prompt alone, which picks the icons whose captions a sentence encoder finds
+nearest, without a picture; and real icons with the keyword, mirrored, as if they had been drawn. With
+`--of captions` models draw captions that they were trained on, and are right if they draw that icon. Writes
 `open_vocabulary.json`, and a sheet for each model.
 """
 
@@ -102,36 +103,27 @@ def nearest(queries, bank):
     return np.argsort(-(directions(queries) @ directions(bank).T), axis=1, kind="stable")
 
 
-def hits(order, keywords, icons) -> dict[str, float]:
-    """Of how many keywords one of the first icons has it, for each of `NEAREST`."""
+def hits(order, right) -> dict[str, float]:
+    """Of how many prompts one of the first icons is right, for each of `NEAREST`."""
     return {
         f"among {number}": float(
-            np.mean(
-                [
-                    any(keyword in icons.keywords[i] for i in row[:number])
-                    for keyword, row in zip(keywords, order, strict=True)
-                ]
-            )
+            np.mean([not of.isdisjoint(row[:number]) for of, row in zip(right, order.tolist(), strict=True)])
         )
         for number in NEAREST
     }
 
 
-def chance(keywords, icons) -> dict[str, float]:
-    """`hits` of icons at random, without replacement."""
-    total = len(icons.captions)
+def chance(right, total) -> dict[str, float]:
+    """`hits` of icons at random, of that number in total, without replacement."""
     found = {}
     for number in NEAREST:
-        missed = [
-            np.prod([(total - len(icons.having(keyword)) - j) / (total - j) for j in range(number)])
-            for keyword in keywords
-        ]
+        missed = [np.prod([(total - len(of) - j) / (total - j) for j in range(number)]) for of in right]
         found[f"among {number}"] = float(1.0 - np.mean(missed))
     return found
 
 
-def of_text_alone(keywords, icons, name) -> dict[str, float]:
-    """`hits` of the icons whose captions a sentence encoder finds nearest to "a 3d icon of" the keyword."""
+def of_text_alone(prompts, right, icons, name) -> dict[str, float]:
+    """`hits` of the icons whose captions a sentence encoder finds nearest to the prompt."""
     from sd_tf.checkpoints.text_encoders import open_text_encoder
 
     encoder = open_text_encoder(name, 64)
@@ -144,16 +136,15 @@ def of_text_alone(keywords, icons, name) -> dict[str, float]:
             parts.append((states * mask).sum(axis=1) / mask.sum(axis=1))
         return np.concatenate(parts)
 
-    prompts = [PROMPT.format(keyword) for keyword in keywords]
-    return hits(nearest(means(prompts), means(icons.captions)), keywords, icons)
+    return hits(nearest(means(prompts), means(icons.captions)), right)
 
 
-def of_real_icons(keywords, icons, judge, side, rng) -> dict[str, float]:
-    """`hits` of a real icon with each keyword, mirrored, as if it had been drawn."""
+def of_real_icons(right, icons, judge, side, rng) -> dict[str, float]:
+    """`hits` of a right icon for each prompt, mirrored, as if it had been drawn."""
     pictures = icons.of_size(side)
-    chosen = [rng.choice(icons.having(keyword)) for keyword in keywords]
+    chosen = [rng.choice(sorted(of)) for of in right]
     order = nearest(judge.features(pictures[chosen][:, :, ::-1]), judge.features(pictures))
-    return hits(order, keywords, icons)
+    return hits(order, right)
 
 
 def main():
@@ -163,7 +154,8 @@ def main():
     parser.add_argument("models", nargs="+", help="bundled names or folders")
     parser.add_argument("--data-dir", type=Path, required=True, help="the folder of the emoji")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--keywords", type=int, default=300)
+    parser.add_argument("--of", choices=("keywords", "captions"), default="keywords", help="what is drawn")
+    parser.add_argument("--prompts", type=int, default=300, help="how many of them (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice, and of the pictures (default: 0)")
     parser.add_argument(
         "--guidance-scale", type=float, nargs="+", help="draws at each (default: what a model recommends)"
@@ -173,17 +165,22 @@ def main():
     options.output.mkdir(parents=True, exist_ok=True)
 
     icons, judge = Icons(options.data_dir), Judge()
-    rng, unseen = np.random.default_rng(options.seed), icons.unseen_keywords()
-    keywords = sorted(rng.choice(unseen, min(options.keywords, len(unseen)), replace=False).tolist())
+    rng = np.random.default_rng(options.seed)
+    if options.of == "keywords":
+        known = {PROMPT.format(word): set(icons.having(word)) for word in icons.unseen_keywords()}
+    else:
+        known = {
+            text: {i for i, each in enumerate(icons.captions) if each == text} for text in icons.captions
+        }
+    prompts = sorted(rng.choice(sorted(known), min(options.prompts, len(known)), replace=False).tolist())
+    right = [known[prompt] for prompt in prompts]
 
     import sd_tf
     from sd_tf.showing import page_of
 
-    found = {
-        "chance": chance(keywords, icons),
-        "text alone": of_text_alone(keywords, icons, options.text_encoder),
-    }
-    prompts = [PROMPT.format(each) for each in keywords]
+    found = {"chance": chance(right, len(icons.captions))}
+    if options.of == "keywords":
+        found["text alone"] = of_text_alone(prompts, right, icons, options.text_encoder)
     for name, scale in itertools.product(options.models, options.guidance_scale or [None]):
         model = sd_tf.load(name)
         given = {} if scale is None else {"guidance_scale": scale}
@@ -191,23 +188,23 @@ def main():
         side = pictures.shape[1]
         real = f"real icons, {side} pixels"
         if real not in found:
-            found[real] = of_real_icons(keywords, icons, judge, side, rng)
+            found[real] = of_real_icons(right, icons, judge, side, rng)
         order = nearest(judge.features(pictures), judge.features(icons.of_size(side)))
         at = "" if scale is None else f", guidance {scale:g}"
-        found[name + at] = hits(order, keywords, icons)
+        found[name + at] = hits(order, right)
         shown = pictures[:ON_A_SHEET]
         label = Path(name).resolve().name + at.replace(", guidance ", "-")
-        page = page_of(shown, keywords[: len(shown)], columns=10)
-        save_png(options.output / f"{label}.png", page)
+        titles = [prompt.removeprefix(PROMPT.format("")) for prompt in prompts[: len(shown)]]
+        save_png(options.output / f"{label}.png", page_of(shown, titles, columns=10))
     report = {
         "command": shlex.join(["python", "-m", "benchmarks.open_vocabulary", *sys.argv[1:]]),
         "judge": Judge.name,
-        "keywords": keywords,
-        "of": len(unseen),
+        "prompts": prompts,
+        "of": len(known),
         "scores": found,
     }
     (options.output / "open_vocabulary.json").write_text(json.dumps(report, indent=2))
-    print(f"{len(keywords)} of {len(unseen)} keywords that are in no caption, judged by {Judge.name}")
+    print(f"{len(prompts)} of {len(known)} {options.of}, judged by {Judge.name}")
     for name, scores in found.items():
         print(f"{name:40}" + "".join(f"  {title} {value:.3f}" for title, value in scores.items()))
 
