@@ -139,12 +139,10 @@ def of_text_alone(prompts, right, icons, name) -> dict[str, float]:
     return hits(nearest(means(prompts), means(icons.captions)), right)
 
 
-def of_real_icons(right, icons, judge, side, rng) -> dict[str, float]:
+def of_real_icons(right, pictures, features, judge, rng) -> dict[str, float]:
     """`hits` of a right icon for each prompt, mirrored, as if it had been drawn."""
-    pictures = icons.of_size(side)
     chosen = [rng.choice(sorted(of)) for of in right]
-    order = nearest(judge.features(pictures[chosen][:, :, ::-1]), judge.features(pictures))
-    return hits(order, right)
+    return hits(nearest(judge.features(pictures[chosen][:, :, ::-1]), features), right)
 
 
 def main():
@@ -181,15 +179,18 @@ def main():
     found = {"chance": chance(right, len(icons.captions))}
     if options.of == "keywords":
         found["text alone"] = of_text_alone(prompts, right, icons, options.text_encoder)
+    features = {}  # of the real icons, by their size
     for name, scale in itertools.product(options.models, options.guidance_scale or [None]):
         model = sd_tf.load(name)
         given = {} if scale is None else {"guidance_scale": scale}
         pictures = np.asarray(model.generate(prompts, seed=options.seed, **given))
         side = pictures.shape[1]
-        real = f"real icons, {side} pixels"
-        if real not in found:
-            found[real] = of_real_icons(right, icons, judge, side, rng)
-        order = nearest(judge.features(pictures), judge.features(icons.of_size(side)))
+        if side not in features:
+            real = icons.of_size(side)
+            features[side] = judge.features(real)
+            score = of_real_icons(right, real, features[side], judge, rng)
+            found[f"real icons, {side} pixels"] = score
+        order = nearest(judge.features(pictures), features[side])
         at = "" if scale is None else f", guidance {scale:g}"
         found[name + at] = hits(order, right)
         shown = pictures[:ON_A_SHEET]
