@@ -12,11 +12,10 @@ right if one of them has the keyword.
 Beside it stand chance; the prompt alone, which picks the icons whose captions a sentence encoder finds
 nearest, without a picture; and real icons with the keyword, mirrored, as if they had been drawn. With
 `--of captions` models draw captions that they were trained on, and are right if they draw that icon. Writes
-`open_vocabulary.json`, and a sheet for each model.
+`open_vocabulary.json`, and a sheet for each model and guidance scale.
 """
 
 import argparse
-import itertools
 import json
 import shlex
 import sys
@@ -167,9 +166,9 @@ def main():
     if options.of == "keywords":
         known = {PROMPT.format(word): set(icons.having(word)) for word in icons.unseen_keywords()}
     else:
-        known = {
-            text: {i for i, each in enumerate(icons.captions) if each == text} for text in icons.captions
-        }
+        known = {}
+        for i, caption in enumerate(icons.captions):
+            known.setdefault(caption, set()).add(i)
     prompts = sorted(rng.choice(sorted(known), min(options.prompts, len(known)), replace=False).tolist())
     right = [known[prompt] for prompt in prompts]
 
@@ -180,23 +179,21 @@ def main():
     if options.of == "keywords":
         found["text alone"] = of_text_alone(prompts, right, icons, options.text_encoder)
     features = {}  # of the real icons, by their size
-    for name, scale in itertools.product(options.models, options.guidance_scale or [None]):
+    titles = [prompt.removeprefix(PROMPT.format("")) for prompt in prompts[:ON_A_SHEET]]
+    for name in options.models:
         model = sd_tf.load(name)
-        given = {} if scale is None else {"guidance_scale": scale}
-        pictures = np.asarray(model.generate(prompts, seed=options.seed, **given))
-        side = pictures.shape[1]
-        if side not in features:
-            real = icons.of_size(side)
-            features[side] = judge.features(real)
-            score = of_real_icons(right, real, features[side], judge, rng)
-            found[f"real icons, {side} pixels"] = score
-        order = nearest(judge.features(pictures), features[side])
-        at = "" if scale is None else f", guidance {scale:g}"
-        found[name + at] = hits(order, right)
-        shown = pictures[:ON_A_SHEET]
-        label = Path(name).resolve().name + at.replace(", guidance ", "-")
-        titles = [prompt.removeprefix(PROMPT.format("")) for prompt in prompts[: len(shown)]]
-        save_png(options.output / f"{label}.png", page_of(shown, titles, columns=10))
+        for scale in options.guidance_scale or [model.recommended.guidance_scale]:
+            pictures = np.asarray(model.generate(prompts, seed=options.seed, guidance_scale=scale))
+            side = pictures.shape[1]
+            if side not in features:
+                real = icons.of_size(side)
+                features[side] = judge.features(real)
+                score = of_real_icons(right, real, features[side], judge, rng)
+                found[f"real icons, {side} pixels"] = score
+            order = nearest(judge.features(pictures), features[side])
+            found[f"{name}, guidance {scale:g}"] = hits(order, right)
+            sheet = options.output / f"{Path(name).resolve().name}-{scale:g}.png"
+            save_png(sheet, page_of(pictures[:ON_A_SHEET], titles, columns=10))
     report = {
         "command": shlex.join(["python", "-m", "benchmarks.open_vocabulary", *sys.argv[1:]]),
         "judge": Judge.name,

@@ -151,7 +151,7 @@ class Optimizer:
     def averages(self):
         """The moving averages of the variables, in their order and shapes; without any, their values."""
         if not self.config.ema_decay:
-            return [variable.value for variable in self.variables]
+            return [tf.stop_gradient(variable.value) for variable in self.variables]
         found = {}
         for bucket in self.buckets:
             parts = bucket.split(bucket.average)
@@ -161,9 +161,6 @@ class Optimizer:
     @contextlib.contextmanager
     def averages_in_place(self):
         """Within the block the variables hold the averages; afterwards they hold their own values again."""
-        if not self.config.ema_decay:
-            yield
-            return
         own = [keras.ops.convert_to_numpy(variable) for variable in self.variables]
         try:
             self.copy_averages()
@@ -174,8 +171,6 @@ class Optimizer:
 
     def copy_averages(self):
         """Overwrites the variables with the averages."""
-        if not self.config.ema_decay:
-            return
         for variable, average in zip(self.variables, self.averages, strict=True):
             variable.assign(average)
 

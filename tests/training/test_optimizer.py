@@ -134,6 +134,19 @@ def test_the_scale_of_the_loss_cancels_out_falls_at_an_overflow_and_grows_after_
     assert float(ours.loss_scale) == 2.0**15 and int(ours.good_steps) == 0
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_without_decay_no_average_is_kept_and_the_weights_stand_for_it(kind):
+    variables = network()
+    ours = Optimizer(variables, config(ema_decay=0.0, optimizer=kind))
+    apply(ours, [np.ones(shape, "float32") for shape in SHAPES.values()])
+    assert ours.state["average"] == []
+    for average, value in zip(values(ours.averages), values(variables), strict=True):
+        np.testing.assert_array_equal(average, value)
+    with tf.GradientTape() as tape:
+        total = tf.add_n([tf.reduce_sum(average) for average in ours.averages])
+    assert tape.gradient(total, [variable.value for variable in variables]) == [None] * len(variables)
+
+
 def test_within_the_block_the_averages_are_in_place_and_after_it_the_weights():
     variables = network()
     averages = values(variables)
