@@ -71,8 +71,8 @@ def schedule_of_pixels(**changes):
 
 
 NOISING = schedule_of_pixels(prediction_type="epsilon", kept={"_class_name": "DDPMScheduler"})
-# Garments lie on black, which dynamic thresholding lifts to grey: their pixels are clipped instead.
-ON_BLACK = schedule_of_pixels(
+# Garments lie on black, icons on white, and dynamic thresholding greys either: pixels are clipped instead.
+CLIPPED = schedule_of_pixels(
     clip_sample=True, kept={"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
 )
 DRAWING = Settings(steps=20, guidance_scale=3.0, sampler="dpmpp_2m")
@@ -107,13 +107,13 @@ SMALL = Preset(
     stages=(
         StagePreset(
             BASE_16,
-            ON_BLACK,
+            CLIPPED,
             StageConfig(batch_size=64, learning_rate=3e-3, share=0.6, optimizer="muon"),
             recommended=DRAWING,
         ),
         StagePreset(
             ENLARGE_32,
-            ON_BLACK,
+            CLIPPED,
             StageConfig(batch_size=32, learning_rate=3e-3, share=0.4, optimizer="muon"),
             noising=NOISING,
             augment_level=100,
@@ -144,13 +144,11 @@ PICTURES = Preset(
         replace(
             SMALL.stages[0],
             unet=BASE_64,
-            schedule=schedule_of_pixels(),
             training=replace(SMALL.stages[0].training, batch_size=32, share=0.75),
         ),
         replace(
             SMALL.stages[1],
             unet=ENLARGE_128,
-            schedule=schedule_of_pixels(),
             crop=64,
             training=replace(SMALL.stages[1].training, batch_size=16, share=0.25),
         ),
