@@ -11,8 +11,9 @@ right if one of them has the keyword.
 
 Beside it stand chance; the prompt alone, which picks the icons whose captions a sentence encoder finds
 nearest, without a picture; and real icons with the keyword, mirrored, as if they had been drawn. With
-`--of captions` models draw captions that they were trained on, and are right if they draw that icon. Writes
-`open_vocabulary.json`, and a sheet for each model and guidance scale.
+`--reword`, each model's own text encoder, or the one that is named, puts every prompt into the words of the
+icons' captions first. With `--of captions` models draw captions that they were trained on, and are right if
+they draw that icon. Writes `open_vocabulary.json`, and a sheet for each model and guidance scale.
 """
 
 import argparse
@@ -157,6 +158,13 @@ def main():
     parser.add_argument(
         "--guidance-scale", type=float, nargs="+", help="draws at each (default: what a model recommends)"
     )
+    parser.add_argument(
+        "--reword",
+        nargs="?",
+        const="",
+        metavar="ENCODER",
+        help="draw the captions that are nearest to the prompts, by this text encoder or each model's own",
+    )
     parser.add_argument("--text-encoder", default=SENTENCES, help="of text alone (default: MiniLM)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -181,9 +189,11 @@ def main():
     features = {}  # of the real icons, by their size
     titles = [prompt.removeprefix(PROMPT.format("")) for prompt in prompts[:ON_A_SHEET]]
     for name in options.models:
-        model = sd_tf.load(name)
+        model, drawn = sd_tf.load(name), prompts
+        if options.reword is not None:
+            drawn = sd_tf.NearestCaptions(options.reword or model.text_reader(), icons.captions)(prompts)
         for scale in options.guidance_scale or [model.recommended.guidance_scale]:
-            pictures = np.asarray(model.generate(prompts, seed=options.seed, guidance_scale=scale))
+            pictures = np.asarray(model.generate(drawn, seed=options.seed, guidance_scale=scale))
             side = pictures.shape[1]
             if side not in features:
                 real = icons.of_size(side)

@@ -14,6 +14,7 @@ from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.generation.parameters import KEY, parameters
 from sd_tf.images import add_png, file_name, save_sheet
+from sd_tf.text.nearest_captions import NearestCaptions
 
 BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
 DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
@@ -24,7 +25,7 @@ GRID, STRIP = "grid.png", "strip.png"
 UPSCALED = "upscaled"  # the name of a file that is drawn without a prompt
 NOT_WITH_UPSCALE = (
     *("image", "mask", "strength", "frames", "strip", "stages", "height", "width", "clip_skip"),
-    *("clip_guidance", "initial_noise"),
+    *("clip_guidance", "initial_noise", "reword_to"),
 )
 NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip", "clip_skip")
 
@@ -43,6 +44,8 @@ def main(arguments=None):
         commandline.check_no_folder(output / name)
     start = _start_picture(flags)
     model = _load(flags)
+    if flags.reword_to is not None:
+        request = _reworded(model, flags)
     given = {name: getattr(flags, name) for name in DRAWING_FLAGS}
     settings = model.recommended.replaced(**given).to_json() | {"negative_prompt": _negative(flags)}
     if flags.mask is None:
@@ -118,6 +121,18 @@ def _parser():
         "--prompt-syntax",
         default="weights",
         help="what parentheses mean: weights, a1111 or comfyui (default: weights, of which (red:1.3) is one)",
+    )
+    parser.add_argument(
+        "--reword-to",
+        metavar="FILE",
+        help="draw, in the place of each prompt, the line of this text file that means most nearly the same: "
+        "for a model that knows its captions alone",
+    )
+    parser.add_argument(
+        "--reword-by",
+        metavar="ENCODER",
+        help="text encoder that says what means the same, such as sentence-transformers/all-MiniLM-L6-v2 "
+        "(default: the model's)",
     )
     _add_model(parser.add_argument_group("model"))
     _add_sampling(parser.add_argument_group("sampling"))
@@ -262,6 +277,17 @@ def _of_pixels(flags):
     return found | {"super_resolution": later} if later else found
 
 
+def _reworded(model, flags):
+    """What is drawn in the place of the prompts, of which the flags know from here on."""
+    reword = NearestCaptions.of_file(flags.reword_by or model.text_reader(), flags.reword_to)
+    reworded = reword(flags.prompt)
+    for prompt, caption in zip(flags.prompt, reworded, strict=True):
+        if prompt != caption:
+            print(f"{prompt}: drawn as {caption}")
+    flags.prompt = reworded
+    return _check(flags)
+
+
 def _check(flags):
     """The `Request` or `Interpolation`; refuses flags that do not go together, before a model is loaded."""
     from sd_tf.generation.request import Interpolation, Request
@@ -271,6 +297,8 @@ def _check(flags):
         raise unknown("--precision", flags.precision, PRECISIONS)
     if not flags.prompt and flags.upscale is None:
         raise InputError("the prompt is missing: say what to draw, such as 'a red dress'")
+    if flags.reword_by is not None and flags.reword_to is None:
+        raise InputError("--reword-by is for --reword-to: name a file of captions")
     if flags.upscale is not None:
         return _check_upscale(flags)
     if flags.lora_weight and not flags.lora:

@@ -41,6 +41,25 @@ def texts(file):
         return image.text
 
 
+def test_prompts_are_put_into_the_words_of_captions(folder, tmp_path, capsys):
+    flags = ["--steps", "1", "--seed", "5", "--model", str(folder)]
+    main(["a blue bag", "--output", str(tmp_path / "plain"), *flags])
+    (tmp_path / "captions.txt").write_text("a blue bag\n")
+    capsys.readouterr()
+    reword = ["--reword-to", str(tmp_path / "captions.txt")]
+    main(["a red dress", "--output", str(tmp_path / "out"), *reword, *flags])
+    file = tmp_path / "out" / "a-blue-bag-5.png"
+    assert capsys.readouterr().out.splitlines() == ["a red dress: drawn as a blue bag", str(file)]
+    np.testing.assert_array_equal(pixels(file), pixels(tmp_path / "plain" / "a-blue-bag-5.png"))
+    assert texts(file)["prompt"] == "a blue bag"
+    with pytest.raises(InputError, match="--reword-by is for --reword-to: name a file"):
+        main(["a red dress", "--reword-by", "clip-mini", *flags])
+    with pytest.raises(InputError, match="none.txt"):
+        main(["a red dress", "--reword-to", str(tmp_path / "none.txt"), *flags])
+    with pytest.raises(InputError, match="--reword-to does not go with --upscale"):
+        main(["--upscale", str(file), *reword, *flags])
+
+
 def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp_path, capsys):
     flags = ["--steps", "2", "--seed", "5", "--guidance-scale", "2.5", "--negative-prompt", "blue"]
     main(["a red dress", "--model", str(folder), "--output", str(tmp_path / "new" / "out"), *flags])

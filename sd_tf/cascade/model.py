@@ -167,6 +167,10 @@ class CascadedDiffusion(Adaptable):
 
     # -- drawing --------------------------------------------------------------------------------
 
+    def text_reader(self):
+        """The `TextEncoder`."""
+        return self.text_encoder
+
     def encode_prompts(self, prompts) -> Condition:
         """Encodes n prompts, as plain text without weights, to context and mask of a `Condition`."""
         encoded = self.text_encoder.encode(*self.text_encoder.tokenize(prompts))

@@ -1,0 +1,76 @@
+"""Rewords prompts: each becomes the caption that means most nearly the same.
+
+A small model knows its captions by heart, and of other words it makes blots. A sentence encoder knows that
+booze is nearest to a cocktail glass, and a model that has learned cocktail glasses can draw one. Retrieval at
+drawing time, as in Sheynin et al. 2023 ("kNN-Diffusion") and Blattmann et al. 2022 ("Retrieval-augmented
+diffusion models"), of texts where theirs is of pictures.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sd_tf.errors import InputError, shown
+from sd_tf.files import read_text
+
+ENCODED_AT_ONCE = 64
+LARGEST = 100_000_000  # bytes of a file of captions
+
+
+class NearestCaptions:
+    """`reword = NearestCaptions(encoder, captions)`; `reword(["a 3d icon of booze"])`.
+
+    Nearest is what has the largest cosine of the pooled states, of which the mean over all captions has been
+    taken away: what all captions say, such as "a 3d icon of", does not count.
+
+    Args:
+        text_encoder: a `TextEncoder`, best a sentence-transformer; or what
+            `sd_tf.checkpoints.text_encoders.open_text_encoder` opens: a folder, a bundled name, a hub id.
+        captions: strings, such as the captions that a model has learned from. They are encoded at once.
+
+    Raises:
+        InputError: there are no captions, one is no string, or there is no such text encoder.
+    """
+
+    def __init__(self, text_encoder, captions: Sequence[str]):
+        if isinstance(captions, str) or not all(isinstance(each, str) for each in captions):
+            raise InputError(f"captions are {shown(captions)}: give a list of strings")
+        self.captions = list(dict.fromkeys(each.strip() for each in captions if each.strip()))
+        if not self.captions:
+            raise InputError("there are no captions: give those that the model has learned from")
+        if not hasattr(text_encoder, "tokenize"):
+            from sd_tf.checkpoints.text_encoders import open_text_encoder
+
+            text_encoder = open_text_encoder(text_encoder)
+        self.text_encoder = text_encoder
+        pooled = self._pooled(self.captions)
+        self._mean = pooled.mean(axis=0) if len(pooled) > 1 else 0.0
+        self._directions = _unit(pooled - self._mean)
+
+    @classmethod
+    def of_file(cls, text_encoder, file) -> "NearestCaptions":
+        """The captions are the lines of a text file in UTF-8."""
+        return cls(text_encoder, read_text(file, LARGEST).splitlines())
+
+    def __call__(self, prompts: Sequence[str]) -> list[str]:
+        """The nearest caption of each prompt, in which words have no weights."""
+        directions = _unit(self._pooled(list(prompts)) - self._mean)
+        nearest = [int(np.argmax(self._directions @ direction)) for direction in directions]
+        return [self.captions[place] for place in nearest]
+
+    def _pooled(self, texts):
+        """(texts, width): their pooled states, or the mean of their tokens' where there are none."""
+        found = []
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            ids, mask = self.text_encoder.tokenize(texts[start : start + ENCODED_AT_ONCE])
+            encoded = self.text_encoder.encode(ids, mask)
+            pooled = encoded.pooled
+            if pooled is None:
+                states, weights = np.asarray(encoded.states, np.float32), np.asarray(mask)[..., None]
+                pooled = (states * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
+            found.append(np.asarray(pooled, np.float32))
+        return np.concatenate(found)
+
+
+def _unit(rows):
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
