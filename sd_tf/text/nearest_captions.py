@@ -12,6 +12,7 @@ import numpy as np
 
 from sd_tf.errors import InputError, shown
 from sd_tf.files import read_text
+from sd_tf.progress import tqdm
 
 ENCODED_AT_ONCE = 64
 LARGEST = 100_000_000  # bytes of a file of captions
@@ -61,7 +62,8 @@ class NearestCaptions:
     def _pooled(self, texts):
         """(texts, width): their pooled states, or the mean of their tokens' where there are none."""
         found = []
-        for start in range(0, len(texts), ENCODED_AT_ONCE):
+        starts = range(0, len(texts), ENCODED_AT_ONCE)
+        for start in tqdm(starts, desc="captions    ", disable=len(starts) < 16, leave=False):
             ids, mask = self.text_encoder.tokenize(texts[start : start + ENCODED_AT_ONCE])
             encoded = self.text_encoder.encode(ids, mask)
             pooled = encoded.pooled
