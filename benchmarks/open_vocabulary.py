@@ -181,7 +181,9 @@ def main():
     right = [known[prompt] for prompt in prompts]
 
     import sd_tf
+    from sd_tf.checkpoints.text_encoders import open_text_encoder
     from sd_tf.showing import page_of
+    from sd_tf.text.nearest_captions import NearestCaptions
 
     found = {"chance": chance(right, len(icons.captions))}
     if options.of == "keywords":
@@ -191,7 +193,8 @@ def main():
     for name in options.models:
         model, drawn = sd_tf.load(name), prompts
         if options.reword is not None:
-            drawn = sd_tf.NearestCaptions(options.reword or model.text_reader(), icons.captions)(prompts)
+            encoder = open_text_encoder(options.reword) if options.reword else model.text_reader()
+            drawn = NearestCaptions(encoder, icons.captions)(prompts)
         for scale in options.guidance_scale or [model.recommended.guidance_scale]:
             pictures = np.asarray(model.generate(drawn, seed=options.seed, guidance_scale=scale))
             side = pictures.shape[1]

@@ -22,7 +22,6 @@ _HOMES = {
     "InputError": "sd_tf.errors",
     "LatentDiffusion": "sd_tf.latent.model",
     "LoRA": "sd_tf.training.finetuning_options",
-    "NearestCaptions": "sd_tf.text.nearest_captions",
     "TextualInversion": "sd_tf.training.finetuning_options",
     "load": "sd_tf.families",
     "open_data": "sd_tf.data.open",

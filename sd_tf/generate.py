@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf import commandline, families
+from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.generation.parameters import KEY, parameters
@@ -279,7 +280,8 @@ def _of_pixels(flags):
 
 def _reworded(model, flags):
     """What is drawn in the place of the prompts, of which the flags know from here on."""
-    reword = NearestCaptions.of_file(flags.reword_by or model.text_reader(), flags.reword_to)
+    encoder = model.text_reader() if flags.reword_by is None else open_text_encoder(flags.reword_by)
+    reword = NearestCaptions.of_file(encoder, flags.reword_to)
     reworded = reword(flags.prompt)
     for prompt, caption in zip(flags.prompt, reworded, strict=True):
         if prompt != caption:

@@ -25,12 +25,12 @@ class NearestCaptions:
     taken away: what all captions say, such as "a 3d icon of", does not count.
 
     Args:
-        text_encoder: a `TextEncoder`, best a sentence-transformer; or what
-            `sd_tf.checkpoints.text_encoders.open_text_encoder` opens: a folder, a bundled name, a hub id.
+        text_encoder: a `TextEncoder`, best a sentence-transformer: a model's `text_reader()`, or what
+            `sd_tf.checkpoints.text_encoders.open_text_encoder` opens.
         captions: strings, such as the captions that a model has learned from. They are encoded at once.
 
     Raises:
-        InputError: there are no captions, one is no string, or there is no such text encoder.
+        InputError: there are no captions, or one is no string.
     """
 
     def __init__(self, text_encoder, captions: Sequence[str]):
@@ -39,10 +39,6 @@ class NearestCaptions:
         self.captions = list(dict.fromkeys(each.strip() for each in captions if each.strip()))
         if not self.captions:
             raise InputError("there are no captions: give those that the model has learned from")
-        if not hasattr(text_encoder, "tokenize"):
-            from sd_tf.checkpoints.text_encoders import open_text_encoder
-
-            text_encoder = open_text_encoder(text_encoder)
         self.text_encoder = text_encoder
         pooled = self._pooled(self.captions)
         self._mean = pooled.mean(axis=0) if len(pooled) > 1 else 0.0
