@@ -59,7 +59,9 @@ class NearestCaptions:
         """(texts, width): their pooled states, or the mean of their tokens' where there are none."""
         found = []
         starts = range(0, len(texts), ENCODED_AT_ONCE)
-        for start in tqdm(starts, desc="captions    ", disable=len(starts) < 16, leave=False):
+        for start in tqdm(
+            starts, desc="captions    ", disable=None if len(starts) > 15 else True, leave=False
+        ):
             ids, mask = self.text_encoder.tokenize(texts[start : start + ENCODED_AT_ONCE])
             encoded = self.text_encoder.encode(ids, mask)
             pooled = encoded.pooled
