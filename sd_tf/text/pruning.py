@@ -1,7 +1,8 @@
 """A BERT with fewer word pieces, which is a smaller file: embeddings of pieces are half of a small BERT.
 
-What is left out is read as shorter pieces, down to single characters, which all stay. A text whose pieces all
-stay is cut into the same ones: WordPiece takes the longest piece at each place, and that is still the same.
+What is left out is read as shorter pieces, down to single characters, of which those of ASCII stay: BERT's
+uncased tokenizers take accents away. A text whose pieces all stay is cut into the same ones: WordPiece takes
+the longest piece at each place, and that is still the same.
 """
 
 import dataclasses
@@ -21,9 +22,10 @@ CONTINUES = "##"  # begins pieces that go on with a word
 def chosen_pieces(tokenizer: SubwordTokenizer, texts: Iterable[str], number: int) -> list[int]:
     """The ids of the pieces to keep, in ascending order.
 
-    These are the special and added tokens, all single characters and the same behind `##`, what the texts
-    need, the most frequent first, and further words and parts of words in the order of the vocabulary, which
-    in BERT's is by frequency.
+    These are the special and added tokens, the single characters of ASCII and the same behind `##`, what the
+    texts need, the most frequent first, and further words and parts of words in the order of the vocabulary,
+    which in BERT's is by frequency. Other scripts come last: all-MiniLM-L6-v2 has 2,000 characters, of which
+    136 are of ASCII.
 
     Args:
         tokenizer: a `SubwordTokenizer` of BERT.
@@ -35,20 +37,26 @@ def chosen_pieces(tokenizer: SubwordTokenizer, texts: Iterable[str], number: int
     """
     vocab = tokenizer.vocab
     special = set(tokenizer.roles.values())
-    kept = {i for piece, i in vocab.items() if piece in special or len(piece.removeprefix(CONTINUES)) == 1}
+    kept = {i for piece, i in vocab.items() if piece in special or _is_ascii_character(piece)}
     kept |= set(tokenizer.added_tokens)  # some of which may stand behind the vocabulary
     if len(kept) > number:
         raise InputError(
-            f"{number} pieces are to stay, special tokens and single characters are {len(kept)}: give more"
+            f"{number} pieces are to stay, special tokens and characters of ASCII are {len(kept)}: give more"
         )
     used = Counter(i for text in texts for i in tokenizer.ids(text))
     of_texts = sorted(used, key=lambda i: (-used[i], i))
-    words = sorted(i for piece, i in vocab.items() if piece.removeprefix(CONTINUES).isalpha())
-    for i in (*of_texts, *words):
+    words = [(piece, i) for piece, i in vocab.items() if piece.removeprefix(CONTINUES).isalpha()]
+    words.sort(key=lambda word: (not word[0].isascii(), word[1]))
+    for i in (*of_texts, *(i for _, i in words)):
         if len(kept) == number:
             break
         kept.add(i)
     return sorted(kept)
+
+
+def _is_ascii_character(piece):
+    letters = piece.removeprefix(CONTINUES)
+    return len(letters) == 1 and letters.isascii()
 
 
 def with_pieces(tokenizer: SubwordTokenizer, kept: list[int]) -> SubwordTokenizer:

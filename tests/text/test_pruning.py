@@ -80,14 +80,24 @@ def test_whatever_was_known_still_is_and_kept_pieces_are_cut_alike(encoder):
 
 def test_most_used_pieces_come_before_others_and_characters_always(encoder):
     vocab = encoder.tokenizer.vocab
-    characters = {i for piece, i in vocab.items() if len(piece.removeprefix("##")) == 1}
+    characters = {i for piece, i in vocab.items() if len(piece.removeprefix("##")) == 1 and piece.isascii()}
     least = chosen_pieces(encoder.tokenizer, [], len(characters) + 5)  # and five special tokens
     assert characters <= set(least)
     one = chosen_pieces(encoder.tokenizer, ["dress dress bag"], len(least) + 1)
     [dress] = encoder.tokenizer.ids("dress")
     assert set(one) - set(least) == {dress}
-    with pytest.raises(InputError, match="10 pieces are to stay, special tokens and single characters are"):
+    with pytest.raises(InputError, match="10 pieces are to stay, special tokens and characters of ASCII are"):
         chosen_pieces(encoder.tokenizer, [], 10)
+
+
+def test_characters_of_other_scripts_stay_where_the_texts_have_them(encoder):
+    vocab = dict(encoder.tokenizer.vocab)
+    for piece in ("ж", "##ж", "и", "##и", "衣"):
+        vocab.setdefault(piece, len(vocab))
+    tokenizer = bert_tokenizer(vocab, 12)
+    kept = chosen_pieces(tokenizer, ["a dress", "жи"], PIECES)
+    assert {piece for piece, i in vocab.items() if i in kept and not piece.isascii()} == {"ж", "##и"}
+    assert pieces_of(with_pieces(tokenizer, kept), "a жи dress 衣") == ["a", "ж", "##и", "dress", "[UNK]"]
 
 
 def test_tokens_that_were_added_behind_the_vocabulary_stay(encoder):
