@@ -2,11 +2,10 @@
 
 import importlib
 import inspect
-import os
 from pathlib import Path
 from typing import NamedTuple
 
-from sd_tf.checkpoints.sources import BUNDLED, bundled_names, index_from_hub
+from sd_tf.checkpoints.sources import index_from_hub, path_of
 from sd_tf.errors import InputError, argument
 from sd_tf.files import read_json
 from sd_tf.generation.settings import Settings
@@ -160,11 +159,10 @@ def _loading_with(name_or_folder, options):
 
 def _family_of(name_or_folder, revision=None) -> str:
     """The family of a model, by its `model_index.json`; the default where there is none."""
-    name = str(name_or_folder)
-    folder = BUNDLED / name if name in bundled_names() else Path(os.path.expanduser(name))
+    folder = path_of(name_or_folder)
     try:
         if not folder.exists():
-            folder = index_from_hub(name, revision)
+            folder = index_from_hub(str(name_or_folder), revision)
         pipeline = read_json(folder / "model_index.json", root=folder).get("_class_name")
     except (InputError, OSError, ValueError):  # the family's own `load` says what is wrong
         return USUAL

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf import commandline, families
+from sd_tf.checkpoints.sources import path_of
 from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.errors import InputError, unknown
 from sd_tf.generation.parameters import KEY, parameters
 from sd_tf.images import add_png, file_name, save_sheet
-from sd_tf.text.nearest_captions import NearestCaptions
+from sd_tf.text import nearest_captions
 
 BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
 DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
@@ -127,7 +128,7 @@ def _parser():
         "--reword-to",
         metavar="FILE",
         help="draw, in the place of each prompt, the line of this text file that means most nearly the same: "
-        "for a model that knows its captions alone",
+        f"for a model that knows its captions alone; a model's name or folder is its {nearest_captions.FILE}",
     )
     parser.add_argument(
         "--reword-by",
@@ -281,13 +282,26 @@ def _of_pixels(flags):
 def _reworded(model, flags):
     """What is drawn in the place of the prompts, of which the flags know from here on."""
     encoder = model.text_reader() if flags.reword_by is None else open_text_encoder(flags.reword_by)
-    reword = NearestCaptions.of_file(encoder, flags.reword_to)
+    reword = nearest_captions.NearestCaptions.of_file(encoder, _captions_file(flags.reword_to))
     reworded = reword(flags.prompt)
     for prompt, caption in zip(flags.prompt, reworded, strict=True):
         if prompt != caption:
             print(f"{prompt}: drawn as {caption}")
     flags.prompt = reworded
     return _check(flags)
+
+
+def _captions_file(name):
+    """The file that `--reword-to` names, or that of the model that it names."""
+    path = path_of(name)
+    if path.is_dir():
+        path = path / nearest_captions.FILE
+    if not path.is_file():
+        raise InputError(
+            f"--reword-to {name}: there is no file {path}: name one with a caption in each line, or a model "
+            f"whose folder has {nearest_captions.FILE}"
+        )
+    return path
 
 
 def _check(flags):
@@ -303,6 +317,8 @@ def _check(flags):
         raise InputError("--reword-by is for --reword-to: name a file of captions")
     if flags.upscale is not None:
         return _check_upscale(flags)
+    if flags.reword_to is not None:
+        _captions_file(flags.reword_to)
     if flags.lora_weight and not flags.lora:
         raise InputError("--lora-weight is for --lora: name its file")
     if flags.lora_weight and len(flags.lora_weight) not in (1, len(flags.lora)):

@@ -54,8 +54,11 @@ def test_prompts_are_put_into_the_words_of_captions(folder, tmp_path, capsys):
     assert texts(file)["prompt"] == "a blue bag"
     with pytest.raises(InputError, match="--reword-by is for --reword-to: name a file"):
         main(["a red dress", "--reword-by", "clip-mini", *flags])
-    with pytest.raises(InputError, match="none.txt"):
-        main(["a red dress", "--reword-to", str(tmp_path / "none.txt"), *flags])
+    main(["a red dress", "--output", str(tmp_path / "again"), "--reword-to", str(tmp_path), *flags])
+    assert (tmp_path / "again" / file.name).is_file()
+    for name, missing in (("none.txt", "none.txt"), ("out", "out/captions.txt")):
+        with pytest.raises(InputError, match=f"--reword-to .*{name}: there is no file .*{missing}: name one"):
+            main(["a red dress", "--model", "none", "--reword-to", str(tmp_path / name)])  # before it loads
     with pytest.raises(InputError, match="--reword-to does not go with --upscale"):
         main(["--upscale", str(file), *reword, *flags])
 

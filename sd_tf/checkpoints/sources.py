@@ -72,10 +72,15 @@ def bundled_names(kind: str | None = None) -> list[str]:
     return sorted({path.parent.name for path in BUNDLED.glob(files)})
 
 
+def path_of(name_or_folder) -> Path:
+    """Where a bundled name is, or the path itself, whether or not there is something."""
+    name = str(name_or_folder)
+    return BUNDLED / name if name in bundled_names() else Path(os.path.expanduser(name))
+
+
 def is_on_disk(name_or_folder) -> bool:
     """Whether it is a bundled name or a path of something, and so no hub id."""
-    name = str(name_or_folder)
-    return name in bundled_names() or os.path.exists(os.path.expanduser(name))
+    return os.path.exists(path_of(name_or_folder))
 
 
 def resolve(
@@ -99,10 +104,7 @@ def resolve(
     Raises:
         InputError: it is none of these, or the hub cannot be reached.
     """
-    name = str(name_or_folder)
-    if name in bundled_names():
-        return BUNDLED / name
-    path = Path(os.path.expanduser(name))
+    name, path = str(name_or_folder), path_of(name_or_folder)
     if os.path.exists(path):  # of a name that is none, too, such as one of 300 characters
         return path
     if HUB_ID.fullmatch(name) and path.suffix != ".safetensors":

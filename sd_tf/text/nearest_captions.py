@@ -15,6 +15,7 @@ from sd_tf.files import read_text
 from sd_tf.progress import tqdm
 
 ENCODED_AT_ONCE = 64
+FILE = "captions.txt"  # of a model's folder: a caption in each line
 LARGEST = 100_000_000  # bytes of a file of captions
 
 
