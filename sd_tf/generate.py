@@ -13,10 +13,11 @@ from sd_tf import commandline, families
 from sd_tf.checkpoints.sources import path_of
 from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, printable, unknown
 from sd_tf.generation.parameters import KEY, parameters
 from sd_tf.images import add_png, file_name, save_sheet
 from sd_tf.text import nearest_captions
+from sd_tf.text.prompt_syntax import prompt_of, text_of
 
 BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
 DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
@@ -46,8 +47,9 @@ def main(arguments=None):
         commandline.check_no_folder(output / name)
     start = _start_picture(flags)
     model = _load(flags)
+    prompts = flags.prompt
     if flags.reword_to is not None:
-        request = _reworded(model, flags)
+        request, prompts = _reworded(model, flags, request)
     given = {name: getattr(flags, name) for name in DRAWING_FLAGS}
     settings = model.recommended.replaced(**given).to_json() | {"negative_prompt": _negative(flags)}
     if flags.mask is None:
@@ -61,7 +63,7 @@ def main(arguments=None):
     if flags.frames is not None:
         settings |= _of_pixels(flags)
         families.check_takes(type(model), settings, "interpolate")
-        images = model.interpolate(flags.prompt, flags.frames, flags.seed, **settings)
+        images = model.interpolate(prompts, flags.frames, flags.seed, **settings)
         output.mkdir(parents=True, exist_ok=True)
         _write_frames(output, images, metadata | {"prompt": flags.prompt, "seed": flags.seed})
         return
@@ -81,7 +83,7 @@ def main(arguments=None):
         images = _upscaled(model, flags, request, settings)
     else:
         families.check_takes(type(model), settings)
-        images = model.generate(flags.prompt, flags.num_images, seed=request.seeds, **settings)
+        images = model.generate(prompts, flags.num_images, seed=request.seeds, **settings)
     output.mkdir(parents=True, exist_ok=True)
     _write(output, images, flags, request, metadata)
     if guesses:
@@ -279,16 +281,24 @@ def _of_pixels(flags):
     return found | {"super_resolution": later} if later else found
 
 
-def _reworded(model, flags):
-    """What is drawn in the place of the prompts, of which the flags know from here on."""
+def _reworded(model, flags, request):
+    """The captions in the place of the prompts: their `Request` or `Interpolation`, and as they are drawn.
+
+    A caption is plain text, and `prompt_of` says it in the prompt syntax; LoRAs of the prompts stay. Files
+    say the caption as it is.
+    """
     encoder = model.text_reader() if flags.reword_by is None else open_text_encoder(flags.reword_by)
     reword = nearest_captions.NearestCaptions.of_file(encoder, _captions_file(flags.reword_to))
-    reworded = reword(flags.prompt)
-    for prompt, caption in zip(flags.prompt, reworded, strict=True):
+    captions = reword([text_of(prompt, flags.prompt_syntax) for prompt in request.prompts])
+    for prompt, caption in zip(flags.prompt, captions, strict=True):
         if prompt != caption:
-            print(f"{prompt}: drawn as {caption}")
-    flags.prompt = reworded
-    return _check(flags)
+            print(printable(f"{prompt}: drawn as {caption}"))
+    weights = {name: np.format_float_positional(weight) for name, weight in request.loras.items()}
+    tags = "".join(f"<lora:{name}:{weight}>" for name, weight in weights.items())
+    flags.prompt = [prompt_of(caption, flags.prompt_syntax) + tags for caption in captions]
+    drawn, request = flags.prompt, _check(flags)
+    flags.prompt = request.prompts = captions
+    return request, drawn
 
 
 def _captions_file(name):

@@ -17,11 +17,13 @@ import sd_tf
 from sd_tf import commandline
 from sd_tf.errors import InputError
 from sd_tf.generate import main
+from sd_tf.generation.settings import Settings
 from sd_tf.images import save_png, sheet
 from sd_tf.latent.clip_guidance import CLIPGuidance
 from sd_tf.latent.initial_noise import InitialNoise
 from sd_tf.lora.adaptations import LowRank
 from sd_tf.lora.files import write_lora
+from sd_tf.text.prompt_syntax import SYNTAXES, without_loras
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,61 @@ def test_prompts_are_put_into_the_words_of_captions(folder, tmp_path, capsys):
             main(["a red dress", "--model", "none", "--reword-to", str(tmp_path / name)])  # before it loads
     with pytest.raises(InputError, match="--reword-to does not go with --upscale"):
         main(["--upscale", str(file), *reword, *flags])
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_captions_are_drawn_as_plain_text_in_each_syntax(folder, tiny_model, tmp_path, capsys, syntax):
+    caption, flags = "(a:2) b", ["--steps", "1", "--model", str(folder)]  # six tokens, which a row holds
+    (tmp_path / "captions.txt").write_text(f"{caption}\n")
+    reword = ["--reword-to", str(tmp_path / "captions.txt"), "--prompt-syntax", syntax]
+    main(["(blue:2) bag", "--output", str(tmp_path), *reword, *flags])
+    said, file = capsys.readouterr().out.splitlines()
+    assert said == f"(blue:2) bag: drawn as {caption}"
+    assert file == str(tmp_path / "a-2-b-0.png")
+    assert texts(file)["prompt"] == caption
+    states = tiny_model.encode_prompts([caption])  # as in training
+    empty = tiny_model.encode_prompts([""])
+    drawn = tiny_model.generate(prompt_embeds=states, negative_prompt_embeds=empty, steps=1)
+    assert np.abs(pixels(file).astype(int) - drawn[0]).max() <= 1
+    weighted = tiny_model.generate(caption, prompt_syntax=syntax, steps=1)
+    assert np.abs(weighted.astype(int) - drawn).max() > 1
+
+
+def test_reworded_prompts_are_compared_by_their_words_and_keep_their_loras(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    class Model:
+        recommended = Settings()
+
+        def text_reader(self):
+            return None
+
+        def generate(self, prompts, num_images, *, prompt_syntax, negative_prompt, seed, engine, **settings):
+            asked.append((prompts, prompt_syntax))
+            return np.zeros((len(prompts), 8, 8, 3), np.uint8)
+
+    class Reword:
+        @classmethod
+        def of_file(cls, encoder, file):
+            return cls()
+
+        def __call__(self, prompts):
+            asked.append(prompts)
+            return ["a (red) \x1bdress"] * len(prompts)
+
+    monkeypatch.setattr("sd_tf.generate._load", lambda flags: Model())
+    monkeypatch.setattr("sd_tf.text.nearest_captions.NearestCaptions", Reword)
+    (tmp_path / "captions.txt").write_text("a (red) dress\n")
+    flags = ["--prompt-syntax", "a1111", "--reword-to", str(tmp_path), "--output", str(tmp_path)]
+    prompts = ["a ((crimson)) dress<lora:one:0.00001>", "a [red] dress <lora:one:0.00001>"]
+    main([*prompts, *flags])
+    drawn = "a \\(red\\) \x1bdress<lora:one:0.00001>"
+    assert asked == [["a crimson dress", "a red dress"], ([drawn] * 2, "a1111")]
+    assert without_loras([drawn]) == (["a \\(red\\) \x1bdress"], {"one": 0.00001})
+    files = [tmp_path / f"a-red-dress-{seed}.png" for seed in (0, 1)]  # of one prompt, drawn twice
+    assert [texts(file)["prompt"] for file in files] == ["a (red) \x1bdress"] * 2
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [f"{prompt}: drawn as a (red) \\x1bdress" for prompt in prompts]
 
 
 def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp_path, capsys):

@@ -51,7 +51,11 @@ class NearestCaptions:
         return cls(text_encoder, read_text(file, LARGEST).splitlines())
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """The nearest caption of each prompt, in which words have no weights."""
+        """The nearest caption of each prompt, in which words have no weights.
+
+        Captions are plain text. To draw one that may have parentheses, give `generate`
+        `sd_tf.text.prompt_syntax.prompt_of(caption)`.
+        """
         directions = _unit(self._pooled(list(prompts)) - self._mean)
         nearest = [int(np.argmax(self._directions @ direction)) for direction in directions]
         return [self.captions[place] for place in nearest]

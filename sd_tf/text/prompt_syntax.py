@@ -32,8 +32,13 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 MARKS = re.compile(rf"\\([()\\])|:\s*({NUMBER})\s*\)|([()])|[^\\:()]+|.", re.DOTALL)
 MARKS_OF_A1111 = re.compile(rf"\\([()\[\]\\])|:\s*({NUMBER})\s*\)|([()\[\]])|[^\\:()\[\]]+|.", re.DOTALL)
 LORA = re.compile(rf"\s*<lora:([^<>:]+)(?::\s*({NUMBER})\s*)?>")
-TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
+TAG = re.compile(r"<((?:lora|lyco|hypernet):[^<>]*>)")
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
+PROTECTED = {  # by a backslash, which in ComfyUI is text before anything but a parenthesis
+    "weights": re.compile(r"[()\\]"),
+    "a1111": re.compile(r"[()\[\]\\]"),
+    "comfyui": re.compile(r"[()]"),
+}
 
 
 class Part(NamedTuple):
@@ -93,6 +98,20 @@ def without_loras(prompts: list[str]) -> tuple[list[str], dict[str, float]]:
 def text_of(prompt: str, syntax: str = "weights") -> str:
     """The words of a prompt, without weights."""
     return "".join(" " if part.text is None else part.text for part in parts_of(prompt, syntax))
+
+
+def prompt_of(text: str, syntax: str = "weights") -> str:
+    r"""The prompt that draws a plain text, such as a caption: `a \(red:1.3\) dress`; undoes `text_of`.
+
+    In "a1111" nothing protects BREAK and "<lora:": these become `break` and `< lora:`, in which CLIP reads
+    the same tokens.
+
+    Args:
+        text: any.
+        syntax: one of `SYNTAXES`.
+    """
+    prompt = PROTECTED[syntax].sub(r"\\\g<0>", text)
+    return TAG.sub(r"< \1", re.sub(r"\bBREAK\b", "break", prompt)) if syntax == "a1111" else prompt
 
 
 def _weights(prompt):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sd_tf.errors import InputError
-from sd_tf.text.prompt_syntax import NEW_ROW, parts_of, text_of
+from sd_tf.text.prompt_syntax import NEW_ROW, SYNTAXES, parts_of, prompt_of, text_of, without_loras
 from sd_tf.text.prompts import encode_prompts
 from sd_tf.text.tokenizer import Tokenizer
 from tests.text.test_prompts import LENGTH, Tower, encoder_of
@@ -98,6 +98,37 @@ def test_a_weight_that_is_a_mistake_is_refused(syntax):
 
 def test_the_words_alone():
     assert text_of("a (red:1.3) BREAK [dress]", "a1111") == "a red dress"
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red dress",
+        "a (red:1.3) dress",
+        "a (red) [dress]",
+        "a (red:1.3 dress",
+        "red:1.3) :)",
+        r"\(red\) \\(blue:2\\) \ [",
+        "BREAKFAST",
+        "12:30",
+    ],
+)
+def test_plain_text_is_a_prompt_in_each_syntax(text, syntax):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parts_of(prompt_of(text, syntax), syntax) == [(text, 1.0)]
+
+
+def test_what_no_backslash_protects_in_a1111_has_the_same_tokens_in_plain_text(tokenizer):
+    text = "a red BREAK <lora:dress:2> <lyco:b> BREAKFAST"
+    prompt = prompt_of(text, "a1111")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert without_loras([prompt]) == ([prompt], {})
+        [part] = parts_of(prompt, "a1111")
+    assert part.weight == 1 and tokenizer.ids(part.text) == tokenizer.ids(text)
+    assert prompt_of(text, "comfyui") == text
 
 
 def test_a1111_rescales_each_row_to_its_own_mean(tokenizer):
