@@ -83,7 +83,7 @@ def model_and_data(family, found):
     from sd_tf.graphs import one_core_for_each_operation, pays_to_divide
 
     configs = map(found[OptimizerOptions].applied_to, family.stage_configs(data.name, own))
-    smallest = min(config.batch_size for config in configs) // options.accumulate
+    smallest = (options.overfit or min(config.batch_size for config in configs)) // options.accumulate
     # Slices that recompute get out of step, and each would keep its gradients.
     if pays_to_divide(smallest) and not options.remat:
         one_core_for_each_operation()

@@ -17,6 +17,7 @@ import sd_tf
 from sd_tf import commandline, train
 from sd_tf.data.fashion_mnist import FILES
 from sd_tf.errors import printable
+from sd_tf.families import commands_of
 from sd_tf.latent.options import LatentOptions
 
 
@@ -200,6 +201,38 @@ def test_cores_share_a_batch_and_with_remat_every_operation_of_it(tmp_path, flag
     )
     environment = os.environ | {"PYTHONPATH": str(Path(sd_tf.__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=tmp_path, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("flags", "examples"),
+    [
+        ("", 32),  # of the autoencoder
+        ("--stage clip --text-encoder none", 128),
+        ("--stage diffusion --accumulate 2", 32),
+        ("--overfit 4", 4),
+        ("--batch-size 8", 8),
+        ("cascade", 32),  # of sr2
+        ("cascade --stages base", 64),
+        ("cascade --stages sr2 base", 32),
+        ("cascade --stages sr9", 32),  # which is refused where the stages are known
+    ],
+)
+def test_the_smallest_batch_of_the_stages_that_are_trained_says_whether_batches_are_divided(
+    flags, examples, monkeypatch
+):
+    class Stop(Exception):
+        pass
+
+    def asked(number):
+        raise Stop(number)
+
+    monkeypatch.setattr("sd_tf.graphs.pays_to_divide", asked)
+    name, *words = (flags if flags.startswith("cascade") else f"latent {flags}").split()
+    family = commands_of(name)
+    found = train.parse(name, family, ["--dataset", "garments", *words])
+    with pytest.raises(Stop) as stopped:
+        train.model_and_data(family, found)
+    assert stopped.value.args == (examples,)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import dataclasses
 from sd_tf.cascade import loading
 from sd_tf.cascade.options import CascadeOptions
 from sd_tf.cascade.presets import preset_named, preset_of
+from sd_tf.cascade.stage import stage_name
 from sd_tf.checkpoints.sources import resolve
 
 Options = CascadeOptions
@@ -62,8 +63,11 @@ def _preset(dataset, options):
 
 
 def stage_configs(dataset: str, options: CascadeOptions) -> list:
-    """The preset's `StageConfig` of each stage; arguments as of `defaults`."""
-    return [stage.training for stage in _preset(dataset, options)[1].stages]
+    """The preset's `StageConfig` of each stage that `options` name; arguments as of `defaults`."""
+    configs = [stage.training for stage in _preset(dataset, options)[1].stages]
+    names = (stage_name(0),) if options.finetune == "textual_inversion" else options.stages
+    named = [config for i, config in enumerate(configs) if names is None or stage_name(i) in names]
+    return named or configs[-1:]  # which is that of stages behind the last, too
 
 
 def defaults(dataset: str, options: CascadeOptions) -> dict:

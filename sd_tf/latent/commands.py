@@ -72,7 +72,8 @@ def _stages(preset, options):
 
 def stage_configs(dataset: str, options: LatentOptions) -> list:
     """The preset's `StageConfig` of each stage of a run; arguments as of `defaults`."""
-    return list(_stages(_preset(dataset, options)[1], options).values())
+    found = _stages(_preset(dataset, options)[1], options)
+    return [found[options.stage]] if options.stage in found else list(found.values())
 
 
 def defaults(dataset: str, options: LatentOptions) -> dict:
