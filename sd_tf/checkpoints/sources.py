@@ -163,9 +163,18 @@ def _download(hub_id, revision, variant, parts) -> Path:
     variant that is asked for is fetched, and of parts that lack it the plain files.
     """
     import huggingface_hub  # only here: it is slow to import, and most models are on disk
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    sizes, unreached = _sizes_on_hub(hub_id, revision)
+    from_cache = {} if unreached is None else {"local_files_only": True}  # the hub would be waited for again
+    asked = []
 
     def fetch(patterns):
-        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        asking = {"revision": revision, "allow_patterns": patterns} | from_cache
+        try:
+            return Path(huggingface_hub.snapshot_download(hub_id, **asking))
+        except LocalEntryNotFoundError as error:
+            raise unreached or error from None
 
     stems = ("diffusion_pytorch_model", "model")
     plain = [name for stem in stems for name in (f"{stem}.safetensors", f"{stem}-*-of-*.safetensors")]
@@ -174,7 +183,6 @@ def _download(hub_id, revision, variant, parts) -> Path:
         for stem in stems
         for name in (f"{stem}.{variant}.safetensors", f"{stem}.{variant}-*-of-*.safetensors")
     ]
-    sizes, asked = _sizes_on_hub(hub_id, revision), []
 
     def fetch_weights(patterns):
         asked.extend(patterns)
@@ -191,15 +199,25 @@ def _download(hub_id, revision, variant, parts) -> Path:
         return fetch_weights([f"{part}/{name}" for part in lacking for name in plain])
 
 
-def _sizes_on_hub(hub_id, revision) -> dict[str, int]:
-    """Bytes of a model's files; none where the hub cannot be asked, such as for what is in its cache."""
-    import huggingface_hub
+def _sizes_on_hub(hub_id, revision) -> tuple[dict[str, int], Exception | None]:
+    """Bytes of a model's files, none where the hub does not say; and why it cannot be reached, if so."""
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        files = list(huggingface_hub.HfApi().list_repo_tree(hub_id, recursive=True, revision=revision))
-    except Exception:  # what is wrong, the download says
-        return {}
-    return {file.path: file.size for file in files if isinstance(getattr(file, "size", None), int)}
+        files = hub_info(hub_id, revision, files_metadata=True).siblings or ()
+    except HfHubHTTPError:  # what is wrong, the download says
+        return {}, None
+    except Exception as error:
+        return {}, error
+    return {file.rfilename: file.size for file in files if isinstance(file.size, int)}, None
+
+
+def hub_info(hub_id: str, revision: str | None, **asking):
+    """The `huggingface_hub.ModelInfo` of a repository, waited for no longer than `HF_HUB_ETAG_TIMEOUT`."""
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+    return huggingface_hub.model_info(hub_id, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT, **asking)
 
 
 def _check_fits(hub_id, size):

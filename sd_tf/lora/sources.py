@@ -4,7 +4,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from sd_tf.checkpoints.sources import HUB_ID, one_line_hub_errors
+from sd_tf.checkpoints.sources import HUB_ID, hub_info, one_line_hub_errors
 from sd_tf.errors import InputError, shown
 from sd_tf.lora.files import FILE, PEFT_FILE, STAGE, several
 from sd_tf.lora.strengths import CONFIG
@@ -91,8 +91,7 @@ def _files_of(hub_id, revision):
     import huggingface_hub
 
     try:
-        info = huggingface_hub.model_info(hub_id, revision=revision)
-        return [sibling.rfilename for sibling in info.siblings]
+        return [sibling.rfilename for sibling in hub_info(hub_id, revision).siblings]
     except Exception as error:
         try:
             folder = huggingface_hub.snapshot_download(hub_id, revision=revision, local_files_only=True)

@@ -6,6 +6,8 @@ import hashlib
 import http.server
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -37,22 +39,16 @@ class Hub(Answering):
     def do_GET(self, body=True):
         path = self.path.partition("?")[0]
         self.asked.append((path, self.headers.get("Authorization")))
-        if path.startswith("/api/models/team/model/revision/"):
-            files = sorted(str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file())
-            siblings = [{"rfilename": name} for name in files]
+        files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
+        names = [str(f.relative_to(self.folder)) for f in files]
+        sizes = [{"size": f.stat().st_size, "oid": "0"} for f in files]
+        if re.fullmatch("/api/models/team/model(/revision/.*)?", path):
+            said = sizes if "blobs=" in self.path.partition("?")[2] else [{}] * len(files)
+            siblings = [{"rfilename": name, **own} for name, own in zip(names, said, strict=True)]
             info = {"id": "team/model", "sha": COMMIT, "siblings": siblings}
             return self.answer(json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
         if path.startswith("/api/models/team/model/tree/"):
-            files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
-            tree = [
-                {
-                    "type": "file",
-                    "path": str(f.relative_to(self.folder)),
-                    "size": f.stat().st_size,
-                    "oid": "0",
-                }
-                for f in files
-            ]
+            tree = [{"type": "file", "path": name, **own} for name, own in zip(names, sizes, strict=True)]
             return self.answer(json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
         file = self.folder / path.removeprefix("/team/model/resolve/").partition("/")[2]
         if path.startswith("/team/model/resolve/") and file.is_file():
@@ -158,6 +154,26 @@ def test_a_hub_id_that_cannot_be_had_says_so_in_one_line(name, environment, hub,
     last = done.stderr.strip().splitlines()[-1]
     assert f"no folder '{name}' here, so it was looked for on the Hugging Face hub" in last
     assert "check the path; or, of a hub id, the name and the network" in last
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # which accepts, and says nothing
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        asking = "from sd_tf.checkpoints.sources import resolve\nresolve('team/far')"
+        done = hub[0]("", before=asking, home=tmp_path, HF_ENDPOINT=endpoint, HF_HUB_ETAG_TIMEOUT="1")
+    last = done.stderr.strip().splitlines()[-1]
+    assert "InputError: no folder 'team/far' here, so it was looked for on the Hugging Face hub" in last
+    assert "time" in last  # in the words of the library that asks
+
+
+@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_without_a_network_what_is_in_the_cache_is_taken(environment, hub, tmp_path):
+    assert hub[0]("'team/model'", home=tmp_path).returncode == 0
+    asking = (
+        "from sd_tf.checkpoints.sources import resolve\nprint(resolve('team/model').name)\nraise SystemExit"
+    )
+    done = hub[0]("", before=asking, home=tmp_path, **environment)
+    assert done.stdout.strip() == COMMIT, done.stderr
 
 
 def test_bundled_names_are_found_from_anywhere(tmp_path, monkeypatch):

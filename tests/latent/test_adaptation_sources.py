@@ -214,7 +214,7 @@ def asked(tmp_path, monkeypatch):
 
     files = [types.SimpleNamespace(rfilename=name) for name in (FILE, "b.safetensors")]
     info = types.SimpleNamespace(siblings=files)
-    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, revision: info)
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, revision, timeout: info)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     return asked
 
