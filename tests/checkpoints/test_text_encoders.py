@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sd_tf.checkpoints.text_encoders import open_text_encoder, save_text_encoder_folders
+from sd_tf.checkpoints.tokenizers import text_length
 from sd_tf.errors import LONGEST, InputError
 from sd_tf.text.encoder import BertTextEncoder, CLIPTextEncoder, T5TextEncoder
 from sd_tf.text.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ transformers = pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parent.parent.parent
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
 TEXTS = ["a red dress", "", "two ankle boots, naïve"]
 T5 = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 512}
 BERT = {
@@ -271,6 +273,38 @@ def test_the_length_is_an_argument(length, folders):
         assert encoder.length == length and encoder.tokenize(["a"])[0].shape == (1, length)
 
 
+@pytest.mark.parametrize(
+    ("said", "length"),
+    [
+        ({}, None),
+        ({"model_max_length": None}, None),
+        ({"model_max_length": 1000000000000000019884624838656}, None),  # of transformers: no limit
+        ({"model_max_length": 1e30}, None),
+        ({"model_max_length": 20}, 20),
+        ({"model_max_length": 512}, 512),
+        ({"model_max_length": 1024}, 1024),
+    ],
+)
+def test_the_length_of_a_whole_model_is_what_its_tokenizer_says(said, length, tmp_path):
+    assert text_length(tmp_path) is None
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / TOKENIZER_CONFIG).write_text(json.dumps(said))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert text_length(tmp_path) == length
+
+
+def test_a_length_of_a_whole_model_that_is_not_followed_is_said(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / TOKENIZER_CONFIG).write_text('{"model_max_length": 4096}')
+    with pytest.warns(UserWarning, match="tokenizer_config.json: model_max_length is 4,096, .* at most 1024"):
+        assert text_length(tmp_path) is None
+    for wrong in ("77", 3, -1, True, 20.5, [20], float("nan")):
+        (tmp_path / TOKENIZER_CONFIG).write_text(json.dumps({"model_max_length": wrong}))
+        with pytest.raises(InputError, match="tokenizer_config.json: model_max_length is .*, expected 4 to"):
+            text_length(tmp_path)
+
+
 # -- sentence-transformers ----------------------------------------------------------------------------
 
 OLD_MODES = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"]
@@ -435,7 +469,7 @@ def test_of_a_whole_model_on_the_hub_only_the_text_encoder_is_downloaded(folders
     (tmp_path / "model_index.json").write_text("{}")
     asked = []
 
-    def snapshot_download(hub_id, revision, allow_patterns):
+    def snapshot_download(hub_id, revision, allow_patterns, local_files_only=False):
         asked.extend(allow_patterns)
         return str(tmp_path)
 
