@@ -42,7 +42,9 @@ def fit(
         minutes: training time of all stages together; None for the preset's.
         steps: training steps of each stage, instead of minutes.
         folder: run folder for checkpoints, logs, preview sheets and the finished model. The same call
-            resumes a run that was stopped. None for a temporary folder, which is deleted at the end.
+            resumes a run that was stopped. None for a temporary folder, which is deleted at the end. What is
+            trained in one folder is trained further by a run in another: a stage begins there from the
+            weights that the model has, or from random ones if its training was stopped.
         batch_size: examples in a step; None for the preset's.
         learning_rate: peak learning rate; None for the preset's.
         optimizer: "muon" or "adamw"; None for the preset's.

@@ -121,6 +121,19 @@ def test_stages_are_trained_one_by_one_to_the_same_model(tmp_path, pictures):
         train.main([*flags, "--output", str(tmp_path / "other"), "--stages", "sr3"])
 
 
+@pytest.mark.slow
+def test_a_stage_that_is_finished_is_trained_further_in_another_folder(tmp_path, data):
+    settings, model = SETTINGS | {"steps": 1, "options": {"previews": 0, "stages": ("base",)}}, new()
+    for name in ("first", "second"):
+        model.fit(data, folder=tmp_path / name, **settings)
+    new().fit(data, folder=tmp_path / "new", **settings)
+    first, second, again = (files_of(tmp_path / name) for name in ("first", "second", "new"))
+    assert again == first
+    assert {name for name in first if first[name] != second[name]} == {
+        name for name in first if "/unet/" in name
+    }
+
+
 def test_the_first_stages_are_a_model_while_later_ones_are_missing(tmp_path, data):
     run, settings = (
         tmp_path / "run",
