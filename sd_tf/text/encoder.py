@@ -178,12 +178,13 @@ class _MaskedTextEncoder:
     def states(self, ids):
         """Token ids (n, length) to states (n, length, width), in graphs as well; see the module's docstring.
 
-        A row ends with a token that is no padding, and the mask with it.
+        The text ends with a token that is no padding, or with the first of padding, and the mask with it.
         """
         from keras import ops  # only here: it is slow to import, and texts are tokenised without it
 
         places = np.arange(self.length, dtype="int32")
-        last = ops.max(ops.where(ops.equal(ids, self.tokenizer.pad_token_id), 0, places), axis=1)
+        last = ops.max(ops.where(ops.equal(ids, self.tokenizer.pad_token_id), -1, places), axis=1)
+        last = last + int(self.tokenizer.ends_with_padding)
         if not self.config.use_attention_mask:
             last = ops.full_like(last, self.length)
         return self._encode(ids, ops.less_equal(places, last[:, None])).states

@@ -55,6 +55,7 @@ class SubwordTokenizer:
         room: tokens of a text that a row holds.
         first: the place in a row of a text's first token.
         continued: ids of words that stand for several tokens: there are none.
+        ends_with_padding: whether the token that ends a text is that of padding.
         fingerprint: a short hash, equal where the same text gets the same row.
 
     Raises:
@@ -71,6 +72,7 @@ class SubwordTokenizer:
         self._engine, self.roles, self.options = engine, roles, options or {}
         self._begin, self._end = (tuple(map(self._id_of, tokens)) for tokens in (begin, end))
         self.pad_token_id = self._id_of(roles["pad_token"])
+        self.ends_with_padding = self._end[-1:] == (self.pad_token_id,)
         least = len(self._begin) + len(self._end) + 1
         is_whole = isinstance(max_length, (int, np.integer)) and not isinstance(max_length, bool)
         if not is_whole or not least <= max_length <= LONGEST:
