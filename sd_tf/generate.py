@@ -5,6 +5,7 @@ With `--frames 8` it interpolates from one prompt, or seed, to the next.
 
 import argparse
 import inspect
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sd_tf import commandline, families
 from sd_tf.checkpoints.sources import path_of
 from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.diffusion.samplers import SAMPLERS
-from sd_tf.errors import InputError, printable, unknown
+from sd_tf.errors import InputError, naming, printable, unknown
 from sd_tf.generation.parameters import KEY, parameters
 from sd_tf.images import add_png, file_name, save_sheet
 from sd_tf.text import nearest_captions
@@ -46,10 +47,13 @@ def main(arguments=None):
     for name in (GRID, STRIP):
         commandline.check_no_folder(output / name)
     start = _start_picture(flags)
+    captions = None if flags.reword_to is None else _captions(flags.reword_to)
+    encoder = None if flags.reword_by is None else open_text_encoder(flags.reword_by)
     model = _load(flags)
     prompts = flags.prompt
-    if flags.reword_to is not None:
-        request, prompts = _reworded(model, flags, request)
+    if captions is not None:
+        reword = nearest_captions.NearestCaptions(encoder or model.text_reader(), captions)
+        request, prompts = _reworded(reword, flags, request)
     given = {name: getattr(flags, name) for name in DRAWING_FLAGS}
     settings = model.recommended.replaced(**given).to_json() | {"negative_prompt": _negative(flags)}
     if flags.mask is None:
@@ -281,14 +285,12 @@ def _of_pixels(flags):
     return found | {"super_resolution": later} if later else found
 
 
-def _reworded(model, flags, request):
+def _reworded(reword, flags, request):
     """The captions in the place of the prompts: their `Request` or `Interpolation`, and as they are drawn.
 
     A caption is plain text, and `prompt_of` says it in the prompt syntax; LoRAs of the prompts stay. Files
     say the caption as it is.
     """
-    encoder = model.text_reader() if flags.reword_by is None else open_text_encoder(flags.reword_by)
-    reword = nearest_captions.NearestCaptions.of_file(encoder, _captions_file(flags.reword_to))
     captions = reword([text_of(prompt, flags.prompt_syntax) for prompt in request.prompts])
     for prompt, caption in zip(flags.prompt, captions, strict=True):
         if prompt != caption:
@@ -301,17 +303,18 @@ def _reworded(model, flags, request):
     return request, drawn
 
 
-def _captions_file(name):
-    """The file that `--reword-to` names, or that of the model that it names."""
+def _captions(name):
+    """Those of the file that `--reword-to` names, or of the model's folder, out of which no link leads."""
     path = path_of(name)
-    if path.is_dir():
-        path = path / nearest_captions.FILE
-    if not path.is_file():
+    folder = path if os.path.isdir(path) else None
+    file = path if folder is None else folder / nearest_captions.FILE
+    if not os.path.exists(file):
         raise InputError(
-            f"--reword-to {name}: there is no file {path}: name one with a caption in each line, or a model "
+            f"--reword-to {name}: there is no file {file}: name one with a caption in each line, or a model "
             f"whose folder has {nearest_captions.FILE}"
         )
-    return path
+    with naming("--reword-to"):
+        return nearest_captions.read_captions(file, folder)
 
 
 def _check(flags):
@@ -327,8 +330,6 @@ def _check(flags):
         raise InputError("--reword-by is for --reword-to: name a file of captions")
     if flags.upscale is not None:
         return _check_upscale(flags)
-    if flags.reword_to is not None:
-        _captions_file(flags.reword_to)
     if flags.lora_weight and not flags.lora:
         raise InputError("--lora-weight is for --lora: name its file")
     if flags.lora_weight and len(flags.lora_weight) not in (1, len(flags.lora)):

@@ -90,16 +90,15 @@ def test_reworded_prompts_are_compared_by_their_words_and_keep_their_loras(tmp_p
         recommended = Settings()
 
         def text_reader(self):
-            return None
+            return "the model's"
 
         def generate(self, prompts, num_images, *, prompt_syntax, negative_prompt, seed, engine, **settings):
             asked.append((prompts, prompt_syntax))
             return np.zeros((len(prompts), 8, 8, 3), np.uint8)
 
     class Reword:
-        @classmethod
-        def of_file(cls, encoder, file):
-            return cls()
+        def __init__(self, encoder, captions):
+            assert (encoder, captions) == ("the model's", ["a (red) dress"])
 
         def __call__(self, prompts):
             asked.append(prompts)
@@ -118,6 +117,35 @@ def test_reworded_prompts_are_compared_by_their_words_and_keep_their_loras(tmp_p
     assert [texts(file)["prompt"] for file in files] == ["a (red) \x1bdress"] * 2
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == [f"{prompt}: drawn as a (red) \\x1bdress" for prompt in prompts]
+
+
+def test_files_of_captions_that_are_none_are_named_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sd_tf.generate._load", lambda flags: pytest.fail("was loaded"))
+    monkeypatch.setattr("sd_tf.text.nearest_captions.LARGEST", 1000)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").write_text("\n \n")
+    (tmp_path / "bytes").write_bytes(b"a dress\n\xff\xfe")
+    (tmp_path / "large").write_text("a dress\n" * 200)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "captions.txt").symlink_to("/etc/passwd")
+    for name, message in {
+        "pipe": "pipe is a named pipe: a regular file is expected",
+        "empty": "empty has no captions: write one in each line",
+        "bytes": "bytes is no text in UTF-8",
+        "large": "large has 1,600 bytes, of which 1,000 are the most",
+        "model": "captions.txt is a link out of its folder",
+        "a" * 300: "there is no file a+: name one with a caption in each line",
+    }.items():
+        name = name if len(name) > 255 else str(tmp_path / name)
+        with pytest.raises(InputError, match=f"--reword-to.*{message}"):
+            main(["a dress", "--output", str(tmp_path / "out"), "--reword-to", name])
+    (tmp_path / "captions.txt").symlink_to(tmp_path / "nothing")
+    with pytest.raises(InputError, match="--reword-to .*: there is no file .*captions.txt"):
+        main(["a dress", "--reword-to", str(tmp_path / "captions.txt")])
+    (tmp_path / "line").write_text("a dress\n")
+    with pytest.raises(InputError, match="unknown text encoder 'minilm'"):
+        main(["a dress", "--reword-to", str(tmp_path / "line"), "--reword-by", "minilm"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_prompt_is_one_file_with_its_settings_inside(folder, tiny_model, tmp_path, capsys):

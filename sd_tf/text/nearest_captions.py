@@ -6,7 +6,7 @@ drawing time, as in Sheynin et al. 2023 ("kNN-Diffusion") and Blattmann et al. 2
 diffusion models"), of texts where theirs is of pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,30 @@ from sd_tf.progress import tqdm
 ENCODED_AT_ONCE = 64
 FILE = "captions.txt"  # of a model's folder: a caption in each line
 LARGEST = 100_000_000  # bytes of a file of captions
+LONGEST = 10_000  # characters of one; what has more is no caption
+
+
+def read_captions(file, root=None) -> list[str]:
+    """The lines of a text file in UTF-8, in their order, without empty ones.
+
+    Args:
+        file: a path.
+        root: see `sd_tf.files.open_file`.
+
+    Raises:
+        InputError: names the file: it cannot be read, is too large or no UTF-8, has no captions, or a line
+            that is too long for one.
+    """
+    captions = [line.strip() for line in read_text(file, LARGEST, root).splitlines()]
+    for number, caption in enumerate(captions, 1):
+        if len(caption) > LONGEST:
+            raise InputError(
+                f"{file}, line {number} has {len(caption):,} characters: a caption has {LONGEST:,} at most"
+            )
+    captions = [caption for caption in captions if caption]
+    if not captions:
+        raise InputError(f"{file} has no captions: write one in each line")
+    return captions
 
 
 class NearestCaptions:
@@ -31,12 +55,11 @@ class NearestCaptions:
         captions: strings, such as the captions that a model has learned from. They are encoded at once.
 
     Raises:
-        InputError: there are no captions, or one is no string.
+        InputError: there are no captions, or one is no string; in a call, prompts are no strings.
     """
 
     def __init__(self, text_encoder, captions: Sequence[str]):
-        if isinstance(captions, str) or not all(isinstance(each, str) for each in captions):
-            raise InputError(f"captions are {shown(captions)}: give a list of strings")
+        captions = _strings("captions", captions)
         self.captions = list(dict.fromkeys(each.strip() for each in captions if each.strip()))
         if not self.captions:
             raise InputError("there are no captions: give those that the model has learned from")
@@ -47,8 +70,8 @@ class NearestCaptions:
 
     @classmethod
     def of_file(cls, text_encoder, file) -> "NearestCaptions":
-        """The captions are the lines of a text file in UTF-8."""
-        return cls(text_encoder, read_text(file, LARGEST).splitlines())
+        """The captions are those of `read_captions`."""
+        return cls(text_encoder, read_captions(file))
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
         """The nearest caption of each prompt, in which words have no weights.
@@ -56,7 +79,8 @@ class NearestCaptions:
         Captions are plain text. To draw one that may have parentheses, give `generate`
         `sd_tf.text.prompt_syntax.prompt_of(caption)`.
         """
-        directions = _unit(self._pooled(list(prompts)) - self._mean)
+        prompts = _strings("prompts", prompts)
+        directions = _unit(self._pooled(prompts) - self._mean) if prompts else ()
         nearest = [int(np.argmax(self._directions @ direction)) for direction in directions]
         return [self.captions[place] for place in nearest]
 
@@ -75,6 +99,14 @@ class NearestCaptions:
                 pooled = (states * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
             found.append(np.asarray(pooled, np.float32))
         return np.concatenate(found)
+
+
+def _strings(name, texts):
+    """A list of strings; raises `InputError` for what is none, such as a string alone."""
+    found = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, (str, bytes)) else None
+    if found is None or not all(isinstance(each, str) for each in found):
+        raise InputError(f"{name} are {shown(texts)}: give a list of strings")
+    return found
 
 
 def _unit(rows):

@@ -6,7 +6,7 @@ import pytest
 from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.errors import InputError
 from sd_tf.text.encoder import EncodedText
-from sd_tf.text.nearest_captions import ENCODED_AT_ONCE, NearestCaptions
+from sd_tf.text.nearest_captions import ENCODED_AT_ONCE, NearestCaptions, read_captions
 
 # Of each word, where it points; what all captions say is a large part of every state.
 MEANINGS = {
@@ -79,11 +79,30 @@ def test_lines_of_a_file(tmp_path):
         ([" "], "there are no captions: give those"),
         ("a red dress", "captions are 'a red dress': give a list"),
         ([None], "give a list of strings"),
+        (None, "captions are None: give a list"),
+        (b"a red dress", "give a list of strings"),
     ],
 )
 def test_what_are_no_captions(captions, message):
     with pytest.raises(InputError, match=message):
         NearestCaptions(Encoder(), captions)
+
+
+def test_any_iterable_holds_captions_and_a_prompt_alone_is_no_list():
+    reword = NearestCaptions(Encoder(), (each for each in CAPTIONS))
+    assert reword.captions == CAPTIONS and reword([]) == []
+    assert reword(iter(["a crimson dress"])) == ["a red dress"]
+    with pytest.raises(InputError, match="prompts are 'a red dress': give a list of strings"):
+        reword("a red dress")
+
+
+def test_a_line_that_is_too_long_for_a_caption_is_named(tmp_path):
+    file = tmp_path / "captions.txt"
+    file.write_text("a red dress\n" + "a" * 10_001 + "\n")
+    with pytest.raises(InputError, match="captions.txt, line 2 has 10,001 characters: a caption has 10,000"):
+        read_captions(file)
+    file.write_text("a" * 10_000 + "\na red dress\na red dress")
+    assert read_captions(file) == ["a" * 10_000, "a red dress", "a red dress"]
 
 
 def test_a_file_that_is_none(tmp_path):
