@@ -3,18 +3,20 @@
 Such as all-MiniLM-L6-v2 in half precision, with the pieces that captions use. See `sd_tf.text.pruning`.
 """
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 from sd_tf import commandline
+from sd_tf.checkpoints.replacing import check_replaceable
 from sd_tf.checkpoints.text_encoders import open_text_encoder, save_text_encoder_alone
-from sd_tf.errors import InputError
-from sd_tf.files import read_text
+from sd_tf.errors import InputError, naming
+from sd_tf.text.nearest_captions import read_captions
 from sd_tf.text.pruning import pruned
 from sd_tf.text.subword_tokenizer import BERT_LENGTH
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 PIECES = 7_000  # with which MiniLM takes 27 MB
-LARGEST = 100_000_000  # bytes of captions
+WRITTEN = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling")  # the names in the folder of a text encoder
 
 
 @commandline.naming_flags()
@@ -31,15 +33,27 @@ def main(arguments=None):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}: give 1 or more")
-    commandline.check_writable(Path(flags.output))
-    texts = [line for file in flags.captions for line in read_text(Path(file), LARGEST).splitlines()]
+    output = Path(flags.output)
+    commandline.check_writable(output)
+    check_replaceable(output)
+    if output.exists() and not _is_text_encoder(output):
+        raise InputError(f"--output {output} holds something else: name another folder")
+    with naming("--captions"):
+        texts = [caption for file in flags.captions for caption in read_captions(file)]
     is_short = flags.positions is not None and flags.positions < BERT_LENGTH
     encoder = open_text_encoder(flags.text_encoder, flags.positions if is_short else None)
     commandline.load_tensorflow()
     smaller = pruned(encoder, texts, flags.pieces, flags.positions)
-    save_text_encoder_alone(smaller, flags.output, "float16")
-    size = sum(file.stat().st_size for file in Path(flags.output).rglob("*") if file.is_file())
-    print(f"{flags.output}: {smaller.config.vocab_size:,} pieces, {size / 1e6:.1f} MB")
+    save_text_encoder_alone(smaller, output, "float16")
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    print(f"{output}: {smaller.config.vocab_size:,} pieces, {size / 1e6:.1f} MB")
+
+
+def _is_text_encoder(folder):
+    """Whether nothing else is lost where a folder is replaced."""
+    names = [path.name for path in folder.iterdir()]
+    is_all_of_one = all(any(fnmatch(name, pattern) for pattern in WRITTEN) for name in names)
+    return not names or is_all_of_one and {"config.json", "tokenizer.json"} <= set(names)
 
 
 if __name__ == "__main__":

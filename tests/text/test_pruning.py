@@ -153,3 +153,28 @@ def test_bad_flags_are_named(tmp_path):
     with pytest.raises(InputError, match="only a BERT's pieces can be left out"):
         command.main([*words, "--text-encoder", "clip-mini"])
     assert not (tmp_path / "small").exists()
+    with pytest.raises(InputError, match="--captions: .*none.txt is missing"):
+        command.main(["--captions", str(tmp_path / "none.txt"), *words[2:]])
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(InputError, match="--captions: .*empty.txt has no captions"):
+        command.main(["--captions", str(tmp_path / "captions.txt"), str(tmp_path / "empty.txt"), *words[2:]])
+
+
+def test_a_folder_of_something_else_is_not_replaced(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "open_text_encoder", lambda *_: encoder)
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red dress\n")
+    with pytest.raises(InputError, match="--output .* holds something else: name another folder"):
+        command.main(["--captions", str(captions), "--output", str(tmp_path)])
+    assert captions.read_text() == "a red dress\n"
+    (tmp_path / "small").mkdir()
+    words = ["--captions", str(captions), "--pieces", str(PIECES), "--output", str(tmp_path / "small")]
+    for _ in range(2):  # into an empty folder, and in the place of what it has written itself
+        command.main(words)
+    assert open_text_encoder(tmp_path / "small", 12).config.vocab_size == PIECES
+    (tmp_path / "small" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds something else"):
+        command.main(words)
+    (tmp_path / "linked").symlink_to(tmp_path / "small")
+    with pytest.raises(InputError, match="linked: it is a link"):
+        command.main([*words[:-1], str(tmp_path / "linked")])
