@@ -184,6 +184,7 @@ def main():
     from sd_tf.checkpoints.text_encoders import open_text_encoder
     from sd_tf.showing import page_of
     from sd_tf.text.nearest_captions import NearestCaptions
+    from sd_tf.text.prompt_syntax import prompt_of
 
     found = {"chance": chance(right, len(icons.captions))}
     if options.of == "keywords":
@@ -195,6 +196,7 @@ def main():
         if options.reword is not None:
             encoder = open_text_encoder(options.reword) if options.reword else model.text_reader()
             drawn = NearestCaptions(encoder, icons.captions)(prompts)
+        drawn = [prompt_of(each) for each in drawn]  # captions, and prompts like them, are plain text
         for scale in options.guidance_scale or [model.recommended.guidance_scale]:
             pictures = np.asarray(model.generate(drawn, seed=options.seed, guidance_scale=scale))
             side = pictures.shape[1]

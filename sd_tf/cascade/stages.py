@@ -17,6 +17,7 @@ from sd_tf.generation.request import Request
 from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
+from sd_tf.text.prompt_syntax import prompt_of
 from sd_tf.training.denoising import DenoisingStage
 
 AUGMENTATION_NOISE, LEVELS_AND_CROPS = 7, 8  # keys of random streams; the others are in `training.denoising`
@@ -81,7 +82,7 @@ class BaseStage(DenoisingStage):
 
     def preview(self):
         """Two pictures for each preview prompt."""
-        prompts = list(self.dataset.preview_prompts)
+        prompts = list(map(prompt_of, self.dataset.preview_prompts))  # as plain text, as it learns them
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # words that it is learning just now
             images = self.model.generate(

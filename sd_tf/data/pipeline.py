@@ -25,7 +25,7 @@ class CaptionedImages(Protocol):
     name: str
     image_size: int  # pixels along a side
     fingerprint: str  # short hex digest of everything that pictures and captions depend on
-    preview_prompts: tuple[str, ...]  # prompts that show what a model has learned
+    preview_prompts: tuple[str, ...]  # captions, in plain text, that show what a model has learned
     distinct_epochs: int | None  # after so many epochs examples repeat exactly; None if they never do
 
     def __len__(self) -> int:

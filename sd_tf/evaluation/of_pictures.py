@@ -17,6 +17,7 @@ from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import scored, signal_to_noise
 from sd_tf.evaluation.statistics import mean_estimate, nearest, quantiles, share_estimate
 from sd_tf.images import sheet, to_unit
+from sd_tf.text.prompt_syntax import prompt_of
 
 MOST = 5000  # training pictures that are looked at
 SIDE = 32  # pixels at which pictures are held against each other
@@ -69,7 +70,8 @@ class PictureJudges:
         """A model's pictures: four of each of some captions from all over the list, and those of colours."""
         settings = settings | {"engine": "tensorflow"}
         chosen = np.linspace(0, len(self.prompts) - 1, min(samples // EACH, len(self.prompts))).astype(int)
-        captioned = model.generate([self.prompts[i] for i in chosen], EACH, **settings)
+        captions = [prompt_of(self.prompts[i]) for i in chosen]  # plain text, as the model has learned them
+        captioned = model.generate(captions, EACH, **settings)
         coloured = None
         if self.colour_prompts:
             coloured = model.generate(self.colour_prompts, coloured_samples // len(COLOURS), **settings)

@@ -13,6 +13,7 @@ from sd_tf.images import to_unit
 from sd_tf.latent.folder import save_unet
 from sd_tf.seeding import normals
 from sd_tf.text.clip import contrastive_loss
+from sd_tf.text.prompt_syntax import prompt_of
 from sd_tf.training.denoising import DenoisingStage
 from sd_tf.training.stage import SinglePlayerStage, gathered_rows, own_rows
 
@@ -142,7 +143,7 @@ class DiffusionStage(DenoisingStage):
         model: a `LatentDiffusion`.
         cache: a `LatentCache` of latents and captions.
         caption_dropout, seed, settings: see `DenoisingStage`.
-        preview_prompts: prompts of the previews.
+        preview_prompts: what the previews show: plain text, as captions are.
     """
 
     name = "diffusion"
@@ -186,7 +187,7 @@ class DiffusionStage(DenoisingStage):
         """Two pictures for each preview prompt."""
         if not self.preview_prompts:
             return None
-        autoencoder, prompts = self.model.autoencoder.config, self.preview_prompts
+        autoencoder, prompts = self.model.autoencoder.config, list(map(prompt_of, self.preview_prompts))
         side = max(self.model.unet.config.latent_size) * autoencoder.downsampling
         settings = {"steps": 20, "engine": "tensorflow", "progress": False}
         batch_size = pictures_at_once(64, side)

@@ -31,12 +31,13 @@ SETTINGS = {"steps": 4, "options": {"previews": 1}, "verbose": 0}
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of 12 garments with captions."""
+    """A folder of 12 garments with captions, of which previews show one like a weight."""
     folder = tmp_path_factory.mktemp("pictures")
     examples = sd_tf.open_data("garments").at(32).examples(range(12), 0)
     for i, (image, caption) in enumerate(zip(examples.images, examples.captions, strict=True)):
         PIL.Image.fromarray(image).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(caption)
+        # One as it must not be read as a prompt: with a weight, which would be refused.
+        (folder / f"{i}.txt").write_text(f"(12:30) {caption}" if i == 0 else caption)
     return folder
 
 

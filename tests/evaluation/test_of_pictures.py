@@ -12,6 +12,7 @@ from sd_tf.data.open import open_data
 from sd_tf.errors import InputError
 from sd_tf.evaluation.dominant_colour import COLOURS
 from sd_tf.evaluation.of_pictures import Drawn, PictureJudges
+from sd_tf.text.prompt_syntax import parts_of
 from tests.evaluation.test_dominant_colour import SRGB, drawing
 
 PROMPT = "a drawing of a {} thing"
@@ -84,6 +85,21 @@ def test_a_blurring_autoencoder_loses_decibels(judges):
     exact, lost = (score(judges, rebuilt=each)["reconstruction_psnr"] for each in (None, blurred))
     assert exact.value > 60 and lost.value < 30
     assert exact.protocol["size"] == judges.images.shape[1]  # decibels of other sizes are others
+
+
+def test_captions_are_drawn_as_the_plain_text_that_a_model_has_learned(judges, monkeypatch):
+    asked = []
+
+    class Model:
+        def generate(self, prompts, number, **settings):
+            asked.append(prompts)
+
+    monkeypatch.setattr("sd_tf.evaluation.of_pictures.rebuilt_by", lambda model, images: None)
+    monkeypatch.setattr(judges, "prompts", ["a bag", "a clock (12:30)", r"saber \(fate\)"])
+    judges.draw(Model(), 12, 20, {})
+    captions, coloured = asked
+    assert [parts_of(caption) for caption in captions] == [[(text, 1.0)] for text in judges.prompts]
+    assert coloured == judges.colour_prompts
 
 
 def test_the_command_writes_report_and_page(folder, tiny_model, tmp_path, capsys):

@@ -424,10 +424,10 @@ def test_previews_are_pictures_in_rows(tiny_model):
     images, columns = autoencoder_stage(tiny_model).preview()
     assert images.shape == (24, 16, 16, 3) and images.dtype == np.uint8 and columns == 12
     np.testing.assert_array_equal(images[:12], Pictures().examples(np.arange(12), 0).images)
-    prompts = ("a red dress", "a blue bag", "a bag")
+    prompts = ("a red dress", "a blue bag", "a (1:20)")  # of a caption; as a prompt, a weight that is refused
     images, columns = diffusion_stage(tiny_model, preview_prompts=prompts).preview()
     assert images.shape == (6, 16, 16, 3) and images.dtype == np.uint8 and columns == 3
-    expected = tiny_model.generate("a bag", 2, steps=20, engine="tensorflow", progress=False)
+    expected = tiny_model.generate(r"a \(1:20\)", 2, steps=20, engine="tensorflow", progress=False)
     assert np.abs(images[4:].astype(int) - expected).max() <= 1
     assert diffusion_stage(tiny_model).preview() is None
 
