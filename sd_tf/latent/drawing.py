@@ -12,6 +12,7 @@ from sd_tf.generation.start_picture import StartPicture
 from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.text.encoder import TextEncoder, kind_of
 from sd_tf.text.known_words import warnings_about
+from sd_tf.text.prompt_syntax import prompt_of, text_of
 from sd_tf.text.prompts import encode_prompts
 
 
@@ -156,13 +157,13 @@ def _conditions(model, request, networks, clip_skip):
 
 def _chosen_noise(model, request, initial_noise, conditions, latents, shape, level):
     """The initial noise of all pictures, chosen by an `InitialNoise`."""
-    all_places = np.arange(request.number)
+    all_places, prompts = np.arange(request.number), _prompts_with_weights(request)
     latents = request.noise(all_places, 0, shape) if latents is None else latents
     tokens = [positive.context.shape[1] for _, positive in conditions]
     for places in batches(tokens, request.batch_size):
         latents[places] = initial_noise.chosen(
             model,
-            [request.prompts[place // request.num_images] for place in places],
+            [prompts[place] for place in places],
             np.concatenate([conditions[place][1].context for place in places]),
             request.seeds[places],
             latents[places],
@@ -173,13 +174,20 @@ def _chosen_noise(model, request, initial_noise, conditions, latents, shape, lev
 
 def _clip_wrapper(model, request, clip_guidance):
     """A wrapper of denoisers that adds CLIP guidance."""
-    prompts = [prompt for prompt in request.prompts for _ in range(request.num_images)]
-    gradients = clip_guidance.gradients(model, prompts)
+    gradients = clip_guidance.gradients(model, _prompts_with_weights(request))
 
     def wrap(denoise, places, condition):
         return classifier_guidance(denoise, gradients(places, condition.context), clip_guidance.scale)
 
     return wrap
+
+
+def _prompts_with_weights(request):
+    """The prompt of each picture in the syntax "weights", which guides read; of others, without weights."""
+    prompts = request.prompts
+    if request.syntax != "weights":
+        prompts = [prompt_of(text_of(prompt, request.syntax)) for prompt in prompts]
+    return [prompt for prompt in prompts for _ in range(request.num_images)]
 
 
 def _check_guides(request, clip_guidance, initial_noise, image, mask):

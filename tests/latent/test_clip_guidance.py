@@ -1,5 +1,7 @@
 """CLIP guidance follows the gradient of what its CLIP says, and pictures become more like their prompts."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,7 @@ from sd_tf.diffusion.predictions import to_prediction
 from sd_tf.errors import InputError
 from sd_tf.images import to_unit
 from sd_tf.latent.clip_guidance import CLIPGuidance
+from sd_tf.text.prompt_syntax import text_of
 
 PROMPTS = ["a red dress", "a (blue:1.3) bag", "a green sandal"]
 
@@ -60,6 +63,36 @@ def test_one_guidance_serves_pictures_of_several_sizes(guidance, tiny_model):
         settings = {"steps": 2, "latents": latents, "progress": False}
         drawn = tiny_model.generate("a bag", clip_guidance=guidance, **settings)
         assert drawn.shape == (1, 16, 2 * width, 3)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "words"),
+    [
+        ("weights", "a (red) [dress] (bag)"),
+        ("a1111", "a red dress (bag)"),
+        ("comfyui", "a red [dress] (bag)"),
+    ],
+)
+def test_guides_read_the_words_of_prompts_of_each_syntax(syntax, words, tiny_model):
+    asked = []
+
+    class Guide:
+        def gradients(self, model, prompts):
+            asked.append(prompts)
+            return lambda places, context: lambda x, level: np.zeros_like(x)
+
+        def chosen(self, model, prompts, contexts, seeds, noise, level):
+            asked.append(prompts)
+            return noise
+
+    guides = {"clip_guidance": Guide(), "initial_noise": Guide()}
+    guides["clip_guidance"].scale = 1.0
+    prompts = ["a dress", r"a (red) [dress] \(bag\)"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # more tokens than a row has
+        tiny_model.generate(prompts, 2, steps=1, prompt_syntax=syntax, progress=False, **guides)
+    read = [text_of(prompt) for each in asked for prompt in each]  # of four pictures, by two guides
+    assert sorted(read) == sorted(["a dress", words] * 4)
 
 
 @pytest.mark.parametrize("scale", [-1, 1001, True, "much"])
