@@ -495,7 +495,10 @@ def _write(output, images, flags, request, metadata):
         strength = metadata.get("strength", 0.8) if "image" in metadata else None
         content = metadata | own
         if flags.upscale is None:  # which web interfaces have no words for
-            content |= {KEY: parameters(metadata | own | negative, image.shape[:2], strength)}
+            facts = metadata | own | negative
+            if flags.reword_to is not None:  # a caption, in which they would see weights
+                facts["prompt"] = prompt_of(own["prompt"], "a1111")
+            content |= {KEY: parameters(facts, image.shape[:2], strength)}
         print(add_png(output / file_name(own["prompt"], own["seed"]), image, content))
     grid = output / GRID
     if len(images) > 1 or grid.exists():

@@ -75,6 +75,7 @@ def test_captions_are_drawn_as_plain_text_in_each_syntax(folder, tiny_model, tmp
     assert said == f"(blue:2) bag: drawn as {caption}"
     assert file == str(tmp_path / "a-2-b-0.png")
     assert texts(file)["prompt"] == caption
+    assert texts(file)["parameters"].splitlines()[0] == r"\(a:2\) b"  # as A1111 reads it
     states = tiny_model.encode_prompts([caption])  # as in training
     empty = tiny_model.encode_prompts([""])
     drawn = tiny_model.generate(prompt_embeds=states, negative_prompt_embeds=empty, steps=1)
