@@ -92,6 +92,13 @@ class Judge:
         return np.concatenate(found)
 
 
+def of_side(pictures, side):
+    """Pictures uint8 (n, height, width, 3), shrunk to (n, side, side, 3)."""
+    if pictures.shape[1] == side:
+        return pictures
+    return np.stack([np.asarray(Image.fromarray(each).resize((side, side), Image.BOX)) for each in pictures])
+
+
 def nearest(queries, bank):
     """Numbers of the rows of `bank`, the most alike first, (queries, rows): by the cosine about its mean."""
     mean = bank.mean(axis=0)
@@ -165,6 +172,9 @@ def main():
         metavar="ENCODER",
         help="draw the captions that are nearest to the prompts, by this text encoder or each model's own",
     )
+    parser.add_argument(
+        "--side", type=int, help="pixels at which drawn and real ones are judged (default: the drawn ones')"
+    )
     parser.add_argument("--text-encoder", default=SENTENCES, help="of text alone (default: MiniLM)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -199,13 +209,13 @@ def main():
         drawn = [prompt_of(each) for each in drawn]  # captions, and prompts like them, are plain text
         for scale in options.guidance_scale or [model.recommended.guidance_scale]:
             pictures = np.asarray(model.generate(drawn, seed=options.seed, guidance_scale=scale))
-            side = pictures.shape[1]
+            side = options.side or pictures.shape[1]
             if side not in features:
                 real = icons.of_size(side)
                 features[side] = judge.features(real)
                 score = of_real_icons(right, real, features[side], judge, rng)
                 found[f"real icons, {side} pixels"] = score
-            order = nearest(judge.features(pictures), features[side])
+            order = nearest(judge.features(of_side(pictures, side)), features[side])
             found[f"{name}, guidance {scale:g}"] = hits(order, right)
             sheet = options.output / f"{Path(name).resolve().name}-{scale:g}.png"
             save_png(sheet, page_of(pictures[:ON_A_SHEET], titles, columns=10))

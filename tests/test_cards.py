@@ -13,6 +13,7 @@ from sd_tf.checkpoints.sources import BUNDLED, bundled_names
 
 SLOW = ("emoji", "fashion-mnist", "fashion-mnist-classifier")  # whose snippets draw for more than ten seconds
 DRAWING = [name for name in bundled_names() if (BUNDLED / name / "model_index.json").is_file()]
+OF_DIFFUSERS = [name for name in DRAWING if name != "emoji"]  # whose blocks diffusers has not
 PYTHON = re.compile(r"```python\n(.+?)```", re.DOTALL)
 
 
@@ -44,7 +45,7 @@ def run(code, folder, monkeypatch):
 def test_metadata_are_those_that_the_hub_knows(name):
     data = card_of(name).data
     assert data.license == "apache-2.0"
-    assert data.library_name in ("diffusers", "transformers", "keras")
+    assert data.library_name in ("diffusers", "transformers", "keras", "sd_tf")
     assert "sd_tf" in data.tags and len(set(data.tags)) == len(data.tags)
     for dataset in data.datasets or ():
         validate_repo_id(dataset)
@@ -55,10 +56,11 @@ def test_metadata_are_those_that_the_hub_knows(name):
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_models_that_draw_are_pipelines_of_diffusers(name):
+def test_models_that_draw_name_their_pipeline_and_who_opens_it(name):
     data = card_of(name).data
-    assert (data.pipeline_tag, data.library_name) == ("text-to-image", "diffusers")
-    assert {"text-to-image", "stable-diffusion", "keras"} <= set(data.tags)
+    library, kind = ("diffusers", "stable-diffusion") if name in OF_DIFFUSERS else ("sd_tf", "imagen")
+    assert (data.pipeline_tag, data.library_name) == ("text-to-image", library)
+    assert {"text-to-image", kind, "keras"} <= set(data.tags)
     assert json.loads((BUNDLED / name / "model_index.json").read_text())["_class_name"] in card_of(name).text
 
 
@@ -84,10 +86,10 @@ def test_the_snippet_for_sd_tf_runs(name, tmp_path, monkeypatch):
         assert made["garments"] == ["dress"] * 4
 
 
-@pytest.mark.parametrize("name", slow_ones_marked([*DRAWING, "clip-mini"]))
+@pytest.mark.parametrize("name", slow_ones_marked([*OF_DIFFUSERS, "clip-mini"]))
 def test_the_snippet_for_another_library_runs(name, tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    pytest.importorskip("diffusers" if name in DRAWING else "transformers")
+    pytest.importorskip("diffusers" if name in OF_DIFFUSERS else "transformers")
     codes = snippets(name, of_others=True)
     assert len(codes) == 1
     made = run(codes[0], tmp_path, monkeypatch)

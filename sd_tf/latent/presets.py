@@ -160,7 +160,7 @@ EMOJI = replace(
     runtime="62 minutes on 2 cores of an AMD EPYC 9005 with AVX-512",
     scores="reconstructions 36.7 dB, no copies, 5.3 from the nearest training picture (those among "
     "themselves 7.5), colours of hearts 0.75 (of real pictures 0.74): python -m sd_tf.evaluate --dataset "
-    'emoji --model emoji --colour-prompt "a 3d icon of {} heart" --guidance-scale 3',
+    'emoji --model runs/emoji --colour-prompt "a 3d icon of {} heart" --guidance-scale 3',
 )
 
 FINE_TUNING = replace(  # of a model, whose networks replace the preset's
