@@ -12,7 +12,7 @@ from sd_tf.checkpoints.header import read_header
 from sd_tf.checkpoints.sources import BUNDLED, bundled_names
 from sd_tf.checkup.findings import LONGEST, Finding, size_in_words
 from sd_tf.errors import InputError, printable
-from sd_tf.files import is_regular, read_json, reason
+from sd_tf.files import LARGEST_JSON, is_regular, parse_json, read_bytes, read_json, reason
 from sd_tf.generation.conversions import place_of_all
 
 MOST_FILES = 200_000  # that are counted in a cache
@@ -105,7 +105,8 @@ def _model(name):
     try:
         files = [file for file in folder.rglob("*") if file.is_file()]
         if is_regular(folder / "model_index.json"):
-            lacking = [part for part in WEIGHTS_OF_PARTS if not list((folder / part).glob("*.safetensors"))]
+            parts = _parts_of(read_json(folder / "model_index.json"))
+            lacking = [part for part in parts if not list((folder / part).glob("*.safetensors"))]
             if lacking:
                 raise InputError(f"{folder} has no weights of {', '.join(lacking)}")
         elif not list(folder.glob("*.safetensors")):
@@ -114,10 +115,18 @@ def _model(name):
             if file.suffix == ".safetensors":
                 read_header(file)
             elif file.suffix == ".json":
-                read_json(file)
+                parse_json(read_bytes(file, LARGEST_JSON), file)  # sentence-transformers' is a list
     except (InputError, OSError) as error:
         return Finding(name, f"DAMAGED, install sd_tf again: {reason(error)[:LONGEST]}", is_missing=True)
     return Finding(name, f"whole, {size_in_words(sum(file.stat().st_size for file in files))}")
+
+
+def _parts_of(index):
+    """The folders of a model that have weights; of a cascade each stage's, by its `model_index.json`."""
+    stages = index.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
+        return WEIGHTS_OF_PARTS
+    return [*(f"{stage}/unet" for stage in stages), *(f"{stage}/text_encoder" for stage in stages[:1])]
 
 
 def data() -> list[Finding]:
