@@ -37,6 +37,11 @@ PROMPT = "a 3d icon of {}"
 SENTENCES = "sentence-transformers/all-MiniLM-L6-v2"
 
 
+def shrunk(pictures, side):
+    """PIL pictures as uint8 (n, side, side, 3)."""
+    return np.stack([np.asarray(each.resize((side, side), Image.BOX)) for each in pictures])
+
+
 class Icons:
     """The real icons: `captions`, `keywords` (a set for each) and pictures."""
 
@@ -49,7 +54,7 @@ class Icons:
 
     def of_size(self, side):
         """The pictures, uint8 (n, side, side, 3)."""
-        return np.stack([np.asarray(each.resize((side, side), Image.BOX)) for each in self.pictures])
+        return shrunk(self.pictures, side)
 
     def unseen_keywords(self):
         """Those in no caption that few icons have, sorted."""
@@ -90,13 +95,6 @@ class Judge:
             with torch.no_grad():
                 found.append(self.network.extract_features(batch).mean((2, 3)).numpy())
         return np.concatenate(found)
-
-
-def of_side(pictures, side):
-    """Pictures uint8 (n, height, width, 3), shrunk to (n, side, side, 3)."""
-    if pictures.shape[1] == side:
-        return pictures
-    return np.stack([np.asarray(Image.fromarray(each).resize((side, side), Image.BOX)) for each in pictures])
 
 
 def nearest(queries, bank):
@@ -215,7 +213,8 @@ def main():
                 features[side] = judge.features(real)
                 score = of_real_icons(right, real, features[side], judge, rng)
                 found[f"real icons, {side} pixels"] = score
-            order = nearest(judge.features(of_side(pictures, side)), features[side])
+            judged = shrunk(map(Image.fromarray, pictures), side)
+            order = nearest(judge.features(judged), features[side])
             found[f"{name}, guidance {scale:g}"] = hits(order, right)
             sheet = options.output / f"{Path(name).resolve().name}-{scale:g}.png"
             save_png(sheet, page_of(pictures[:ON_A_SHEET], titles, columns=10))

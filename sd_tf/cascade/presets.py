@@ -191,7 +191,7 @@ EMOJI = replace(
     max_minutes=150,
     command="python -m sd_tf.train cascade --preset emoji-128 --dataset emoji --flip --text-encoder small "
     "--precision mixed_bfloat16 --save-dtype float16 --max-minutes 135",
-    runtime="135 minutes on 2 cores of an AMD EPYC 9005 with AVX-512 that did some other work as well",
+    runtime="135 minutes on 2 cores of an AMD EPYC with AVX-512 and bfloat16 that did some other work",
     scores="no copies, 3.1 from the nearest training picture (those among themselves 7.6), colours of hearts "
     "0.63 (of real pictures 0.74; brown is called red): python -m sd_tf.evaluate --dataset emoji --model "
     'emoji --colour-prompt "a 3d icon of {} heart" --guidance-scale 1.5 3',
