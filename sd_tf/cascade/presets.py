@@ -196,6 +196,7 @@ EMOJI = replace(
     "0.63 (of real pictures 0.74; brown is called red): python -m sd_tf.evaluate --dataset emoji --model "
     'emoji --colour-prompt "a 3d icon of {} heart" --guidance-scale 1.5 3',
 )
+PIXELS_32 = replace(SMALL, stages=(replace(SMALL.stages[0], unet=EFFICIENT_32),))  # nothing to enlarge
 FINE_TUNING = replace(
     PICTURES,
     stages=tuple(
@@ -366,6 +367,7 @@ IMAGEN_PAPER = Preset(
 
 PRESETS = {
     "cascade-small": SMALL,
+    "pixels-32": PIXELS_32,
     "cascade-emoji": PICTURES,
     "emoji-128": EMOJI,
     "cascade-pokemon": PICTURES,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import sd_tf
+from sd_tf import families
 from sd_tf.cascade.config import PixelUNetConfig
 from sd_tf.checkpoints import config_files as files
 from sd_tf.checkpoints.bounds import BOUNDS, check_schedule
@@ -103,7 +104,7 @@ def test_what_real_files_say_is_read(kind, values):
 @pytest.mark.parametrize("name", [name for name in bundled_names() if "mini" not in name])
 def test_what_is_bundled_is_read(name):
     if (resolve(name) / "model_index.json").exists():
-        assert load_lazily(name).image_size
+        assert families.load_lazily(name).image_size
 
 
 @pytest.mark.parametrize("name", PRESETS)
