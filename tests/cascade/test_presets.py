@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import sd_tf
 from sd_tf.cascade.presets import PRESETS
 from sd_tf.cascade.unet import PixelUNet
 from sd_tf.checkpoints.schedulers import thresholding_of
@@ -96,3 +97,9 @@ def test_a_dry_run_needs_no_network_and_no_memory(name, capsys, tmp_path, monkey
     assert said.count("trainable parameters") == len(PRESETS[name].stages)
     assert said.count("memory of a replica") == len(PRESETS[name].stages)
     assert "128 wide, 16 tokens" in said and not (tmp_path / "run").exists()
+
+
+def test_one_stage_of_the_full_size_is_a_whole_model():
+    model = sd_tf.CascadedDiffusion.from_preset("pixels-32", "garments")
+    assert model.stage_names == ["base"] and model.image_size == (32, 32)
+    assert model.generate("a red dress", steps=1, progress=False).shape == (1, 32, 32, 3)
