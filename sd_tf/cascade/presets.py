@@ -196,7 +196,10 @@ EMOJI = replace(
     "0.63 (of real pictures 0.74; brown is called red): python -m sd_tf.evaluate --dataset emoji --model "
     'emoji --colour-prompt "a 3d icon of {} heart" --guidance-scale 1.5 3',
 )
-PIXELS_32 = replace(SMALL, stages=(replace(SMALL.stages[0], unet=EFFICIENT_32),))  # nothing to enlarge
+PIXELS_32 = replace(  # nothing to enlarge
+    SMALL,
+    stages=(replace(SMALL.stages[0], unet=EFFICIENT_32, recommended=replace(DRAWING, guidance_scale=1.5)),),
+)
 FINE_TUNING = replace(
     PICTURES,
     stages=tuple(
