@@ -19,7 +19,7 @@ BUFFERS = (
 
 @pytest.fixture(scope="module")
 def scheduler():
-    peer.imagens.minimagen()
+    peer.as_installed.minimagen()
     from minimagen.diffusion_model import GaussianDiffusion
 
     return GaussianDiffusion(timesteps=1000)

@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks import cascades
-from benchmarks.peers import imagens
+from benchmarks.peers import as_installed
 from benchmarks.workloads import Part
 
 SIZES = (64, 128)  # of the pictures of the two stages
@@ -25,13 +25,13 @@ def _made(library, sizes, variant):
     """An `Imagen` and the one of its networks that is measured; a first stage that is not is tiny."""
     unet = cascades.peer_unet(sizes, variant)
     if library == "minimagen":
-        made, unets = imagens.minimagen()
+        made, unets = as_installed.minimagen()
         small = {"dim": 8, "dim_mults": (1,), "layer_attns": False, "layer_cross_attns": False}
         networks = [unets.Unet(**small), unets.Unet(**unet)] if sizes["stage"] else [unets.Unet(**unet)]
         usual = {"text_encoder_name": "t5_small", "dynamic_thresholding_percentile": 0.9}
         kind = made.Imagen
     else:
-        package = imagens.imagen_pytorch()
+        package = as_installed.imagen_pytorch()
         networks = [package.Unet(**unet)]
         if sizes["stage"]:
             networks.insert(0, package.NullUnet())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.peers import imagens
+from benchmarks.peers import as_installed
 from sd_tf.data.fashion_mnist import FashionMNIST
 
 SIDE, LEARNING_RATE, CLIP = 32, 1e-4, 50.0
@@ -36,7 +36,7 @@ WARM_UP = 3  # steps that are not timed
 
 def made(width):
     """A new `Imagen` of one stage, for text states of that width."""
-    imagen, unets = imagens.minimagen()
+    imagen, unets = as_installed.minimagen()
     return imagen.Imagen(
         [unets.Unet(**UNET, text_embed_dim=width)],
         image_sizes=[SIDE],

@@ -82,8 +82,8 @@ class Attention(keras.layers.Layer):
         num_heads: a divisor of the width.
         qkv_bias: whether the projections to query, key and value have a bias.
 
-    Called with x (batch, tokens, width) and optionally context (batch, context tokens, context width);
-    returns (batch, tokens, width) in the compute dtype.
+    Called with x (batch, tokens, width) and optionally context (batch, context tokens, context width) and
+    bias, the mask of `scaled_dot_product_attention`; returns (batch, tokens, width) in the compute dtype.
 
     Raises:
         InputError: the heads do not divide the width.
@@ -115,14 +115,14 @@ class Attention(keras.layers.Layer):
         self.to_v.build(context_shape)
         self.to_out.build(x_shape)
 
-    def call(self, x, context=None):
+    def call(self, x, context=None, bias=None):
         recorded = _recorded.get()
         record = None
         if recorded is not None:
             record = recorded.self_attention if context is None else recorded.cross_attention
         context = x if context is None else context
         mixed = scaled_dot_product_attention(
-            self.to_q(x), self.to_k(context), self.to_v(context), self.num_heads, record=record
+            self.to_q(x), self.to_k(context), self.to_v(context), self.num_heads, bias, record
         )
         return self.to_out(mixed)
 

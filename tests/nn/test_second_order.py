@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sd_tf.gan.discriminator import Head, JudgingLevel
+from sd_tf.gan.layers import AdaptiveConv2D, DistanceAttention
 from sd_tf.nn.attention import Attention, FeedForward, PixelAttention, SpatialTransformer, TransformerBlock
 from sd_tf.nn.blocks import Downsample, ResidualBlock, Upsample
 from sd_tf.nn.embeddings import TimestepEmbedding
@@ -28,6 +30,11 @@ LAYERS = {  # name -> the layer in float64, the shapes of its inputs
     "LayerNorm": (LayerNorm, [TOKENS]),
     "TimestepEmbedding": (lambda: TimestepEmbedding(6), [(3, 4)]),
     "PerceptualNetwork": (lambda: PerceptualNetwork(3), [(2, 9, 8, 3)]),
+    "AdaptiveConv2D": (lambda: AdaptiveConv2D(3, 3), [PICTURE, (2, 5)]),
+    "AdaptiveConv2D of a bank": (lambda: AdaptiveConv2D(3, 3, num_kernels=2), [PICTURE, (2, 5)]),
+    "DistanceAttention": (lambda: DistanceAttention(2), [PICTURE]),
+    "JudgingLevel": (lambda: JudgingLevel(6, True, 3), [PICTURE]),
+    "Head": (lambda: Head(True, groups=2), [(4, 4, 4, 4), (4, 5)]),
     **{
         f"{name}, rank {rank}": (make, [shape, *others])
         for rank, shape in ((2, PICTURE), (3, VOLUME))

@@ -1,0 +1,98 @@
+"""The configurations of a GAN's two players: each is its network's `config.json`."""
+
+from dataclasses import dataclass
+
+from sd_tf.config import kept
+from sd_tf.errors import InputError
+
+LOWEST_SIDE = 4  # pixels of the first level that a generator draws
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """GigaGAN's generator (Kang et al. 2023, section 3) in small; each of its parts can be left out.
+
+    Lists begin with the lowest resolution, 4 x 4; each level doubles it.
+    """
+
+    block_out_channels: tuple[int, ...] = (256, 256, 128, 64)
+    latent_dim: int = 64  # of z
+    style_dim: int = 256  # of w
+    mapping_layers: int = 4
+    text_dim: int | None = None  # width of the text encoder's states; None draws without a text
+    text_width: int = 128  # of the learned layers behind it
+    text_layers: int = 1
+    num_kernels: int | tuple[int, ...] = 4  # of the filter banks, of all levels or of each; 1 has no bank
+    self_attention: tuple[bool, ...] = (False, True, True, False)
+    cross_attention: tuple[bool, ...] = (False, True, True, False)  # on the text's tokens
+    attention_head_dim: int = 32
+    kept: dict = kept()
+
+    @property
+    def sample_size(self) -> int:
+        """Pixels along a side."""
+        return LOWEST_SIDE * 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of the pictures of each level, in pixels."""
+        return tuple(LOWEST_SIDE * 2**level for level in range(len(self.block_out_channels)))
+
+    def of_levels(self, name: str) -> tuple:
+        """A field that is one value for all levels, or one for each: as the latter."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """GigaGAN's discriminator in small; each of its parts can be left out.
+
+    Lists begin with the pictures' resolution; each level halves it, down to 4 x 4.
+    """
+
+    block_out_channels: tuple[int, ...] = (64, 128, 256, 256)
+    text_dim: int | None = None
+    text_width: int = 128
+    text_layers: int = 1
+    self_attention: tuple[bool, ...] = (False, True, True, False)
+    attention_head_dim: int = 32
+    multi_scale_input: bool = True  # every level also sees the picture of its own size
+    multi_scale_output: bool = True  # every level judges, not the last alone
+    minibatch_groups: int = 4  # examples whose deviation the last level sees; 1 for none
+    kept: dict = kept()
+
+    @property
+    def sample_size(self) -> int:
+        """Pixels along a side."""
+        return LOWEST_SIDE * 2 ** (len(self.block_out_channels) - 1)
+
+    def of_levels(self, name: str) -> tuple:
+        """As of `GeneratorConfig`."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+
+def check_config(config: GeneratorConfig | DiscriminatorConfig):
+    """Raises `InputError` where the fields disagree on the levels, or a number makes no network."""
+    levels = len(config.block_out_channels)
+    if not levels:
+        raise InputError("block_out_channels is empty: give one number of channels for each level")
+    for name in ("num_kernels", "self_attention", "cross_attention"):
+        if hasattr(config, name) and len(config.of_levels(name)) != levels:
+            number = len(config.of_levels(name))
+            raise InputError(f"{name} has {number} entries for {levels} block_out_channels: give {levels}")
+    for number in getattr(config, "num_kernels", 1), getattr(config, "minibatch_groups", 1):
+        if min(number if isinstance(number, tuple) else (number,)) < 1:
+            raise InputError(f"num_kernels or minibatch_groups is {number}: 1 is none, give 1 or more")
+    attends = zip(config.block_out_channels, config.of_levels("self_attention"), strict=True)
+    for channels, has_attention in attends:
+        if has_attention and channels % config.attention_head_dim:
+            raise InputError(
+                f"{channels} channels do not divide into heads of {config.attention_head_dim}: change one of "
+                "block_out_channels and attention_head_dim"
+            )
+    if getattr(config, "cross_attention", None) and config.text_dim is None and any(config.cross_attention):
+        raise InputError(
+            "cross_attention is on, and text_dim is None: give the width of the text states, or leave it out"
+        )

@@ -1,0 +1,187 @@
+"""GigaGAN's generator (Kang et al. 2023, section 3) in small: a picture from a text in one pass."""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from sd_tf.config import as_config
+from sd_tf.gan.config import LOWEST_SIDE, GeneratorConfig, check_config
+from sd_tf.gan.layers import (
+    AdaptiveConv2D,
+    CrossAttention,
+    DistanceAttention,
+    TextLayers,
+    leaky_relu,
+    unit_rows,
+)
+from sd_tf.nn.added_attention import attention_bias
+from sd_tf.nn.blocks import doubled
+
+RGB = 3
+
+
+@keras.saving.register_keras_serializable("sd_tf")
+class Generator(keras.Model):
+    """`generator(z, states=None, text_mask=None)`.
+
+    Args:
+        config: a `GeneratorConfig`, or its fields as a dictionary.
+
+    Called with z, float (batch, latent dim), standard normal; states (batch, tokens, text dim) and text_mask,
+    bool (batch, tokens), of a frozen text encoder, if `text_dim` is not None. Returns a tuple of pictures,
+    one for each level from 4 x 4 up, float32 (batch, side, side, 3), about in [-1, 1]; the last is drawn.
+
+    `styles` and `synthesize` are its two halves, for truncation, mixing and projection.
+
+    Raises:
+        InputError: the configuration makes no network.
+    """
+
+    def __init__(self, config=GeneratorConfig(), **kwargs):
+        super().__init__(autocast=False, **{"name": "generator", **kwargs})
+        config = self.config = as_config(GeneratorConfig, config)
+        check_config(config)
+        policy = self.dtype_policy
+        self.text = None
+        if config.text_dim is not None:
+            self.text = TextLayers(
+                config.text_width, config.text_layers, config.attention_head_dim, dtype=policy, name="text"
+            )
+        self.mapping = [
+            keras.layers.Dense(
+                config.style_dim, kernel_initializer="he_normal", dtype=policy, name=f"mapping.{i}"
+            )
+            for i in range(config.mapping_layers)
+        ]
+        kernels = config.of_levels("num_kernels")
+        self.levels = [
+            SynthesisLevel(
+                *(channels, kernels[i], config.self_attention[i], config.cross_attention[i]),
+                config.attention_head_dim,
+                upsample=i > 0,
+                dtype=policy,
+                name=f"levels.{i}",
+            )
+            for i, channels in enumerate(config.block_out_channels)
+        ]
+
+    def build(self, *input_shapes):
+        config = self.config
+        text_shape = None
+        width = config.latent_dim
+        if self.text is not None:
+            text_shape = (None, None, config.text_width)
+            self.text.build((None, None, config.text_dim))
+            width += config.text_width
+        for layer in self.mapping:
+            layer.build((None, width))
+            width = config.style_dim
+        channels = config.block_out_channels[0]
+        self.constant = self.add_weight(
+            shape=(1, LOWEST_SIDE, LOWEST_SIDE, channels), initializer="random_normal", name="constant"
+        )
+        for level, side in zip(self.levels, config.sides, strict=True):
+            inner = side // 2 if level.upsample else side
+            level.build((None, inner, inner, channels), (None, config.style_dim), text_shape)
+            channels = level.channels
+        self.built = True
+
+    def call(self, z, states=None, text_mask=None):
+        tokens, code = self.read(states, text_mask)
+        return self.synthesize(self.styles(z, code), tokens, text_mask)
+
+    def read(self, states=None, text_mask=None):
+        """The text's local tokens and its global code, (None, None) without a text."""
+        return (None, None) if self.text is None else self.text(states, text_mask)
+
+    def styles(self, z, code=None):
+        """w, (batch, style dim), of z and a global code (section 3.2)."""
+        x = unit_rows(ops.cast(z, self.compute_dtype))
+        if code is not None:
+            x = ops.concatenate([x, unit_rows(code)], axis=-1)
+        for layer in self.mapping:
+            x = leaky_relu(layer(x))
+        return x
+
+    def synthesize(self, styles, tokens=None, text_mask=None):
+        """Pictures of all levels, from w.
+
+        Args:
+            styles: (batch, style dim), or a list of such, one for each level: style mixing.
+            tokens, text_mask: of `read`.
+        """
+        styles = styles if isinstance(styles, (list, tuple)) else [styles] * len(self.levels)
+        bias = None if text_mask is None else attention_bias(text_mask)
+        x = ops.repeat(ops.cast(self.constant, self.compute_dtype), ops.shape(styles[0])[0], axis=0)
+        pictures, picture = [], None
+        for level, style in zip(self.levels, styles, strict=True):
+            x, change = level(x, style, tokens, bias)
+            change = ops.cast(change, "float32")
+            picture = change if picture is None else smoothly_doubled(picture) + change
+            pictures.append(picture)
+        return tuple(pictures)
+
+    def get_config(self):
+        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
+
+
+def smoothly_doubled(pictures):
+    """(batch, height, width, channels) -> (batch, 2 height, 2 width, channels), bilinear."""
+    height, width = pictures.shape[1:3]
+    return ops.image.resize(pictures, (2 * height, 2 * width), "bilinear", data_format="channels_last")
+
+
+@keras.saving.register_keras_serializable("sd_tf")
+class SynthesisLevel(keras.layers.Layer):
+    """Two adaptive convolutions and attention at one resolution, and what they add to the picture.
+
+    Args:
+        channels: of the result.
+        num_kernels: of the filter banks.
+        self_attention, cross_attention: whether positions attend on each other, and on the text.
+        head_width: of the attentions.
+        upsample: whether the resolution is doubled first.
+
+    Called with x (batch, side, side, channels in), w (batch, style dim), the text's tokens or None and their
+    `attention_bias` or None. Returns the level's features and its part of the picture, (batch, side, side,
+    3).
+    """
+
+    def __init__(
+        self, channels, num_kernels, self_attention, cross_attention, head_width, upsample, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.channels, self.num_kernels, self.head_width = channels, num_kernels, head_width
+        self.self_attention, self.cross_attention, self.upsample = self_attention, cross_attention, upsample
+
+    def build(self, x_shape, style_shape, text_shape=None):
+        policy = self.dtype_policy
+        side = x_shape[1] * (2 if self.upsample else 1)
+        shape = (None, side, side, self.channels)
+        self.convs = [
+            AdaptiveConv2D(self.channels, 3, self.num_kernels, dtype=policy, name=f"convs.{i}")
+            for i in (0, 1)
+        ]
+        self.convs[0].build((None, side, side, x_shape[-1]), style_shape)
+        self.convs[1].build(shape, style_shape)
+        self.attention = self.text_attention = None
+        if self.self_attention:
+            self.attention = DistanceAttention(self.head_width, dtype=policy, name="attention")
+            self.attention.build(shape)
+        if self.cross_attention:
+            self.text_attention = CrossAttention(self.head_width, dtype=policy, name="text_attention")
+            self.text_attention.build(shape, text_shape)
+        self.to_rgb = AdaptiveConv2D(RGB, 1, demodulate=False, dtype=policy, name="to_rgb")
+        self.to_rgb.build(shape, style_shape)
+
+    def call(self, x, style, tokens=None, bias=None):
+        if self.upsample:
+            x = doubled(x)
+        for convolution in self.convs:
+            x = leaky_relu(convolution(x, style))
+        if self.attention is not None:
+            x = self.attention(x)
+        if self.text_attention is not None:
+            x = self.text_attention(x, tokens, bias)
+        return x, self.to_rgb(x, style)

@@ -1,0 +1,100 @@
+"""The losses of a GAN's two players, one value for each example.
+
+Logits are float32 (batch, judgements), high for real pictures; `Discriminator` has one for each level and
+scale, which count alike.
+"""
+
+import tensorflow as tf
+
+from sd_tf.errors import unknown
+from sd_tf.text.clip import contrastive_loss
+
+KINDS = ("relativistic", "non_saturating")
+
+
+def discriminator_loss(real, fake, kind="relativistic"):
+    """What the discriminator minimises.
+
+    Args:
+        real, fake: logits of pictures of the same texts; a row is a pair.
+        kind: "non_saturating" (Goodfellow et al. 2014), or "relativistic" (R3GAN, Huang et al. 2024, equation
+            2), in which real pictures have to look more real than drawn ones and no more.
+
+    Returns:
+        float32 (batch,).
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    if kind == "relativistic":
+        return _mean(tf.nn.softplus(fake - real))
+    if kind == "non_saturating":
+        return _mean(tf.nn.softplus(fake) + tf.nn.softplus(-real))
+    raise unknown("adversarial", kind, KINDS)
+
+
+def generator_loss(real, fake, kind="relativistic"):
+    """What the generator minimises; as `discriminator_loss`, and non-saturating takes None for `real`."""
+    if kind == "relativistic":
+        return _mean(tf.nn.softplus(real - fake))
+    if kind == "non_saturating":
+        return _mean(tf.nn.softplus(-fake))
+    raise unknown("adversarial", kind, KINDS)
+
+
+def matching_loss(mismatched, matching=None, kind="non_saturating"):
+    """Pictures with another text are to be judged as drawn ones are (GigaGAN, equation 9; Reed et al. 2016).
+
+    Args:
+        mismatched: logits of pictures, real or drawn, with the text of another.
+        matching: logits of the real pictures with their own texts; for "relativistic" only.
+        kind: as of `discriminator_loss`.
+
+    Returns:
+        float32 (batch,).
+    """
+    if kind == "relativistic":
+        return _mean(tf.nn.softplus(mismatched - matching))
+    return _mean(tf.nn.softplus(mismatched))
+
+
+def gradient_penalty(judge, pictures):
+    """Squared norms of a discriminator's gradient with respect to pictures (Mescheder et al. 2018).
+
+    Args:
+        judge: `judge(pictures)` returns logits.
+        pictures: float (batch, side, side, 3), or a tuple of them, as of `Discriminator`.
+
+    Returns:
+        The logits, and float32 (batch,), which can be differentiated again: R1 of real pictures, R2 of drawn
+        ones, without the factor gamma / 2. The gradient is that of the mean of a picture's logits.
+    """
+    watched = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        logits = judge(tuple(watched) if isinstance(pictures, (list, tuple)) else watched[0])
+        total = tf.reduce_sum(_mean(logits))
+    gradients = tape.gradient(total, watched)
+    squares = [tf.reduce_sum(tf.square(tf.cast(each, tf.float32)), axis=(1, 2, 3)) for each in gradients]
+    return logits, tf.add_n(squares)
+
+
+def clip_loss(image_features, text_features, logit_scale, groups):
+    """CLIP's contrastive loss of drawn pictures and their texts (GigaGAN, equation 10).
+
+    Features are those of CLIP's common space, projected and of length 1. Token states, which are neither,
+    have no bound: a loss of their products diverges.
+
+    Args:
+        image_features, text_features: float (batch, dimension), of length 1.
+        logit_scale: logarithm of the factor on the cosines.
+        groups: int (batch,), equal where texts say the same.
+
+    Returns:
+        float32 (batch,).
+    """
+    return contrastive_loss(text_features, image_features, logit_scale, groups)
+
+
+def _mean(values):
+    return tf.reduce_mean(tf.cast(values, tf.float32), axis=1)

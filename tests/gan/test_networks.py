@@ -1,0 +1,147 @@
+"""The generator and the discriminator: what they see, what they do not, and their parts left out."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from sd_tf.errors import InputError
+from sd_tf.gan.config import DiscriminatorConfig, GeneratorConfig
+from sd_tf.gan.discriminator import Discriminator, halved, with_deviation
+from sd_tf.gan.generator import Generator
+from tests.conftest import shake_variables
+
+RNG = np.random.default_rng(0)
+DRAWS = GeneratorConfig(
+    block_out_channels=(16, 8, 8),
+    latent_dim=6,
+    style_dim=10,
+    mapping_layers=2,
+    text_dim=5,
+    text_width=8,
+    num_kernels=2,
+    self_attention=(False, True, False),
+    cross_attention=(False, True, False),
+    attention_head_dim=4,
+)
+JUDGES = DiscriminatorConfig(
+    block_out_channels=(8, 8, 16),
+    text_dim=5,
+    text_width=8,
+    self_attention=(False, True, False),
+    attention_head_dim=4,
+    minibatch_groups=2,
+)
+WITHOUT_TEXT = {"text_dim": None, "cross_attention": (False,) * 3}
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype("float32")
+
+
+def made(kind, config, **changes):
+    network = kind(dataclasses.replace(config, **changes))
+    network.build()
+    return shake_variables(network)
+
+
+@pytest.mark.parametrize("changes", [{}, WITHOUT_TEXT, {"num_kernels": 1}, {"num_kernels": (1, 2, 3)}])
+def test_a_generator_draws_a_picture_of_every_level(changes):
+    generator = made(Generator, DRAWS, **changes)
+    text = (normal(3, 4, 5), np.ones((3, 4), bool)) if generator.config.text_dim else ()
+    pictures = [np.asarray(each) for each in generator(normal(3, 6), *text)]
+    assert [each.shape for each in pictures] == [(3, side, side, 3) for side in (4, 8, 16)]
+    assert all(each.dtype == np.float32 and np.ptp(each) > 0 for each in pictures)
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch_and_depends_on_its_text_and_noise():
+    generator = made(Generator, DRAWS)
+    z, states, mask = normal(3, 6), normal(3, 4, 5), np.ones((3, 4), bool)
+    together = np.asarray(generator(z, states, mask)[-1])
+    alone = np.asarray(generator(z[1:2], states[1:2], mask[1:2])[-1])
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+    for other in ((z[::-1], states), (z, states[::-1])):
+        assert np.abs(np.asarray(generator(*other, mask)[-1])[0] - together[0]).max() > 1e-3
+
+
+def test_the_two_halves_are_the_whole_and_styles_can_differ_by_level():
+    generator = made(Generator, DRAWS)
+    z, states, mask = normal(2, 6), normal(2, 4, 5), np.ones((2, 4), bool)
+    tokens, code = generator.read(states, mask)
+    w = generator.styles(z, code)
+    whole = [np.asarray(each) for each in generator(z, states, mask)]
+    for ours, expected in zip(generator.synthesize(w, tokens, mask), whole, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    other = generator.styles(normal(2, 6), code)
+    mixed = [np.asarray(each) for each in generator.synthesize([w, w, other], tokens, mask)]
+    np.testing.assert_allclose(mixed[1], whole[1], atol=1e-6)
+    assert np.abs(mixed[2] - whole[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("inputs", [True, False])
+@pytest.mark.parametrize("outputs", [True, False])
+def test_there_is_a_judgement_for_each_level_and_scale(inputs, outputs):
+    judge = made(Discriminator, JUDGES, multi_scale_input=inputs, multi_scale_output=outputs)
+    logits = judge(normal(4, 16, 16, 3), normal(4, 3, 5), np.ones((4, 3), bool))
+    expected = {(True, True): 1 + 2 + 3, (True, False): 3, (False, True): 3, (False, False): 1}
+    assert logits.shape == (4, expected[inputs, outputs])
+
+
+def test_a_picture_of_its_own_size_is_judged_by_itself():
+    judge = made(Discriminator, JUDGES, minibatch_groups=1)
+    text = normal(2, 3, 5), np.ones((2, 3), bool)
+    pyramid = [normal(2, side, side, 3) for side in (4, 8, 16)]
+    logits = np.asarray(judge(tuple(pyramid), *text))
+    pyramid[2] = normal(2, 16, 16, 3)
+    changed = np.abs(np.asarray(judge(tuple(pyramid), *text)) - logits).max(axis=0) > 1e-4
+    # Judgements of the levels of 16, 8 and 4 pixels; of each the first is of the largest picture.
+    assert changed.tolist() == [True, True, False, True, False, False]
+
+
+def test_one_picture_is_judged_as_its_pyramid():
+    judge = made(Discriminator, JUDGES)
+    picture, text = normal(2, 16, 16, 3), (normal(2, 3, 5), np.ones((2, 3), bool))
+    half = halved(picture)
+    np.testing.assert_allclose(judge(picture, *text), judge((halved(half), half, picture), *text), atol=1e-5)
+    with pytest.raises(InputError, match=r"sides of \[8, 4, 2\], the discriminator judges \[16, 8, 4\]"):
+        judge(half, *text)
+
+
+def test_a_judgement_depends_on_the_text_only_where_there_is_one():
+    judge, picture = made(Discriminator, JUDGES), normal(2, 16, 16, 3)
+    mask = np.ones((2, 3), bool)
+    a, b = (np.asarray(judge(picture, normal(2, 3, 5), mask)) for _ in range(2))
+    assert (np.abs(a - b).max(axis=0) > 1e-4).all()
+    assert made(Discriminator, JUDGES, text_dim=None)(picture).shape == (2, 6)
+
+
+def test_the_deviation_of_a_group_is_its_own():
+    x = normal(4, 2, 2, 3)
+    x[2:] = x[2]  # the second group is twice the same
+    channel = np.asarray(with_deviation(x, 2))[..., 3]
+    np.testing.assert_allclose(channel[2:], 0.0, atol=1e-3)
+    np.testing.assert_allclose(channel[:2], x[:2].std(axis=0).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind, config", [(Generator, DRAWS), (Discriminator, JUDGES)])
+def test_a_network_is_made_again_from_its_configuration(kind, config):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(kind(config)))
+    assert again.config == config
+
+
+@pytest.mark.parametrize(
+    "kind, changes, message",
+    [
+        (Generator, {"block_out_channels": ()}, "block_out_channels is empty"),
+        (Generator, {"num_kernels": (1, 2)}, "num_kernels has 2 entries for 3 block_out_channels: give 3"),
+        (Generator, {"num_kernels": 0}, "is 0: 1 is none"),
+        (Generator, {"text_dim": None}, "cross_attention is on, and text_dim is None"),
+        (Generator, {"attention_head_dim": 3}, "8 channels do not divide into heads of 3"),
+        (Discriminator, {"self_attention": (True,)}, "self_attention has 1 entries for 3 block_out_channels"),
+    ],
+)
+def test_a_configuration_that_makes_no_network_is_an_error(kind, changes, message):
+    config = DRAWS if kind is Generator else JUDGES
+    with pytest.raises(InputError, match=message):
+        kind(dataclasses.replace(config, **changes))
