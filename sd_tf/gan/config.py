@@ -1,11 +1,13 @@
-"""The configurations of a GAN's two players: each is its network's `config.json`."""
+"""What a GAN is made of: its two players' `config.json`, its losses, and how pictures are augmented."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sd_tf.config import kept
 from sd_tf.errors import InputError
 
 LOWEST_SIDE = 4  # pixels of the first level that a generator draws
+ADVERSARIAL = ("relativistic", "non_saturating")
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,33 @@ def check_config(config: GeneratorConfig | DiscriminatorConfig):
         raise InputError(
             "cross_attention is on, and text_dim is None: give the width of the text states, or leave it out"
         )
+
+
+class GanLosses(NamedTuple):
+    """The parts of the losses and their weights; a weight of 0 leaves a part out.
+
+    Attributes:
+        kind: one of `ADVERSARIAL`.
+        gamma: of R1 and R2, the squared gradients at real and drawn pictures; half of it is their weight.
+        matching: weight of pictures with another's text, which are to be judged as drawn ones.
+        clip: weight of CLIP's contrastive loss of the drawn pictures.
+    """
+
+    kind: str = "relativistic"
+    gamma: float = 1.0
+    matching: float = 1.0
+    clip: float = 0.0
+
+
+class Augmentation(NamedTuple):
+    """How much pictures are changed.
+
+    Attributes:
+        translation: the longest way along each axis, as a share of the side.
+        cutout: side of the square that is blotted out, as a share of the side; 0 for none.
+        flip: whether half of the pictures are mirrored. Not for pictures that point one way.
+    """
+
+    translation: float = 0.125
+    cutout: float = 0.0
+    flip: bool = False

@@ -85,21 +85,40 @@ class Discriminator(keras.Model):
         self.built = True
 
     def call(self, pictures, states=None, text_mask=None):
-        code = None if self.text is None else self.text(states, text_mask)[1]
+        return self.judged(self.seen(pictures), self.code_of(states, text_mask))
+
+    def code_of(self, states=None, text_mask=None):
+        """The code of a text, (batch, text width); None without a text."""
+        return None if self.text is None else self.text(states, text_mask)[1]
+
+    def seen(self, pictures):
+        """What the levels that judge have seen of the pictures: a list of (rows, side, side, channels).
+
+        The rows of a level are those of the largest pictures, of the next smaller ones, and so on.
+        """
         pyramid = self.pyramid_of(pictures)
-        batch = ops.shape(pyramid[0])[0]
         x, found = None, []
         for i, level in enumerate(self.levels):
             if i in self.from_rgb:
-                seen = self.from_rgb[i](ops.cast(pyramid[i], self.compute_dtype))
-                x = seen if x is None else ops.concatenate([x, seen], axis=0)
-            scales = i + 1 if self.config.multi_scale_input else 1
+                picture = self.from_rgb[i](ops.cast(pyramid[i], self.compute_dtype))
+                x = picture if x is None else ops.concatenate([x, picture], axis=0)
             x = level(x)
             if i in self.heads:
-                logits = self.heads[i](x, None if code is None else ops.tile(code, (scales, 1)))
-                found.append(ops.transpose(ops.reshape(ops.cast(logits, "float32"), (scales, batch))))
+                found.append(x)
             if i + 1 < len(self.levels):
                 x = halved(x)
+        return found
+
+    def judged(self, seen, code=None):
+        """Logits, float32 (batch, judgements), of `seen` and the texts' `code_of`.
+
+        Pictures need be seen but once to be judged with several texts.
+        """
+        found = []
+        for (i, head), x in zip(self.heads.items(), seen, strict=True):
+            scales = i + 1 if self.config.multi_scale_input else 1
+            logits = head(x, None if code is None else ops.tile(code, (scales, 1)))
+            found.append(ops.transpose(ops.reshape(ops.cast(logits, "float32"), (scales, -1))))
         return ops.concatenate(found, axis=1)
 
     def pyramid_of(self, pictures):

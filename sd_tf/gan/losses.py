@@ -4,12 +4,11 @@ Logits are float32 (batch, judgements), high for real pictures; `Discriminator` 
 scale, which count alike.
 """
 
-import tensorflow as tf
+from keras import ops
 
 from sd_tf.errors import unknown
+from sd_tf.gan.config import ADVERSARIAL
 from sd_tf.text.clip import contrastive_loss
-
-KINDS = ("relativistic", "non_saturating")
 
 
 def discriminator_loss(real, fake, kind="relativistic"):
@@ -27,19 +26,19 @@ def discriminator_loss(real, fake, kind="relativistic"):
         InputError: there is no such kind.
     """
     if kind == "relativistic":
-        return _mean(tf.nn.softplus(fake - real))
+        return _mean(ops.softplus(fake - real))
     if kind == "non_saturating":
-        return _mean(tf.nn.softplus(fake) + tf.nn.softplus(-real))
-    raise unknown("adversarial", kind, KINDS)
+        return _mean(ops.softplus(fake) + ops.softplus(-real))
+    raise unknown("adversarial", kind, ADVERSARIAL)
 
 
 def generator_loss(real, fake, kind="relativistic"):
     """What the generator minimises; as `discriminator_loss`, and non-saturating takes None for `real`."""
     if kind == "relativistic":
-        return _mean(tf.nn.softplus(real - fake))
+        return _mean(ops.softplus(real - fake))
     if kind == "non_saturating":
-        return _mean(tf.nn.softplus(-fake))
-    raise unknown("adversarial", kind, KINDS)
+        return _mean(ops.softplus(-fake))
+    raise unknown("adversarial", kind, ADVERSARIAL)
 
 
 def matching_loss(mismatched, matching=None, kind="non_saturating"):
@@ -54,29 +53,8 @@ def matching_loss(mismatched, matching=None, kind="non_saturating"):
         float32 (batch,).
     """
     if kind == "relativistic":
-        return _mean(tf.nn.softplus(mismatched - matching))
-    return _mean(tf.nn.softplus(mismatched))
-
-
-def gradient_penalty(judge, pictures):
-    """Squared norms of a discriminator's gradient with respect to pictures (Mescheder et al. 2018).
-
-    Args:
-        judge: `judge(pictures)` returns logits.
-        pictures: float (batch, side, side, 3), or a tuple of them, as of `Discriminator`.
-
-    Returns:
-        The logits, and float32 (batch,), which can be differentiated again: R1 of real pictures, R2 of drawn
-        ones, without the factor gamma / 2. The gradient is that of the mean of a picture's logits.
-    """
-    watched = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
-    with tf.GradientTape() as tape:
-        tape.watch(watched)
-        logits = judge(tuple(watched) if isinstance(pictures, (list, tuple)) else watched[0])
-        total = tf.reduce_sum(_mean(logits))
-    gradients = tape.gradient(total, watched)
-    squares = [tf.reduce_sum(tf.square(tf.cast(each, tf.float32)), axis=(1, 2, 3)) for each in gradients]
-    return logits, tf.add_n(squares)
+        return _mean(ops.softplus(mismatched - matching))
+    return _mean(ops.softplus(mismatched))
 
 
 def clip_loss(image_features, text_features, logit_scale, groups):
@@ -97,4 +75,4 @@ def clip_loss(image_features, text_features, logit_scale, groups):
 
 
 def _mean(values):
-    return tf.reduce_mean(tf.cast(values, tf.float32), axis=1)
+    return ops.mean(ops.cast(values, "float32"), axis=1)

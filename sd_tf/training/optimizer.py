@@ -7,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+EPSILON = 1e-8
 NOT_DECAYED = ("bias", "beta", "gamma", "logit_scale")
 BUCKET = 2**22  # most values in one vector, unless one variable has more; bounds temporary memory
 FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000
@@ -125,8 +125,10 @@ class Optimizer:
             "finite": finite,
             "gradient_scale": scale * tf.minimum(1.0, config.gradient_clip / tf.maximum(norm, 1e-12)),
             "learning_rate": self.learning_rate.read_value(),
-            "first_correction": tf.cast(1.0 - BETA_1**step, tf.float32),
-            "second_correction": tf.cast(1.0 - BETA_2**step, tf.float32),
+            "beta_1": config.beta_1,
+            "beta_2": config.beta_2,
+            "first_correction": tf.cast(1.0 - config.beta_1**step, tf.float32),
+            "second_correction": tf.cast(1.0 - config.beta_2**step, tf.float32),
             "average_rate": tf.cast(1.0 - decay, tf.float32),
         }
         before = [norm]
@@ -316,9 +318,9 @@ _compiled = functools.cache(_by_xla)
 
 
 def _adamw_step(weights, first, second, average, gradient, weight_decay, settings, constrain):
-    gradient = gradient * settings["gradient_scale"]
-    new_first = BETA_1 * first + (1.0 - BETA_1) * gradient
-    new_second = BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient)
+    gradient, beta_1, beta_2 = gradient * settings["gradient_scale"], settings["beta_1"], settings["beta_2"]
+    new_first = beta_1 * first + (1.0 - beta_1) * gradient
+    new_second = beta_2 * second + (1.0 - beta_2) * tf.square(gradient)
     direction = (new_first / settings["first_correction"]) / (
         tf.sqrt(new_second / settings["second_correction"]) + EPSILON
     )

@@ -29,6 +29,8 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
+    beta_1: float = 0.9  # of AdamW; players of a GAN take 0, since the other changes their loss
+    beta_2: float = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,9 +162,12 @@ class Step:
 
         means, gradients = self.strategy.run(on_replica, args=(batch,))
         with self.strategy.scope():
-            self.learners[name].optimizer.apply(gradients)
+            norm = self.learners[name].optimizer.apply(gradients)
         means = self.strategy.reduce(tf.distribute.ReduceOp.SUM, means, axis=None)
-        return dict(zip(names, tf.unstack(means), strict=True))
+        found = dict(zip(names, tf.unstack(means), strict=True))
+        if len(self.learners) > 1:  # of two players, one's gradients say how the other does
+            found["gradient norm"] = norm
+        return found
 
     def _accumulated_gradients(self, name, batch):
         """Losses and gradients of a replica's batch, accumulated over its pieces."""

@@ -9,9 +9,9 @@ from sd_tf.gan.losses import (
     clip_loss,
     discriminator_loss,
     generator_loss,
-    gradient_penalty,
     matching_loss,
 )
+from sd_tf.training.gradient_penalty import gradient_penalty
 
 RNG = np.random.default_rng(0)
 REAL, FAKE = (RNG.standard_normal((3, 4)).astype("float32") for _ in range(2))

@@ -113,6 +113,9 @@ def test_a_judgement_depends_on_the_text_only_where_there_is_one():
     mask = np.ones((2, 3), bool)
     a, b = (np.asarray(judge(picture, normal(2, 3, 5), mask)) for _ in range(2))
     assert (np.abs(a - b).max(axis=0) > 1e-4).all()
+    seen, states = judge.seen(picture), normal(2, 3, 5)  # once, for several texts
+    expected = judge(picture, states, mask)
+    np.testing.assert_allclose(judge.judged(seen, judge.code_of(states, mask)), expected, atol=1e-6)
     assert made(Discriminator, JUDGES, text_dim=None)(picture).shape == (2, 6)
 
 

@@ -1,0 +1,95 @@
+"""Presets of GANs: network sizes and training settings by name."""
+
+from dataclasses import dataclass, replace
+
+from sd_tf.errors import argument, unknown
+from sd_tf.gan.config import Augmentation, DiscriminatorConfig, GanLosses, GeneratorConfig
+from sd_tf.training.options import OptimizerConfig
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that a run needs except its data."""
+
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig
+    text_encoder: str
+    max_minutes: float
+    batch_size: int = 32
+    generator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
+    discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
+    losses: GanLosses = GanLosses()
+    augmentation: Augmentation = Augmentation()
+    text_length: int | None = None
+    truncation: float = 1.0  # that is drawn with where nobody gives another
+    command: str = ""  # of trained weights, with their runtime and scores
+    runtime: str = ""
+    scores: str = ""
+
+
+# No momentum, as of StyleGAN and R3GAN: what a player's gradient was says little of the next.
+PLAYER = OptimizerConfig(
+    learning_rate=1e-3,
+    lr_schedule="cosine",
+    warmup_steps=100,
+    weight_decay=0.0,
+    gradient_clip=1e3,
+    beta_1=0.0,
+    beta_2=0.99,
+)
+GARMENTS = Preset(
+    generator=GeneratorConfig(
+        block_out_channels=(128, 128, 96, 48),
+        style_dim=128,
+        mapping_layers=2,
+        num_kernels=2,
+        self_attention=(False, True, False, False),
+        cross_attention=(False, True, True, False),
+    ),
+    discriminator=DiscriminatorConfig(
+        block_out_channels=(48, 96, 128, 128), self_attention=(False, False, True, False)
+    ),
+    text_encoder="clip-mini",
+    max_minutes=28,
+    generator_optimizer=PLAYER,
+    discriminator_optimizer=PLAYER,
+)
+PICTURES = replace(
+    GARMENTS,
+    generator=replace(
+        GARMENTS.generator,
+        block_out_channels=(192, 192, 128, 96, 48),
+        self_attention=(False, True, True, False, False),
+        cross_attention=(False, True, True, False, False),
+    ),
+    discriminator=replace(
+        GARMENTS.discriminator,
+        block_out_channels=(48, 96, 128, 192, 192),
+        self_attention=(False, False, True, False, False),
+    ),
+    text_encoder=MINILM,
+    text_length=32,
+    max_minutes=60,
+    augmentation=Augmentation(translation=0.125, cutout=0.25),
+)
+
+PRESETS = {"fashion-mnist-gan": GARMENTS, "pictures-gan": PICTURES}
+PRESET_OF_DATASET = {"fashion_mnist": "fashion-mnist-gan", "garments": "fashion-mnist-gan"}
+
+
+def preset_of(dataset: str) -> str:
+    """The name of a data set's default preset."""
+    return PRESET_OF_DATASET.get(dataset, "pictures-gan")
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in PRESETS:
+        raise unknown(argument("preset"), name, PRESETS)
+    return PRESETS[name]

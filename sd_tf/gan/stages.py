@@ -1,0 +1,165 @@
+"""The training stage of a GAN: the discriminator's move, then the generator's."""
+
+import numpy as np
+import tensorflow as tf
+
+from sd_tf.data.pipeline import stream
+from sd_tf.gan.augmentation import NUMBERS, augmented
+from sd_tf.gan.config import GanLosses
+from sd_tf.gan.losses import clip_loss, discriminator_loss, generator_loss, matching_loss
+from sd_tf.images import to_unit
+from sd_tf.seeding import normals, uniforms
+from sd_tf.training.gradient_penalty import gradient_penalty
+from sd_tf.training.options import OptimizerConfig
+from sd_tf.training.stage import Player, Stage, mean_of_some
+
+# Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
+LATENTS, AUGMENTATIONS, MISMATCHES = 2, 3, 4
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+
+
+class GanStage(Stage):
+    """Both players in turn, each on a batch of its own.
+
+    Args:
+        generator, discriminator: the networks, of one `sample_size` and one text.
+        optimizers: their `OptimizerConfig`s, by name.
+        batch_size: examples of a move, a multiple of the discriminator's `minibatch_groups`.
+        dataset: `CaptionedImages` of the networks' size.
+        texts: a `TextCache` of its captions; None for networks without a text.
+        losses: a `GanLosses`.
+        augmentation: an `Augmentation`, or None.
+        seed: of the order of examples and of everything that is drawn for them.
+        clip: a frozen `CLIPModel` and its tokenizer, for the loss of that name.
+    """
+
+    name = "gan"
+
+    def __init__(
+        self,
+        generator,
+        discriminator,
+        optimizers: dict[str, OptimizerConfig],
+        batch_size,
+        dataset,
+        texts=None,
+        losses=GanLosses(),
+        augmentation=None,
+        seed=0,
+        clip=None,
+    ):
+        self.generator, self.discriminator = generator, discriminator
+        self.batch_size, self.dataset, self.texts, self.seed = batch_size, dataset, texts, seed
+        self.weights, self.augmentation, self.clip = losses, augmentation, clip
+        self.seconds_spent = 0.0 if texts is None else texts.seconds
+        self.players = {
+            DISCRIMINATOR: Player(discriminator, optimizers[DISCRIMINATOR]),
+            GENERATOR: Player(generator, optimizers[GENERATOR]),
+        }
+
+    @property
+    def divisible(self):
+        """Deviations of groups and CLIP's loss compare examples of a batch."""
+        return self.discriminator.config.minibatch_groups == 1 and not self.weights.clip
+
+    def batches(self, first, part=(0, 1)):
+        def fetch(indices, epoch):
+            examples = self.dataset.examples(indices, epoch)
+            found = {
+                "images": to_unit(examples.images),
+                "z": normals((LATENTS, self.seed, epoch), indices, (self.generator.config.latent_dim,)),
+                "groups": examples.groups,
+            }
+            if self.augmentation is not None:
+                numbers = uniforms((AUGMENTATIONS, self.seed, epoch), indices, 2 * NUMBERS)
+                found["numbers"] = numbers.astype(np.float32)
+            if self.texts is not None:
+                found |= self._texts("", examples.captions)
+                if self.weights.matching:
+                    found |= self._of_others(indices, epoch, examples.groups)
+            if self.clip is not None:
+                found["token_ids"] = self.clip[1](examples.captions)
+            return found
+
+        return stream(fetch, len(self.dataset), self.batch_size, self.seed, first, part)
+
+    def _texts(self, prefix, captions):
+        rows = self.texts.rows_of(captions)
+        states = self.texts.states[rows].astype(np.float32)
+        return {f"{prefix}states": states, f"{prefix}text_mask": self.texts.mask[rows]}
+
+    def _of_others(self, indices, epoch, groups):
+        """The texts of other examples, and whether they say something else."""
+        draws = uniforms((MISMATCHES, self.seed, epoch), indices, 1)[:, 0]
+        others = (indices + 1 + (draws * (len(self.dataset) - 1)).astype(np.int64)) % len(self.dataset)
+        examples = self.dataset.examples(others, epoch)
+        return self._texts("other_", examples.captions) | {"mismatched": examples.groups != groups}
+
+    def losses(self, batch, player, averages):
+        drawn = self.generator(batch["z"], *_text(batch))
+        real, drawn = self._augmented(batch["images"], drawn, batch)
+        if player == GENERATOR:
+            return self._generator_losses(real, drawn, batch)
+        return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch)
+
+    def _discriminator_losses(self, real, drawn, batch):
+        judge, weights, seen = self.discriminator, self.weights, []
+        code = judge.code_of(*_text(batch))
+
+        def judged(pictures):
+            seen.append(judge.seen(pictures))
+            return judge.judged(seen[-1], code)
+
+        logits, penalty = gradient_penalty(judged, real)
+        drawn_logits, drawn_penalty = gradient_penalty(judged, drawn)
+        found = {
+            "adversarial": discriminator_loss(logits, drawn_logits, weights.kind),
+            "r1": penalty,
+            "r2": drawn_penalty,
+            "real above drawn": _share_above(logits, drawn_logits),
+        }
+        loss = found["adversarial"] + 0.5 * weights.gamma * (penalty + drawn_penalty)
+        if "mismatched" in batch:
+            other = judge.judged(seen[0], judge.code_of(batch["other_states"], batch["other_text_mask"]))
+            mismatched = tf.cast(batch["mismatched"], tf.float32)
+            matching = mismatched * matching_loss(other, logits, weights.kind)
+            loss += weights.matching * matching
+            found["matching"] = matching
+            found |= mean_of_some(
+                "own text above another's", _share_above(logits, other), batch["mismatched"]
+            )
+        return {"loss": loss, **found}
+
+    def _generator_losses(self, real, drawn, batch):
+        weights, judge, text = self.weights, self.discriminator, _text(batch)
+        logits = judge(drawn, *text)
+        real_logits = judge(real, *text) if weights.kind == "relativistic" else None
+        found = {"adversarial": generator_loss(real_logits, logits, weights.kind)}
+        loss = found["adversarial"]
+        if weights.clip:
+            clip = self.clip[0]
+            features = clip.image_features(clip.preprocess(drawn[-1]))
+            of_texts = tf.stop_gradient(clip.text_features(batch["token_ids"]))
+            found["clip"] = clip_loss(features, of_texts, clip.logit_scale, batch["groups"])
+            loss += weights.clip * found["clip"]
+        return {"loss": loss, **found}
+
+    def _augmented(self, real, drawn, batch):
+        if not self.discriminator.config.multi_scale_input:
+            drawn = drawn[-1:]
+        if self.augmentation is None:
+            return real, drawn
+        numbers = batch["numbers"]
+        return (
+            augmented(real, numbers[:, :NUMBERS], self.augmentation),
+            augmented(drawn, numbers[:, NUMBERS:], self.augmentation),
+        )
+
+
+def _text(batch):
+    return (batch["states"], batch["text_mask"]) if "states" in batch else ()
+
+
+def _share_above(logits, others):
+    """Of each example, of how many judgements the one is above the other, float32 (batch,)."""
+    return tf.reduce_mean(tf.cast(logits > others, tf.float32), axis=1)
