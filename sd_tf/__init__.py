@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CascadedDiffusion": "sd_tf.cascade.model",
     "CrossAttention": "sd_tf.training.finetuning_options",
+    "GigaGAN": "sd_tf.gan.model",
     "InputError": "sd_tf.errors",
     "LatentDiffusion": "sd_tf.latent.model",
     "LoRA": "sd_tf.training.finetuning_options",

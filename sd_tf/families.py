@@ -44,6 +44,7 @@ FAMILIES = {
         "sd_tf.cascade.commands",
         ("CascadedDiffusionPipeline", "IFPipeline", "IFSuperResolutionPipeline"),
     ),
+    "gan": Home("GigaGAN", "sd_tf.gan.loading", "sd_tf.gan.commands", ("GigaGANPipeline",)),
 }
 USUAL = "latent"  # the default family
 

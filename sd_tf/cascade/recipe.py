@@ -7,12 +7,9 @@ learned_embeds.safetensors                          embedding of --finetune text
 base/pytorch_lora_weights.safetensors sr2/...       weights of --finetune lora, in the place of the stages
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-
-import numpy as np
 
 from sd_tf.cascade import folder as folders
 from sd_tf.cascade.new_model import copied
@@ -25,18 +22,16 @@ from sd_tf.cascade.unet import PixelUNet
 from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.checkpoints.word_files import FILE as WORD_FILE
 from sd_tf.checkpoints.word_files import write_word
-from sd_tf.data.text_cache import text_cache
 from sd_tf.data.with_prior import WithPrior
 from sd_tf.errors import InputError, unknown
-from sd_tf.hashing import fingerprint
 from sd_tf.lora.files import FILE as LORA_FILE
 from sd_tf.lora.files import write_lora
-from sd_tf.progress import tqdm
 from sd_tf.seeding import seeded
 from sd_tf.skeleton import skeleton
 from sd_tf.text.known_words import words_of
 from sd_tf.training import prior
 from sd_tf.training.base_weights import RecipeFromBase
+from sd_tf.training.caption_states import ShapesOnly, cached_texts
 from sd_tf.training.finetuning import (
     check_fine_tuning,
     choose_what_learns,
@@ -47,7 +42,6 @@ from sd_tf.training.finetuning import (
 from sd_tf.training.new_word import teach_word
 from sd_tf.training.recipe import PlannedStage
 
-ENCODED_AT_ONCE = 64  # captions
 ATTENTION = ".attentions."  # in the keys of the layers that attend to the text
 # Of diffusers' example for DeepFloyd IF. A stage that attends to the text alone has no to_k and to_v.
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out", "add_k_proj", "add_v_proj")
@@ -316,7 +310,7 @@ class PlannedPixelStage(PlannedStage):
         self.recipe.choose_what_learns(network)
         stage = PixelStage(network, self.stage.schedule, self.stage.noising)
         encoder = self.model.text_encoder
-        texts = _ShapesOnly(encoder.length, encoder.width)
+        texts = ShapesOnly(encoder.length, encoder.width)
         frozen = sum(variable.shape.num_elements() for variable in network.non_trainable_variables)
         return self._stage(run, stage, texts), frozen
 
@@ -357,41 +351,3 @@ class PlannedWord(PlannedPixelStage):
         if self._before is not None:  # as it was before it was taught the word, which the checkpoint keeps
             self.model.text_encoder, self.model.origin = self._before
             self.model.provenance.taught_words.discard(self.recipe.own.new_word)
-
-
-class _ShapesOnly:
-    """A stand-in for a `TextCache`: only its shapes matter."""
-
-    def __init__(self, tokens, width):
-        self.states, self.seconds = np.zeros((1, tokens, width), np.float16), 0.0
-
-    def rows_of(self, captions):
-        return np.zeros(len(captions), np.int64)
-
-
-def cached_texts(run, encoder):
-    """The `TextCache` of a run's captions; the chief makes it if it is missing.
-
-    Args:
-        run: the `Run`.
-        encoder: the model's `TextEncoder`.
-    """
-    captions = run.dataset.distinct_captions
-    key = fingerprint("texts", encoder.fingerprint, captions)
-    if not run.workers.is_chief:
-        run.workers.wait()  # the chief makes it
-    with contextlib.closing(
-        tqdm(total=len(captions) + 1, desc="captions    ", disable=not run.shows_progress, leave=False)
-    ) as bar:
-
-        def encode(texts):
-            encoded = encoder.encode(*encoder.tokenize(texts))
-            return encoded.states, encoded.mask
-
-        def progress(done, total):
-            bar.update(done - bar.n)
-
-        cache = text_cache(run.cache_folder, key, captions, encode, ENCODED_AT_ONCE, progress)
-    if run.workers.is_chief:
-        run.workers.wait()
-    return cache

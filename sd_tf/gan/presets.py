@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from sd_tf.errors import argument, unknown
 from sd_tf.gan.config import Augmentation, DiscriminatorConfig, GanLosses, GeneratorConfig
-from sd_tf.training.options import OptimizerConfig
+from sd_tf.training.options import StageConfig
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -17,9 +17,8 @@ class Preset:
     discriminator: DiscriminatorConfig
     text_encoder: str
     max_minutes: float
-    batch_size: int = 32
-    generator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
-    discriminator_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
+    generator_training: StageConfig
+    discriminator_training: StageConfig
     losses: GanLosses = GanLosses()
     augmentation: Augmentation = Augmentation()
     text_length: int | None = None
@@ -30,7 +29,8 @@ class Preset:
 
 
 # No momentum, as of StyleGAN and R3GAN: what a player's gradient was says little of the next.
-PLAYER = OptimizerConfig(
+PLAYER = StageConfig(
+    batch_size=32,
     learning_rate=1e-3,
     lr_schedule="cosine",
     warmup_steps=100,
@@ -53,8 +53,8 @@ GARMENTS = Preset(
     ),
     text_encoder="clip-mini",
     max_minutes=28,
-    generator_optimizer=PLAYER,
-    discriminator_optimizer=PLAYER,
+    generator_training=PLAYER,
+    discriminator_training=PLAYER,
 )
 PICTURES = replace(
     GARMENTS,

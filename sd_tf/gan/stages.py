@@ -1,16 +1,19 @@
 """The training stage of a GAN: the discriminator's move, then the generator's."""
 
+import warnings
+
 import numpy as np
 import tensorflow as tf
 
 from sd_tf.data.pipeline import stream
 from sd_tf.gan.augmentation import NUMBERS, augmented
 from sd_tf.gan.config import GanLosses
+from sd_tf.gan.folder import save_network
 from sd_tf.gan.losses import clip_loss, discriminator_loss, generator_loss, matching_loss
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
 from sd_tf.training.gradient_penalty import gradient_penalty
-from sd_tf.training.options import OptimizerConfig
+from sd_tf.training.options import StageConfig
 from sd_tf.training.stage import Player, Stage, mean_of_some
 
 # Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
@@ -23,14 +26,15 @@ class GanStage(Stage):
 
     Args:
         generator, discriminator: the networks, of one `sample_size` and one text.
-        optimizers: their `OptimizerConfig`s, by name.
-        batch_size: examples of a move, a multiple of the discriminator's `minibatch_groups`.
+        configs: their `StageConfig`s, by name, of one batch size: a multiple of the discriminator's
+            `minibatch_groups`.
         dataset: `CaptionedImages` of the networks' size.
         texts: a `TextCache` of its captions; None for networks without a text.
         losses: a `GanLosses`.
         augmentation: an `Augmentation`, or None.
         seed: of the order of examples and of everything that is drawn for them.
         clip: a frozen `CLIPModel` and its tokenizer, for the loss of that name.
+        model: the `GigaGAN` that draws previews; None for no previews.
     """
 
     name = "gan"
@@ -39,28 +43,29 @@ class GanStage(Stage):
         self,
         generator,
         discriminator,
-        optimizers: dict[str, OptimizerConfig],
-        batch_size,
+        configs: dict[str, StageConfig],
         dataset,
         texts=None,
         losses=GanLosses(),
         augmentation=None,
         seed=0,
         clip=None,
+        model=None,
     ):
         self.generator, self.discriminator = generator, discriminator
-        self.batch_size, self.dataset, self.texts, self.seed = batch_size, dataset, texts, seed
+        self.batch_size = configs[GENERATOR].batch_size
+        self.dataset, self.texts, self.seed, self.model = dataset, texts, seed, model
         self.weights, self.augmentation, self.clip = losses, augmentation, clip
         self.seconds_spent = 0.0 if texts is None else texts.seconds
         self.players = {
-            DISCRIMINATOR: Player(discriminator, optimizers[DISCRIMINATOR]),
-            GENERATOR: Player(generator, optimizers[GENERATOR]),
+            DISCRIMINATOR: Player(discriminator, configs[DISCRIMINATOR]),
+            GENERATOR: Player(generator, configs[GENERATOR]),
         }
 
     @property
     def divisible(self):
-        """Deviations of groups and CLIP's loss compare examples of a batch."""
-        return self.discriminator.config.minibatch_groups == 1 and not self.weights.clip
+        """CLIP's loss compares all examples of a batch; the groups of the deviation stay together."""
+        return not self.weights.clip
 
     def batches(self, first, part=(0, 1)):
         def fetch(indices, epoch):
@@ -154,6 +159,19 @@ class GanStage(Stage):
             augmented(real, numbers[:, :NUMBERS], self.augmentation),
             augmented(drawn, numbers[:, NUMBERS:], self.augmentation),
         )
+
+    def preview(self):
+        """Two pictures for each preview prompt."""
+        if self.model is None:
+            return None
+        prompts = list(self.dataset.preview_prompts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # words that it is learning just now
+            images = self.model.generate(prompts, num_images=2, engine="tensorflow", progress=False)
+        return images, len(prompts)
+
+    def save_snapshot(self, folder, dtype):
+        save_network(self.generator, folder, dtype)
 
 
 def _text(batch):

@@ -1,0 +1,318 @@
+"""`GigaGAN`: a text encoder, a generator and its discriminator as one text-to-image model."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from sd_tf.diffusion.conditions import concatenate
+from sd_tf.errors import InputError, unknown
+from sd_tf.gan.options import GanOptions
+from sd_tf.generation.checks import check_number
+from sd_tf.generation.engines import ENGINES, Engines
+from sd_tf.generation.pictures import as_output, check_output, to_uint8
+from sd_tf.generation.request import Request
+from sd_tf.generation.text_conditions import text_conditions
+from sd_tf.quiet import import_tensorflow
+from sd_tf.seeding import normals
+from sd_tf.training.provenance import Provenance
+from sd_tf.unread import Unread
+
+MEAN_STYLES = 5  # key of the stream of random numbers whose styles truncation averages
+STYLES_IN_MEAN = 256
+
+
+class GanEngine(NamedTuple):
+    """An engine of a GAN, see `sd_tf.generation.engines`; a model without a text has no context and no mask.
+
+    Attributes:
+        styles: z (n, latent dim), context (n, tokens, width), mask int32 (n, tokens) -> w (n, style dim).
+        synthesize: w, context, mask -> pictures, float32 (n, side, side, 3), about [-1, 1].
+    """
+
+    styles: Callable
+    synthesize: Callable
+
+
+class GigaGAN:
+    """A text-to-image GAN (Kang et al. 2023) in small: one pass of its generator draws a picture.
+
+    Args:
+        generator: a `Generator`, or `Unread`.
+        discriminator: a `Discriminator`, or `Unread`, for training; None if there is none.
+        text_encoder: a `TextEncoder`, frozen; None if it draws without a text.
+        truncation: that `generate` uses where nobody gives another.
+
+    Attributes:
+        generator_config, discriminator_config: the networks' configurations.
+        known_words: the words of all captions that it has learned from, if its text encoder has learned from
+            no others; None if that may know any word.
+        provenance: a `Provenance`: how the model was made and trained, for later runs.
+        dtype: the Keras precision policy of its networks; None for Keras' global one.
+
+    Example:
+        >>> model = sd_tf.GigaGAN.from_preset("fashion-mnist-gan", "fashion_mnist")
+        >>> model.fit("fashion_mnist", minutes=28)
+        >>> images = model.generate("a red dress", num_images=4, seed=0)  # uint8 (4, 32, 32, 3)
+
+    Raises:
+        InputError: the networks do not fit to each other or to the text encoder.
+    """
+
+    Options = GanOptions
+
+    def __init__(self, generator, discriminator=None, text_encoder=None, truncation=1.0):
+        self._generator, self._discriminator = generator, discriminator
+        self.generator_config = generator.config
+        self.discriminator_config = None if discriminator is None else discriminator.config
+        self.text_encoder, self.recommended_truncation = text_encoder, truncation
+        self._check_fit()
+        self.known_words, self.provenance, self.dtype = None, Provenance(), None
+        self.engines = Engines(self._functions, GanEngine)
+
+    def _check_fit(self):
+        width = None if self.text_encoder is None else self.text_encoder.width
+        for name, config in (
+            ("generator", self.generator_config),
+            ("discriminator", self.discriminator_config),
+        ):
+            if config is None:
+                continue
+            if config.text_dim != width:
+                raise InputError(
+                    f"the {name} reads text states {config.text_dim} wide, the text encoder writes {width}: "
+                    "use the text encoder that it was trained with"
+                )
+            if config.sample_size != self.generator_config.sample_size:
+                raise InputError(
+                    f"the discriminator judges pictures of {config.sample_size} pixels, the generator draws "
+                    f"{self.generator_config.sample_size}: take networks of one size"
+                )
+
+    @property
+    def generator(self):
+        """The `Generator`, read when it is first asked for."""
+        if isinstance(self._generator, Unread):
+            self._generator = self._generator.read()
+        return self._generator
+
+    @property
+    def discriminator(self):
+        """The `Discriminator`, read when it is first asked for; None if there is none."""
+        if isinstance(self._discriminator, Unread):
+            self._discriminator = self._discriminator.read()
+        return self._discriminator
+
+    def put(self, generator=None, discriminator=None):
+        """Replaces networks by others of the same configuration, which may be `Unread`."""
+        if generator is not None and generator is not self._generator:
+            self._generator, self.engines = generator, Engines(self._functions, GanEngine)
+        if discriminator is not None:
+            self._discriminator = discriminator
+
+    def read_networks(self):
+        """Reads networks that are still unread; their files may then be deleted."""
+        _ = self.generator, self.discriminator
+        if self.text_encoder is not None:
+            self.text_encoder.network()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that it draws, in pixels."""
+        return (self.generator_config.sample_size,) * 2
+
+    @property
+    def precision(self) -> str:
+        """The Keras precision policy of its networks."""
+        import keras
+
+        if not isinstance(self._generator, Unread):
+            return self._generator.dtype_policy.name
+        return keras.dtype_policies.get(self.dtype or keras.config.dtype_policy()).name
+
+    def weights_sha256(self) -> str:
+        """A hash of all weights."""
+        from sd_tf.hashing import fingerprint, weights_fingerprint
+
+        networks = [each for each in (self.generator, self.discriminator) if each is not None]
+        encoder = "" if self.text_encoder is None else self.text_encoder.fingerprint
+        return fingerprint(*map(weights_fingerprint, networks), encoder)
+
+    # -- drawing --------------------------------------------------------------------------------
+
+    def text_reader(self):
+        """The `TextEncoder`; None if it draws without a text."""
+        return self.text_encoder
+
+    def generate(
+        self,
+        prompt=None,
+        num_images=1,
+        seed=0,
+        truncation=None,
+        batch_size=64,
+        z=None,
+        prompt_syntax="weights",
+        prompt_embeds=None,
+        output="array",
+        engine="auto",
+        progress=True,
+    ):
+        """Generates pictures from text, each in one pass.
+
+        Picture j of a prompt depends only on the prompt, the truncation and `seed + j`, up to rounding.
+
+        Args:
+            prompt, num_images, seed, batch_size, prompt_syntax, prompt_embeds, output, progress: as in
+                `LatentDiffusion.generate`. A model without a text takes any prompt and reads none.
+            truncation: 0 to 1, how far styles are from their mean for the prompt: less is more usual and less
+                varied (Karras et al. 2019, section 2.1); None for the model's.
+            z: float (pictures, latent dim), standard normal, in the place of that of the seeds.
+            engine: "tensorflow"; "openvino", which needs the extra `openvino` and float32; or "auto".
+
+        Returns:
+            uint8 (prompts x num_images, side, side, 3), prompt by prompt: an array whose `seeds` are int64
+                (pictures,). Or PIL pictures in a list, see `output`.
+
+        Raises:
+            InputError: an argument is of the wrong type or out of range.
+        """
+        check_output(output)
+        if engine not in ENGINES:
+            raise unknown("engine", engine, ENGINES)
+        truncation = self.recommended_truncation if truncation is None else truncation
+        check_number("truncation", truncation, 0, 1)
+        if prompt is None and self.text_encoder is None:
+            prompt = "a picture"
+        request = Request(
+            prompt, "", num_images, seed, batch_size, prompt_syntax, prompt_embeds=prompt_embeds
+        )
+        return as_output(self._drawn(request, truncation, z, engine, progress), output, request)
+
+    def _drawn(self, request, truncation, z, engine, progress):
+        import_tensorflow()
+        run, size = self.engines[engine], self.generator_config.latent_dim
+        if z is None:
+            z = request.noise(np.arange(request.number), 0, (size,))
+        else:
+            z = np.asarray(z, np.float32)
+            if z.shape != (request.number, size):
+                raise InputError(f"z has the shape {z.shape}: give ({request.number}, {size})")
+        texts = self._texts(request)
+        images = []
+        starts = range(0, request.number, request.batch_size)
+        means = {}  # row of the prompt -> the mean style
+        for start in tqdm(starts, unit="batch", disable=None if progress and len(starts) > 1 else True):
+            places = np.arange(start, min(start + request.batch_size, request.number))
+            text = tuple(part[places] for part in texts)
+            styles = np.asarray(run.styles(z[places], *text))
+            if truncation < 1:
+                rows = places // request.num_images
+                for row in np.unique(rows):
+                    if row not in means:
+                        means[row] = self._mean_style(run, [part[row * request.num_images] for part in texts])
+                mean = np.stack([means[row] for row in rows])
+                styles = mean + np.float32(truncation) * (styles - mean)
+            images.append(to_uint8(np.asarray(run.synthesize(styles, *text))))
+        return np.concatenate(images)
+
+    def _texts(self, request):
+        """Context and mask of each picture, or nothing."""
+        if self.text_encoder is None:
+            return ()
+        pairs = text_conditions(request, self.text_encoder)
+        condition = concatenate([positive for _, positive in pairs])
+        context = np.asarray(condition.context, np.float32)
+        mask = np.ones(context.shape[:2]) if condition.mask is None else np.asarray(condition.mask)
+        return context, mask.astype(np.int32)
+
+    def _mean_style(self, run, text):
+        """The mean of the styles of one text, (style dim,)."""
+        z = normals((MEAN_STYLES,), np.arange(STYLES_IN_MEAN), (self.generator_config.latent_dim,))
+        repeated = (np.repeat(part[None], STYLES_IN_MEAN, axis=0) for part in text)
+        return np.asarray(run.styles(z, *repeated)).mean(axis=0)
+
+    def _functions(self):
+        """The `functions` of `Engines`."""
+        generator, config = self.generator, self.generator_config
+        z, w = (((None, size), "float32") for size in (config.latent_dim, config.style_dim))
+        text = []
+        if self.text_encoder is not None:
+            text = [((None, None, config.text_dim), "float32"), ((None, None), "int32")]
+
+        def styles(z, *text):
+            from keras import ops
+
+            return ops.cast(generator.styles(z, generator.read(*text)[1]), "float32")
+
+        def synthesize(w, *text):
+            mask = text[1] if text else None
+            return generator.synthesize(w, generator.read(*text)[0], mask)[-1]
+
+        return {
+            "styles": (generator, styles, [z, *text]),
+            "synthesize": (generator, synthesize, [w, *text]),
+        }
+
+    # -- making, training, writing --------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls, name, data, dtype=None, seed=0, **options):
+        """A new model with random weights, to be trained by `fit`.
+
+        Args:
+            name: name of the preset, a key of `sd_tf.gan.presets.PRESETS` such as "fashion-mnist-gan".
+            data: a data set of `sd_tf.open_data`, or anything that it opens.
+            dtype: a Keras precision policy, such as "mixed_bfloat16"; None for Keras' global one.
+            seed: random seed of the weights.
+            options: of a new model: `text_encoder`, `num_kernels` and others of
+                `sd_tf.gan.options.GanOptions`.
+
+        Raises:
+            InputError: there is no such preset or option, or options contradict each other.
+        """
+        import_tensorflow()
+        from sd_tf.gan.new_model import new_model
+
+        return new_model(GanOptions.of(preset=name, **options), data, dtype, seed)
+
+    def fit(self, data, options=None, **settings):
+        """Trains both players of a new model, or goes on with a trained one.
+
+        Args:
+            data: a data set of `sd_tf.open_data`, or anything that it opens.
+            options: a dictionary of further options, or instances of `RunOptions`, `OptimizerOptions` and
+                `GanOptions`.
+            settings: `minutes`, `steps`, `folder`, `batch_size`, `learning_rate`, `optimizer`, `callbacks`,
+                `seed`, `verbose`: see `sd_tf.training.fit.fit`.
+
+        Returns:
+            A `History`: `.history`, `.epoch`, `.plot("generator/loss")`.
+
+        Raises:
+            InputError: an argument has the wrong type, or contradicts another or the run in the folder.
+                Nothing is written then.
+            KeyboardInterrupt: Ctrl-C, or a notebook's stop button. With a `folder`, a checkpoint is saved,
+                and the same call resumes.
+        """
+        from sd_tf.gan.recipe import recipe_of
+        from sd_tf.training.fit import check_names, fit
+
+        check_names(settings)
+        return fit(self, recipe_of, data, options=options, **settings)
+
+    def save(self, folder, dtype="float32", max_shard_size="10GB"):
+        """Writes a folder that `sd_tf.load` opens.
+
+        Args:
+            folder: made if it is missing. A model in it stays intact until the new one is complete.
+            dtype: dtype of the tensors in the files, "float32", "float16" or "bfloat16".
+            max_shard_size: the most bytes of one file, a whole number or a string such as "5GB".
+
+        Raises:
+            InputError: the folder cannot be written, or the dtype or the size is invalid.
+        """
+        from sd_tf.gan.folder import save  # which imports this module
+
+        save(self, folder, dtype, max_shard_size)

@@ -1,0 +1,86 @@
+"""New GANs: a preset, a frozen text encoder, and two networks with random weights."""
+
+import dataclasses
+
+from sd_tf.checkpoints.sources import resolve
+from sd_tf.checkpoints.text_encoders import open_text_encoder
+from sd_tf.data.open import open_data
+from sd_tf.gan.model import GigaGAN
+from sd_tf.gan.options import GanOptions
+from sd_tf.gan.presets import Preset, preset_named, preset_of
+from sd_tf.generation.checks import check_whole
+from sd_tf.text.known_words import read_words
+from sd_tf.training.options import check_dtype
+from sd_tf.training.provenance import Beginning, Provenance
+from sd_tf.unread import random_network
+
+
+def new_model(options: GanOptions, data, dtype=None, seed=0) -> GigaGAN:
+    """A GAN with random weights; its networks are made when they are first used.
+
+    Args:
+        options: preset, text encoder and parts.
+        data: a data set of `sd_tf.open_data`, whose name selects the preset if none is given.
+        dtype: a Keras precision policy; None for Keras' global one.
+        seed: seed of the weights.
+
+    Raises:
+        InputError: there is no such preset or text encoder, or the options do not fit together.
+    """
+    from sd_tf.gan.discriminator import Discriminator  # only here: they import Keras
+    from sd_tf.gan.generator import Generator
+
+    check_dtype(dtype)
+    check_whole("seed", seed, 0, 2**32 - 1)
+    name = options.preset or preset_of(open_data(data).name)
+    preset = changed(preset_named(name), options)
+    text_encoder, words = None, None
+    if not options.unconditional:
+        folder = preset.text_encoder
+        text_encoder = open_text_encoder(folder, preset.text_length)
+        words = read_words(resolve(folder, kind="text encoder", parts=("text_encoder",)))
+    width = None if text_encoder is None else text_encoder.width
+    networks = {
+        kind.__name__.lower(): random_network(kind, dataclasses.replace(config, text_dim=width), dtype, seed)
+        for kind, config in ((Generator, preset.generator), (Discriminator, preset.discriminator))
+    }
+    model = GigaGAN(networks["generator"], networks["discriminator"], text_encoder, preset.truncation)
+    model.dtype, model.known_words = dtype, words
+    options = dataclasses.replace(options, preset=name)
+    model.provenance = Provenance(Beginning(preset, options, networks), is_trained=False)
+    return model
+
+
+def changed(preset: Preset, options: GanOptions) -> Preset:
+    """The preset with what the options change of it."""
+    draws, judges = preset.generator, preset.discriminator
+    if options.num_kernels is not None:
+        draws = dataclasses.replace(draws, num_kernels=options.num_kernels)
+    if options.unconditional:
+        draws = dataclasses.replace(draws, cross_attention=(False,) * len(draws.block_out_channels))
+    if options.multi_scale is not None:
+        judges = dataclasses.replace(
+            judges,
+            multi_scale_input=options.multi_scale in ("both", "input"),
+            multi_scale_output=options.multi_scale in ("both", "output"),
+        )
+    given = {
+        "kind": options.adversarial,
+        "gamma": options.gamma,
+        "matching": 0.0 if options.unconditional else options.matching_weight,
+        "clip": options.clip_weight,
+    }
+    losses = preset.losses._replace(**{name: value for name, value in given.items() if value is not None})
+    given = {"translation": options.translation, "cutout": options.cutout}
+    augmentation = preset.augmentation._replace(
+        **{name: value for name, value in given.items() if value is not None}
+    )
+    return dataclasses.replace(
+        preset,
+        generator=draws,
+        discriminator=judges,
+        losses=losses,
+        augmentation=augmentation,
+        text_encoder=options.text_encoder or preset.text_encoder,
+        text_length=options.text_length or preset.text_length,
+    )
