@@ -1,0 +1,98 @@
+"""The GAN's stage: its batches, what its losses are made of, and both players' moves."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sd_tf.data.garments import Garments
+from sd_tf.gan.config import Augmentation, GanLosses
+from sd_tf.gan.stages import DISCRIMINATOR, GENERATOR
+from sd_tf.training.step import Step
+from tests.gan.small import DRAWS, JUDGES, small_stage
+
+
+@pytest.fixture(scope="module")
+def garments():
+    return Garments(32)
+
+
+def first_batches(stage, first, number):
+    return [
+        {name: value.numpy() for name, value in batch.items()} for batch in stage.batches(first).take(number)
+    ]
+
+
+def test_batches_are_a_function_of_their_number(garments):
+    stage = small_stage(garments, augmentation=Augmentation())
+    several = first_batches(stage, 0, 3)
+    [third] = first_batches(stage, 2, 1)
+    for name, value in several[2].items():
+        np.testing.assert_array_equal(third[name], value)
+    assert np.abs(several[0]["z"] - several[1]["z"]).max() > 0.1
+    halves = [first_batches_of_part(stage, part) for part in ((0, 2), (1, 2))]
+    for name, value in several[0].items():
+        np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), value)
+
+
+def first_batches_of_part(stage, part):
+    [batch] = [{k: v.numpy() for k, v in batch.items()} for batch in stage.batches(0, part).take(1)]
+    return batch
+
+
+def test_a_mismatched_text_is_that_of_another_example_which_says_something_else(garments):
+    stage = small_stage(garments)
+    batches = first_batches(stage, 0, 8)
+    own, other, mismatched = (
+        np.concatenate([batch[name] for batch in batches])
+        for name in ("states", "other_states", "mismatched")
+    )
+    differs = np.abs(own - other).max(axis=(1, 2)) > 0
+    assert (differs[mismatched]).all() and mismatched.mean() > 0.5
+    assert not (differs & ~mismatched).any() or mismatched.any()
+
+
+def losses_of(stage, player, batch):
+    return {name: np.asarray(value) for name, value in stage.losses(batch, player, None).items()}
+
+
+def test_the_losses_are_the_sums_of_their_parts(garments):
+    stage = small_stage(garments, GanLosses(gamma=0.5, matching=2.0))
+    [batch] = stage.batches(0).take(1)
+    found = losses_of(stage, DISCRIMINATOR, batch)
+    expected = found["adversarial"] + 0.25 * (found["r1"] + found["r2"]) + 2.0 * found["matching"]
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+    found = losses_of(stage, GENERATOR, batch)
+    np.testing.assert_allclose(found["loss"], found["adversarial"])
+
+
+def test_parts_are_left_out_by_a_weight_of_zero_or_without_a_text(garments):
+    stage = small_stage(garments, GanLosses(matching=0.0))
+    [batch] = stage.batches(0).take(1)
+    assert "other_states" not in batch and "matching" not in losses_of(stage, DISCRIMINATOR, batch)
+    plain = dataclasses.replace(DRAWS, text_dim=None, cross_attention=(False,) * 4)
+    stage = small_stage(garments, draws=plain, judges=dataclasses.replace(JUDGES, text_dim=None))
+    [batch] = stage.batches(0).take(1)
+    assert set(batch) == {"images", "z", "groups"}
+    assert np.isfinite(losses_of(stage, DISCRIMINATOR, batch)["loss"]).all()
+
+
+@pytest.mark.parametrize("kind", ["relativistic", "non_saturating"])
+@pytest.mark.parametrize("scales", [True, False])
+def test_both_players_move_and_only_their_own_weights(garments, kind, scales):
+    judges = dataclasses.replace(JUDGES, multi_scale_input=scales, multi_scale_output=scales)
+    stage = small_stage(garments, GanLosses(kind), Augmentation(0.1, 0.2), judges=judges)
+    step = Step(stage, tf.distribute.get_strategy(), "float32")
+    for learner in step.learners.values():
+        learner.optimizer.learning_rate.assign(1e-3)
+    before = {name: [np.array(v.value) for v in learner.variables] for name, learner in step.learners.items()}
+    means = step(*stage.batches(0).take(2))
+    assert {"discriminator/loss", "generator/loss", "generator/gradient norm"} <= set(means)
+    assert all(np.isfinite(value) for value in means.values())
+    for name, learner in step.learners.items():
+        moved = [
+            np.abs(np.array(v.value) - old).max()
+            for v, old in zip(learner.variables, before[name], strict=True)
+        ]
+        assert max(moved) > 1e-5
