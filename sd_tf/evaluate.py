@@ -22,6 +22,7 @@ from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, unknown
 from sd_tf.evaluation.protocol import OF_FAMILIES, check_comparable, read_reports
 from sd_tf.files import write_text
+from sd_tf.gan.settings import GanSettings
 from sd_tf.generation.settings import Settings
 from sd_tf.options import is_choice, meaning_of
 
@@ -31,7 +32,7 @@ JUDGED_DATASETS = [name for name in DATASETS if name != "garments"]
 DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "background")  # of captioned pictures
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
 UNITS = {True: (10, 80), False: (4, 10)}  # the least of which numbers of pictures are multiples
-COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale")  # of which several may be given
+COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale", "truncation")  # of which several may be given
 GARMENT_SIDE = 32  # pixels of Fashion-MNIST's pictures, with their border
 GIVEN_SETTINGS = (*COMPARED_SETTINGS, "guidance_interval", "karras", "timestep_spacing")
 
@@ -96,6 +97,7 @@ def _add_drawing_flags(parser: argparse.ArgumentParser):
         ("sampler", str, "ddim", "ddim, euler, dpmpp_2m, unipc, …; several are compared"),
         ("steps", int, 20, "sampling steps; several numbers are compared"),
         ("guidance_scale", float, 3, "weight of the prompt in guidance; several are compared"),
+        ("truncation", float, 1, "of GANs, 0 to 1, less for less variety; several are compared"),
     ):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -191,6 +193,7 @@ def _check(flags):
             raise InputError(f"{flag} is {value}: give a multiple of {unit}, from {2 * unit}")
     of_any_model = NoiseSchedule(ScheduleConfig(timestep_spacing="trailing"))
     for given in _given_settings(flags):
+        GanSettings().replaced(truncation=given.pop("truncation"))
         settings = Settings().replaced(**given)
         if settings.karras and given["sampler"] is None:  # it may suit the model's
             settings = dataclasses.replace(settings, karras=False)
@@ -312,6 +315,8 @@ def _scored(name, flags, judges, command):
     weights = weights_sha256(resolve(name, flags.revision, flags.variant), flags.variant)
     number = flags.samples + (flags.tinted_samples if coloured else 0)
     for given in _given_settings(flags):
+        given = {each: value for each, value in given.items() if value is not None}
+        families.check_takes(type(model), given)
         settings = _described(model.recommended.replaced(**given)) | {"seed": flags.seed}
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
         print(f"{name}: {number} pictures, {described}", file=sys.stderr)
@@ -337,7 +342,7 @@ def _scored(name, flags, judges, command):
 def _described(settings):
     """Settings as protocols have them: some only if they are not the usual ones, as in older reports."""
     values = settings.to_json()
-    del values["resamples"]  # of inpainting, which nothing is judged by
+    values.pop("resamples", None)  # of inpainting, which nothing is judged by
     usual = {"guidance_rescale": 0.0, "eta": 0.0, "karras": False, "timestep_spacing": None}
     return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 

@@ -101,16 +101,19 @@ def check_takes(kind: type, names, method: str = "generate"):
     """
     if not hasattr(kind, method):
         raise InputError(f"{method}: this kind of model, {kind.__name__}, cannot")
-    known = inspect.signature(getattr(kind, method)).parameters
-    taken = set(known)
-    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
-        taken |= set(vars(Settings()))
     for name in names:
-        if name not in taken:
+        if not takes(kind, name, method):
             flag = "--sr-steps" if name == "super_resolution" else f"--{name.replace('_', '-')}"
             raise InputError(
                 f"{argument(name, flag)} is not for this kind of model, {kind.__name__}: leave it out"
             )
+
+
+def takes(kind: type, name: str, method: str = "generate") -> bool:
+    """Whether a method of a family's models has an argument of that name."""
+    known = inspect.signature(getattr(kind, method)).parameters
+    has_settings = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    return name in known or (has_settings and name in vars(Settings()))
 
 
 def settings_folder(folder: Path) -> Path:

@@ -21,9 +21,9 @@ from sd_tf.text import nearest_captions
 from sd_tf.text.prompt_syntax import prompt_of, text_of
 
 BLACK = (0, 0, 0)  # the background of a transparent mask: nothing is drawn there
-DRAWING_FLAGS = (  # those that are `sd_tf.generation.settings.Settings`
+DRAWING_FLAGS = (  # of `sd_tf.generation.settings.Settings`, or `sd_tf.gan.settings.GanSettings`
     *("steps", "guidance_scale", "guidance_interval", "guidance_rescale", "sampler", "timestep_spacing"),
-    *("karras", "eta", "resamples"),
+    *("karras", "eta", "resamples", "truncation"),
 )
 GRID, STRIP = "grid.png", "strip.png"
 UPSCALED = "upscaled"  # the name of a file that is drawn without a prompt
@@ -54,10 +54,13 @@ def main(arguments=None):
     if captions is not None:
         reword = nearest_captions.NearestCaptions(encoder or model.text_reader(), captions)
         request, prompts = _reworded(reword, flags, request)
-    given = {name: getattr(flags, name) for name in DRAWING_FLAGS}
-    settings = model.recommended.replaced(**given).to_json() | {"negative_prompt": _negative(flags)}
+    given = {name: getattr(flags, name) for name in DRAWING_FLAGS if getattr(flags, name) is not None}
+    families.check_takes(type(model), given)
+    settings = model.recommended.replaced(**given).to_json()
+    if any(flags.negative_prompt) or families.takes(type(model), "negative_prompt"):
+        settings["negative_prompt"] = _negative(flags)
     if flags.mask is None:
-        del settings["resamples"]
+        settings.pop("resamples", None)
     if flags.upscale is not None:  # those of the first stage, which is not run
         settings = {name: value for name, value in settings.items() if name not in DRAWING_FLAGS}
     metadata = _metadata(flags, settings)
@@ -195,6 +198,11 @@ def _add_sampling(group):
     group.add_argument("--steps", type=int, help="sampling steps (default: the model's, or 20)")
     group.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (default: the model's, or ddim)")
     commandline.add_levels(group)
+    group.add_argument(
+        "--truncation",
+        type=float,
+        help="of a GAN, 0 to 1: less draws what is more usual, and less varied (default: the model's)",
+    )
     group.add_argument("--eta", type=float, help="fresh noise in each step of DDIM, 0 to 1 (default: 0)")
     group.add_argument(
         "--initial-noise",

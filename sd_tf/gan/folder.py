@@ -3,6 +3,7 @@
 generator/        config.json and weights: what draws
 discriminator/    the same, for training that goes on
 text_encoder/     the frozen text encoder, as transformers opens it, and tokenizer/
+generation_config.json      the settings that it recommends
 model_index.json
 """
 
@@ -17,12 +18,14 @@ from sd_tf.checkpoints.text_encoders import save_text_encoder_folders
 from sd_tf.checkpoints.weight_files import DIFFUSERS
 from sd_tf.files import read_json, write_json
 from sd_tf.gan.config_files import DISCRIMINATOR, GENERATOR
+from sd_tf.generation.settings import FILE as SETTINGS_FILE
+from sd_tf.generation.settings import write_settings
 from sd_tf.text.known_words import FILE as WORDS_FILE
 from sd_tf.text.known_words import write_words
 from sd_tf.unread import Unread
 
 MODEL_INDEX, PIPELINE = "model_index.json", "GigaGANPipeline"
-OTHER_FILES = (WORDS_FILE,)
+OTHER_FILES = (WORDS_FILE, SETTINGS_FILE)
 KINDS = {"generator": GENERATOR, "discriminator": DISCRIMINATOR}
 
 
@@ -60,7 +63,8 @@ def _save_parts(model, folder, dtype, max_shard_size):
         save_text_encoder_folders(model.text_encoder, folder, dtype, max_shard_size)
     if model.known_words is not None:
         write_words(folder, model.known_words)
-    write_json(folder / MODEL_INDEX, of_diffusers(PIPELINE, truncation=model.recommended_truncation))
+    write_settings(folder, model.recommended)
+    write_json(folder / MODEL_INDEX, of_diffusers(PIPELINE))
 
 
 def save_network(network, folder, dtype="float32", max_shard_size=SHARD):

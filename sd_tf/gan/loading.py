@@ -9,6 +9,7 @@ from sd_tf.errors import InputError, argument, naming, shown
 from sd_tf.files import read_json
 from sd_tf.gan.folder import MODEL_INDEX, load_network, unread_network
 from sd_tf.gan.model import GigaGAN
+from sd_tf.gan.settings import read_settings
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
 
@@ -47,10 +48,7 @@ def load_lazily(
     if not source.is_dir():
         raise InputError(f"{source} is a file: a GAN is a folder")
     refuse_links_out(source)
-    index = read_json(source / MODEL_INDEX, root=source)
-    truncation = index.get("truncation", 1.0)
-    if type(truncation) not in (int, float) or not 0 <= truncation <= 1:
-        raise InputError(f"{source / MODEL_INDEX}: truncation is {shown(truncation)}, expected 0 to 1")
+    read_json(source / MODEL_INDEX, root=source)
     generator, discriminator = (
         unread_network(source, name, dtype, variant) if (source / name).is_dir() else None
         for name in ("generator", "discriminator")
@@ -61,7 +59,7 @@ def load_lazily(
     if generator.config.text_dim is not None:
         text_encoder = open_text_encoder(source, text_length(source), None, None, variant, tokenizer)
     with naming(source):
-        model = GigaGAN(generator, discriminator, text_encoder, float(truncation))
+        model = GigaGAN(generator, discriminator, text_encoder, read_settings(source))
     model.dtype, model.known_words = dtype, read_words(source)
     return model
 
@@ -83,6 +81,6 @@ def with_snapshot(model: GigaGAN, snapshot: Path, variant=None) -> GigaGAN:
         raise InputError(
             f"{snapshot / 'config.json'} is not that of the run's model: it is no snapshot of this run"
         )
-    found = GigaGAN(generator, None, model.text_encoder, model.recommended_truncation)
+    found = GigaGAN(generator, None, model.text_encoder, model.recommended)
     found.dtype, found.known_words = model.dtype, model.known_words
     return found

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from sd_tf.diffusion.conditions import concatenate
 from sd_tf.errors import InputError, unknown
 from sd_tf.gan.options import GanOptions
-from sd_tf.generation.checks import check_number
+from sd_tf.gan.settings import GanSettings
 from sd_tf.generation.engines import ENGINES, Engines
 from sd_tf.generation.pictures import as_output, check_output, to_uint8
 from sd_tf.generation.request import Request
@@ -42,7 +42,7 @@ class GigaGAN:
         generator: a `Generator`, or `Unread`.
         discriminator: a `Discriminator`, or `Unread`, for training; None if there is none.
         text_encoder: a `TextEncoder`, frozen; None if it draws without a text.
-        truncation: that `generate` uses where nobody gives another.
+        recommended: the `GanSettings` that `generate` uses where nobody gives others.
 
     Attributes:
         generator_config, discriminator_config: the networks' configurations.
@@ -62,11 +62,11 @@ class GigaGAN:
 
     Options = GanOptions
 
-    def __init__(self, generator, discriminator=None, text_encoder=None, truncation=1.0):
+    def __init__(self, generator, discriminator=None, text_encoder=None, recommended=GanSettings()):
         self._generator, self._discriminator = generator, discriminator
         self.generator_config = generator.config
         self.discriminator_config = None if discriminator is None else discriminator.config
-        self.text_encoder, self.recommended_truncation = text_encoder, truncation
+        self.text_encoder, self.recommended = text_encoder, recommended
         self._check_fit()
         self.known_words, self.provenance, self.dtype = None, Provenance(), None
         self.engines = Engines(self._functions, GanEngine)
@@ -181,8 +181,7 @@ class GigaGAN:
         check_output(output)
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
-        truncation = self.recommended_truncation if truncation is None else truncation
-        check_number("truncation", truncation, 0, 1)
+        truncation = self.recommended.replaced(truncation=truncation).truncation
         if prompt is None and self.text_encoder is None:
             prompt = "a picture"
         request = Request(

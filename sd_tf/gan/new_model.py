@@ -44,7 +44,7 @@ def new_model(options: GanOptions, data, dtype=None, seed=0) -> GigaGAN:
         kind.__name__.lower(): random_network(kind, dataclasses.replace(config, text_dim=width), dtype, seed)
         for kind, config in ((Generator, preset.generator), (Discriminator, preset.discriminator))
     }
-    model = GigaGAN(networks["generator"], networks["discriminator"], text_encoder, preset.truncation)
+    model = GigaGAN(networks["generator"], networks["discriminator"], text_encoder, preset.recommended)
     model.dtype, model.known_words = dtype, words
     options = dataclasses.replace(options, preset=name)
     model.provenance = Provenance(Beginning(preset, options, networks), is_trained=False)

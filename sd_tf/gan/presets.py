@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from sd_tf.errors import argument, unknown
 from sd_tf.gan.config import Augmentation, DiscriminatorConfig, GanLosses, GeneratorConfig
+from sd_tf.gan.settings import GanSettings
 from sd_tf.training.options import StageConfig
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -22,7 +23,7 @@ class Preset:
     losses: GanLosses = GanLosses()
     augmentation: Augmentation = Augmentation()
     text_length: int | None = None
-    truncation: float = 1.0  # that is drawn with where nobody gives another
+    recommended: GanSettings = GanSettings()  # of the models that it makes
     command: str = ""  # of trained weights, with their runtime and scores
     runtime: str = ""
     scores: str = ""

@@ -13,7 +13,6 @@ from sd_tf.gan.new_model import changed
 from sd_tf.gan.options import MODEL, GanOptions
 from sd_tf.gan.presets import preset_named
 from sd_tf.gan.stages import DISCRIMINATOR, GENERATOR, GanStage
-from sd_tf.text.known_words import FILE as WORDS_FILE
 from sd_tf.text.known_words import words_of
 from sd_tf.training.base_weights import RecipeFromBase
 from sd_tf.training.caption_states import ShapesOnly, cached_texts
@@ -35,7 +34,7 @@ class GanRecipe(RecipeFromBase):
 
     family = "gan"
     stage_names = ("gan",)
-    files = (folders.MODEL_INDEX, WORDS_FILE)
+    files = (folders.MODEL_INDEX, *folders.OTHER_FILES)
     folders = ("generator", "discriminator", "text_encoder", "tokenizer")
 
     def __init__(self, model, options: GanOptions, folder, is_new: bool):

@@ -22,7 +22,7 @@ SAMPLERS = {  # our names -> theirs
 
 
 def parameters(settings: dict, size: tuple[int, int], strength: float | None = None) -> str:
-    """The text of the chunk.
+    """The text of the chunk; of a picture without sampling steps, what is said of all.
 
     Args:
         settings: of the picture, `FACTS` among them; see `sd_tf.generation.settings.Settings`.
@@ -32,9 +32,9 @@ def parameters(settings: dict, size: tuple[int, int], strength: float | None = N
     prompt, negative_prompt, seed, model, steps, sampler, guidance_scale, karras = map(settings.get, FACTS)
     facts = {
         "Steps": steps,
-        "Sampler": SAMPLERS[sampler],
+        "Sampler": None if sampler is None else SAMPLERS[sampler],
         "Schedule type": "Karras" if karras else None,
-        "CFG scale": f"{guidance_scale:g}",
+        "CFG scale": None if guidance_scale is None else f"{guidance_scale:g}",
         "Seed": seed,
         "Size": f"{size[1]}x{size[0]}",
         "Model": _quoted(model),

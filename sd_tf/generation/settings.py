@@ -146,6 +146,6 @@ def settings_of(values: dict, usual: Settings | None = None) -> Settings:
     return (usual or Settings()).replaced(**given)
 
 
-def write_settings(folder: Path, settings: Settings, about: dict | None = None):
-    """Writes the settings that a model's folder recommends; `about` has values for `ABOUT`."""
+def write_settings(folder: Path, settings, about: dict | None = None):
+    """Writes the settings that a model's folder recommends, of any family; `about` has values for `ABOUT`."""
     write_json(folder / FILE, settings.to_json() | (about or {}))
