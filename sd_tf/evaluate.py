@@ -124,6 +124,13 @@ def _add_judge_flags(parser: argparse.ArgumentParser):
         "--inception",
         help="file of the Inception graph, or 'none' (default: in the user's cache, or downloaded)",
     )
+    parser.add_argument(
+        "--lpips",
+        nargs="+",
+        metavar="FILE",
+        help="safetensors files of LPIPS: AlexNet or VGG-16 with torchvision's names, and the linear heads "
+        "(default: a bundled network measures diversity in its place)",
+    )
 
 
 def _check_output(output):
@@ -245,6 +252,7 @@ def _check_paths(flags, models):
             resolve(flags.clip, kind="CLIP")
         if flags.inception not in (None, "none"):
             commandline.check_there("--inception", [flags.inception])
+        commandline.check_there("--lpips", flags.lpips or [])
     return sides
 
 
@@ -281,7 +289,9 @@ def _judges(flags, sides):
     from sd_tf.evaluation.judging import Judges
 
     train, test = (FashionMNIST(split, flags.data_dir) for split in ("train", "test"))
-    return dict.fromkeys(sides, Judges(train, test, flags.classifier, flags.clip, flags.inception))
+    return dict.fromkeys(
+        sides, Judges(train, test, flags.classifier, flags.clip, flags.inception, flags.lpips)
+    )
 
 
 def _picture_judges(flags, sides):
@@ -293,7 +303,8 @@ def _picture_judges(flags, sides):
         with tempfile.TemporaryDirectory(prefix="sd_tf-") as folder:
             dataset = data.at(side, folder)
             dataset.decode()
-            found[side] = PictureJudges(dataset, flags.colour_prompt, len(set(sides.values())) > 1)
+            is_one_of_several = len(set(sides.values())) > 1
+            found[side] = PictureJudges(dataset, flags.colour_prompt, is_one_of_several, flags.lpips)
     return {name: found[side] for name, side in sides.items()}
 
 

@@ -9,6 +9,7 @@ from sd_tf.data.pipeline import to_uint8
 from sd_tf.errors import InputError, naming
 from sd_tf.evaluation import scores
 from sd_tf.evaluation.classifier import load_classifier
+from sd_tf.evaluation.diversity import PairDistances
 from sd_tf.evaluation.inception import Inception
 from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.scores import CLASS_PROMPTS, TINTED_PROMPTS, Drawn
@@ -30,6 +31,7 @@ class Judges:
         classifier: a bundled name or a folder.
         clip: likewise, or a hub id.
         inception: the file of its graph; None looks for it and downloads it; "none" leaves it out.
+        lpips: files of LPIPS' weights; without them diversity is measured by the classifier.
 
     Attributes:
         real: `RealPictures`.
@@ -40,7 +42,15 @@ class Judges:
         InputError: the classifier, the CLIP or a file that was named cannot be had.
     """
 
-    def __init__(self, train, test, classifier="fashion-mnist-classifier", clip="clip-mini", inception=None):
+    def __init__(
+        self,
+        train,
+        test,
+        classifier="fashion-mnist-classifier",
+        clip="clip-mini",
+        inception=None,
+        lpips=None,
+    ):
         self.real, self.skipped = scores.RealPictures(train, test), {}
         self.classifier = load_classifier(classifier)
         self.about = {"classifier_test_accuracy": self.classifier.accuracy}
@@ -57,7 +67,7 @@ class Judges:
             scores.Fidelity(features, self.real),
             scores.Reconstruction(self.real),
             scores.Alignment(self.classifier, features, self.real),
-            scores.Diversity(self.classifier, features, self.real),
+            scores.Diversity(self.classifier, features, self.real, PairDistances(lpips) if lpips else None),
             self.memorisation,
         ]
         try:

@@ -129,8 +129,8 @@ def load_lpips(files) -> LPIPS:
     backbone = next((name for name in ("vgg", "alex") if last[name] in tensors), None)
     if backbone is None:
         raise InputError(
-            f"{said}: there is no {last['alex']} (AlexNet) and no {last['vgg']} (VGG-16): name the backbone's "
-            "file, with torchvision's names, and that of the linear heads"
+            f"{said}: there is no {last['alex']} (AlexNet) and no {last['vgg']} (VGG-16): name the "
+            "backbone's file, with torchvision's names, and that of the linear heads"
         )
     network = LPIPS(backbone)
     network.build()

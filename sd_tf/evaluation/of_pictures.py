@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from sd_tf.data.captioned_pictures import CaptionedPictures
+from sd_tf.evaluation.diversity import PairDistances, pairs_of
 from sd_tf.evaluation.dominant_colour import COLOURS, dominant_colour
 from sd_tf.evaluation.judging import rebuilt_by
 from sd_tf.evaluation.protocol import Score
@@ -23,6 +24,7 @@ MOST = 5000  # training pictures that are looked at
 SIDE = 32  # pixels at which pictures are held against each other
 COLUMNS = 20
 EACH = 4  # pictures of a caption
+MOST_PAIRS = 200  # of real pictures, that are held against each other
 COPY = 0.01  # the share of training pictures, none twice, that are nearer to another than a copy is
 NOT_A_RACE = "near is a copy: as training pictures are to one another is best"
 SEVERAL_SIZES = "the models draw pictures of several sizes"
@@ -44,6 +46,7 @@ class PictureJudges:
         colour_prompt: a prompt with {} where one of `COLOURS` goes, whose pictures should have it; None for
             none. Captions that begin so, up to their colour, say which real pictures have which.
         is_one_of_several: whether pictures of other sizes, judged by others, are compared with these.
+        lpips: files of LPIPS' weights; None for a stand-in.
 
     Attributes:
         images: uint8 (n, size, size, 3), the training pictures, without flips or jitter.
@@ -51,7 +54,11 @@ class PictureJudges:
     """
 
     def __init__(
-        self, dataset: CaptionedPictures, colour_prompt: str | None = None, is_one_of_several: bool = False
+        self,
+        dataset: CaptionedPictures,
+        colour_prompt: str | None = None,
+        is_one_of_several: bool = False,
+        lpips=None,
     ):
         self.is_one_of_several = is_one_of_several
         number = min(MOST, len(dataset))
@@ -64,6 +71,9 @@ class PictureJudges:
         self.skipped = {"Fréchet and kernel distance": "no judge has learned such pictures"}
         self.references = [_small(self.images), _small(self.images[:, :, ::-1])]
         self.of_real, _ = self._nearest(self.images, itself=True)
+        self.pair_distances = PairDistances(lpips)
+        some = self.images[np.random.default_rng(0).permutation(number)][: 2 * MOST_PAIRS]
+        self.diversity_of_real = float(np.mean(self.pair_distances(*pairs_of([some]))))
         self.colour_of_real = self._colour_of_real(colour_prompt)
 
     def draw(self, model, samples, coloured_samples, settings) -> Drawn:
@@ -101,6 +111,7 @@ class PictureJudges:
             "nearest_training_distance": scored(distance, "higher", protocol, expected, NOT_A_RACE, details),
             "copies": scored(copies, "lower", protocol, float(np.mean(self.of_real < near))),
         }
+        scores["diversity"] = self._diversity(drawn.captioned, drawing)
         if drawn.coloured is not None:
             scores["colour_accuracy"] = self._colours(drawn.coloured, drawing)
         return scores
@@ -144,6 +155,18 @@ class PictureJudges:
         }
         reservation = SEVERAL_SIZES if self.is_one_of_several else ""
         return scored(mean_estimate(ratios), "higher", protocol, None, reservation)
+
+    def _diversity(self, images, drawing):
+        """How much pictures of one caption differ; of the real ones, how much those of any two do."""
+        found = self.pair_distances(*pairs_of(np.split(images, len(images) // EACH)))
+        protocol = {
+            **self.pair_distances.about,
+            "pairs": len(found),
+            "reference": "pairs of training pictures, whatever their captions",
+            "size": images.shape[1],
+        } | drawing
+        reservation = SEVERAL_SIZES if self.is_one_of_several else ""
+        return scored(mean_estimate(found), "higher", protocol, self.diversity_of_real, reservation)
 
     def _colours(self, images, drawing):
         right = dominant_colour(images) == np.repeat(np.arange(len(COLOURS)), len(images) // len(COLOURS))

@@ -13,6 +13,7 @@ import numpy as np
 from sd_tf.data.captions import CLASS_NAMES, PALETTE
 from sd_tf.evaluation.alignment import nearest_colour, prompt_for
 from sd_tf.evaluation.classifier import brightness, classify
+from sd_tf.evaluation.diversity import pairs_of
 from sd_tf.evaluation.protocol import Score
 from sd_tf.evaluation.statistics import (
     Manifold,
@@ -237,17 +238,20 @@ class Alignment:
 class Diversity:
     """The mean perceptual distance of two pictures of one prompt, seeds apart.
 
-    As LPIPS (Zhang et al. 2018, equation 1) without its learned weights: squared differences of the
-    classifier's activations, each of unit length over its channels, meaned over places and summed over
-    levels. Real pictures of one class stand for those of one prompt.
+    Without `distances` as LPIPS (Zhang et al. 2018, equation 1) without its learned weights: squared
+    differences of the classifier's activations, each of unit length over its channels, meaned over places
+    and summed over levels. Real pictures of one class stand for those of one prompt.
+
+    Args:
+        classifier, extractor: the `Classifier` and its `ClassifierFeatures`.
+        real: `RealPictures`.
+        distances: `PairDistances` to use in the place of the classifier's.
     """
 
-    def __init__(self, classifier, extractor, real):
-        self.maps = compiled(classifier.maps)
-        self.protocol = {
-            "extractor": extractor.name,
-            "sha256": extractor.sha256,
-            "resize": extractor.resize,
+    def __init__(self, classifier, extractor, real, distances=None):
+        self.maps, self.distances = compiled(classifier.maps), distances
+        about = {"extractor": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize}
+        self.protocol = (about if distances is None else distances.about) | {
             "reference": f"pairs of one class, of the test pictures {OTHERS}",
         }
         of_classes = [real.others[real.other_labels == label] for label in range(len(CLASS_NAMES))]
@@ -260,8 +264,9 @@ class Diversity:
         return {"diversity": scored(mean_estimate(found), "higher", protocol, self.of_real)}
 
     def _distances(self, groups):
-        pairs = [(group[: 2 * (len(group) // 2) : 2], group[1::2]) for group in groups]
-        first, second = (np.concatenate([pair[i][:DIVERSITY_PAIRS] for pair in pairs]) for i in (0, 1))
+        first, second = pairs_of(groups, DIVERSITY_PAIRS)
+        if self.distances is not None:
+            return self.distances(first, second)
         total = 0.0
         for a, b in zip(self.maps(brightness(first)), self.maps(brightness(second)), strict=True):
             a, b = (np.asarray(each) for each in (a, b))
