@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from sd_tf.data.pipeline import stream
+from sd_tf.errors import argument
 from sd_tf.gan.augmentation import NUMBERS, augmented
 from sd_tf.gan.config import GanLosses
 from sd_tf.gan.folder import save_network
@@ -13,12 +14,16 @@ from sd_tf.gan.losses import clip_loss, discriminator_loss, generator_loss, matc
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
 from sd_tf.training.gradient_penalty import gradient_penalty
-from sd_tf.training.options import StageConfig
+from sd_tf.training.options import FOLDER, StageConfig
 from sd_tf.training.stage import Player, Stage, mean_of_some
 
 # Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
 LATENTS, AUGMENTATIONS, MISMATCHES = 2, 3, 4
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+RIGHT, SPREAD = "real above drawn", "spread of drawn to real"  # in the log
+# Running means over about so many steps say that a player has won, or that all pictures are the same.
+PATIENCE = 1000
+WON, LOST, COLLAPSED = 0.998, 0.02, 0.05
 
 
 class GanStage(Stage):
@@ -57,6 +62,7 @@ class GanStage(Stage):
         self.dataset, self.texts, self.seed, self.model = dataset, texts, seed, model
         self.weights, self.augmentation, self.clip = losses, augmentation, clip
         self.seconds_spent = 0.0 if texts is None else texts.seconds
+        self._running = {RIGHT: 0.5, SPREAD: 1.0}
         self.players = {
             DISCRIMINATOR: Player(discriminator, configs[DISCRIMINATOR]),
             GENERATOR: Player(generator, configs[GENERATOR]),
@@ -117,11 +123,18 @@ class GanStage(Stage):
 
         logits, penalty = gradient_penalty(judged, real)
         drawn_logits, drawn_penalty = gradient_penalty(judged, drawn)
+        between = self._between(logits, drawn_logits)
+        adversarial = discriminator_loss(logits, drawn_logits, weights.kind)
         found = {
-            "adversarial": discriminator_loss(logits, drawn_logits, weights.kind),
+            "adversarial": adversarial,
+            "loss ratio/sum": generator_loss(logits, drawn_logits, weights.kind),
+            "loss ratio/count": adversarial,
             "r1": penalty,
             "r2": drawn_penalty,
-            "real above drawn": _share_above(logits, drawn_logits),
+            RIGHT: _share_above(logits, drawn_logits),
+            "accuracy on real": _share_above(logits, between),
+            "accuracy on drawn": _share_above(between, drawn_logits),
+            SPREAD: _spread(drawn[-1], real),
         }
         loss = found["adversarial"] + 0.5 * weights.gamma * (penalty + drawn_penalty)
         if "mismatched" in batch:
@@ -130,10 +143,17 @@ class GanStage(Stage):
             matching = mismatched * matching_loss(other, logits, weights.kind)
             loss += weights.matching * matching
             found["matching"] = matching
+            found |= mean_of_some("accuracy on mismatched", _share_above(between, other), batch["mismatched"])
             found |= mean_of_some(
                 "own text above another's", _share_above(logits, other), batch["mismatched"]
             )
         return {"loss": loss, **found}
+
+    def _between(self, real, drawn):
+        """What parts real from drawn judgements, (1, judgements): relativistic ones mean nothing alone."""
+        if self.weights.kind == "non_saturating":
+            return tf.zeros_like(real[:1])
+        return tf.reduce_mean(tf.concat([real, drawn], axis=0), axis=0, keepdims=True)
 
     def _generator_losses(self, real, drawn, batch):
         weights, judge, text = self.weights, self.discriminator, _text(batch)
@@ -160,6 +180,30 @@ class GanStage(Stage):
             augmented(drawn, numbers[:, NUMBERS:], self.augmentation),
         )
 
+    def reason_to_stop(self, means):
+        """Where a player has won for long, or all drawn pictures look alike."""
+        for name, value in self._running.items():
+            new = float(means[f"{DISCRIMINATOR}/{name}"])
+            self._running[name] = value + (new - value) / PATIENCE if np.isfinite(new) else value
+        right, spread = self._running[RIGHT], self._running[SPREAD]
+        if right > WON:
+            return (
+                "the discriminator has won, it tells every drawn picture from real ones, and the generator "
+                "learns no more",
+                f"Start in another {FOLDER} with a larger {argument('gamma')}",
+            )
+        if right < LOST:
+            return (
+                "the generator has won, the discriminator takes drawn pictures for more real than real ones",
+                f"Start in another {FOLDER} with a smaller {argument('gamma')}",
+            )
+        if spread < COLLAPSED:
+            return (
+                "it has collapsed, all drawn pictures look alike",
+                f"Start in another {FOLDER} with a larger {argument('gamma')}, or another {argument('seed')}",
+            )
+        return None
+
     def preview(self):
         """Two pictures for each preview prompt."""
         if self.model is None:
@@ -176,6 +220,15 @@ class GanStage(Stage):
 
 def _text(batch):
     return (batch["states"], batch["text_mask"]) if "states" in batch else ()
+
+
+def _spread(drawn, real):
+    """The deviation of drawn pictures over a batch, by that of real ones, float32 (batch,) of one number."""
+    deviations = [
+        tf.reduce_mean(tf.math.reduce_std(tf.cast(pictures, tf.float32), axis=0))
+        for pictures in (drawn, real)
+    ]
+    return tf.fill([tf.shape(drawn)[0]], deviations[0] / tf.maximum(deviations[1], 1e-6))
 
 
 def _share_above(logits, others):

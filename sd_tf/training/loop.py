@@ -101,8 +101,8 @@ class Trainer:
                 means)`, with the steps and seconds of the stage so far, and the means of its losses.
 
         Raises:
-            InputError: `LONGEST_SKIP` moves in a row had gradients that are not finite, or a checkpoint
-                cannot be written; earlier checkpoints are kept.
+            InputError: `LONGEST_SKIP` moves in a row had gradients that are not finite, the stage has a
+                reason to stop, or a checkpoint cannot be written; earlier checkpoints are kept.
             KeyboardInterrupt: a worker received Ctrl-C or SIGTERM; the current step is finished and saved
                 first.
         """
@@ -120,6 +120,10 @@ class Trainer:
                     step += 1
                     if self.step.skipped >= LONGEST_SKIP:
                         raise self._not_finite(step)
+                    reason = self.stage.reason_to_stop(means)
+                    if reason is not None:
+                        why, way_out = reason
+                        raise InputError(f"{self._stopped(step, why)}. {way_out}")
                     if untraced:  # tracing the step is start-up, not training
                         free_with_their_graphs()
                         began, untraced = time.monotonic(), False
@@ -177,16 +181,19 @@ class Trainer:
     def _not_finite(self, step):
         """The `InputError` that says what is not finite."""
         first = first_not_finite(self.step, step - 1)
-        steps = self.checkpoints.steps
-        skipped = self.step.skipped
         rates = [learner.config.learning_rate for learner in self.step.learners.values()]
-        return InputError(
-            f"stage {self.stage.name} stops at step {step}, after {skipped} skipped steps in a row: "
-            f"{first} is not finite; "
-            + (f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet")
-            + f". Start in another {FOLDER} with a {argument('learning_rate')} below "
-            f"{min(rates)}, or fix the data"
+        said = self._stopped(
+            step, f"{first} is not finite", f", after {self.step.skipped} skipped steps in a row"
         )
+        return InputError(
+            f"{said}. Start in another {FOLDER} with a {argument('learning_rate')} below {min(rates)}, or "
+            "fix the data"
+        )
+
+    def _stopped(self, step, reason, when=""):
+        steps = self.checkpoints.steps
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
+        return f"stage {self.stage.name} stops at step {step}{when}: {reason}; {kept}"
 
     def _set_learning_rates(self, step, progress):
         for learner in self.step.learners.values():

@@ -74,6 +74,14 @@ class Stage:
         """
         raise NotImplementedError
 
+    def reason_to_stop(self, means: dict) -> tuple[str, str] | None:
+        """Why training is of no more use, such as that one of two players has won, and the way out.
+
+        Args:
+            means: of the step's losses, as they are logged. It is called in every worker, after each step.
+        """
+        return None
+
     def preview(self):
         """Pictures, uint8 (n, height, width, 3), and how many of them make a row; None for no preview."""
         return None

@@ -96,3 +96,40 @@ def test_both_players_move_and_only_their_own_weights(garments, kind, scales):
             for v, old in zip(learner.variables, before[name], strict=True)
         ]
         assert max(moved) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("right", "spread", "said"),
+    [
+        (1.0, 1.0, "the discriminator has won"),
+        (0.0, 1.0, "the generator has won"),
+        (0.7, 0.0, "it has collapsed"),
+        (0.9, 0.8, None),
+        (float("nan"), 1.0, None),
+    ],
+)
+def test_it_stops_where_a_player_has_won_for_long(garments, right, spread, said):
+    stage = small_stage(garments)
+    means = {
+        "discriminator/real above drawn": tf.constant(right),
+        "discriminator/spread of drawn to real": tf.constant(spread),
+    }
+    assert stage.reason_to_stop(means) is None, "a single step says nothing"
+    found = [stage.reason_to_stop(means) for _ in range(10_000)]
+    if said is None:
+        assert not any(found)
+    else:
+        first = next(each for each in found if each is not None)
+        assert said in first[0] and "Start in another" in first[1]
+
+
+def test_the_log_says_how_the_players_stand(garments):
+    stage = small_stage(garments)
+    [batch] = stage.batches(0).take(1)
+    found = losses_of(stage, DISCRIMINATOR, batch)
+    for name in ("accuracy on real", "accuracy on drawn", "real above drawn"):
+        assert ((0 <= found[name]) & (found[name] <= 1)).all()
+    assert (found["loss ratio/count"] > 0).all() and found["accuracy on mismatched/count"].max() == 1
+    drawn = np.asarray(stage.generator(batch["z"], batch["states"], batch["text_mask"])[-1])
+    expected = drawn.std(axis=0).mean() / np.std(np.asarray(batch["images"]), axis=0).mean()
+    np.testing.assert_allclose(found["spread of drawn to real"], expected, rtol=1e-4)
