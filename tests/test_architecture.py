@@ -26,7 +26,7 @@ STREAM = [
     {"lora"},
     {"training"},
     {"sharing"},
-    {"latent", "cascade"},
+    {"latent", "cascade", "gan"},
     {"families"},
     {"evaluation", "exporting", "captioning", "checkup"},
     {"__init__", "train", "generate", "evaluate", "recommend", "sweep", "export", "demo"}
@@ -38,7 +38,7 @@ MAY_IMPORT_TENSORFLOW = {"data", "training", "exporting", "graphs", "skeleton", 
 # And never as they are imported: for speed, for gradients, and the one network that is a graph.
 IN_FUNCTIONS = {
     *("nn/fused.py", "nn/remat.py", "generation/engines.py", "evaluation/inception.py"),
-    *("latent/clip_guidance.py", "latent/initial_noise.py"),
+    *("latent/clip_guidance.py", "latent/initial_noise.py", "gan/inversion.py"),
 }
 
 
@@ -134,7 +134,7 @@ def test_import_sd_tf_prints_nothing_makes_nothing_and_loads_no_backend(tmp_path
 
 def test_public_names_are_few_and_there():
     assert set(sd_tf.__all__) == {
-        *("CascadedDiffusion", "InputError", "LatentDiffusion", "load", "open_data", "show"),
+        *("CascadedDiffusion", "GigaGAN", "InputError", "LatentDiffusion", "load", "open_data", "show"),
         *("CrossAttention", "LoRA", "TextualInversion"),
     }
     assert all(hasattr(sd_tf, name) for name in sd_tf.__all__)

@@ -4,23 +4,22 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from sd_tf.diffusion.conditions import concatenate
 from sd_tf.errors import InputError, unknown
+from sd_tf.gan import drawing
 from sd_tf.gan.options import GanOptions
 from sd_tf.gan.settings import GanSettings
+from sd_tf.generation.checks import check_whole
 from sd_tf.generation.engines import ENGINES, Engines
-from sd_tf.generation.pictures import as_output, check_output, to_uint8
-from sd_tf.generation.request import Request
-from sd_tf.generation.text_conditions import text_conditions
+from sd_tf.generation.pictures import as_output, check_output, checked_image
+from sd_tf.generation.request import Interpolation, Request
+from sd_tf.images import to_unit
+from sd_tf.progress import tqdm
 from sd_tf.quiet import import_tensorflow
-from sd_tf.seeding import normals
 from sd_tf.training.provenance import Provenance
 from sd_tf.unread import Unread
 
-MEAN_STYLES = 5  # key of the stream of random numbers whose styles truncation averages
-STYLES_IN_MEAN = 256
+MOST_PIXELS = 4096**2  # of a picture to invert, which is scaled
 
 
 class GanEngine(NamedTuple):
@@ -28,7 +27,8 @@ class GanEngine(NamedTuple):
 
     Attributes:
         styles: z (n, latent dim), context (n, tokens, width), mask int32 (n, tokens) -> w (n, style dim).
-        synthesize: w, context, mask -> pictures, float32 (n, side, side, 3), about [-1, 1].
+        synthesize: w (n, levels, style dim), context, mask -> pictures, float32 (n, side, side, 3), about
+            [-1, 1].
     """
 
     styles: Callable
@@ -153,6 +153,7 @@ class GigaGAN:
         truncation=None,
         batch_size=64,
         z=None,
+        styles=None,
         prompt_syntax="weights",
         prompt_embeds=None,
         output="array",
@@ -169,6 +170,8 @@ class GigaGAN:
             truncation: 0 to 1, how far styles are from their mean for the prompt: less is more usual and less
                 varied (Karras et al. 2019, section 2.1); None for the model's.
             z: float (pictures, latent dim), standard normal, in the place of that of the seeds.
+            styles: float (pictures, style dim), or (pictures, levels, style dim), in the place of those of z,
+                such as those of `styles` or `invert`; they are not truncated.
             engine: "tensorflow"; "openvino", which needs the extra `openvino` and float32; or "auto".
 
         Returns:
@@ -179,63 +182,153 @@ class GigaGAN:
             InputError: an argument is of the wrong type or out of range.
         """
         check_output(output)
-        if engine not in ENGINES:
-            raise unknown("engine", engine, ENGINES)
-        truncation = self.recommended.replaced(truncation=truncation).truncation
-        if prompt is None and self.text_encoder is None:
+        request = self._request(prompt, num_images, seed, batch_size, prompt_syntax, prompt_embeds)
+        run, texts = self._engine(engine), drawing.texts_of_request(self, request)
+        if styles is None:
+            styles = self._styles(run, request, texts, truncation, z)
+        elif z is not None or truncation is not None:
+            raise InputError("styles stand in for z and its truncation: give one of them")
+        else:
+            width = self.generator_config.style_dim
+            styles = drawing.checked_array(
+                "styles", styles, request.number, (width,), (self._number_of_levels, width)
+            )
+        styles = drawing.at_each_level(styles, self._number_of_levels)
+        images = drawing.pictures_of(self, run, styles, texts, request.batch_size, progress)
+        return as_output(images, output, request)
+
+    def styles(
+        self,
+        prompt=None,
+        num_images=1,
+        seed=0,
+        truncation=None,
+        batch_size=64,
+        prompt_syntax="weights",
+        engine="auto",
+    ):
+        """The styles of the pictures that `generate` draws with the same arguments.
+
+        Their first levels say how a picture is laid out, their last ones how it is coloured. So styles are
+        mixed (Karras et al. 2019, section 3.1):
+
+            >>> mixed = model.styles("a dress", seed=0)
+            >>> mixed[:, 2:] = model.styles("a dress", seed=1)[:, 2:]
+            >>> images = model.generate("a dress", styles=mixed)
+
+        Args:
+            prompt, num_images, seed, truncation, batch_size, prompt_syntax, engine: as in `generate`.
+
+        Returns:
+            float32 (prompts x num_images, levels, style dim).
+
+        Raises:
+            InputError: an argument is of the wrong type or out of range.
+        """
+        request = self._request(prompt, num_images, seed, batch_size, prompt_syntax)
+        run, texts = self._engine(engine), drawing.texts_of_request(self, request)
+        styles = self._styles(run, request, texts, truncation)
+        return drawing.at_each_level(styles, self._number_of_levels)
+
+    def interpolate(
+        self,
+        prompts,
+        frames=8,
+        seeds=0,
+        truncation=None,
+        batch_size=64,
+        prompt_syntax="weights",
+        engine="auto",
+        progress=True,
+    ):
+        """Generates pictures that interpolate between prompts, between seeds, or both.
+
+        The text encoder's outputs are interpolated linearly, z spherically (slerp).
+
+        Args:
+            prompts, frames, seeds: as in `LatentDiffusion.interpolate`.
+            truncation, batch_size, prompt_syntax, engine, progress: as in `generate`.
+
+        Returns:
+            uint8 (frames, side, side, 3).
+
+        Raises:
+            InputError: there is nothing to interpolate, or an argument is out of range.
+        """
+        interpolation = Interpolation(prompts, seeds, frames, "", batch_size, prompt_syntax)
+        _refuse_loras(interpolation)
+        run, texts = self._engine(engine), drawing.texts_of_interpolation(self, interpolation)
+        styles = self._styles(run, interpolation, texts, truncation)
+        styles = drawing.at_each_level(styles, self._number_of_levels)
+        return drawing.pictures_of(self, run, styles, texts, batch_size, progress)
+
+    def invert(self, image, prompt=None, steps=300, progress=True):
+        """Projection: styles of which `generate(prompt, styles=...)` draws about a given picture.
+
+        Args:
+            image: a picture or several, as `image` of `LatentDiffusion.generate`; scaled to `image_size`.
+            prompt: a string that describes them.
+            steps: of optimisation.
+            progress: whether to show a bar.
+
+        Returns:
+            float32 (n, levels, style dim).
+
+        Raises:
+            InputError: an argument is of the wrong type or out of range.
+        """
+        is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+        number = len(image) if is_several else 1
+        pictures = checked_image(image, number, 1, MOST_PIXELS, self.image_size)
+        check_whole("steps", steps, 1, 100_000)
+        request = self._request(prompt, number, 0, 64, "weights")
+        texts = drawing.texts_of_request(self, request)
+        from sd_tf.gan.inversion import inverted, nearest_styles  # which import Keras
+
+        with tqdm(total=steps, disable=None if progress else True) as bar:
+            return inverted(
+                self.generator,
+                to_unit(pictures),
+                texts,
+                nearest_styles(self, pictures, request.prompts[0]),
+                steps,
+                lambda _, difference: (bar.update(), bar.set_postfix_str(f"{difference:.4f}")),
+            )
+
+    @property
+    def _number_of_levels(self):
+        return len(self.generator_config.block_out_channels)
+
+    def _request(self, prompt, num_images, seed, batch_size, prompt_syntax, prompt_embeds=None):
+        if prompt is None and prompt_embeds is None and self.text_encoder is None:
             prompt = "a picture"
         request = Request(
             prompt, "", num_images, seed, batch_size, prompt_syntax, prompt_embeds=prompt_embeds
         )
-        return as_output(self._drawn(request, truncation, z, engine, progress), output, request)
+        _refuse_loras(request)
+        return request
 
-    def _drawn(self, request, truncation, z, engine, progress):
+    def _engine(self, name):
+        if name not in ENGINES:
+            raise unknown("engine", name, ENGINES)
         import_tensorflow()
-        run, size = self.engines[engine], self.generator_config.latent_dim
+        return self.engines[name]
+
+    def _styles(self, run, request, texts, truncation=None, z=None):
+        """w of a `Request` or an `Interpolation`, (pictures, style dim)."""
+        truncation = self.recommended.replaced(truncation=truncation).truncation
+        size = self.generator_config.latent_dim
         if z is None:
             z = request.noise(np.arange(request.number), 0, (size,))
         else:
-            z = np.asarray(z, np.float32)
-            if z.shape != (request.number, size):
-                raise InputError(f"z has the shape {z.shape}: give ({request.number}, {size})")
-        texts = self._texts(request)
-        images = []
-        starts = range(0, request.number, request.batch_size)
-        means = {}  # row of the prompt -> the mean style
-        for start in tqdm(starts, unit="batch", disable=None if progress and len(starts) > 1 else True):
-            places = np.arange(start, min(start + request.batch_size, request.number))
-            text = tuple(part[places] for part in texts)
-            styles = np.asarray(run.styles(z[places], *text))
-            if truncation < 1:
-                rows = places // request.num_images
-                for row in np.unique(rows):
-                    if row not in means:
-                        means[row] = self._mean_style(run, [part[row * request.num_images] for part in texts])
-                mean = np.stack([means[row] for row in rows])
-                styles = mean + np.float32(truncation) * (styles - mean)
-            images.append(to_uint8(np.asarray(run.synthesize(styles, *text))))
-        return np.concatenate(images)
-
-    def _texts(self, request):
-        """Context and mask of each picture, or nothing."""
-        if self.text_encoder is None:
-            return ()
-        pairs = text_conditions(request, self.text_encoder)
-        condition = concatenate([positive for _, positive in pairs])
-        context = np.asarray(condition.context, np.float32)
-        mask = np.ones(context.shape[:2]) if condition.mask is None else np.asarray(condition.mask)
-        return context, mask.astype(np.int32)
-
-    def _mean_style(self, run, text):
-        """The mean of the styles of one text, (style dim,)."""
-        z = normals((MEAN_STYLES,), np.arange(STYLES_IN_MEAN), (self.generator_config.latent_dim,))
-        repeated = (np.repeat(part[None], STYLES_IN_MEAN, axis=0) for part in text)
-        return np.asarray(run.styles(z, *repeated)).mean(axis=0)
+            z = drawing.checked_array("z", z, request.number, (size,))
+        return drawing.styles_of(self, run, z, texts, truncation, request.batch_size)
 
     def _functions(self):
         """The `functions` of `Engines`."""
-        generator, config = self.generator, self.generator_config
-        z, w = (((None, size), "float32") for size in (config.latent_dim, config.style_dim))
+        generator, config, levels = self.generator, self.generator_config, self._number_of_levels
+        z = ((None, config.latent_dim), "float32")
+        w = ((None, levels, config.style_dim), "float32")
         text = []
         if self.text_encoder is not None:
             text = [((None, None, config.text_dim), "float32"), ((None, None), "int32")]
@@ -247,7 +340,8 @@ class GigaGAN:
 
         def synthesize(w, *text):
             mask = text[1] if text else None
-            return generator.synthesize(w, generator.read(*text)[0], mask)[-1]
+            of_levels = [w[:, i] for i in range(levels)]
+            return generator.synthesize(of_levels, generator.read(*text)[0], mask)[-1]
 
         return {
             "styles": (generator, styles, [z, *text]),
@@ -315,3 +409,8 @@ class GigaGAN:
         from sd_tf.gan.folder import save  # which imports this module
 
         save(self, folder, dtype, max_shard_size)
+
+
+def _refuse_loras(request):
+    if request.loras:
+        raise InputError(f"the prompt names the LoRA {next(iter(request.loras))}: a GAN takes none")
