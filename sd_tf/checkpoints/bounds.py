@@ -42,6 +42,7 @@ BOUNDS = {
             *("cross_attention_dim", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
             *("num_channels", "patch_size", "d_model", "d_kv", "d_ff", "num_layers", "type_vocab_size"),
             *("relative_attention_num_buckets", "latent_dim", "style_dim", "text_dim", "text_width"),
+            *("vision_channels", "vision_width"),
         ],
         OF_TENSORS,
     ),

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from sd_tf.checkpoints.perceptual import load_perceptual
 from sd_tf.evaluation.lpips import load_lpips
 from sd_tf.graphs import compiled
 from sd_tf.hashing import weights_fingerprint
 from sd_tf.images import to_unit
-from sd_tf.latent.perceptual import load_perceptual
 
 AT_ONCE = 100  # pairs
 STAND_IN = "perceptual-mini"

@@ -84,6 +84,12 @@ def defaults(dataset: str, options: GanOptions) -> dict:
         "text_length": preset.text_length,
         "num_kernels": str(preset.generator.num_kernels),
         "multi_scale": scales[judges.multi_scale_input, judges.multi_scale_output],
+        "judged_by": {(True, True): "both", (True, False): "pixels", (False, True): "vision"}[
+            judges.judges_pixels, bool(judges.vision_channels)
+        ],
+        "vision": preset.vision,
+        "vision_weight": f"{losses.vision:g}",
+        "vision_gamma": f"{losses.vision_gamma:g}",
         "adversarial": losses.kind,
         "gamma": f"{losses.gamma:g}",
         "matching_weight": f"{losses.matching:g}",

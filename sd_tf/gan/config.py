@@ -8,6 +8,7 @@ from sd_tf.errors import InputError
 
 LOWEST_SIDE = 4  # pixels of the first level that a generator draws
 ADVERSARIAL = ("relativistic", "non_saturating")
+JUDGES = ("pixels", "vision", "both")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class DiscriminatorConfig:
     multi_scale_input: bool = True  # every level also sees the picture of its own size
     multi_scale_output: bool = True  # every level judges, not the last alone
     minibatch_groups: int = 4  # examples whose deviation the last level sees; 1 for none
+    judges_pixels: bool = True  # with the levels above; without, only by a frozen network's maps
+    vision_channels: tuple[int, ...] = ()  # of that network's maps, which halve; the first has half the side
+    vision_width: int = 64  # channels of a head on a map
     kept: dict = kept()
 
     @property
@@ -87,6 +91,11 @@ def check_config(config: GeneratorConfig | DiscriminatorConfig):
     for number in getattr(config, "num_kernels", 1), getattr(config, "minibatch_groups", 1):
         if min(number if isinstance(number, tuple) else (number,)) < 1:
             raise InputError(f"num_kernels or minibatch_groups is {number}: 1 is none, give 1 or more")
+    if isinstance(config, DiscriminatorConfig) and not (config.judges_pixels or config.vision_channels):
+        raise InputError(
+            "judges_pixels is off, and vision_channels is empty: a discriminator judges by one of them, or "
+            "by both"
+        )
     attends = zip(config.block_out_channels, config.of_levels("self_attention"), strict=True)
     for channels, has_attention in attends:
         if has_attention and channels % config.attention_head_dim:
@@ -108,12 +117,16 @@ class GanLosses(NamedTuple):
         gamma: of R1 and R2, the squared gradients at real and drawn pictures; half of it is their weight.
         matching: weight of pictures with another's text, which are to be judged as drawn ones.
         clip: weight of CLIP's contrastive loss of the drawn pictures.
+        vision: weight of the judgements by a frozen network's maps.
+        vision_gamma: of R1 and R2 at these maps.
     """
 
     kind: str = "relativistic"
     gamma: float = 1.0
     matching: float = 1.0
     clip: float = 0.0
+    vision: float = 1.0
+    vision_gamma: float = 1.0
 
 
 class Augmentation(NamedTuple):

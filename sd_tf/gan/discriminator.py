@@ -7,10 +7,10 @@ from keras import ops
 
 from sd_tf.config import as_config
 from sd_tf.errors import InputError
-from sd_tf.gan.config import LOWEST_SIDE, DiscriminatorConfig, check_config
-from sd_tf.gan.layers import AdaptiveConv2D, DistanceAttention, TextLayers, leaky_relu
+from sd_tf.gan.config import DiscriminatorConfig, check_config
+from sd_tf.gan.heads import Head, VisionHead
+from sd_tf.gan.layers import DistanceAttention, TextLayers, halved, leaky_relu
 from sd_tf.nn.blocks import conv
-from sd_tf.nn.precision import at_least_float32
 
 RGB = 3
 
@@ -44,7 +44,19 @@ class Discriminator(keras.Model):
             self.text = TextLayers(
                 config.text_width, config.text_layers, config.attention_head_dim, dtype=policy, name="text"
             )
+        self.vision = [
+            VisionHead(
+                config.vision_width,
+                Head(True, config.minibatch_groups, dtype=policy, name="head"),
+                dtype=policy,
+                name=f"vision.{i}",
+            )
+            for i in range(len(config.vision_channels))
+        ]
         last = len(widths) - 1
+        self.from_rgb, self.levels, self.heads = {}, [], {}
+        if not config.judges_pixels:
+            return
         inputs = range(last + 1) if config.multi_scale_input else range(1)
         self.from_rgb = {i: conv(widths[max(i - 1, 0)], 1, f"from_rgb.{i}", policy) for i in inputs}
         self.levels = [
@@ -82,6 +94,9 @@ class Discriminator(keras.Model):
             if i in self.heads:
                 self.heads[i].build((None, side, side, channels), code_shape)
             side //= 2
+        for i, (head, width) in enumerate(zip(self.vision, config.vision_channels, strict=True)):
+            side = config.sample_size // 2 ** (i + 1)
+            head.build((None, side, side, width), code_shape)
         self.built = True
 
     def call(self, pictures, states=None, text_mask=None):
@@ -121,6 +136,11 @@ class Discriminator(keras.Model):
             found.append(ops.transpose(ops.reshape(ops.cast(logits, "float32"), (scales, -1))))
         return ops.concatenate(found, axis=1)
 
+    def judged_by_vision(self, maps, code=None):
+        """Logits, float32 (batch, maps), of a frozen network's maps and the texts' `code_of`."""
+        logits = [head(x, code) for head, x in zip(self.vision, maps, strict=True)]
+        return ops.cast(ops.stack(logits, axis=1), "float32")
+
     def pyramid_of(self, pictures):
         """The pictures that the levels see, the largest first."""
         config = self.config
@@ -138,13 +158,6 @@ class Discriminator(keras.Model):
 
     def get_config(self):
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}
-
-
-def halved(x):
-    """(batch, height, width, channels) -> (batch, height / 2, width / 2, channels), the means of squares."""
-    height, width, channels = x.shape[1:]
-    x = ops.reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
-    return ops.mean(x, axis=(2, 4))
 
 
 @keras.saving.register_keras_serializable("sd_tf")
@@ -183,66 +196,3 @@ class JudgingLevel(keras.layers.Layer):
         change = self.conv2(leaky_relu(self.conv1(leaky_relu(x))))
         x = change + (x if self.shortcut is None else self.shortcut(x))
         return x if self.attention is None else self.attention(x)
-
-
-@keras.saving.register_keras_serializable("sd_tf")
-class Head(keras.layers.Layer):
-    """A level's judgement: one of the picture alone and, with a text, one of both (equation 6).
-
-    Args:
-        is_last: whether all positions are seen at once, and not each by itself.
-        groups: examples whose deviation is seen (Karras et al. 2018, section 3); 1 for none.
-
-    Called with x (rows, side, side, channels) and the text's code (rows, width) or None; returns logits,
-    (rows,).
-    """
-
-    def __init__(self, is_last=False, groups=1, **kwargs):
-        super().__init__(**kwargs)
-        self.is_last, self.groups = is_last, groups
-
-    def build(self, x_shape, code_shape=None):
-        policy = self.dtype_policy
-        _, height, width, channels = x_shape
-        shape = (*x_shape[:-1], channels + (self.groups > 1))
-        padding = "valid" if self.is_last else "same"
-        size = LOWEST_SIDE if self.is_last else 1
-        self.conv_in = keras.layers.Conv2D(
-            channels, size, padding=padding, kernel_initializer="he_normal", dtype=policy, name="conv_in"
-        )
-        self.conv_in.build(shape)
-        place = (None, 1, 1, channels) if self.is_last else (None, height, width, channels)
-        self.conv_out = conv(1, 1, "conv_out", policy)
-        self.conv_out.build(place)
-        self.text_conv = None
-        if code_shape is not None:
-            self.text_conv = AdaptiveConv2D(channels, 1, demodulate=False, dtype=policy, name="text_conv")
-            self.text_out = conv(1, 1, "text_out", policy)
-            self.text_conv.build(place, code_shape)
-            self.text_out.build(place)
-
-    def call(self, x, code=None):
-        if self.groups > 1:
-            x = with_deviation(x, self.groups)
-        x = leaky_relu(self.conv_in(leaky_relu(x)))
-        logits = self.conv_out(x)
-        if self.text_conv is not None:
-            logits = logits + self.text_out(leaky_relu(self.text_conv(x, code)))
-        return ops.mean(logits, axis=(1, 2, 3))
-
-
-def with_deviation(x, groups):
-    """Another channel: how much the examples of a group differ, on the mean over channels and positions.
-
-    Args:
-        x: (rows, height, width, channels); rows are a multiple of `groups`, examples side by side one group.
-
-    Returns:
-        (rows, height, width, channels + 1).
-    """
-    height, width, channels = x.shape[1:]
-    grouped = at_least_float32(ops.reshape(x, (-1, groups, height, width, channels)))
-    variance = ops.mean(ops.square(grouped - ops.mean(grouped, axis=1, keepdims=True)), axis=1)
-    deviation = ops.mean(ops.sqrt(variance + 1e-8), axis=(1, 2, 3))  # (groups,)
-    deviation = ops.repeat(ops.cast(deviation, x.dtype), groups)[:, None, None, None]
-    return ops.concatenate([x, deviation * ops.ones_like(x[..., :1])], axis=-1)

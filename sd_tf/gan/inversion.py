@@ -38,7 +38,7 @@ def inverted(generator, pictures, texts, styles, steps, progress=None):
     import keras
     import tensorflow as tf
 
-    from sd_tf.gan.discriminator import halved
+    from sd_tf.gan.layers import halved
 
     levels = styles.shape[1]
     variable, best = (tf.Variable(styles, dtype=tf.float32) for _ in range(2))

@@ -25,6 +25,13 @@ def leaky_relu(x):
     return ops.leaky_relu(x, 0.2) * math.sqrt(2.0)
 
 
+def halved(x):
+    """(batch, height, width, channels) -> (batch, height / 2, width / 2, channels), the means of squares."""
+    height, width, channels = x.shape[1:]
+    x = ops.reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
+    return ops.mean(x, axis=(2, 4))
+
+
 def unit_rows(x):
     """Divided by the root mean square over the last axis (StyleGAN's pixel norm)."""
     return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + EPSILON)

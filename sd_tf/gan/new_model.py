@@ -7,7 +7,7 @@ from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.data.open import open_data
 from sd_tf.gan.model import GigaGAN
 from sd_tf.gan.options import GanOptions
-from sd_tf.gan.presets import Preset, preset_named, preset_of
+from sd_tf.gan.presets import WIDTHS, Preset, preset_named, preset_of
 from sd_tf.generation.checks import check_whole
 from sd_tf.text.known_words import read_words
 from sd_tf.training.options import check_dtype
@@ -64,11 +64,19 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
             multi_scale_input=options.multi_scale in ("both", "input"),
             multi_scale_output=options.multi_scale in ("both", "output"),
         )
+    if options.judged_by is not None:
+        judges = dataclasses.replace(
+            judges,
+            judges_pixels=options.judged_by != "vision",
+            vision_channels=() if options.judged_by == "pixels" else WIDTHS,
+        )
     given = {
         "kind": options.adversarial,
         "gamma": options.gamma,
         "matching": 0.0 if options.unconditional else options.matching_weight,
         "clip": options.clip_weight,
+        "vision": options.vision_weight,
+        "vision_gamma": options.vision_gamma,
     }
     losses = preset.losses._replace(**{name: value for name, value in given.items() if value is not None})
     given = {"translation": options.translation, "cutout": options.cutout}
@@ -83,4 +91,5 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         augmentation=augmentation,
         text_encoder=options.text_encoder or preset.text_encoder,
         text_length=options.text_length or preset.text_length,
+        vision=options.vision or preset.vision,
     )

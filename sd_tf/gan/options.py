@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sd_tf.errors import InputError
-from sd_tf.gan.config import ADVERSARIAL
+from sd_tf.gan.config import ADVERSARIAL, JUDGES
 from sd_tf.options import Options, option
 
 MODEL, LOSSES, PARTS = "new model", "losses", "parts of the networks"
@@ -36,6 +36,23 @@ class GanOptions(Options):
         "where the discriminator has several scales: in what it sees, in what it says, both or none",
         choices=SCALES,
         group=PARTS,
+    )
+    judged_by: str | None = option(
+        None,
+        "what the discriminator judges by: pixels, the maps of a frozen network (vision), or both",
+        choices=JUDGES,
+        group=PARTS,
+    )
+    vision: str | None = option(
+        None,
+        "that frozen network: a bundled name or a folder (default: perceptual-mini)",
+        group=PARTS,
+    )
+    vision_weight: float | None = option(
+        None, "of the loss of its judgements, beside that of pixels", at_least=0, group=LOSSES
+    )
+    vision_gamma: float | None = option(
+        None, "of the gradient penalties at its maps", at_least=0, group=LOSSES
     )
     adversarial: str | None = option(
         None, "the players' loss: R3GAN's relativistic one, or GAN's own", choices=ADVERSARIAL, group=LOSSES
@@ -85,7 +102,10 @@ class GanOptions(Options):
 
     def check_of_a_trained_model(self):
         """Raises `InputError` for options of a new model."""
-        for name in ("preset", "text_encoder", "text_length", "unconditional", "num_kernels", "multi_scale"):
+        for name in (
+            *("preset", "text_encoder", "text_length", "unconditional", "num_kernels", "multi_scale"),
+            "judged_by",
+        ):
             if getattr(self, name):
                 raise InputError(
                     f"{self.said(name)} is only for a new model: leave it out, a trained one brings its own"

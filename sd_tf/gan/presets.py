@@ -7,6 +7,7 @@ from sd_tf.gan.config import Augmentation, DiscriminatorConfig, GanLosses, Gener
 from sd_tf.gan.settings import GanSettings
 from sd_tf.training.options import StageConfig
 
+WIDTHS = (24, 48, 96)  # of the perceptual network's maps
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -23,6 +24,7 @@ class Preset:
     losses: GanLosses = GanLosses()
     augmentation: Augmentation = Augmentation()
     text_length: int | None = None
+    vision: str = "perceptual-mini"  # the frozen network that the discriminator judges by
     recommended: GanSettings = GanSettings()  # of the models that it makes
     command: str = ""  # of trained weights, with their runtime and scores
     runtime: str = ""
@@ -50,7 +52,10 @@ GARMENTS = Preset(
         cross_attention=(False, True, True, False),
     ),
     discriminator=DiscriminatorConfig(
-        block_out_channels=(48, 96, 128, 128), self_attention=(False, False, True, False)
+        block_out_channels=(48, 96, 128, 128),
+        self_attention=(False, False, True, False),
+        judges_pixels=False,
+        vision_channels=WIDTHS,
     ),
     text_encoder="clip-mini",
     max_minutes=28,

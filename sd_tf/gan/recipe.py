@@ -4,6 +4,7 @@ generator/ discriminator/ text_encoder/ tokenizer/ model_index.json     the fini
 """
 
 from sd_tf.checkpoints.clip import load_clip
+from sd_tf.checkpoints.perceptual import load_perceptual
 from sd_tf.checkpoints.tokenizers import load_tokenizer
 from sd_tf.errors import InputError
 from sd_tf.gan import folder as folders
@@ -125,6 +126,7 @@ class PlannedGan(PlannedStage):
             run.options.seed,
             self._clip() if preset.losses.clip else None,
             self.model,
+            load_perceptual(preset.vision) if discriminator.config.vision_channels else None,
         )
 
     def _clip(self):

@@ -1,6 +1,8 @@
 """The training stage of a GAN: the discriminator's move, then the generator's."""
 
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +28,42 @@ PATIENCE = 1000
 WON, LOST, COLLAPSED = 0.998, 0.02, 0.05
 
 
+class Judge(NamedTuple):
+    """A way of judging pictures.
+
+    Attributes:
+        prefix: of its losses' names in the log.
+        weight: of its losses.
+        gamma: of its gradient penalties.
+        made_of: pictures -> what the gradient is taken at.
+        see: that -> what can be judged with several texts.
+        judge: that and a text's code -> logits, (batch, judgements).
+    """
+
+    prefix: str
+    weight: float
+    gamma: float
+    made_of: Callable
+    see: Callable
+    judge: Callable
+
+    def __call__(self, pictures, code):
+        return self.judge(self.see(self.made_of(pictures)), code)
+
+    def penalised(self, inputs, code):
+        """Logits, the gradient penalty at `inputs`, and what `see` has seen."""
+        seen = []
+
+        def judged(inputs):
+            seen.append(self.see(inputs))
+            return self.judge(seen[-1], code)
+
+        if not self.gamma:
+            logits = judged(inputs)
+            return logits, tf.zeros_like(logits[:, 0]), seen[0]
+        return *gradient_penalty(judged, inputs), seen[0]
+
+
 class GanStage(Stage):
     """Both players in turn, each on a batch of its own.
 
@@ -40,6 +78,7 @@ class GanStage(Stage):
         seed: of the order of examples and of everything that is drawn for them.
         clip: a frozen `CLIPModel` and its tokenizer, for the loss of that name.
         model: the `GigaGAN` that draws previews; None for no previews.
+        vision: a frozen network whose `maps` the discriminator judges by, too; None for none.
     """
 
     name = "gan"
@@ -56,7 +95,9 @@ class GanStage(Stage):
         seed=0,
         clip=None,
         model=None,
+        vision=None,
     ):
+        self.vision = vision
         self.generator, self.discriminator = generator, discriminator
         self.batch_size = configs[GENERATOR].batch_size
         self.dataset, self.texts, self.seed, self.model = dataset, texts, seed, model
@@ -114,40 +155,61 @@ class GanStage(Stage):
         return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch)
 
     def _discriminator_losses(self, real, drawn, batch):
-        judge, weights, seen = self.discriminator, self.weights, []
-        code = judge.code_of(*_text(batch))
-
-        def judged(pictures):
-            seen.append(judge.seen(pictures))
-            return judge.judged(seen[-1], code)
-
-        logits, penalty = gradient_penalty(judged, real)
-        drawn_logits, drawn_penalty = gradient_penalty(judged, drawn)
+        weights, own_code = self.weights, self.discriminator.code_of(*_text(batch))
+        other_code, mismatched = None, None
+        if "mismatched" in batch:
+            other_code = self.discriminator.code_of(batch["other_states"], batch["other_text_mask"])
+            mismatched = tf.cast(batch["mismatched"], tf.float32)
+        loss, found, judgements = 0.0, {}, []
+        for judge in self._judges():
+            of_real = judge.made_of(real)
+            logits, penalty, seen = judge.penalised(of_real, own_code)
+            drawn_logits, drawn_penalty, _ = judge.penalised(judge.made_of(drawn), own_code)
+            adversarial = discriminator_loss(logits, drawn_logits, weights.kind)
+            name = judge.prefix
+            found |= {f"{name}adversarial": adversarial, f"{name}r1": penalty, f"{name}r2": drawn_penalty}
+            total = adversarial + 0.5 * judge.gamma * (penalty + drawn_penalty)
+            other = None
+            if other_code is not None:
+                other = judge.judge(seen, other_code)
+                matching = mismatched * matching_loss(other, logits, weights.kind)
+                total += weights.matching * matching
+                found[f"{name}matching"] = matching
+            loss += judge.weight * total
+            judgements.append((logits, drawn_logits, other))
+        logits, drawn_logits, others = zip(*judgements, strict=True)
+        logits, drawn_logits = (tf.concat(each, axis=1) for each in (logits, drawn_logits))
         between = self._between(logits, drawn_logits)
-        adversarial = discriminator_loss(logits, drawn_logits, weights.kind)
-        found = {
-            "adversarial": adversarial,
+        found |= {
             "loss ratio/sum": generator_loss(logits, drawn_logits, weights.kind),
-            "loss ratio/count": adversarial,
-            "r1": penalty,
-            "r2": drawn_penalty,
+            "loss ratio/count": discriminator_loss(logits, drawn_logits, weights.kind),
             RIGHT: _share_above(logits, drawn_logits),
             "accuracy on real": _share_above(logits, between),
             "accuracy on drawn": _share_above(between, drawn_logits),
             SPREAD: _spread(drawn[-1], real),
         }
-        loss = found["adversarial"] + 0.5 * weights.gamma * (penalty + drawn_penalty)
-        if "mismatched" in batch:
-            other = judge.judged(seen[0], judge.code_of(batch["other_states"], batch["other_text_mask"]))
-            mismatched = tf.cast(batch["mismatched"], tf.float32)
-            matching = mismatched * matching_loss(other, logits, weights.kind)
-            loss += weights.matching * matching
-            found["matching"] = matching
-            found |= mean_of_some("accuracy on mismatched", _share_above(between, other), batch["mismatched"])
-            found |= mean_of_some(
-                "own text above another's", _share_above(logits, other), batch["mismatched"]
-            )
+        if other_code is not None:
+            other = tf.concat(others, axis=1)
+            for name, share in (
+                ("accuracy on mismatched", _share_above(between, other)),
+                ("own text above another's", _share_above(logits, other)),
+            ):
+                found |= mean_of_some(name, share, batch["mismatched"])
         return {"loss": loss, **found}
+
+    def _judges(self):
+        """The discriminator's ways of judging: by pixels, by a frozen network, or both."""
+        judge, weights = self.discriminator, self.weights
+        if judge.config.judges_pixels:
+            yield Judge("", 1.0, weights.gamma, lambda pictures: pictures, judge.seen, judge.judged)
+        if self.vision is not None:
+            yield Judge(
+                "vision ", weights.vision, weights.vision_gamma, self._maps, tuple, judge.judged_by_vision
+            )
+
+    def _maps(self, pictures):
+        """What the frozen network sees: a tuple of maps, each (batch, side, side, channels)."""
+        return tuple(self.vision.maps(pictures[-1] if isinstance(pictures, tuple) else pictures))
 
     def _between(self, real, drawn):
         """What parts real from drawn judgements, (1, judgements): relativistic ones mean nothing alone."""
@@ -156,11 +218,14 @@ class GanStage(Stage):
         return tf.reduce_mean(tf.concat([real, drawn], axis=0), axis=0, keepdims=True)
 
     def _generator_losses(self, real, drawn, batch):
-        weights, judge, text = self.weights, self.discriminator, _text(batch)
-        logits = judge(drawn, *text)
-        real_logits = judge(real, *text) if weights.kind == "relativistic" else None
-        found = {"adversarial": generator_loss(real_logits, logits, weights.kind)}
-        loss = found["adversarial"]
+        weights, code = self.weights, self.discriminator.code_of(*_text(batch))
+        loss, found = 0.0, {}
+        for judge in self._judges():
+            logits = judge(drawn, code)
+            real_logits = judge(real, code) if weights.kind == "relativistic" else None
+            adversarial = generator_loss(real_logits, logits, weights.kind)
+            loss += judge.weight * adversarial
+            found[f"{judge.prefix}adversarial"] = adversarial
         if weights.clip:
             clip = self.clip[0]
             features = clip.image_features(clip.preprocess(drawn[-1]))

@@ -1,4 +1,4 @@
-"""Trains and reads the network whose activations say how different two pictures look.
+"""Trains the network whose activations say how different two pictures look.
 
 `python -m sd_tf.latent.perceptual --output weights/perceptual-mini` trained the bundled one: to tell
 garments and colours apart, on the training pictures.
@@ -10,14 +10,11 @@ import keras
 import numpy as np
 
 from sd_tf import commandline
-from sd_tf.checkpoints.networks import load_alone, save_alone
-from sd_tf.checkpoints.sources import resolve
+from sd_tf.checkpoints.perceptual import save_perceptual
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.data.pipeline import stream
-from sd_tf.errors import InputError
-from sd_tf.files import read_json
 from sd_tf.images import to_unit
-from sd_tf.nn.perceptual import WIDTHS, PerceptualNetwork
+from sd_tf.nn.perceptual import PerceptualNetwork
 
 BATCH, LEARNING_RATE = 128, 2e-3
 
@@ -45,28 +42,6 @@ def train_perceptual(dataset, steps, num_classes, seed=0) -> PerceptualNetwork:
         metrics=["accuracy"],
     )
     network.fit(batches, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=2)
-    return network
-
-
-def save_perceptual(network, folder, accuracy, command):
-    """Writes weights in half precision, and a config.json that says how good they are and what made them."""
-    values = {"model_type": "perceptual", "widths": WIDTHS, "num_classes": network.num_classes}
-    save_alone(network, folder, values | {"test_accuracy": accuracy, "command": command})
-
-
-def load_perceptual(name="perceptual-mini") -> PerceptualNetwork:
-    """A bundled one, or what `save_perceptual` wrote; frozen.
-
-    Raises:
-        InputError: it is no folder of such a network.
-    """
-    folder = resolve(name, kind="perceptual network")
-    values = read_json(folder / "config.json", root=folder)
-    number = values.get("num_classes")
-    if values.get("widths") != list(WIDTHS) or type(number) is not int or not 0 < number <= 10_000:
-        raise InputError(f"{folder} holds no perceptual network of this version")
-    network = load_alone(PerceptualNetwork(number), folder)
-    network.trainable = False
     return network
 
 

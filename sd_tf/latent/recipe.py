@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sd_tf.checkpoints.clip import load_text_encoder, save_clip, text_config
+from sd_tf.checkpoints.perceptual import load_perceptual
 from sd_tf.checkpoints.word_files import FILE as WORD_FILE
 from sd_tf.checkpoints.word_files import write_word
 from sd_tf.errors import InputError
@@ -26,7 +27,6 @@ from sd_tf.latent.loading import unread
 from sd_tf.latent.model import LatentDiffusion
 from sd_tf.latent.new_model import copied, sketched
 from sd_tf.latent.options import MODEL, STAGES, LatentOptions
-from sd_tf.latent.perceptual import load_perceptual
 from sd_tf.latent.presets import preset_named
 from sd_tf.latent.stages import AutoencoderStage, ClipStage, DiffusionStage
 from sd_tf.latent.textual_inversion import TextualInversionStage

@@ -8,7 +8,8 @@ def gradient_penalty(judge, pictures):
 
     Args:
         judge: `judge(pictures)` returns logits, (batch, judgements).
-        pictures: float (batch, height, width, channels), or a tuple of such of several sizes.
+        pictures: float (batch, height, width, channels), or a tuple of such of several sizes; or what a
+            frozen network sees in them.
 
     Returns:
         The logits, and float32 (batch,), which can be differentiated again: R1 of real pictures, R2 of drawn

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sd_tf.checkpoints.perceptual import load_perceptual
 from sd_tf.gan.config import DiscriminatorConfig, GanLosses, GeneratorConfig
 from sd_tf.gan.discriminator import Discriminator
 from sd_tf.gan.generator import Generator
@@ -57,4 +58,7 @@ def small_stage(dataset, losses=GanLosses(), augmentation=None, seed=0, draws=DR
         discriminator.build()
     texts = Texts(dataset.distinct_captions) if draws.text_dim else None
     configs = {GENERATOR: PLAYER, DISCRIMINATOR: PLAYER}
-    return GanStage(generator, discriminator, configs, dataset, texts, losses, augmentation, seed)
+    vision = load_perceptual() if judges.vision_channels else None
+    return GanStage(
+        generator, discriminator, configs, dataset, texts, losses, augmentation, seed, vision=vision
+    )

@@ -12,6 +12,10 @@ from sd_tf.gan.stages import DISCRIMINATOR, GENERATOR
 from sd_tf.training.step import Step
 from tests.gan.small import DRAWS, JUDGES, small_stage
 
+ONE_SCALE = {"multi_scale_input": False, "multi_scale_output": False}
+BY_BOTH = {"vision_channels": (24, 48, 96), "vision_width": 8}
+BY_VISION = BY_BOTH | {"judges_pixels": False}
+
 
 @pytest.fixture(scope="module")
 def garments():
@@ -79,9 +83,9 @@ def test_parts_are_left_out_by_a_weight_of_zero_or_without_a_text(garments):
 
 
 @pytest.mark.parametrize("kind", ["relativistic", "non_saturating"])
-@pytest.mark.parametrize("scales", [True, False])
-def test_both_players_move_and_only_their_own_weights(garments, kind, scales):
-    judges = dataclasses.replace(JUDGES, multi_scale_input=scales, multi_scale_output=scales)
+@pytest.mark.parametrize("judges", [{}, ONE_SCALE, BY_VISION, BY_BOTH])
+def test_both_players_move_and_only_their_own_weights(garments, kind, judges):
+    judges = dataclasses.replace(JUDGES, **judges)
     stage = small_stage(garments, GanLosses(kind), Augmentation(0.1, 0.2), judges=judges)
     step = Step(stage, tf.distribute.get_strategy(), "float32")
     for learner in step.learners.values():

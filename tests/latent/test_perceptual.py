@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from sd_tf.checkpoints.perceptual import load_perceptual, save_perceptual
 from sd_tf.data.fashion_mnist import FashionMNIST
 from sd_tf.data.garments import Garments
 from sd_tf.errors import InputError
 from sd_tf.images import to_unit
-from sd_tf.latent import perceptual as module
+from sd_tf.latent.perceptual import train_perceptual
 
 
 def test_softer_pictures_are_further_away_and_the_bundled_network_is_frozen(data_dir):
     images = FashionMNIST("test", data_dir).examples(np.arange(100), 0).images
-    network = module.load_perceptual()
+    network = load_perceptual()
     distances = []
     for radius in (0.5, 1.0, 2.0):
         soft = [
@@ -26,9 +27,9 @@ def test_softer_pictures_are_further_away_and_the_bundled_network_is_frozen(data
 
 def test_a_network_learns_groups_and_is_read_as_it_was_written(tmp_path):
     data = Garments(32, seed=0)
-    network = module.train_perceptual(data, steps=12, num_classes=400)
-    module.save_perceptual(network, tmp_path / "mine", 0.1, "a command")
-    again = module.load_perceptual(tmp_path / "mine")
+    network = train_perceptual(data, steps=12, num_classes=400)
+    save_perceptual(network, tmp_path / "mine", 0.1, "a command")
+    again = load_perceptual(tmp_path / "mine")
     images = to_unit(data.examples(np.arange(4), 0).images)
     for one, other in zip(network.maps(images), again.maps(images), strict=True):
         np.testing.assert_allclose(one, other, atol=0.02)  # in half precision
@@ -38,4 +39,4 @@ def test_a_network_learns_groups_and_is_read_as_it_was_written(tmp_path):
 def test_another_folder_is_refused_by_name(tmp_path, values):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match="no perceptual network"):
-        module.load_perceptual(tmp_path)
+        load_perceptual(tmp_path)
