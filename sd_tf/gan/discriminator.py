@@ -180,7 +180,7 @@ class JudgingLevel(keras.layers.Layer):
 
     def build(self, x_shape):
         policy, shape = self.dtype_policy, (*x_shape[:-1], self.channels)
-        self.conv1 = conv(self.channels, 3, "conv1", policy, kernel_initializer="he_normal")
+        self.conv1 = conv(self.channels, 3, "conv1", policy, kernel_initializer="lecun_normal")
         self.conv2 = conv(self.channels, 3, "conv2", policy, kernel_initializer="zeros")
         self.conv1.build(x_shape)
         self.conv2.build(shape)

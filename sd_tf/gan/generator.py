@@ -50,7 +50,7 @@ class Generator(keras.Model):
             )
         self.mapping = [
             keras.layers.Dense(
-                config.style_dim, kernel_initializer="he_normal", dtype=policy, name=f"mapping.{i}"
+                config.style_dim, kernel_initializer="lecun_normal", dtype=policy, name=f"mapping.{i}"
             )
             for i in range(config.mapping_layers)
         ]
@@ -79,7 +79,9 @@ class Generator(keras.Model):
             width = config.style_dim
         channels = config.block_out_channels[0]
         self.constant = self.add_weight(
-            shape=(1, LOWEST_SIDE, LOWEST_SIDE, channels), initializer="random_normal", name="constant"
+            shape=(1, LOWEST_SIDE, LOWEST_SIDE, channels),
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
+            name="constant",
         )
         for level, side in zip(self.levels, config.sides, strict=True):
             inner = side // 2 if level.upsample else side

@@ -32,7 +32,7 @@ class Head(keras.layers.Layer):
         padding = "valid" if self.is_last else "same"
         size = LOWEST_SIDE if self.is_last else 1
         self.conv_in = keras.layers.Conv2D(
-            channels, size, padding=padding, kernel_initializer="he_normal", dtype=policy, name="conv_in"
+            channels, size, padding=padding, kernel_initializer="lecun_normal", dtype=policy, name="conv_in"
         )
         self.conv_in.build(shape)
         place = (None, 1, 1, channels) if self.is_last else (None, height, width, channels)
@@ -93,12 +93,12 @@ class VisionHead(keras.layers.Layer):
 
     def build(self, map_shape, code_shape=None):
         policy, side = self.dtype_policy, map_shape[1]
-        self.mixing = conv(self.width, 1, "mixing", policy, kernel_initializer="he_normal", use_bias=False)
+        self.mixing = conv(self.width, 1, "mixing", policy, kernel_initializer="lecun_normal", use_bias=False)
         self.mixing.build(map_shape)
         self.mixing.trainable = False
         self.convs = []
         while side > LOWEST_SIDE:
-            layer = conv(self.width, 3, f"convs.{len(self.convs)}", policy, kernel_initializer="he_normal")
+            layer = conv(self.width, 3, f"convs.{len(self.convs)}", policy, kernel_initializer="lecun_normal")
             layer.build((None, side, side, self.width))
             self.convs.append(layer)
             side //= 2

@@ -21,7 +21,10 @@ EPSILON = 1e-8  # added to a squared norm
 
 
 def leaky_relu(x):
-    """StyleGAN's: slope 0.2, times the root of two, which keeps the deviation of centred inputs."""
+    """StyleGAN's: slope 0.2, times the root of two, which keeps the deviation of centred inputs.
+
+    So layers before and after it keep it as well with weights of variance 1 / fan-in (`lecun_normal`).
+    """
     return ops.leaky_relu(x, 0.2) * math.sqrt(2.0)
 
 
@@ -114,7 +117,11 @@ class AdaptiveConv2D(keras.layers.Layer):
         self.kernels = self.add_weight(shape=shape, initializer=normal, name="weight")
         self.bias = self.add_weight(shape=(self.channels,), initializer="zeros", name="bias")
         self.affine = keras.layers.Dense(
-            channels_in, bias_initializer="ones", dtype=policy, name="affine", kernel_initializer="he_normal"
+            channels_in,
+            bias_initializer="ones",
+            dtype=policy,
+            name="affine",
+            kernel_initializer="lecun_normal",
         )
         self.affine.build(style_shape)
         self.selection = None
@@ -194,7 +201,8 @@ def attention_by_distance(query, value, head_width):
     _, tokens, width = query.shape
     heads, scale = width // head_width, 1.0 / math.sqrt(head_width)
     # -|q - k|^2 = 2 q k - |k|^2 - |q|^2, whose last term the softmax over keys does not see.
-    squares = ops.sum(ops.square(ops.reshape(query, (-1, tokens, heads, head_width))), axis=-1)
+    wide = at_least_float32(ops.reshape(query, (-1, tokens, heads, head_width)))
+    squares = ops.sum(ops.square(wide), axis=-1)
     mask = -scale * ops.transpose(squares, (0, 2, 1))[:, :, None, :]  # (batch, heads, 1, keys)
     return scaled_dot_product_attention(query, query, value, heads, mask=mask, scale=2.0 * scale)
 

@@ -15,6 +15,7 @@ from sd_tf.gan.folder import save_network
 from sd_tf.gan.losses import clip_loss, discriminator_loss, generator_loss, matching_loss
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
+from sd_tf.text.prompt_syntax import prompt_of
 from sd_tf.training.gradient_penalty import gradient_penalty
 from sd_tf.training.options import FOLDER, StageConfig
 from sd_tf.training.stage import Player, Stage, mean_of_some
@@ -148,8 +149,10 @@ class GanStage(Stage):
         return self._texts("other_", examples.captions) | {"mismatched": examples.groups != groups}
 
     def losses(self, batch, player, averages):
-        drawn = self.generator(batch["z"], *_text(batch))
-        real, drawn = self._augmented(batch["images"], drawn, batch)
+        drawn, real = self.generator(batch["z"], *_text(batch)), (batch["images"],)
+        if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
+            real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
+        real, drawn = self._augmented(real, drawn[-len(real) :], batch)
         if player == GENERATOR:
             return self._generator_losses(real, drawn, batch)
         return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch)
@@ -186,7 +189,7 @@ class GanStage(Stage):
             RIGHT: _share_above(logits, drawn_logits),
             "accuracy on real": _share_above(logits, between),
             "accuracy on drawn": _share_above(between, drawn_logits),
-            SPREAD: _spread(drawn[-1], real),
+            SPREAD: _spread(drawn[-1], real[-1]),
         }
         if other_code is not None:
             other = tf.concat(others, axis=1)
@@ -209,7 +212,7 @@ class GanStage(Stage):
 
     def _maps(self, pictures):
         """What the frozen network sees: a tuple of maps, each (batch, side, side, channels)."""
-        return tuple(self.vision.maps(pictures[-1] if isinstance(pictures, tuple) else pictures))
+        return tuple(self.vision.maps(pictures[-1]))
 
     def _between(self, real, drawn):
         """What parts real from drawn judgements, (1, judgements): relativistic ones mean nothing alone."""
@@ -235,8 +238,6 @@ class GanStage(Stage):
         return {"loss": loss, **found}
 
     def _augmented(self, real, drawn, batch):
-        if not self.discriminator.config.multi_scale_input:
-            drawn = drawn[-1:]
         if self.augmentation is None:
             return real, drawn
         numbers = batch["numbers"]
@@ -273,7 +274,7 @@ class GanStage(Stage):
         """Two pictures for each preview prompt."""
         if self.model is None:
             return None
-        prompts = list(self.dataset.preview_prompts)
+        prompts = list(map(prompt_of, self.dataset.preview_prompts))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # words that it is learning just now
             images = self.model.generate(prompts, num_images=2, engine="tensorflow", progress=False)

@@ -1,5 +1,7 @@
 """Penalties on a discriminator's gradient, which keep a game of two players from running away."""
 
+import math
+
 import tensorflow as tf
 
 
@@ -13,13 +15,14 @@ def gradient_penalty(judge, pictures):
 
     Returns:
         The logits, and float32 (batch,), which can be differentiated again: R1 of real pictures, R2 of drawn
-        ones, without the factor gamma / 2. The gradient is that of the mean of a picture's logits.
+        ones, without the factor gamma / 2. The gradient is that of the sum of a picture's logits over the
+        root of their number, as long for many independent ones as for one.
     """
     watched = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
     with tf.GradientTape() as tape:
         tape.watch(watched)
         logits = judge(tuple(watched) if isinstance(pictures, (list, tuple)) else watched[0])
-        total = tf.reduce_sum(tf.reduce_mean(logits, axis=1))
+        total = tf.reduce_sum(logits) / math.sqrt(logits.shape[1])
     gradients = tape.gradient(total, watched)
     squares = [tf.reduce_sum(tf.square(tf.cast(each, tf.float32)), axis=(1, 2, 3)) for each in gradients]
     return logits, tf.add_n(squares)

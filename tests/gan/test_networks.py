@@ -8,8 +8,10 @@ import pytest
 
 from sd_tf.errors import InputError
 from sd_tf.gan.config import DiscriminatorConfig, GeneratorConfig
-from sd_tf.gan.discriminator import Discriminator, halved, with_deviation
+from sd_tf.gan.discriminator import Discriminator
 from sd_tf.gan.generator import Generator
+from sd_tf.gan.heads import with_deviation
+from sd_tf.gan.layers import halved
 from tests.conftest import shake_variables
 
 RNG = np.random.default_rng(0)
