@@ -7,6 +7,7 @@ from sd_tf.config import kept
 from sd_tf.errors import InputError
 
 LOWEST_SIDE = 4  # pixels of the first level that a generator draws
+MOST_LEVELS = 9  # 1024 pixels
 ADVERSARIAL = ("relativistic", "non_saturating")
 JUDGES = ("pixels", "vision", "both")
 
@@ -82,6 +83,12 @@ class DiscriminatorConfig:
 def check_config(config: GeneratorConfig | DiscriminatorConfig):
     """Raises `InputError` where the fields disagree on the levels, or a number makes no network."""
     levels = len(config.block_out_channels)
+    if levels > MOST_LEVELS:
+        side = LOWEST_SIDE * 2 ** (levels - 1)
+        raise InputError(
+            f"block_out_channels has {levels} entries, which are pictures of {side} pixels: {MOST_LEVELS} "
+            "are the most"
+        )
     if not levels:
         raise InputError("block_out_channels is empty: give one number of channels for each level")
     for name in ("num_kernels", "self_attention", "cross_attention"):
@@ -96,9 +103,15 @@ def check_config(config: GeneratorConfig | DiscriminatorConfig):
             "judges_pixels is off, and vision_channels is empty: a discriminator judges by one of them, or "
             "by both"
         )
-    attends = zip(config.block_out_channels, config.of_levels("self_attention"), strict=True)
-    for channels, has_attention in attends:
-        if has_attention and channels % config.attention_head_dim:
+    attends = config.block_out_channels, config.of_levels("self_attention")
+    if config.text_dim is not None and config.text_width % config.attention_head_dim:
+        raise InputError(
+            f"text_width is {config.text_width}, which does not divide into heads of "
+            f"{config.attention_head_dim}: change one of them"
+        )
+    cross = getattr(config, "cross_attention", config.of_levels("self_attention"))
+    for channels, *attentions in zip(*attends, cross, strict=True):
+        if any(attentions) and channels % config.attention_head_dim:
             raise InputError(
                 f"{channels} channels do not divide into heads of {config.attention_head_dim}: change one of "
                 "block_out_channels and attention_head_dim"

@@ -4,6 +4,7 @@ import numpy as np
 
 from sd_tf.diffusion.conditions import concatenate
 from sd_tf.errors import InputError
+from sd_tf.generation.loop import batches
 from sd_tf.generation.pictures import to_uint8
 from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.progress import tqdm
@@ -14,34 +15,51 @@ MEAN_STYLES = 5  # key of the stream of random numbers whose styles truncation a
 STYLES_IN_MEAN = 256
 
 
-def texts_of(model, conditions):
-    """Context and mask of each picture, or nothing for a model without a text.
+class Texts:
+    """What the pictures of a request are told; long prompts have more tokens than short ones.
 
     Args:
-        conditions: a `Condition` of one row for each picture.
+        conditions: a `Condition` of one row for each picture; None for a model without a text.
+        number: of pictures.
     """
+
+    def __init__(self, conditions, number):
+        self._conditions, self.number = conditions, number
+
+    def __call__(self, places):
+        """Context and mask of some pictures of equally many tokens, or nothing."""
+        if self._conditions is None:
+            return ()
+        condition = concatenate([self._conditions[place] for place in places])
+        context = np.asarray(condition.context, np.float32)
+        mask = np.ones(context.shape[:2]) if condition.mask is None else np.asarray(condition.mask)
+        return context, mask.astype(np.int32)
+
+    def batches(self, batch_size):
+        """Indices of pictures of equally many tokens, at most `batch_size` at once."""
+        tokens = [0 if self._conditions is None else self._tokens(i) for i in range(self.number)]
+        return batches(tokens, batch_size)
+
+    def _tokens(self, place):
+        return self._conditions[place].context.shape[1]
+
+
+def texts_of_request(model, request) -> Texts:
+    """The `Texts` of a `Request`."""
     if model.text_encoder is None:
-        return ()
-    condition = concatenate(conditions)
-    context = np.asarray(condition.context, np.float32)
-    mask = np.ones(context.shape[:2]) if condition.mask is None else np.asarray(condition.mask)
-    return context, mask.astype(np.int32)
+        return Texts(None, request.number)
+    pairs = text_conditions(request, model.text_encoder)
+    return Texts([positive for _, positive in pairs], request.number)
 
 
-def texts_of_request(model, request):
-    """`texts_of` of a `Request`."""
+def texts_of_interpolation(model, interpolation) -> Texts:
+    """The `Texts` of an `Interpolation`."""
     if model.text_encoder is None:
-        return ()
-    return texts_of(model, [positive for _, positive in text_conditions(request, model.text_encoder)])
-
-
-def texts_of_interpolation(model, interpolation):
-    """`texts_of` of an `Interpolation`."""
-    if model.text_encoder is None:
-        return ()
+        return Texts(None, interpolation.number)
     groups = [[interpolation.negative_prompt, *interpolation.prompts]]
     [condition] = encode_prompts(groups, model.text_encoder, interpolation.batch_size, interpolation.syntax)
-    return texts_of(model, [positive for _, positive in interpolation.conditions(condition)])
+    pairs = interpolation.conditions(condition)
+    return Texts([positive for _, positive in pairs], interpolation.number)
 
 
 def checked_array(name, value, number, *shapes):
@@ -65,26 +83,23 @@ def styles_of(model, run, z, texts, truncation, batch_size):
     Args:
         run: a `GanEngine`.
         z: float32 (n, latent dim).
-        texts: of `texts_of`.
+        texts: `Texts`.
         truncation: 0 to 1.
         batch_size: the most that are computed at once.
 
     Returns:
         float32 (n, style dim).
     """
-    found, means = [], {}
-    for start in range(0, len(z), batch_size):
-        text = tuple(part[start : start + batch_size] for part in texts)
-        styles = np.asarray(run.styles(z[start : start + batch_size], *text))
+    found, means = np.empty((len(z), model.generator_config.style_dim), np.float32), {}
+    for places in texts.batches(batch_size):
+        text = texts(places)
+        styles = np.asarray(run.styles(z[places], *text))
         if truncation < 1:
-            mean = np.stack([_mean_style(model, run, own, means) for own in _rows(text, len(styles))])
+            rows = [tuple(part[i] for part in text) for i in range(len(places))]
+            mean = np.stack([_mean_style(model, run, row, means) for row in rows])
             styles = mean + np.float32(truncation) * (styles - mean)
-        found.append(styles)
-    return np.concatenate(found)
-
-
-def _rows(text, number):
-    return [tuple(part[i] for part in text) for i in range(number)]
+        found[places] = styles
+    return found
 
 
 def _mean_style(model, run, text, known):
@@ -108,8 +123,8 @@ def pictures_of(model, run, styles, texts, batch_size, progress):
     Args:
         styles: (n, levels, style dim).
     """
-    starts, images = range(0, len(styles), batch_size), []
-    for start in tqdm(starts, unit="batch", disable=None if progress and len(starts) > 1 else True):
-        text = (part[start : start + batch_size] for part in texts)
-        images.append(to_uint8(np.asarray(run.synthesize(styles[start : start + batch_size], *text))))
-    return np.concatenate(images)
+    found, all_places = np.empty((len(styles), *model.image_size, 3), np.uint8), texts.batches(batch_size)
+    shows = progress and len(all_places) > 1
+    for places in tqdm(all_places, unit="batch", disable=None if shows else True):
+        found[places] = to_uint8(np.asarray(run.synthesize(styles[places], *texts(places))))
+    return found

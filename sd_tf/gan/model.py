@@ -7,13 +7,14 @@ import numpy as np
 
 from sd_tf.errors import InputError, unknown
 from sd_tf.gan import drawing
-from sd_tf.gan.options import GanOptions
+from sd_tf.gan.options import MODEL, GanOptions
 from sd_tf.gan.settings import GanSettings
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.engines import ENGINES, Engines
 from sd_tf.generation.pictures import as_output, check_output, checked_image
 from sd_tf.generation.request import Interpolation, Request
 from sd_tf.images import to_unit
+from sd_tf.options import check_of_new_model
 from sd_tf.progress import tqdm
 from sd_tf.quiet import import_tensorflow
 from sd_tf.training.provenance import Provenance
@@ -282,7 +283,7 @@ class GigaGAN:
         pictures = checked_image(image, number, 1, MOST_PIXELS, self.image_size)
         check_whole("steps", steps, 1, 100_000)
         request = self._request(prompt, number, 0, 64, "weights")
-        texts = drawing.texts_of_request(self, request)
+        texts = drawing.texts_of_request(self, request)(range(number))
         from sd_tf.gan.inversion import inverted, nearest_styles  # which import Keras
 
         with tqdm(total=steps, disable=None if progress else True) as bar:
@@ -368,6 +369,7 @@ class GigaGAN:
         import_tensorflow()
         from sd_tf.gan.new_model import new_model
 
+        check_of_new_model(GanOptions, MODEL, options)
         return new_model(GanOptions.of(preset=name, **options), data, dtype, seed)
 
     def fit(self, data, options=None, **settings):

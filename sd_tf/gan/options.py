@@ -6,7 +6,7 @@ from sd_tf.errors import InputError
 from sd_tf.gan.config import ADVERSARIAL, JUDGES
 from sd_tf.options import Options, option
 
-MODEL, LOSSES, PARTS = "new model", "losses", "parts of the networks"
+MODEL, LOSSES = "new model", "losses"
 SCALES = ("both", "input", "output", "none")
 
 
@@ -27,26 +27,26 @@ class GanOptions(Options):
     text_length: int | None = option(
         None, "tokens of a caption that it reads, padding included", at_least=4, at_most=512, group=MODEL
     )
-    unconditional: bool = option(False, "draw without a text", group=PARTS)
+    unconditional: bool = option(False, "draw without a text", group=MODEL)
     num_kernels: int | None = option(
-        None, "kernels of each filter bank; 1 for plain convolutions", at_least=1, at_most=64, group=PARTS
+        None, "kernels of each filter bank; 1 for plain convolutions", at_least=1, at_most=64, group=MODEL
     )
     multi_scale: str | None = option(
         None,
         "where the discriminator has several scales: in what it sees, in what it says, both or none",
         choices=SCALES,
-        group=PARTS,
+        group=MODEL,
     )
     judged_by: str | None = option(
         None,
         "what the discriminator judges by: pixels, the maps of a frozen network (vision), or both",
         choices=JUDGES,
-        group=PARTS,
+        group=MODEL,
     )
     vision: str | None = option(
         None,
         "that frozen network: a bundled name or a folder (default: perceptual-mini)",
-        group=PARTS,
+        group=MODEL,
     )
     vision_weight: float | None = option(
         None, "of the loss of its judgements, beside that of pixels", at_least=0, group=LOSSES

@@ -19,6 +19,8 @@ from sd_tf.training.base_weights import RecipeFromBase
 from sd_tf.training.caption_states import ShapesOnly, cached_texts
 from sd_tf.training.recipe import PlannedStage
 
+USUAL = "fashion-mnist-gan"  # whose training settings a model of a folder goes on with
+
 
 class GanRecipe(RecipeFromBase):
     """Trains the players of a new GAN, or goes on with a trained one.
@@ -48,10 +50,9 @@ class GanRecipe(RecipeFromBase):
                 "the model has no discriminator, so it cannot be trained: save it with one, or train a new "
                 "one"
             )
-        if is_new:
-            self.preset = changed(model.provenance.beginning.preset, options)
-        else:
-            self.preset = changed(preset_named("fashion-mnist-gan"), options)
+        beginning = model.provenance.beginning
+        usual = preset_named(options.preset or USUAL) if beginning is None else beginning.preset
+        self.preset = changed(usual, options)
         self.image_size, self.minutes = model.image_size[0], self.preset.max_minutes
 
     def described(self):
