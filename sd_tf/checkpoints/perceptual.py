@@ -1,4 +1,4 @@
-"""The perceptual network in a folder: written by `python -m sd_tf.latent.perceptual`."""
+"""The perceptual network in a folder: written by the latent family."""
 
 from sd_tf.checkpoints.networks import load_alone, save_alone
 from sd_tf.checkpoints.sources import resolve

@@ -58,36 +58,24 @@ def adaptive_convolution(x, kernels, style, selection=None, demodulate=True):
         (batch, height, width, channels out), the dtype of x.
     """
     number, size, _, channels_in, channels_out = kernels.shape
-    kernels, style = (ops.cast(each, x.dtype) for each in (kernels, style))
-    if number == 1:
-        kernel = kernels[0]
-        result = ops.conv(x * style[:, None, None, :], kernel, padding="same")
-        if demodulate:  # the norm of the kernel that the style has scaled, without making it
-            power = ops.sum(ops.square(at_least_float32(kernel)), axis=(0, 1))  # (in, out)
-            norms = ops.matmul(ops.square(at_least_float32(style)), power)
-            result = result * ops.cast(ops.rsqrt(norms + EPSILON), x.dtype)[:, None, None, :]
-        return result
-    weights = ops.cast(ops.softmax(at_least_float32(selection), axis=-1), x.dtype)
-    rows = size * size * channels_in
-    mixed = ops.matmul(weights, ops.reshape(kernels, (number, rows * channels_out)))
-    mixed = ops.reshape(mixed, (-1, size * size, channels_in, channels_out)) * style[:, None, :, None]
-    mixed = ops.reshape(mixed, (-1, rows, channels_out))
-    # A kernel for each example is no convolution of a batch, but a product of matrices for each.
-    tokens = ops.matmul(neighbourhoods(x, size), mixed)
-    if demodulate:
-        norms = ops.sum(ops.square(at_least_float32(mixed)), axis=1, keepdims=True)
-        tokens = tokens * ops.cast(ops.rsqrt(norms + EPSILON), x.dtype)
-    return ops.reshape(tokens, (-1, *x.shape[1:3], channels_out))
-
-
-def neighbourhoods(x, size):
-    """(batch, height, width, channels) -> (batch, positions, size * size * channels), zeros outside."""
-    if size == 1:
-        return tokens_of(x)
-    height, width, margin = *x.shape[1:3], size // 2
-    padded = ops.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    return tokens_of(ops.concatenate(shifted, axis=-1))
+    style = at_least_float32(style)
+    weights = ops.ones_like(style[:, :1])
+    if number > 1:
+        weights = ops.softmax(at_least_float32(selection), axis=-1)
+    # A mean of kernels is one kernel on as many copies of x, each times its weight: a convolution of the
+    # whole batch, where a kernel for each example would need one for each.
+    scales = ops.cast(weights[:, :, None] * style[:, None], x.dtype)  # (batch, number, in)
+    copies = ops.concatenate([x * scales[:, None, None, i] for i in range(number)], axis=-1)
+    stacked = ops.reshape(ops.transpose(kernels, (1, 2, 0, 3, 4)), (size, size, -1, channels_out))
+    result = ops.conv(copies, ops.cast(stacked, x.dtype), padding="same")
+    if demodulate:  # by the norms of the mean kernels, without making these: from the products of each two
+        wide = at_least_float32(kernels)
+        products = ops.einsum("nyxio,myxio->nmio", wide, wide)
+        pairs = weights[:, :, None, None] * weights[:, None, :, None] * ops.square(style)[:, None, None]
+        pairs = ops.reshape(pairs, (-1, number * number * channels_in))
+        norms = ops.matmul(pairs, ops.reshape(products, (-1, channels_out)))
+        result = result * ops.cast(ops.rsqrt(norms + EPSILON), x.dtype)[:, None, None, :]
+    return result
 
 
 @keras.saving.register_keras_serializable("sd_tf")

@@ -13,7 +13,6 @@ from sd_tf.gan.layers import (
     adaptive_convolution,
     attention_by_distance,
     leaky_relu,
-    neighbourhoods,
     unit_rows,
 )
 from sd_tf.nn.added_attention import attention_bias
@@ -87,15 +86,6 @@ def test_a_bank_that_chooses_one_kernel_is_that_kernel():
     for i in range(3):
         alone = adaptive_convolution(x[i : i + 1], kernels[i : i + 1], style[i : i + 1])
         assert deviation(mixed[i : i + 1], np.asarray(alone)) < 1e-5
-
-
-def test_neighbourhoods_are_what_a_convolution_sees():
-    x, kernel = normal(2, 5, 6, 3), normal(3, 3, 3, 4)
-    from keras import ops
-
-    expected = np.asarray(ops.conv(x, kernel, padding="same"))
-    ours = np.asarray(neighbourhoods(x, 3)) @ kernel.reshape(27, 4)
-    np.testing.assert_allclose(ours.reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_a_row_of_pixel_norm_has_mean_square_one_and_leaky_relu_keeps_the_deviation():
