@@ -217,6 +217,9 @@ def _reports(flags, command):
     check_comparable([report for found in earlier.values() for report in found], _compared(flags))
     new = [name for name in names if name not in earlier]
     sides = _check_paths(flags, new)
+    given = {key for each in _given_settings(flags) for key, value in each.items() if value is not None}
+    for name in new:
+        families.check_takes(families.class_of(name, flags.revision), given)
     judges = _judges(flags, sides) if new else None
     reports, pictures = [], {}
     for name in names:
@@ -327,7 +330,6 @@ def _scored(name, flags, judges, command):
     number = flags.samples + (flags.tinted_samples if coloured else 0)
     for given in _given_settings(flags):
         given = {each: value for each, value in given.items() if value is not None}
-        families.check_takes(type(model), given)
         settings = _described(model.recommended.replaced(**given)) | {"seed": flags.seed}
         described = ", ".join(f"{each.replace('_', ' ')} {value}" for each, value in settings.items())
         print(f"{name}: {number} pictures, {described}", file=sys.stderr)

@@ -58,6 +58,7 @@ def main(arguments=None):
     check_replaceable(output)
     loading = commandline.loading(flags)
     families.check(flags.model, from_text=True, **loading)
+    families.check_draws_in_steps(flags.model, "an export", flags.revision)
     model = families.load_lazily(flags.model, **loading)
     if not getattr(model, "reads_by_clip", True):
         raise InputError(

@@ -109,6 +109,20 @@ def check_takes(kind: type, names, method: str = "generate"):
             )
 
 
+def check_draws_in_steps(name_or_folder, what: str, revision=None):
+    """Raises `InputError` for models that draw in one pass.
+
+    Args:
+        what: names what is for the others.
+    """
+    kind = class_of(name_or_folder, revision)
+    if not takes(kind, "steps"):
+        raise InputError(
+            f"{name_or_folder} is a {kind.__name__}, which draws in one pass, and {what} is for models that "
+            "draw in steps: name one of these"
+        )
+
+
 def takes(kind: type, name: str, method: str = "generate") -> bool:
     """Whether a method of a family's models has an argument of that name."""
     known = inspect.signature(getattr(kind, method)).parameters

@@ -137,24 +137,26 @@ def _operations_use_one_core():
     return tf.config.threading.get_intra_op_parallelism_threads() == 1
 
 
-def batch_slices(num_examples, replicas=1) -> int:
+def batch_slices(num_examples, replicas=1, unit=1) -> int:
     """Slices of a replica's batch; 1 if TensorFlow parallelises inside operations.
 
     Args:
         num_examples: examples in the replica's batch, the most slices that it can have.
         replicas: replicas that share this process's cores.
+        unit: examples that stay together; the batch is a multiple.
     """
     if not _operations_use_one_core():
         return 1
-    return min(cores() // replicas or 1, num_examples)
+    return min(cores() // replicas or 1, num_examples // unit)
 
 
-def sliced(tensors, number):
+def sliced(tensors, number, unit=1):
     """Divides a batch into slices of nearly equal size.
 
     Args:
         tensors: a structure of tensors whose first axis is the batch; None stays.
         number: how many slices.
+        unit: examples that stay together; the batch is a multiple.
 
     Returns:
         A list of structures like `tensors`, in order.
@@ -165,7 +167,8 @@ def sliced(tensors, number):
         if tensor is None:
             return None
         size = tensor.shape[0] if tensor.shape[0] is not None else tf.shape(tensor)[0]
-        return tensor[size * i // number : size * (i + 1) // number]
+        units = size // unit
+        return tensor[unit * (units * i // number) : unit * (units * (i + 1) // number)]
 
     return [tf.nest.map_structure(lambda tensor, i=i: part(tensor, i), tensors) for i in range(number)]
 

@@ -14,10 +14,20 @@ from sd_tf import commandline, families
 from sd_tf.checkpoints.sources import bundled_names, resolve, weights_sha256
 from sd_tf.errors import InputError, naming, printable
 from sd_tf.evaluation.protocol import check_comparable, read_reports
+from sd_tf.gan.settings import settings_of as settings_of_gan
 from sd_tf.generation.settings import FILE, Settings, read_settings, settings_of, write_settings
 
 DISTANCE = "frechet_distance"  # how the names of scores end that are looked at
-SETTINGS = ("sampler", "steps", "guidance_scale", "guidance_interval", "karras", "timestep_spacing", "seed")
+SETTINGS = (
+    "sampler",
+    "steps",
+    "guidance_scale",
+    "guidance_interval",
+    "karras",
+    "timestep_spacing",
+    "seed",
+    "truncation",
+)
 
 
 @commandline.naming_flags()
@@ -38,7 +48,7 @@ def main(arguments=None):
     for i in sorted(range(len(reports)), key=lambda i: excesses[i]):
         found = ", ".join(f"{value:.3g}" for value in distances[i].values())
         print(printable(f"{excesses[i]:5.2f} times the best: {found}   {_described(reports[i]['settings'])}"))
-    settings = dataclasses.replace(_settings(reports[best]), resamples=resamples)
+    settings = _settings(reports[best], resamples)
     write_settings(output, settings, _about(reports[best], distances[best]))
     print(f"written: {output / FILE}")
 
@@ -118,10 +128,12 @@ def _resamples(folder):
         return Settings().resamples
 
 
-def _settings(report):
+def _settings(report, resamples):
     given = {name: value for name, value in report["settings"].items() if name != "seed"}
     with naming("--report"):
-        return settings_of(given)
+        if "truncation" in given:
+            return settings_of_gan(given)
+        return dataclasses.replace(settings_of(given), resamples=resamples)
 
 
 def _about(report, distances):

@@ -32,6 +32,7 @@ def main(arguments=None):
     commandline.check_no_folder(output)
     given = _given(flags)
     several = _several(given)
+    families.check_draws_in_steps(flags.run, "a sheet of steps and guidance", flags.revision)
     snapshots = {} if several else _snapshots(flags.run)
     families.check(flags.run, from_text=True, **commandline.loading(flags))
     families.check_takes(families.class_of(flags.run, flags.revision), given)

@@ -17,6 +17,11 @@ def test_slices_are_the_whole_in_order_and_of_even_sizes(size, number, sizes):
     np.testing.assert_array_equal(np.concatenate([part["a"] for part in found]), np.arange(size))
 
 
+@pytest.mark.parametrize(("size", "number", "sizes"), [(20, 2, [8, 12]), (12, 3, [4, 4, 4]), (4, 1, [4])])
+def test_examples_that_belong_together_are_in_one_slice(size, number, sizes):
+    assert [len(part) for part in sliced(tf.range(size), number, unit=4)] == sizes
+
+
 def test_a_function_in_slices_gives_what_it_gives_whole(monkeypatch):
     def function(x, y):
         return {"sum": x + y, "square": x * x}
@@ -43,6 +48,12 @@ def test_after_tensorflow_has_run_it_says_that_nothing_has_changed():
 def test_a_batch_of_few_examples_is_not_divided(examples, pays, monkeypatch):
     monkeypatch.setattr(module, "cores", lambda: 4)
     assert module.pays_to_divide(examples) is pays
+
+
+def test_there_are_no_more_slices_than_groups_of_examples(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 4)
+    monkeypatch.setattr(module, "_operations_use_one_core", lambda: True)
+    assert (batch_slices(8), batch_slices(8, unit=4), batch_slices(4, unit=4)) == (4, 2, 1)
 
 
 def test_before_tensorflow_runs_each_operation_gets_one_core_and_batches_are_divided():

@@ -6,6 +6,7 @@ import pytest
 
 from sd_tf.checkpoints.sources import resolve, weights_sha256
 from sd_tf.errors import InputError
+from sd_tf.gan.settings import read_settings as read_settings_of_gan
 from sd_tf.generation.settings import FILE, Settings, read_settings
 from sd_tf.recommend import excess_over_best, main
 
@@ -62,6 +63,17 @@ def test_the_best_in_both_distances_is_written(folder, tmp_path, capsys):
     assert values["distances"] == {"frechet_distance": 2.2, "tinted_frechet_distance": 2.1}
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(" 1.10 times the best: 2.2, 2.1") and printed[2].startswith(" 2.00 times")
+
+
+def test_of_a_gan_the_truncation_is_written(folder, tmp_path):
+    reports = [
+        report(folder, {"truncation": truncation, "seed": 0}, {"frechet_distance": distance})
+        for truncation, distance in ((0.5, 3.0), (0.8, 2.0), (1.0, 2.5))
+    ]
+    file, output = write(tmp_path / "report.json", reports), tmp_path / "gan"
+    output.mkdir()
+    main(["--model", str(folder), "--report", file, "--output", str(output)])
+    assert read_settings_of_gan(output).truncation == 0.8
 
 
 def test_the_excess_is_that_of_the_worst_distance():

@@ -22,6 +22,7 @@ TOKEN = re.compile(r"hf_\w{8,}|(?<=://)[^/@\s]+@")  # in a value: a token of the
 GARMENTS = "*-ubyte.gz"  # files of Fashion-MNIST, of which there are four
 CAPTIONED = ("pokemon", "emoji")  # folders of data sets in $SD_TF_DATA_DIR
 WEIGHTS_OF_PARTS = ("vae", "unet", "text_encoder")
+GAN, WEIGHTS_OF_GAN = "GigaGANPipeline", ("generator", "discriminator", "text_encoder")
 
 
 # -- caches ---------------------------------------------------------------------------------------------
@@ -123,6 +124,8 @@ def _model(name):
 
 def _parts_of(index):
     """The folders of a model that have weights; of a cascade each stage's, by its `model_index.json`."""
+    if index.get("_class_name") == GAN:
+        return WEIGHTS_OF_GAN
     stages = index.get("stages")
     if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
         return WEIGHTS_OF_PARTS

@@ -40,6 +40,7 @@ def main(arguments=None):
     if importlib.util.find_spec("gradio") is None:
         raise InputError(f"the page needs Gradio: {install_extra('demo')}")
     families.check(flags.model, from_text=True, **commandline.loading(flags))
+    families.check_draws_in_steps(flags.model, "the page", flags.revision)
     with Ending() as ending:
         # Gradio reads these when it is imported: nothing is told to anybody, all files are in one place, and
         # of how long requests took, only a few are remembered.

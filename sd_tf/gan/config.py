@@ -7,7 +7,8 @@ from sd_tf.config import kept
 from sd_tf.errors import InputError
 
 LOWEST_SIDE = 4  # pixels of the first level that a generator draws
-MOST_LEVELS = 9  # 1024 pixels
+MOST_LEVELS = 9  # 1024 positions along a side
+PATCHES = (1, 2, 4)
 ADVERSARIAL = ("relativistic", "non_saturating")
 JUDGES = ("pixels", "vision", "both")
 
@@ -26,6 +27,7 @@ class GeneratorConfig:
     text_dim: int | None = None  # width of the text encoder's states; None draws without a text
     text_width: int = 128  # of the learned layers behind it
     text_layers: int = 1
+    patch_size: int = 1  # pixels of the picture along each side of a position
     num_kernels: int | tuple[int, ...] = 4  # of the filter banks, of all levels or of each; 1 has no bank
     self_attention: tuple[bool, ...] = (False, True, True, False)
     cross_attention: tuple[bool, ...] = (False, True, True, False)  # on the text's tokens
@@ -35,11 +37,11 @@ class GeneratorConfig:
     @property
     def sample_size(self) -> int:
         """Pixels along a side."""
-        return LOWEST_SIDE * 2 ** (len(self.block_out_channels) - 1)
+        return self.patch_size * self.sides[-1]
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Of the pictures of each level, in pixels."""
+        """Positions along a side of each level."""
         return tuple(LOWEST_SIDE * 2**level for level in range(len(self.block_out_channels)))
 
     def of_levels(self, name: str) -> tuple:
@@ -56,6 +58,7 @@ class DiscriminatorConfig:
     """
 
     block_out_channels: tuple[int, ...] = (64, 128, 256, 256)
+    patch_size: int = 1  # as of `GeneratorConfig`, and in the same way of the smaller pictures
     text_dim: int | None = None
     text_width: int = 128
     text_layers: int = 1
@@ -72,7 +75,7 @@ class DiscriminatorConfig:
     @property
     def sample_size(self) -> int:
         """Pixels along a side."""
-        return LOWEST_SIDE * 2 ** (len(self.block_out_channels) - 1)
+        return self.patch_size * LOWEST_SIDE * 2 ** (len(self.block_out_channels) - 1)
 
     def of_levels(self, name: str) -> tuple:
         """As of `GeneratorConfig`."""
@@ -84,13 +87,15 @@ def check_config(config: GeneratorConfig | DiscriminatorConfig):
     """Raises `InputError` where the fields disagree on the levels, or a number makes no network."""
     levels = len(config.block_out_channels)
     if levels > MOST_LEVELS:
-        side = LOWEST_SIDE * 2 ** (levels - 1)
+        side = config.patch_size * LOWEST_SIDE * 2 ** (levels - 1)
         raise InputError(
             f"block_out_channels has {levels} entries, which are pictures of {side} pixels: {MOST_LEVELS} "
             "are the most"
         )
     if not levels:
         raise InputError("block_out_channels is empty: give one number of channels for each level")
+    if config.patch_size not in PATCHES:
+        raise InputError(f"patch_size is {config.patch_size}: give one of {', '.join(map(str, PATCHES))}")
     for name in ("num_kernels", "self_attention", "cross_attention"):
         if hasattr(config, name) and len(config.of_levels(name)) != levels:
             number = len(config.of_levels(name))

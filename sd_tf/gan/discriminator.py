@@ -26,7 +26,7 @@ class Discriminator(keras.Model):
         config: a `DiscriminatorConfig`, or its fields as a dictionary.
 
     Called with pictures, float (batch, side, side, 3) in [-1, 1], of which the smaller ones are made, or a
-    tuple of a generator's from 4 x 4 up; states (batch, tokens, text dim) and text_mask, bool (batch,
+    tuple of a generator's from the lowest up; states (batch, tokens, text dim) and text_mask, bool (batch,
     tokens), of a frozen text encoder, if `text_dim` is not None. The batch is a multiple of
     `minibatch_groups`. Returns logits, float32 (batch, judgements), high for real pictures.
 
@@ -58,7 +58,20 @@ class Discriminator(keras.Model):
         if not config.judges_pixels:
             return
         inputs = range(last + 1) if config.multi_scale_input else range(1)
-        self.from_rgb = {i: conv(widths[max(i - 1, 0)], 1, f"from_rgb.{i}", policy) for i in inputs}
+        self.from_rgb = {
+            i: keras.layers.Conv2D(
+                widths[max(i - 1, 0)],
+                2 * config.patch_size
+                if config.patch_size > 1
+                else 1,  # each also sees its neighbours' halves
+                strides=config.patch_size,
+                padding="same",
+                kernel_initializer="lecun_normal",
+                dtype=policy,
+                name=f"from_rgb.{i}",
+            )
+            for i in inputs
+        }
         self.levels = [
             JudgingLevel(
                 widths[i],
@@ -85,10 +98,10 @@ class Discriminator(keras.Model):
         if self.text is not None:
             self.text.build((None, None, config.text_dim))
             code_shape = (None, config.text_width)
-        side, channels = config.sample_size, config.block_out_channels[0]
+        side, channels = config.sample_size // config.patch_size, config.block_out_channels[0]
         for i, level in enumerate(self.levels):
             if i in self.from_rgb:
-                self.from_rgb[i].build((None, side, side, RGB))
+                self.from_rgb[i].build((None, side * config.patch_size, side * config.patch_size, RGB))
             level.build((None, side, side, channels))
             channels = level.channels
             if i in self.heads:
@@ -124,33 +137,39 @@ class Discriminator(keras.Model):
                 x = halved(x)
         return found
 
-    def judged(self, seen, code=None):
-        """Logits, float32 (batch, judgements), of `seen` and the texts' `code_of`.
+    def judged(self, seen, code=None, again=0):
+        """Logits of `seen` and the texts' `code_of`.
 
-        Pictures need be seen but once to be judged with several texts.
+        Args:
+            seen: of `batch` pictures.
+            code: (batch + again, text width), or None.
+            again: so many of the first pictures are judged once more, with the texts behind the others'.
+
+        Returns:
+            float32 (batch + again, judgements).
         """
         found = []
         for (i, head), x in zip(self.heads.items(), seen, strict=True):
             scales = i + 1 if self.config.multi_scale_input else 1
-            logits = head(x, None if code is None else ops.tile(code, (scales, 1)))
+            logits = head(
+                x, None if code is None else ops.tile(code, (scales, 1)), scales=scales, again=again
+            )
             found.append(ops.transpose(ops.reshape(ops.cast(logits, "float32"), (scales, -1))))
         return ops.concatenate(found, axis=1)
 
-    def judged_by_vision(self, maps, code=None):
-        """Logits, float32 (batch, maps), of a frozen network's maps and the texts' `code_of`."""
-        logits = [head(x, code) for head, x in zip(self.vision, maps, strict=True)]
+    def judged_by_vision(self, maps, code=None, again=0):
+        """As `judged`, of a frozen network's maps: float32 (batch + again, maps)."""
+        logits = [head(x, code, again=again) for head, x in zip(self.vision, maps, strict=True)]
         return ops.cast(ops.stack(logits, axis=1), "float32")
 
     def pyramid_of(self, pictures):
         """The pictures that the levels see, the largest first."""
         config = self.config
         wanted = [config.sample_size // 2**i for i in self.from_rgb]
-        if isinstance(pictures, (list, tuple)):
-            pyramid = list(pictures[::-1])[: len(wanted)]
-        else:
-            pyramid = [pictures]
-            while len(pyramid) < len(wanted):
-                pyramid.append(halved(pyramid[-1]))
+        given = pictures[::-1] if isinstance(pictures, (list, tuple)) else [pictures]
+        pyramid = list(given[: len(wanted)])
+        while len(pyramid) < len(wanted):
+            pyramid.append(halved(pyramid[-1]))
         sides = [each.shape[1] for each in pyramid]
         if sides != wanted:
             raise InputError(f"pictures have sides of {sides}, the discriminator judges {wanted}: give these")

@@ -30,7 +30,8 @@ class Generator(keras.Model):
 
     Called with z, float (batch, latent dim), standard normal; states (batch, tokens, text dim) and text_mask,
     bool (batch, tokens), of a frozen text encoder, if `text_dim` is not None. Returns a tuple of pictures,
-    one for each level from 4 x 4 up, float32 (batch, side, side, 3), about in [-1, 1]; the last is drawn.
+    one for each level from the lowest up, float32 (batch, side, side, 3), about in [-1, 1]; the last is
+    drawn.
 
     `styles` and `synthesize` are its two halves, for truncation, mixing and projection.
 
@@ -59,6 +60,7 @@ class Generator(keras.Model):
             SynthesisLevel(
                 *(channels, kernels[i], config.self_attention[i], config.cross_attention[i]),
                 config.attention_head_dim,
+                config.patch_size,
                 upsample=i > 0,
                 dtype=policy,
                 name=f"levels.{i}",
@@ -128,6 +130,13 @@ class Generator(keras.Model):
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}
 
 
+def pixels_of_patches(x, size):
+    """(batch, height, width, size * size * channels) -> (batch, size * height, size * width, channels)."""
+    height, width, channels = *x.shape[1:3], x.shape[3] // size**2
+    x = ops.reshape(x, (-1, height, width, size, size, channels))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, size * height, size * width, channels))
+
+
 def smoothly_doubled(pictures):
     """(batch, height, width, channels) -> (batch, 2 height, 2 width, channels), bilinear."""
     height, width = pictures.shape[1:3]
@@ -143,29 +152,40 @@ class SynthesisLevel(keras.layers.Layer):
         num_kernels: of the filter banks.
         self_attention, cross_attention: whether positions attend on each other, and on the text.
         head_width: of the attentions.
-        upsample: whether the resolution is doubled first.
+        patch_size: pixels of the picture along each side of a position.
+        upsample: whether the resolution is doubled, between the two convolutions: the first one then has a
+            quarter of the positions that it has in StyleGAN2, where it comes behind.
 
     Called with x (batch, side, side, channels in), w (batch, style dim), the text's tokens or None and their
-    `attention_bias` or None. Returns the level's features and its part of the picture, (batch, side, side,
-    3).
+    `attention_bias` or None. Returns the level's features and its part of the picture, (batch, patch size x
+    side, patch size x side, 3).
     """
 
     def __init__(
-        self, channels, num_kernels, self_attention, cross_attention, head_width, upsample, **kwargs
+        self,
+        channels,
+        num_kernels,
+        self_attention,
+        cross_attention,
+        head_width,
+        patch_size,
+        upsample,
+        **kwargs,
     ):
         super().__init__(**kwargs)
+        self.patch_size = patch_size
         self.channels, self.num_kernels, self.head_width = channels, num_kernels, head_width
         self.self_attention, self.cross_attention, self.upsample = self_attention, cross_attention, upsample
 
     def build(self, x_shape, style_shape, text_shape=None):
         policy = self.dtype_policy
-        side = x_shape[1] * (2 if self.upsample else 1)
+        inner, side = x_shape[1], x_shape[1] * (2 if self.upsample else 1)
         shape = (None, side, side, self.channels)
         self.convs = [
             AdaptiveConv2D(self.channels, 3, self.num_kernels, dtype=policy, name=f"convs.{i}")
             for i in (0, 1)
         ]
-        self.convs[0].build((None, side, side, x_shape[-1]), style_shape)
+        self.convs[0].build((None, inner, inner, x_shape[-1]), style_shape)
         self.convs[1].build(shape, style_shape)
         self.attention = self.text_attention = None
         if self.self_attention:
@@ -174,16 +194,18 @@ class SynthesisLevel(keras.layers.Layer):
         if self.cross_attention:
             self.text_attention = CrossAttention(self.head_width, dtype=policy, name="text_attention")
             self.text_attention.build(shape, text_shape)
-        self.to_rgb = AdaptiveConv2D(RGB, 1, demodulate=False, dtype=policy, name="to_rgb")
+        self.to_rgb = AdaptiveConv2D(
+            RGB * self.patch_size**2, 1, demodulate=False, dtype=policy, name="to_rgb"
+        )
         self.to_rgb.build(shape, style_shape)
 
     def call(self, x, style, tokens=None, bias=None):
+        x = leaky_relu(self.convs[0](x, style))
         if self.upsample:
             x = doubled(x)
-        for convolution in self.convs:
-            x = leaky_relu(convolution(x, style))
+        x = leaky_relu(self.convs[1](x, style))
         if self.attention is not None:
             x = self.attention(x)
         if self.text_attention is not None:
             x = self.text_attention(x, tokens, bias)
-        return x, self.to_rgb(x, style)
+        return x, pixels_of_patches(self.to_rgb(x, style), self.patch_size)

@@ -17,8 +17,8 @@ class Head(keras.layers.Layer):
         is_last: whether all positions are seen at once, and not each by itself.
         groups: examples whose deviation is seen (Karras et al. 2018, section 3); 1 for none.
 
-    Called with x (rows, side, side, channels) and the text's code (rows, width) or None; returns logits,
-    (rows,).
+    Called with x (rows, side, side, channels), the text's code (rows, width) or None, and `scales` and
+    `again` of `with_first_again`, where the code has rows for these as well; returns logits, (rows,).
     """
 
     def __init__(self, is_last=False, groups=1, **kwargs):
@@ -45,14 +45,30 @@ class Head(keras.layers.Layer):
             self.text_conv.build(place, code_shape)
             self.text_out.build(place)
 
-    def call(self, x, code=None):
+    def call(self, x, code=None, scales=1, again=0):
         if self.groups > 1:
             x = with_deviation(x, self.groups)
-        x = leaky_relu(self.conv_in(leaky_relu(x)))
+        x = with_first_again(leaky_relu(self.conv_in(leaky_relu(x))), scales, again)
         logits = self.conv_out(x)
         if self.text_conv is not None:
             logits = logits + self.text_out(leaky_relu(self.text_conv(x, code)))
         return ops.mean(logits, axis=(1, 2, 3))
+
+
+def with_first_again(x, scales, again):
+    """The first `again` examples of each scale once more, behind the others, to be judged with another text.
+
+    Args:
+        x: (scales x examples, height, width, channels).
+
+    Returns:
+        (scales x (examples + again), height, width, channels).
+    """
+    if isinstance(again, int) and not again:
+        return x
+    shape = x.shape[1:]
+    x = ops.reshape(x, (scales, -1, *shape))
+    return ops.reshape(ops.concatenate([x, x[:, :again]], axis=1), (-1, *shape))
 
 
 def with_deviation(x, groups):
@@ -83,8 +99,8 @@ class VisionHead(keras.layers.Layer):
         width: channels after mixing.
         head: a `Head` for 4 x 4 positions.
 
-    Called with a map (batch, side, side, channels), whose side is 4 times a power of two, and the text's code
-    or None; returns logits (batch,).
+    Called with a map (batch, side, side, channels), whose side is 4 times a power of two, the text's code or
+    None, and `again` as of `Head`; returns logits (batch,).
     """
 
     def __init__(self, width, head, **kwargs):
@@ -104,8 +120,8 @@ class VisionHead(keras.layers.Layer):
             side //= 2
         self.head.build((None, LOWEST_SIDE, LOWEST_SIDE, self.width), code_shape)
 
-    def call(self, x, code=None):
+    def call(self, x, code=None, again=0):
         x = self.mixing(ops.cast(x, self.compute_dtype))
         for layer in self.convs:
             x = halved(leaky_relu(layer(x)))
-        return self.head(x, code)
+        return self.head(x, code, again=again)

@@ -70,7 +70,7 @@ def adaptive_convolution(x, kernels, style, selection=None, demodulate=True):
     result = ops.conv(copies, ops.cast(stacked, x.dtype), padding="same")
     if demodulate:  # by the norms of the mean kernels, without making these: from the products of each two
         wide = at_least_float32(kernels)
-        products = ops.einsum("nyxio,myxio->nmio", wide, wide)
+        products = ops.sum(wide[:, None] * wide[None], axis=(2, 3))  # (number, number, in, out)
         pairs = weights[:, :, None, None] * weights[:, None, :, None] * ops.square(style)[:, None, None]
         pairs = ops.reshape(pairs, (-1, number * number * channels_in))
         norms = ops.matmul(pairs, ops.reshape(products, (-1, channels_out)))

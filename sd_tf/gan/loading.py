@@ -10,6 +10,7 @@ from sd_tf.files import read_json
 from sd_tf.gan.folder import MODEL_INDEX, load_network, unread_network
 from sd_tf.gan.model import GigaGAN
 from sd_tf.gan.settings import read_settings
+from sd_tf.generation.conversions import Origin
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.known_words import read_words
 
@@ -61,6 +62,7 @@ def load_lazily(
     with naming(source):
         model = GigaGAN(generator, discriminator, text_encoder, read_settings(source))
     model.dtype, model.known_words = dtype, read_words(source)
+    model.origin = Origin(source, tuple(part for part in PARTS if (source / part).is_dir()), variant)
     return model
 
 

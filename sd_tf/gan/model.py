@@ -1,11 +1,12 @@
 """`GigaGAN`: a text encoder, a generator and its discriminator as one text-to-image model."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from sd_tf.errors import InputError, unknown
+from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.gan import drawing
 from sd_tf.gan.options import MODEL, GanOptions
 from sd_tf.gan.settings import GanSettings
@@ -17,6 +18,8 @@ from sd_tf.images import to_unit
 from sd_tf.options import check_of_new_model
 from sd_tf.progress import tqdm
 from sd_tf.quiet import import_tensorflow
+from sd_tf.text.known_words import words_beyond
+from sd_tf.text.prompt_syntax import parts_of
 from sd_tf.training.provenance import Provenance
 from sd_tf.unread import Unread
 
@@ -51,6 +54,7 @@ class GigaGAN:
             no others; None if that may know any word.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
         dtype: the Keras precision policy of its networks; None for Keras' global one.
+        origin: the files that its networks were read from, an `Origin`; None if they have changed since.
 
     Example:
         >>> model = sd_tf.GigaGAN.from_preset("fashion-mnist-gan", "fashion_mnist")
@@ -62,6 +66,7 @@ class GigaGAN:
     """
 
     Options = GanOptions
+    has_adaptations = False  # LoRAs
 
     def __init__(self, generator, discriminator=None, text_encoder=None, recommended=GanSettings()):
         self._generator, self._discriminator = generator, discriminator
@@ -69,7 +74,7 @@ class GigaGAN:
         self.discriminator_config = None if discriminator is None else discriminator.config
         self.text_encoder, self.recommended = text_encoder, recommended
         self._check_fit()
-        self.known_words, self.provenance, self.dtype = None, Provenance(), None
+        self.known_words, self.provenance, self.dtype, self.origin = None, Provenance(), None, None
         self.engines = Engines(self._functions, GanEngine)
 
     def _check_fit(self):
@@ -107,6 +112,7 @@ class GigaGAN:
 
     def put(self, generator=None, discriminator=None):
         """Replaces networks by others of the same configuration, which may be `Unread`."""
+        self.origin = None
         if generator is not None and generator is not self._generator:
             self._generator, self.engines = generator, Engines(self._functions, GanEngine)
         if discriminator is not None:
@@ -257,7 +263,7 @@ class GigaGAN:
             InputError: there is nothing to interpolate, or an argument is out of range.
         """
         interpolation = Interpolation(prompts, seeds, frames, "", batch_size, prompt_syntax)
-        _refuse_loras(interpolation)
+        self._check(interpolation)
         run, texts = self._engine(engine), drawing.texts_of_interpolation(self, interpolation)
         styles = self._styles(run, interpolation, texts, truncation)
         styles = drawing.at_each_level(styles, self._number_of_levels)
@@ -306,8 +312,18 @@ class GigaGAN:
         request = Request(
             prompt, "", num_images, seed, batch_size, prompt_syntax, prompt_embeds=prompt_embeds
         )
-        _refuse_loras(request)
+        self._check(request)
         return request
+
+    def _check(self, request):
+        """Refuses prompts of a `Request` or an `Interpolation` that a GAN cannot follow, warns of words."""
+        if getattr(request, "prompt_embeds", None) is not None:
+            return
+        _refuse_loras(request)
+        _refuse_weights(request)
+        of_request = getattr(request, "warnings", ())
+        for warning in (*of_request, *words_beyond(request.prompts, self.known_words)):
+            warnings.warn(warning, stacklevel=4)
 
     def _engine(self, name):
         if name not in ENGINES:
@@ -411,6 +427,41 @@ class GigaGAN:
         from sd_tf.gan.folder import save  # which imports this module
 
         save(self, folder, dtype, max_shard_size)
+
+    def push_to_hub(self, repo_id, **settings):
+        """Uploads the model to the Hugging Face hub, with a model card, in one commit.
+
+        Args:
+            repo_id: "organisation/name" on the hub; made if it is missing.
+            settings: keyword arguments, as of `LatentDiffusion.push_to_hub`.
+
+        Returns:
+            The address of the model, or of the pull request.
+
+        Raises:
+            InputError: an argument is invalid, or the hub refuses the upload.
+        """
+        from sd_tf.gan.card import traits_of
+        from sd_tf.sharing.hub import push
+
+        return push(self, repo_id, traits_of, **settings)
+
+    def summary(self):
+        """Prints the networks with their numbers of weights and sizes."""
+        from sd_tf.gan.summary import summary_of
+
+        print(summary_of(self))
+
+
+def _refuse_weights(request):
+    """A GAN's own text layers bring every token to one size, and a weight is no more than its size."""
+    for prompt in request.prompts if request.syntax != "comfyui" else ():
+        if any(part.weight != 1 for part in parts_of(prompt, request.syntax)):
+            raise InputError(
+                f"prompt {shown(prompt)} weighs words, which changes no picture of a GAN: leave the weights "
+                f"out, or give {argument('prompt_syntax')} comfyui, where a weight is a way from the empty "
+                "prompt"
+            )
 
 
 def _refuse_loras(request):

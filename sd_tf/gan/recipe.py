@@ -68,7 +68,9 @@ class GanRecipe(RecipeFromBase):
 
     def finished(self, run):
         super().finished(run)
+        self.model.origin = None
         self.model.provenance.is_trained = True
+        self.learn_words(run)
 
     def learn_words(self, run):
         """The model knows the words of the run's captions."""
@@ -99,12 +101,7 @@ class PlannedGan(PlannedStage):
             GENERATOR: run.stage_config(recipe.preset.generator_training),
         }
         self.batch_size = self.players[GENERATOR].batch_size
-        groups = self.model.discriminator_config.minibatch_groups
-        if self.batch_size % groups:
-            raise InputError(
-                f"the batch has {self.batch_size} pictures, and the discriminator compares groups of "
-                f"{groups}: give a multiple"
-            )
+        self.unit = self.model.discriminator_config.minibatch_groups
 
     def make(self, run, budget):
         model, provenance = self.model, self.model.provenance
@@ -148,7 +145,11 @@ class PlannedGan(PlannedStage):
 
     def stopped(self, run, has_learned):
         if has_learned:
+            self.model.origin = None
             self.model.provenance.half_trained.add(self.name)
+            has_checkpoint = any((run.folder / "checkpoints" / self.name).glob("step-*"))
+            if not self.recipe.is_new and not has_checkpoint:
+                self.recipe.forget_base()
 
     def outline(self, run):
         made = []

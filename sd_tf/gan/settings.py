@@ -49,7 +49,16 @@ def read_settings(folder: Path) -> GanSettings:
         return GanSettings()
     values = {name: value for name, value in read_json(file, root=folder).items() if name not in ABOUT}
     with naming(file):
-        for name in values:
-            if name not in vars(GanSettings()):
-                raise unknown("setting", name, vars(GanSettings()))
-        return GanSettings(**values)
+        return settings_of(values)
+
+
+def settings_of(values: dict) -> GanSettings:
+    """Settings of a JSON object.
+
+    Raises:
+        InputError: it has an unknown setting, or a value is out of range.
+    """
+    for name in values:
+        if name not in vars(GanSettings()):
+            raise unknown("setting", name, vars(GanSettings()))
+    return GanSettings(**values)

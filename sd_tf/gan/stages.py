@@ -18,7 +18,7 @@ from sd_tf.seeding import normals, uniforms
 from sd_tf.text.prompt_syntax import prompt_of
 from sd_tf.training.gradient_penalty import gradient_penalty
 from sd_tf.training.options import FOLDER, StageConfig
-from sd_tf.training.stage import Player, Stage, mean_of_some
+from sd_tf.training.stage import Player, Stage, gathered_rows, mean_of_some, own_rows
 
 # Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
 LATENTS, AUGMENTATIONS, MISMATCHES = 2, 3, 4
@@ -38,7 +38,7 @@ class Judge(NamedTuple):
         gamma: of its gradient penalties.
         made_of: pictures -> what the gradient is taken at.
         see: that -> what can be judged with several texts.
-        judge: that and a text's code -> logits, (batch, judgements).
+        judge: that, the texts' codes and `again`, see `Discriminator.judged`, -> logits.
     """
 
     prefix: str
@@ -51,18 +51,16 @@ class Judge(NamedTuple):
     def __call__(self, pictures, code):
         return self.judge(self.see(self.made_of(pictures)), code)
 
-    def penalised(self, inputs, code):
-        """Logits, the gradient penalty at `inputs`, and what `see` has seen."""
-        seen = []
+    def penalised(self, pictures, code, again):
+        """Logits, and the gradient penalty of each picture, (batch,)."""
 
         def judged(inputs):
-            seen.append(self.see(inputs))
-            return self.judge(seen[-1], code)
+            return self.judge(self.see(inputs), code, again)
 
+        inputs = self.made_of(pictures)
         if not self.gamma:
-            logits = judged(inputs)
-            return logits, tf.zeros_like(logits[:, 0]), seen[0]
-        return *gradient_penalty(judged, inputs), seen[0]
+            return judged(inputs), tf.zeros_like(pictures[-1][:, 0, 0, 0], tf.float32)
+        return gradient_penalty(judged, inputs)
 
 
 class GanStage(Stage):
@@ -104,7 +102,8 @@ class GanStage(Stage):
         self.dataset, self.texts, self.seed, self.model = dataset, texts, seed, model
         self.weights, self.augmentation, self.clip = losses, augmentation, clip
         self.seconds_spent = 0.0 if texts is None else texts.seconds
-        self._running = {RIGHT: 0.5, SPREAD: 1.0}
+        self.unit = discriminator.config.minibatch_groups
+        self._running = {RIGHT: _kept_mean(0.5), SPREAD: _kept_mean(1.0)}
         self.players = {
             DISCRIMINATOR: Player(discriminator, configs[DISCRIMINATOR]),
             GENERATOR: Player(generator, configs[GENERATOR]),
@@ -112,8 +111,12 @@ class GanStage(Stage):
 
     @property
     def divisible(self):
-        """CLIP's loss compares all examples of a batch; the groups of the deviation stay together."""
+        """CLIP's loss compares all examples of a batch."""
         return not self.weights.clip
+
+    @property
+    def state(self):
+        return {"right": self._running[RIGHT], "spread": self._running[SPREAD]}
 
     def batches(self, first, part=(0, 1)):
         def fetch(indices, epoch):
@@ -152,32 +155,30 @@ class GanStage(Stage):
         drawn, real = self.generator(batch["z"], *_text(batch)), (batch["images"],)
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
-        real, drawn = self._augmented(real, drawn[-len(real) :], batch)
+        shown, drawn = drawn[-1], drawn[-len(real) :]
+        real, drawn = self._augmented(real, drawn, batch)
         if player == GENERATOR:
-            return self._generator_losses(real, drawn, batch)
+            return self._generator_losses(real, drawn, shown, batch)
         return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch)
 
     def _discriminator_losses(self, real, drawn, batch):
-        weights, own_code = self.weights, self.discriminator.code_of(*_text(batch))
-        other_code, mismatched = None, None
-        if "mismatched" in batch:
-            other_code = self.discriminator.code_of(batch["other_states"], batch["other_text_mask"])
-            mismatched = tf.cast(batch["mismatched"], tf.float32)
+        weights, number = self.weights, tf.shape(real[-1])[0]
+        code, again = self._codes(batch), number if "mismatched" in batch else 0
+        # Both kinds in one pass: half the operations, which a small network's time mostly goes to.
+        pictures = tuple(tf.concat(pair, axis=0) for pair in zip(real, drawn, strict=True))
         loss, found, judgements = 0.0, {}, []
         for judge in self._judges():
-            of_real = judge.made_of(real)
-            logits, penalty, seen = judge.penalised(of_real, own_code)
-            drawn_logits, drawn_penalty, _ = judge.penalised(judge.made_of(drawn), own_code)
+            of_all, penalties = judge.penalised(pictures, code, again)
+            logits, drawn_logits, other = of_all[:number], of_all[number : 2 * number], of_all[2 * number :]
+            penalty, drawn_penalty = penalties[:number], penalties[number:]
             adversarial = discriminator_loss(logits, drawn_logits, weights.kind)
             name = judge.prefix
             found |= {f"{name}adversarial": adversarial, f"{name}r1": penalty, f"{name}r2": drawn_penalty}
             total = adversarial + 0.5 * judge.gamma * (penalty + drawn_penalty)
-            other = None
-            if other_code is not None:
-                other = judge.judge(seen, other_code)
-                matching = mismatched * matching_loss(other, logits, weights.kind)
-                total += weights.matching * matching
-                found[f"{name}matching"] = matching
+            if "mismatched" in batch:
+                matching = matching_loss(other, logits, weights.kind)
+                found[f"{name}matching"] = tf.cast(batch["mismatched"], tf.float32) * matching
+                total += weights.matching * found[f"{name}matching"]
             loss += judge.weight * total
             judgements.append((logits, drawn_logits, other))
         logits, drawn_logits, others = zip(*judgements, strict=True)
@@ -191,7 +192,7 @@ class GanStage(Stage):
             "accuracy on drawn": _share_above(between, drawn_logits),
             SPREAD: _spread(drawn[-1], real[-1]),
         }
-        if other_code is not None:
+        if "mismatched" in batch:
             other = tf.concat(others, axis=1)
             for name, share in (
                 ("accuracy on mismatched", _share_above(between, other)),
@@ -199,6 +200,19 @@ class GanStage(Stage):
             ):
                 found |= mean_of_some(name, share, batch["mismatched"])
         return {"loss": loss, **found}
+
+    def _codes(self, batch):
+        """The codes of the texts of real, of drawn, and of real pictures once more with another's text."""
+        text = _text(batch)
+        if "mismatched" not in batch:
+            own = self.discriminator.code_of(*text)
+            return None if own is None else tf.concat([own, own], axis=0)
+        others = batch["other_states"], batch["other_text_mask"]
+        codes = self.discriminator.code_of(
+            *(tf.concat(pair, axis=0) for pair in zip(text, others, strict=True))
+        )
+        own, other = tf.split(codes, 2)
+        return tf.concat([own, own, other], axis=0)
 
     def _judges(self):
         """The discriminator's ways of judging: by pixels, by a frozen network, or both."""
@@ -220,7 +234,7 @@ class GanStage(Stage):
             return tf.zeros_like(real[:1])
         return tf.reduce_mean(tf.concat([real, drawn], axis=0), axis=0, keepdims=True)
 
-    def _generator_losses(self, real, drawn, batch):
+    def _generator_losses(self, real, drawn, shown, batch):
         weights, code = self.weights, self.discriminator.code_of(*_text(batch))
         loss, found = 0.0, {}
         for judge in self._judges():
@@ -230,12 +244,19 @@ class GanStage(Stage):
             loss += judge.weight * adversarial
             found[f"{judge.prefix}adversarial"] = adversarial
         if weights.clip:
-            clip = self.clip[0]
-            features = clip.image_features(clip.preprocess(drawn[-1]))
-            of_texts = tf.stop_gradient(clip.text_features(batch["token_ids"]))
-            found["clip"] = clip_loss(features, of_texts, clip.logit_scale, batch["groups"])
+            found["clip"] = self._clip_loss(shown, batch)
             loss += weights.clip * found["clip"]
         return {"loss": loss, **found}
+
+    def _clip_loss(self, pictures, batch):
+        """CLIP's loss of pictures as they are shown, not as they are augmented, over the global batch."""
+        clip = self.clip[0]
+        features = clip.image_features(clip.preprocess(pictures))
+        of_texts = tf.stop_gradient(clip.text_features(batch["token_ids"]))
+        losses = clip_loss(
+            gathered_rows(features), gathered_rows(of_texts), clip.logit_scale, gathered_rows(batch["groups"])
+        )
+        return own_rows(losses)
 
     def _augmented(self, real, drawn, batch):
         if self.augmentation is None:
@@ -248,10 +269,11 @@ class GanStage(Stage):
 
     def reason_to_stop(self, means):
         """Where a player has won for long, or all drawn pictures look alike."""
-        for name, value in self._running.items():
+        for name, running in self._running.items():
             new = float(means[f"{DISCRIMINATOR}/{name}"])
-            self._running[name] = value + (new - value) / PATIENCE if np.isfinite(new) else value
-        right, spread = self._running[RIGHT], self._running[SPREAD]
+            if np.isfinite(new):
+                running.assign_add((new - running) / PATIENCE)
+        right, spread = (float(self._running[name]) for name in (RIGHT, SPREAD))
         if right > WON:
             return (
                 "the discriminator has won, it tells every drawn picture from real ones, and the generator "
@@ -282,6 +304,11 @@ class GanStage(Stage):
 
     def save_snapshot(self, folder, dtype):
         save_network(self.generator, folder, dtype)
+
+
+def _kept_mean(value):
+    """A running mean that checkpoints keep; every worker has its own."""
+    return tf.Variable(value, dtype=tf.float64, trainable=False)
 
 
 def _text(batch):

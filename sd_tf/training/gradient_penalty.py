@@ -9,7 +9,8 @@ def gradient_penalty(judge, pictures):
     """Squared norms of a discriminator's gradient with respect to pictures (Mescheder et al. 2018).
 
     Args:
-        judge: `judge(pictures)` returns logits, (batch, judgements).
+        judge: `judge(pictures)` returns logits, (batch, judgements); rows behind those of the pictures, as
+            of judgements with other texts, are not of the gradient.
         pictures: float (batch, height, width, channels), or a tuple of such of several sizes; or what a
             frozen network sees in them.
 
@@ -22,7 +23,8 @@ def gradient_penalty(judge, pictures):
     with tf.GradientTape() as tape:
         tape.watch(watched)
         logits = judge(tuple(watched) if isinstance(pictures, (list, tuple)) else watched[0])
-        total = tf.reduce_sum(logits) / math.sqrt(logits.shape[1])
+        of_pictures = logits[: tf.shape(watched[0])[0]]
+        total = tf.reduce_sum(of_pictures) / math.sqrt(logits.shape[1])
     gradients = tape.gradient(total, watched)
     squares = [tf.reduce_sum(tf.square(tf.cast(each, tf.float32)), axis=(1, 2, 3)) for each in gradients]
     return logits, tf.add_n(squares)

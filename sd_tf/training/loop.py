@@ -72,7 +72,10 @@ class Trainer:
         self.step = Step(stage, strategy, precision, **options)
         with strategy.scope():
             self.elapsed = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="elapsed")
-        state = tf.train.Checkpoint(step=self.step.state, elapsed=self.elapsed)
+        parts = {"step": self.step.state, "elapsed": self.elapsed}
+        if stage.state:
+            parts["stage"] = tf.train.Checkpoint(**stage.state)
+        state = tf.train.Checkpoint(**parts)
         self.workers = Workers(strategy)
         self.checkpoints = Checkpoints(state, folder, keep_checkpoints)
         found = self.checkpoints.restore(self.workers)

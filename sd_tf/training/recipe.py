@@ -18,12 +18,14 @@ class PlannedStage:
         share: share of the run's minutes, relative to those of the other stages.
         result: name of the file or folder that the finished stage writes last into the run's folder.
         batch_size: examples in a step, over all replicas.
+        unit: see `Stage`.
     """
 
     name: str
     share: float
     result: str
     batch_size: int
+    unit = 1
 
     def make(self, run, budget) -> Stage:
         """The stage, ready to train. Called under the strategy's scope.

@@ -84,7 +84,7 @@ class Run:
         self.workers, self.wandb = Workers(self.strategy), None
         self.stages = recipe.stages(self)
         for planned in self.stages:
-            strategies.check_batch_size(planned.batch_size, replicas, options.accumulate)
+            strategies.check_batch_size(planned.batch_size, replicas, options.accumulate, planned.unit)
         self.dataset = data.at(recipe.image_size, self.cache_folder, options.seed, [self.folder])
         self._check_captions(before)
         recipe.check(self)

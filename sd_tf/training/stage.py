@@ -31,6 +31,8 @@ class Stage:
         order: pairs (player's name, number of moves), which make up a step. A move is one update of one
             player, on a batch of its own. By default each player moves once.
         divisible: whether an example's loss is independent of the others, so that a batch can be divided.
+        unit: examples that stay together where a batch is divided, such as those that a layer compares.
+        state: name -> `tf.Variable` that a checkpoint saves, besides the players.
         seconds_spent: seconds that preparing the stage took; they count towards its budget.
     """
 
@@ -38,7 +40,13 @@ class Stage:
     batch_size: int
     players: dict[str, Player]
     divisible = True
+    unit = 1
     seconds_spent = 0.0
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """See `Stage`."""
+        return {}
 
     @property
     def order(self) -> tuple[tuple[str, int], ...]:

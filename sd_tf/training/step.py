@@ -85,7 +85,7 @@ class Step:
                 f"{argument('xla')} cannot compile stage {stage.name} on {replicas} replicas, since "
                 f"its loss compares examples of all of them: leave {argument('xla')} out, or use one replica"
             )
-        check_batch_size(stage.batch_size, replicas, self.accumulate)
+        check_batch_size(stage.batch_size, replicas, self.accumulate, stage.unit)
         self._replicas_here = replicas // Workers(strategy).number  # replicas that share this process's cores
         with strategy.scope():
             scaling = precision == "mixed_float16"
@@ -174,7 +174,7 @@ class Step:
         if self.accumulate == 1:
             return self._divided_gradients(name, batch)
         total = None
-        for piece in sliced(batch, self.accumulate):
+        for piece in sliced(batch, self.accumulate, self.stage.unit):
             before = [] if total is None else tf.nest.flatten(total)
             with tf.control_dependencies(before):  # one piece in memory at a time
                 piece = tf.nest.map_structure(tf.identity, piece)
@@ -187,10 +187,10 @@ class Step:
         number = 1
         if self.stage.divisible:
             num_examples = self.stage.batch_size // self.strategy.num_replicas_in_sync // self.accumulate
-            number = batch_slices(num_examples, self._replicas_here)
+            number = batch_slices(num_examples, self._replicas_here, self.stage.unit)
         if number == self.accumulate == 1 and not self.xla:
             return self._gradients_of(name)(batch)
-        results = [self._compiled_gradients[name](part) for part in sliced(batch, number)]
+        results = [self._compiled_gradients[name](part) for part in sliced(batch, number, self.stage.unit)]
         return tf.nest.map_structure(lambda *values: tf.add_n(values), *results)
 
     def _gradients_of(self, name):

@@ -8,13 +8,18 @@ from sd_tf.errors import InputError, argument
 from sd_tf.training.launch import LAUNCHER
 
 
-def check_batch_size(batch_size: int, replicas: int, accumulate: int = 1):
-    """Raises `InputError` if a batch cannot be divided into equal parts for replicas and accumulation."""
-    if batch_size % (replicas * accumulate):
+def check_batch_size(batch_size: int, replicas: int, accumulate: int = 1, unit: int = 1):
+    """Raises `InputError` if a batch cannot be divided into equal parts for replicas and accumulation.
+
+    Args:
+        unit: examples that stay together.
+    """
+    if batch_size % (replicas * accumulate * unit):
         raise InputError(
             f"{argument('batch_size')} {batch_size} cannot be divided among {replicas} replicas"
             + (f" with {argument('accumulate')} {accumulate}" if accumulate > 1 else "")
-            + f": give a multiple of {replicas * accumulate}"
+            + (f" in groups of {unit}" if unit > 1 else "")
+            + f": give a multiple of {replicas * accumulate * unit}"
         )
 
 

@@ -257,6 +257,19 @@ def test_a_model_whose_files_are_cut_or_missing_is_named(tmp_path, monkeypatch):
     assert "cannot be read as JSON" in found["garbled"].value and found["garbled"].is_missing
 
 
+def test_the_parts_of_a_gan_are_its_own(tmp_path, monkeypatch):
+    for name in ("whole", "lacking"):
+        for part in ("generator", "discriminator", "text_encoder"):
+            shutil.copytree(sources.BUNDLED / "fashion-mnist-small" / "unet", tmp_path / name / part)
+        (tmp_path / name / "model_index.json").write_text('{"_class_name": "GigaGANPipeline"}')
+    shutil.rmtree(tmp_path / "lacking" / "generator")
+    monkeypatch.setattr(places, "BUNDLED", tmp_path)
+    monkeypatch.setattr(sources, "BUNDLED", tmp_path)
+    found = {finding.name: finding for finding in places.models()}
+    assert not found["whole"].is_missing
+    assert "has no weights of generator" in found["lacking"].value
+
+
 def test_a_package_without_models_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "BUNDLED", tmp_path)
     monkeypatch.setattr(sources, "BUNDLED", tmp_path)

@@ -45,7 +45,7 @@ def test_the_penalty_of_a_quadratic_judge_is_known_and_so_is_its_gradient():
     pictures = RNG.standard_normal((2, 3, 3, 1)).astype("float32")
     weight = tf.Variable(1.5)
 
-    def judge(x):  # two judgements, whose mean has the gradient 3/2 w x
+    def judge(x):  # two judgements, whose sum over the root of 2 has the gradient 3 / sqrt(2) w x
         squares = tf.reduce_sum(tf.square(x), axis=(1, 2, 3))
         return weight * tf.stack([squares, 0.5 * squares], axis=1)
 
@@ -53,9 +53,9 @@ def test_the_penalty_of_a_quadratic_judge_is_known_and_so_is_its_gradient():
         logits, penalty = gradient_penalty(judge, tf.constant(pictures))
     squares = np.square(pictures).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(logits[:, 0], 1.5 * squares, rtol=1e-5)
-    np.testing.assert_allclose(penalty, (1.5 * 1.5) ** 2 * squares, rtol=1e-5)
+    np.testing.assert_allclose(penalty, (3 / np.sqrt(2) * 1.5) ** 2 * squares, rtol=1e-5)
     slope = float(tape.gradient(penalty, weight))
-    assert slope == pytest.approx(2 * 1.5 * 1.5**2 * squares.sum(), rel=1e-5)
+    assert slope == pytest.approx(9 * 1.5 * squares.sum(), rel=1e-5)
 
 
 def test_the_penalty_of_a_pyramid_is_the_sum_over_its_pictures():
@@ -65,7 +65,7 @@ def test_the_penalty_of_a_pyramid_is_the_sum_over_its_pictures():
         return tf.stack([tf.reduce_sum(each, axis=(1, 2, 3)) for each in pictures], axis=1)
 
     _, penalty = gradient_penalty(judge, pyramid)
-    np.testing.assert_allclose(penalty, [(4 + 16) / 4] * 2, rtol=1e-6)
+    np.testing.assert_allclose(penalty, [(4 + 16) / 2] * 2, rtol=1e-6)
 
 
 def test_clip_is_content_where_each_picture_is_nearest_to_its_text():

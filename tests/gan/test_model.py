@@ -1,7 +1,9 @@
 """`GigaGAN`: what it draws, how it is kept, and what it refuses."""
 
 import dataclasses
+import importlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ import sd_tf
 from sd_tf import generate
 from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.errors import InputError
+from sd_tf.gan.card import traits_of
 from sd_tf.gan.discriminator import Discriminator
 from sd_tf.gan.generator import Generator
 from sd_tf.gan.settings import GanSettings
 from sd_tf.seeding import seeded
+from sd_tf.sharing.card import model_card
+from sd_tf.sharing.facts import Facts
 from tests.gan.small import DRAWS, JUDGES
 
 PROMPT = "a red dress"
@@ -116,3 +121,55 @@ def test_settings_out_of_range_are_refused(model, tmp_path):
     file.write_text(json.dumps({"truncation": 7}))
     with pytest.raises(InputError, match="generation_config.json: .*truncation is 7"):
         sd_tf.load(tmp_path / "gan")
+
+
+def test_weights_of_words_are_refused_where_they_change_nothing(model):
+    for syntax in ("weights", "a1111"):
+        with pytest.raises(InputError, match=r"weighs words, .* prompt_syntax comfyui"):
+            model.generate("a (red:1.5) dress", prompt_syntax=syntax)
+    with pytest.raises(InputError, match="weighs words"):
+        model.interpolate([PROMPT, "a (blue:2) bag"], 3)
+    plain = model.generate(PROMPT, truncation=1.0)
+    weighted = model.generate("a (red:3) dress", truncation=1.0, prompt_syntax="comfyui")
+    assert np.abs(plain.astype(int) - weighted).max() > 0
+
+
+def test_words_that_it_has_not_learned_are_warned_of(model):
+    try:
+        model.known_words = frozenset(("a", "red", "dress"))
+        with pytest.warns(UserWarning, match="learned from: blue, bag"):
+            model.generate([PROMPT, "a blue bag"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.generate(PROMPT)
+    finally:
+        model.known_words = None
+
+
+def test_the_summary_says_what_it_is_made_of(model, capsys):
+    model.summary()
+    said = capsys.readouterr().out
+    assert f"{model.generator.count_params():,}" in said and "2, 2, 2, 2 kernels" in said
+    assert f"{model.discriminator.count_params():,}" in said and "judges by pixels" in said
+
+
+def test_its_card_says_that_it_draws_in_one_pass(model, tmp_path):
+    text = model_card("team/gan", traits_of(model, tmp_path), Facts())
+    assert "a picture in one pass) that draws pictures of 32 x 32 pixels" in text
+    assert 'sd_tf.load("team/gan")' in text
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("export", ["--format", "onnx", "--output"]),
+        ("demo.__main__", ["--port", "0"]),
+        ("sweep", ["a dress", "--output", "sheet.png"]),
+    ],
+)
+def test_commands_of_steps_say_that_it_has_none(model, tmp_path, command, flags):
+    model.save(tmp_path / "gan")
+    main = importlib.import_module(f"sd_tf.{command}").main
+    flags = [*flags, str(tmp_path / "served")] if flags[-1] == "--output" else flags
+    with pytest.raises(InputError, match="is a GigaGAN, which draws in one pass"):
+        main([*flags, "--run" if command == "sweep" else "--model", str(tmp_path / "gan")])

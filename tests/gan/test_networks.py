@@ -9,7 +9,7 @@ import pytest
 from sd_tf.errors import InputError
 from sd_tf.gan.config import DiscriminatorConfig, GeneratorConfig
 from sd_tf.gan.discriminator import Discriminator
-from sd_tf.gan.generator import Generator
+from sd_tf.gan.generator import Generator, pixels_of_patches
 from sd_tf.gan.heads import with_deviation
 from sd_tf.gan.layers import halved
 from tests.conftest import shake_variables
@@ -62,7 +62,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_and_depends_on_its_text_and_
     z, states, mask = normal(3, 6), normal(3, 4, 5), np.ones((3, 4), bool)
     together = np.asarray(generator(z, states, mask)[-1])
     alone = np.asarray(generator(z[1:2], states[1:2], mask[1:2])[-1])
-    np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+    np.testing.assert_allclose(together[1:2], alone, rtol=1e-5, atol=1e-5)
     for other in ((z[::-1], states), (z, states[::-1])):
         assert np.abs(np.asarray(generator(*other, mask)[-1])[0] - together[0]).max() > 1e-3
 
@@ -121,6 +121,40 @@ def test_a_judgement_depends_on_the_text_only_where_there_is_one():
     assert made(Discriminator, JUDGES, text_dim=None)(picture).shape == (2, 6)
 
 
+@pytest.mark.parametrize("changes", [{}, {"multi_scale_input": False}, {"vision_channels": (3,)}])
+def test_the_first_pictures_are_judged_again_with_other_texts(changes):
+    judge, picture, mask = made(Discriminator, JUDGES, **changes), normal(4, 16, 16, 3), np.ones((4, 3), bool)
+    own, other = normal(4, 3, 5), normal(2, 3, 5)
+    expected = np.asarray(judge(picture, own, mask))
+    again = np.asarray(judge(picture[:2], other, mask[:2]))
+    code = np.concatenate([judge.code_of(own, mask), judge.code_of(other, mask[:2])])
+    found = np.asarray(judge.judged(judge.seen(picture), code, 2))
+    np.testing.assert_allclose(found[:4], expected, atol=1e-5)
+    np.testing.assert_allclose(found[4:], again, atol=1e-5)
+    if judge.vision:
+        maps = [normal(4, 8, 8, 3)]
+        found = np.asarray(judge.judged_by_vision(maps, code, 2))
+        np.testing.assert_allclose(found[:4], judge.judged_by_vision(maps, code[:4]), atol=1e-5)
+        alone = judge.judged_by_vision([maps[0][:2]], code[4:])
+        np.testing.assert_allclose(found[4:], alone, atol=1e-5)
+
+
+def test_positions_of_several_pixels():
+    x = np.arange(2 * 3 * 2 * 12, dtype="float32").reshape(2, 3, 2, 12)
+    pixels = np.asarray(pixels_of_patches(x, 2))
+    assert pixels.shape == (2, 6, 4, 3)
+    np.testing.assert_array_equal(pixels[1, 3, 2], x[1, 1, 1, 6:9])  # the lower left pixel of a position
+    generator = made(Generator, DRAWS, patch_size=2)
+    pictures = generator(normal(4, 6), normal(4, 4, 5), np.ones((4, 4), bool))
+    assert [each.shape[1] for each in pictures] == [8, 16, 32] and generator.config.sample_size == 32
+    judge = made(Discriminator, JUDGES, patch_size=2)
+    logits = judge(pictures, normal(4, 3, 5), np.ones((4, 3), bool))
+    assert logits.shape == (4, 6) and judge.config.sample_size == 32
+    four = made(Discriminator, JUDGES, block_out_channels=(8, 8, 8, 16), self_attention=(False,) * 4)
+    logits = four(pictures, normal(4, 3, 5), np.ones((4, 3), bool))  # it halves the smallest once more
+    assert logits.shape == (4, 10)
+
+
 def test_the_deviation_of_a_group_is_its_own():
     x = normal(4, 2, 2, 3)
     x[2:] = x[2]  # the second group is twice the same
@@ -142,7 +176,8 @@ def test_a_network_is_made_again_from_its_configuration(kind, config):
         (Generator, {"num_kernels": (1, 2)}, "num_kernels has 2 entries for 3 block_out_channels: give 3"),
         (Generator, {"num_kernels": 0}, "is 0: 1 is none"),
         (Generator, {"text_dim": None}, "cross_attention is on, and text_dim is None"),
-        (Generator, {"attention_head_dim": 3}, "8 channels do not divide into heads of 3"),
+        (Generator, {"attention_head_dim": 3, "text_width": 9}, "8 channels do not divide into heads of 3"),
+        (Generator, {"patch_size": 3}, "patch_size is 3: give one of 1, 2, 4"),
         (Discriminator, {"self_attention": (True,)}, "self_attention has 1 entries for 3 block_out_channels"),
     ],
 )

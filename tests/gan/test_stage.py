@@ -9,7 +9,9 @@ import tensorflow as tf
 from sd_tf.data.garments import Garments
 from sd_tf.gan.config import Augmentation, GanLosses
 from sd_tf.gan.stages import DISCRIMINATOR, GENERATOR
+from sd_tf.training.gradient_penalty import gradient_penalty
 from sd_tf.training.step import Step
+from tests.conftest import shake_variables
 from tests.gan.small import DRAWS, JUDGES, small_stage
 
 ONE_SCALE = {"multi_scale_input": False, "multi_scale_output": False}
@@ -69,6 +71,29 @@ def test_the_losses_are_the_sums_of_their_parts(garments):
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
     found = losses_of(stage, GENERATOR, batch)
     np.testing.assert_allclose(found["loss"], found["adversarial"])
+
+
+def test_judged_in_one_pass_they_are_judged_as_one_by_one(garments):
+    stage = small_stage(garments, GanLosses(gamma=0.5))
+    shake_variables(stage.discriminator)
+    [batch] = stage.batches(0).take(1)
+    found, judge, text = (
+        losses_of(stage, DISCRIMINATOR, batch),
+        stage.discriminator,
+        stage.discriminator.code_of,
+    )
+    own, other = (text(batch[f"{of}states"], batch[f"{of}text_mask"]) for of in ("", "other_"))
+    drawn = stage.generator(batch["z"], batch["states"], batch["text_mask"])
+    real = tuple(judge.pyramid_of(batch["images"])[::-1])
+    logits, r1 = gradient_penalty(lambda x: judge.judged(judge.seen(x), own), real)
+    drawn_logits, r2 = gradient_penalty(lambda x: judge.judged(judge.seen(x), own), drawn)
+    mismatched = judge.judged(judge.seen(real), other)
+    softplus = lambda x: np.logaddexp(0, np.asarray(x)).mean(axis=1)  # noqa: E731
+    np.testing.assert_allclose(found["r1"], r1, rtol=1e-4)
+    np.testing.assert_allclose(found["r2"], r2, rtol=1e-4)
+    np.testing.assert_allclose(found["adversarial"], softplus(drawn_logits - logits), rtol=1e-4)
+    expected = np.where(batch["mismatched"], softplus(mismatched - logits), 0.0)
+    np.testing.assert_allclose(found["matching"], expected, rtol=1e-4)
 
 
 def test_parts_are_left_out_by_a_weight_of_zero_or_without_a_text(garments):
@@ -137,3 +162,43 @@ def test_the_log_says_how_the_players_stand(garments):
     drawn = np.asarray(stage.generator(batch["z"], batch["states"], batch["text_mask"])[-1])
     expected = drawn.std(axis=0).mean() / np.std(np.asarray(batch["images"]), axis=0).mean()
     np.testing.assert_allclose(found["spread of drawn to real"], expected, rtol=1e-4)
+
+
+def test_checkpoints_keep_how_the_players_have_stood(garments):
+    stage = small_stage(garments)
+    means = {
+        "discriminator/real above drawn": tf.constant(1.0),
+        "discriminator/spread of drawn to real": tf.constant(0.5),
+    }
+    for _ in range(100):
+        stage.reason_to_stop(means)
+    kept = {name: float(variable) for name, variable in stage.state.items()}
+    assert kept["right"] == pytest.approx(1 - 0.5 * 0.999**100)
+    assert kept["spread"] == pytest.approx(0.5 + 0.5 * 0.999**100)
+
+
+def test_groups_of_the_deviation_stay_together_and_other_batches_are_refused(garments):
+    from sd_tf.errors import InputError
+
+    stage = small_stage(garments, judges=dataclasses.replace(JUDGES, minibatch_groups=4))
+    assert stage.unit == 4
+    Step(stage, tf.distribute.get_strategy(), "float32")
+    with pytest.raises(InputError, match="in groups of 4: give a multiple of 8"):
+        Step(stage, tf.distribute.get_strategy(), "float32", accumulate=2)
+
+
+def test_clips_loss_looks_at_pictures_as_they_are_shown(garments):
+    from sd_tf.checkpoints.clip import load_clip
+    from sd_tf.checkpoints.tokenizers import load_tokenizer
+
+    clip = load_clip("clip-mini")
+    tokenizer = load_tokenizer("clip-mini", clip.text_config.max_position_embeddings)
+    found = []
+    for augmentation in (None, Augmentation(0.3, 0.6)):
+        stage = small_stage(garments, GanLosses(clip=1.0), augmentation)
+        stage.clip = clip, tokenizer
+        [batch] = stage.batches(0).take(1)
+        assert not stage.divisible
+        found.append(losses_of(stage, GENERATOR, batch))
+    np.testing.assert_allclose(found[1]["clip"], found[0]["clip"], rtol=1e-5)
+    assert np.abs(found[1]["adversarial"] - found[0]["adversarial"]).max() > 1e-6
