@@ -31,10 +31,12 @@ class Preset:
     scores: str = ""
 
 
-# No momentum, as of StyleGAN and R3GAN: what a player's gradient was says little of the next.
+# Muon learns more in the same minutes than AdamW does. AdamW's part, biases and the like, has no momentum, as
+# of StyleGAN and R3GAN: what a player's gradient was says little of the next.
 PLAYER = StageConfig(
     batch_size=32,
-    learning_rate=1e-3,
+    optimizer="muon",
+    learning_rate=2e-3,
     lr_schedule="cosine",
     warmup_steps=100,
     weight_decay=0.0,
@@ -66,6 +68,8 @@ GARMENTS = Preset(
     max_minutes=28,
     generator_training=PLAYER,
     discriminator_training=PLAYER,
+    losses=GanLosses(gamma=0.1),
+    augmentation=Augmentation(translation=0.0),
 )
 PICTURES = replace(
     GARMENTS,

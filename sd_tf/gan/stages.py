@@ -100,7 +100,8 @@ class GanStage(Stage):
         self.generator, self.discriminator = generator, discriminator
         self.batch_size = configs[GENERATOR].batch_size
         self.dataset, self.texts, self.seed, self.model = dataset, texts, seed, model
-        self.weights, self.augmentation, self.clip = losses, augmentation, clip
+        self.weights, self.clip = losses, clip
+        self.augmentation = augmentation if augmentation and any(augmentation) else None
         self.seconds_spent = 0.0 if texts is None else texts.seconds
         self.unit = discriminator.config.minibatch_groups
         self._running = {RIGHT: _kept_mean(0.5), SPREAD: _kept_mean(1.0)}
