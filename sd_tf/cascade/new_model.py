@@ -8,7 +8,7 @@ from sd_tf.cascade.presets import preset_named, preset_of
 from sd_tf.cascade.stage import PixelStage, stage_name
 from sd_tf.cascade.unet import PixelUNet
 from sd_tf.checkpoints.sources import resolve
-from sd_tf.checkpoints.text_encoders import open_text_encoder
+from sd_tf.checkpoints.text_encoders import open_for_preset
 from sd_tf.data.open import open_data
 from sd_tf.diffusion.schedules import NoiseSchedule
 from sd_tf.generation.checks import check_whole
@@ -36,7 +36,7 @@ def new_model(options: CascadeOptions, data, dtype=None, seed=0) -> CascadedDiff
     name = options.preset or preset_of(open_data(data).name)
     preset = preset_named(name)
     folder = options.text_encoder or preset.text_encoder
-    text_encoder = _opened(folder, options.text_length, preset.text_length)
+    text_encoder = open_for_preset(folder, options.text_length, preset.text_length)
     stages, networks = [], {}
     given = {
         field: getattr(options, field)
@@ -55,15 +55,6 @@ def new_model(options: CascadeOptions, data, dtype=None, seed=0) -> CascadedDiff
     model.provenance = Provenance(Beginning(preset, options, networks), is_trained=False)
     model.known_words = read_words(resolve(folder, kind="text encoder", parts=("text_encoder",)))
     return model
-
-
-def _opened(folder, length, usual):
-    """The text encoder; of `usual` tokens where none are given and it has as many positions."""
-    if length is not None or usual is None:
-        return open_text_encoder(folder, length)
-    found = open_text_encoder(folder)
-    positions = getattr(found.config, "max_position_embeddings", usual)  # T5 has no limit
-    return found if positions < usual else open_text_encoder(folder, usual)
 
 
 def options_of_new_model(preset, options) -> CascadeOptions:

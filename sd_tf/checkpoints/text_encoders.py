@@ -82,6 +82,21 @@ def open_text_encoder(
         return text_encoder_of(network.config, words, functools.cache(network.read), **options)
 
 
+def open_for_preset(folder, length, usual) -> TextEncoder:
+    """The text encoder of a new model.
+
+    Args:
+        folder: as of `open_text_encoder`.
+        length: tokens of a row that the user asked for; None for none.
+        usual: those of the preset, or as many as it has positions for; None for the encoder's own.
+    """
+    if length is not None or usual is None:
+        return open_text_encoder(folder, length)
+    found = open_text_encoder(folder)
+    positions = getattr(found.config, "max_position_embeddings", usual)  # T5 has no limit
+    return found if positions < usual else open_text_encoder(folder, usual)
+
+
 def save_text_encoder_alone(encoder: TextEncoder, folder, dtype="float32", max_shard_size=SHARD):
     """Writes one folder with network and tokenizer, as sentence-transformers has it; see the function above.
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from sd_tf.checkpoints.sources import resolve
-from sd_tf.checkpoints.text_encoders import open_text_encoder
+from sd_tf.checkpoints.text_encoders import open_for_preset
 from sd_tf.data.open import open_data
 from sd_tf.gan.model import GigaGAN
 from sd_tf.gan.options import GanOptions
@@ -37,7 +37,7 @@ def new_model(options: GanOptions, data, dtype=None, seed=0) -> GigaGAN:
     text_encoder, words = None, None
     if not options.unconditional:
         folder = preset.text_encoder
-        text_encoder = open_text_encoder(folder, preset.text_length)
+        text_encoder = open_for_preset(folder, options.text_length, preset.text_length)
         words = read_words(resolve(folder, kind="text encoder", parts=("text_encoder",)))
     width = None if text_encoder is None else text_encoder.width
     networks = {
@@ -90,6 +90,5 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         losses=losses,
         augmentation=augmentation,
         text_encoder=options.text_encoder or preset.text_encoder,
-        text_length=options.text_length or preset.text_length,
         vision=options.vision or preset.vision,
     )
