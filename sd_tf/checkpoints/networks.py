@@ -13,6 +13,7 @@ from sd_tf.skeleton import skeleton
 
 SHARD = "10GB"  # diffusers' own
 TENSORS_OF_A_LAYER = 8  # at least: a residual block has that many
+TENSORS_OF_A_LEVEL = 4  # at least: a discriminator's has one block without norms
 MOST_LAYERS = 200  # in one direction of a network; Stable Diffusion has 8, its towers up to 24
 
 
@@ -61,10 +62,13 @@ def filled(make, config, tensors, source):
 
 def check_counts(config, tensors, source):
     """A network of many layers would take for ever to lay out, only to find that its file has others."""
-    most = min(len(tensors) // TENSORS_OF_A_LAYER, MOST_LAYERS)
     levels = len(getattr(config, "block_out_channels", "1"))
     for name in ("block_out_channels", "layers_per_block", "num_hidden_layers", "num_layers"):
-        value = getattr(config, name, 1)
+        if not hasattr(config, name):
+            continue
+        value = getattr(config, name)
+        least = TENSORS_OF_A_LEVEL if name == "block_out_channels" else TENSORS_OF_A_LAYER
+        most = min(len(tensors) // least, MOST_LAYERS)
         if isinstance(value, tuple):
             layers = sum(value) if name == "layers_per_block" else len(value)
         else:

@@ -173,3 +173,20 @@ def test_commands_of_steps_say_that_it_has_none(model, tmp_path, command, flags)
     flags = [*flags, str(tmp_path / "served")] if flags[-1] == "--output" else flags
     with pytest.raises(InputError, match="is a GigaGAN, which draws in one pass"):
         main([*flags, "--run" if command == "sweep" else "--model", str(tmp_path / "gan")])
+
+
+def test_the_barest_of_networks_are_read_again(tmp_path):
+    draws = dataclasses.replace(DRAWS, text_dim=None, num_kernels=1, cross_attention=(False,) * 4)
+    draws = dataclasses.replace(draws, self_attention=(False,) * 4)
+    judges = dataclasses.replace(JUDGES, text_dim=None, multi_scale_input=False, multi_scale_output=False)
+    judges = dataclasses.replace(judges, block_out_channels=(8,) * 4, self_attention=(False,) * 4)
+    networks = [Generator(draws), Discriminator(judges)]
+    for network in networks:
+        network.build()
+    sd_tf.GigaGAN(*networks).save(tmp_path / "gan")
+    again = sd_tf.load(tmp_path / "gan")
+    assert again.discriminator.count_params() == networks[1].count_params()
+    np.testing.assert_array_equal(
+        again.generate(seed=3, engine="tensorflow"),
+        sd_tf.GigaGAN(*networks).generate(seed=3, engine="tensorflow"),
+    )
