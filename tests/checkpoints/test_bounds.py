@@ -20,6 +20,7 @@ from sd_tf.checkpoints.sources import bundled_names, resolve
 from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
+from sd_tf.gan.config import DiscriminatorConfig, GeneratorConfig
 from sd_tf.latent import config_files as latent_files
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.latent.loading import load_lazily
@@ -35,6 +36,7 @@ CROSS = {
 CONFIGURATIONS = (
     *(AutoencoderConfig, UNetConfig, PixelUNetConfig),
     *(CLIPTextConfig, CLIPVisionConfig, T5Config, BertConfig, ScheduleConfig),
+    *(GeneratorConfig, DiscriminatorConfig),
 )
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 REAL = {  # what published files say
