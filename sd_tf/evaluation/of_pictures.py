@@ -158,7 +158,8 @@ class PictureJudges:
 
     def _diversity(self, images, drawing):
         """How much pictures of one caption differ; of the real ones, how much those of any two do."""
-        found = self.pair_distances(*pairs_of(np.split(images, len(images) // EACH)))
+        groups = [images[i : i + EACH] for i in range(0, len(images), EACH)]
+        found = self.pair_distances(*pairs_of(groups))
         protocol = {
             **self.pair_distances.about,
             "pairs": len(found),

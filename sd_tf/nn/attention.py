@@ -121,9 +121,8 @@ class Attention(keras.layers.Layer):
         if recorded is not None:
             record = recorded.self_attention if context is None else recorded.cross_attention
         context = x if context is None else context
-        mixed = scaled_dot_product_attention(
-            self.to_q(x), self.to_k(context), self.to_v(context), self.num_heads, bias, record
-        )
+        qkv = self.to_q(x), self.to_k(context), self.to_v(context)
+        mixed = scaled_dot_product_attention(*qkv, self.num_heads, mask=bias, record=record)
         return self.to_out(mixed)
 
     def get_config(self):
