@@ -62,7 +62,8 @@ def test_a_report_says_how_every_stage_drew_and_what_there_is_no_score_of(
     assert captioned.shape == (8, 16, 16, 3) and coloured.shape == (20, 16, 16, 3)
     np.testing.assert_array_equal(generate(model, captions, 4, steps=1), captioned)  # by its own settings
     found = json.loads((tmp_path / "report.json").read_text())
-    assert set(found["scores"]) == {"nearest_training_distance", "copies", "colour_accuracy"}
+    known = {"nearest_training_distance", "copies", "diversity", "colour_accuracy"}
+    assert set(found["scores"]) == known
     for score in found["scores"].values():
         assert {name: score["protocol"][name] for name in FACTS} == FACTS
         assert (score["protocol"]["sampler"], score["protocol"]["steps"]) == ("dpmpp_2m", 1)
