@@ -9,7 +9,7 @@ from sd_tf.config import as_config
 from sd_tf.errors import InputError
 from sd_tf.gan.config import DiscriminatorConfig, check_config
 from sd_tf.gan.heads import Head, VisionHead
-from sd_tf.gan.layers import DistanceAttention, TextLayers, halved, leaky_relu
+from sd_tf.gan.layers import DistanceAttention, TextLayers, halved, leaky_relu, patches_of_pixels
 from sd_tf.nn.blocks import conv
 
 RGB = 3
@@ -58,20 +58,8 @@ class Discriminator(keras.Model):
         if not config.judges_pixels:
             return
         inputs = range(last + 1) if config.multi_scale_input else range(1)
-        self.from_rgb = {
-            i: keras.layers.Conv2D(
-                widths[max(i - 1, 0)],
-                2 * config.patch_size
-                if config.patch_size > 1
-                else 1,  # each also sees its neighbours' halves
-                strides=config.patch_size,
-                padding="same",
-                kernel_initializer="lecun_normal",
-                dtype=policy,
-                name=f"from_rgb.{i}",
-            )
-            for i in inputs
-        }
+        size = 3 if config.patch_size > 1 else 1  # each position also sees what borders on its patch
+        self.from_rgb = {i: conv(widths[max(i - 1, 0)], size, f"from_rgb.{i}", policy) for i in inputs}
         self.levels = [
             JudgingLevel(
                 widths[i],
@@ -101,7 +89,7 @@ class Discriminator(keras.Model):
         side, channels = config.sample_size // config.patch_size, config.block_out_channels[0]
         for i, level in enumerate(self.levels):
             if i in self.from_rgb:
-                self.from_rgb[i].build((None, side * config.patch_size, side * config.patch_size, RGB))
+                self.from_rgb[i].build((None, side, side, RGB * config.patch_size**2))
             level.build((None, side, side, channels))
             channels = level.channels
             if i in self.heads:
@@ -128,7 +116,8 @@ class Discriminator(keras.Model):
         x, found = None, []
         for i, level in enumerate(self.levels):
             if i in self.from_rgb:
-                picture = self.from_rgb[i](ops.cast(pyramid[i], self.compute_dtype))
+                patches = patches_of_pixels(pyramid[i], self.config.patch_size)
+                picture = self.from_rgb[i](ops.cast(patches, self.compute_dtype))
                 x = picture if x is None else ops.concatenate([x, picture], axis=0)
             x = level(x)
             if i in self.heads:

@@ -13,6 +13,7 @@ from sd_tf.gan.layers import (
     DistanceAttention,
     TextLayers,
     leaky_relu,
+    pixels_of_patches,
     unit_rows,
 )
 from sd_tf.nn.added_attention import attention_bias
@@ -128,13 +129,6 @@ class Generator(keras.Model):
 
     def get_config(self):
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}
-
-
-def pixels_of_patches(x, size):
-    """(batch, height, width, size * size * channels) -> (batch, size * height, size * width, channels)."""
-    height, width, channels = *x.shape[1:3], x.shape[3] // size**2
-    x = ops.reshape(x, (-1, height, width, size, size, channels))
-    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, size * height, size * width, channels))
 
 
 def smoothly_doubled(pictures):

@@ -35,6 +35,20 @@ def halved(x):
     return ops.mean(x, axis=(2, 4))
 
 
+def pixels_of_patches(x, size):
+    """(batch, height, width, size * size * channels) -> (batch, size * height, size * width, channels)."""
+    height, width, channels = *x.shape[1:3], x.shape[3] // size**2
+    x = ops.reshape(x, (-1, height, width, size, size, channels))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, size * height, size * width, channels))
+
+
+def patches_of_pixels(x, size):
+    """(batch, size * height, size * width, channels) -> (batch, height, width, size * size * channels)."""
+    height, width, channels = x.shape[1] // size, x.shape[2] // size, x.shape[3]
+    x = ops.reshape(x, (-1, height, size, width, size, channels))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, height, width, size * size * channels))
+
+
 def unit_rows(x):
     """Divided by the root mean square over the last axis (StyleGAN's pixel norm)."""
     return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + EPSILON)

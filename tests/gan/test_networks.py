@@ -9,9 +9,9 @@ import pytest
 from sd_tf.errors import InputError
 from sd_tf.gan.config import DiscriminatorConfig, GeneratorConfig
 from sd_tf.gan.discriminator import Discriminator
-from sd_tf.gan.generator import Generator, pixels_of_patches
+from sd_tf.gan.generator import Generator
 from sd_tf.gan.heads import with_deviation
-from sd_tf.gan.layers import halved
+from sd_tf.gan.layers import halved, patches_of_pixels, pixels_of_patches
 from tests.conftest import shake_variables
 
 RNG = np.random.default_rng(0)
@@ -144,6 +144,7 @@ def test_positions_of_several_pixels():
     pixels = np.asarray(pixels_of_patches(x, 2))
     assert pixels.shape == (2, 6, 4, 3)
     np.testing.assert_array_equal(pixels[1, 3, 2], x[1, 1, 1, 6:9])  # the lower left pixel of a position
+    np.testing.assert_array_equal(patches_of_pixels(pixels, 2), x)
     generator = made(Generator, DRAWS, patch_size=2)
     pictures = generator(normal(4, 6), normal(4, 4, 5), np.ones((4, 4), bool))
     assert [each.shape[1] for each in pictures] == [8, 16, 32] and generator.config.sample_size == 32
