@@ -68,7 +68,7 @@ GARMENTS = Preset(
     max_minutes=28,
     generator_training=PLAYER,
     discriminator_training=PLAYER,
-    losses=GanLosses(gamma=0.1),
+    losses=GanLosses(gamma=0.03),
     augmentation=Augmentation(translation=0.0),
 )
 PICTURES = replace(
