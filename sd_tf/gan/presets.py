@@ -26,9 +26,6 @@ class Preset:
     text_length: int | None = None
     vision: str = "perceptual-mini"  # the frozen network that the discriminator judges by
     recommended: GanSettings = GanSettings()  # of the models that it makes
-    command: str = ""  # of trained weights, with their runtime and scores
-    runtime: str = ""
-    scores: str = ""
 
 
 # Muon learns more in the same minutes than AdamW does. AdamW's part, biases and the like, has no momentum, as

@@ -156,7 +156,11 @@ class GanStage(Stage):
         drawn, real = self.generator(batch["z"], *_text(batch)), (batch["images"],)
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
-        shown, drawn = drawn[-1], drawn[-len(real) :]
+        shown = drawn[-1]
+        real, drawn = (
+            real[-len(drawn) :],
+            drawn[-len(real) :],
+        )  # of the same sizes; it halves the smallest itself
         real, drawn = self._augmented(real, drawn, batch)
         if player == GENERATOR:
             return self._generator_losses(real, drawn, shown, batch)

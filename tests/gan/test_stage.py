@@ -96,6 +96,15 @@ def test_judged_in_one_pass_they_are_judged_as_one_by_one(garments):
     np.testing.assert_allclose(found["matching"], expected, rtol=1e-4)
 
 
+def test_a_discriminator_of_more_levels_than_the_generator_halves_what_is_smallest(garments):
+    draws = dataclasses.replace(DRAWS, block_out_channels=(16, 8, 8), patch_size=2)
+    draws = dataclasses.replace(draws, self_attention=(False,) * 3, cross_attention=(False,) * 3)
+    stage = small_stage(garments, draws=draws)
+    [batch] = stage.batches(0).take(1)
+    for player in (DISCRIMINATOR, GENERATOR):
+        assert np.isfinite(losses_of(stage, player, batch)["loss"]).all()
+
+
 def test_parts_are_left_out_by_a_weight_of_zero_or_without_a_text(garments):
     stage = small_stage(garments, GanLosses(matching=0.0))
     [batch] = stage.batches(0).take(1)
