@@ -94,6 +94,7 @@ def defaults(dataset: str, options: GanOptions) -> dict:
         "gamma": f"{losses.gamma:g}",
         "matching_weight": f"{losses.matching:g}",
         "clip_weight": f"{losses.clip:g}",
+        "clip_features": losses.clip_features,
         "translation": f"{preset.augmentation.translation:g}",
         "cutout": f"{preset.augmentation.cutout:g}",
     }

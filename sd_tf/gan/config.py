@@ -11,6 +11,7 @@ MOST_LEVELS = 9  # 1024 positions along a side
 PATCHES = (1, 2, 4)
 ADVERSARIAL = ("relativistic", "non_saturating")
 JUDGES = ("pixels", "vision", "both")
+CLIP_FEATURES = ("projected", "token_states")
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class GanLosses(NamedTuple):
         gamma: of R1 and R2, the squared gradients at real and drawn pictures; half of it is their weight.
         matching: weight of pictures with another's text, which are to be judged as drawn ones.
         clip: weight of CLIP's contrastive loss of the drawn pictures.
+        clip_features: one of `CLIP_FEATURES`, what that loss compares. "token_states", the towers' pooled
+            states, are neither projected nor of length 1 and have no learned factor: a mistake to look at.
         vision: weight of the judgements by a frozen network's maps.
         vision_gamma: of R1 and R2 at these maps.
     """
@@ -143,6 +146,7 @@ class GanLosses(NamedTuple):
     gamma: float = 1.0
     matching: float = 1.0
     clip: float = 0.0
+    clip_features: str = "projected"
     vision: float = 1.0
     vision_gamma: float = 1.0
 

@@ -75,6 +75,7 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         "gamma": options.gamma,
         "matching": 0.0 if options.unconditional else options.matching_weight,
         "clip": options.clip_weight,
+        "clip_features": options.clip_features,
         "vision": options.vision_weight,
         "vision_gamma": options.vision_gamma,
     }

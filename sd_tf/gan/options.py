@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sd_tf.errors import InputError
-from sd_tf.gan.config import ADVERSARIAL, JUDGES
+from sd_tf.gan.config import ADVERSARIAL, CLIP_FEATURES, JUDGES
 from sd_tf.options import Options, option
 
 MODEL, LOSSES = "new model", "losses"
@@ -69,6 +69,14 @@ class GanOptions(Options):
     clip: str | None = option(
         None,
         "CLIP of that loss, with both towers: a bundled name, a folder or a hub id (default: clip-mini)",
+        needs=("clip_weight", None),
+        group=LOSSES,
+    )
+    clip_features: str | None = option(
+        None,
+        "what that loss compares: projected features of length 1, or the towers' pooled states as they are, "
+        "which is a mistake to look at",
+        choices=CLIP_FEATURES,
         needs=("clip_weight", None),
         group=LOSSES,
     )

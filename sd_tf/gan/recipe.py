@@ -6,7 +6,7 @@ generator/ discriminator/ text_encoder/ tokenizer/ model_index.json     the fini
 from sd_tf.checkpoints.clip import load_clip
 from sd_tf.checkpoints.perceptual import load_perceptual
 from sd_tf.checkpoints.tokenizers import load_tokenizer
-from sd_tf.errors import InputError
+from sd_tf.errors import InputError, argument
 from sd_tf.gan import folder as folders
 from sd_tf.gan.discriminator import Discriminator
 from sd_tf.gan.generator import Generator
@@ -131,6 +131,12 @@ class PlannedGan(PlannedStage):
         name = self.recipe.own.clip or "clip-mini"
         clip = load_clip(name)
         clip.trainable = False
+        widths = clip.text_config.hidden_size, clip.vision_config.hidden_size
+        if self.recipe.preset.losses.clip_features == "token_states" and widths[0] != widths[1]:
+            raise InputError(
+                f"{argument('clip')} is {name}, whose states are {widths[0]} and {widths[1]} wide and need "
+                f"projections to be compared: leave {argument('clip_features')} token_states out"
+            )
         return clip, load_tokenizer(name, clip.text_config.max_position_embeddings)
 
     def finish(self, run, stage):

@@ -255,11 +255,19 @@ class GanStage(Stage):
 
     def _clip_loss(self, pictures, batch):
         """CLIP's loss of pictures as they are shown, not as they are augmented, over the global batch."""
-        clip = self.clip[0]
-        features = clip.image_features(clip.preprocess(pictures))
-        of_texts = tf.stop_gradient(clip.text_features(batch["token_ids"]))
+        clip, ids = self.clip[0], batch["token_ids"]
+        seen = clip.preprocess(pictures)
+        if self.weights.clip_features == "token_states":
+            features, of_texts = clip.vision_model(seen).pooled, clip.text_model(ids).pooled
+            logit_scale = 0.0  # the logarithm of 1
+        else:
+            features, of_texts = clip.image_features(seen), clip.text_features(ids)
+            logit_scale = clip.logit_scale
         losses = clip_loss(
-            gathered_rows(features), gathered_rows(of_texts), clip.logit_scale, gathered_rows(batch["groups"])
+            gathered_rows(features),
+            gathered_rows(tf.stop_gradient(of_texts)),
+            logit_scale,
+            gathered_rows(batch["groups"]),
         )
         return own_rows(losses)
 

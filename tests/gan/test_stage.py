@@ -211,3 +211,25 @@ def test_clips_loss_looks_at_pictures_as_they_are_shown(garments):
         found.append(losses_of(stage, GENERATOR, batch))
     np.testing.assert_allclose(found[1]["clip"], found[0]["clip"], rtol=1e-5)
     assert np.abs(found[1]["adversarial"] - found[0]["adversarial"]).max() > 1e-6
+
+
+def test_clips_loss_of_token_states_is_the_cross_entropy_of_their_plain_products(garments):
+    from sd_tf.checkpoints.clip import load_clip
+    from sd_tf.checkpoints.tokenizers import load_tokenizer
+
+    clip = load_clip("clip-mini")
+    stage = small_stage(garments, GanLosses(clip=1.0, clip_features="token_states"))
+    stage.clip = clip, load_tokenizer("clip-mini", clip.text_config.max_position_embeddings)
+    [batch] = stage.batches(0).take(1)
+    found = losses_of(stage, GENERATOR, batch)["clip"]
+    drawn = stage.generator(batch["z"], batch["states"], batch["text_mask"])[-1]
+    of_pictures = np.asarray(clip.vision_model(clip.preprocess(drawn)).pooled, np.float64)
+    of_texts = np.asarray(clip.text_model(batch["token_ids"]).pooled, np.float64)
+    assert np.linalg.norm(of_texts, axis=1).min() > 2, "they are not of length 1"
+    logits, groups = of_texts @ of_pictures.T, np.asarray(batch["groups"])
+    targets = (groups[:, None] == groups[None]) / (groups[:, None] == groups[None]).sum(1, keepdims=True)
+    cross_entropies = [
+        -(targets * (each - np.logaddexp.reduce(each, axis=1, keepdims=True))).sum(axis=1)
+        for each in (logits, logits.T)
+    ]
+    np.testing.assert_allclose(found, np.mean(cross_entropies, axis=0), rtol=1e-3)
