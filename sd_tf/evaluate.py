@@ -20,7 +20,13 @@ from sd_tf.data.open import open_data
 from sd_tf.data.options import DATASETS, DataOptions
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError, unknown
-from sd_tf.evaluation.protocol import OF_FAMILIES, check_comparable, read_reports
+from sd_tf.evaluation.protocol import (
+    OF_FAMILIES,
+    UNITS,
+    check_comparable,
+    check_samples,
+    read_reports,
+)
 from sd_tf.files import write_text
 from sd_tf.gan.settings import GanSettings
 from sd_tf.generation.settings import Settings
@@ -31,7 +37,6 @@ FASHION_MNIST = "fashion_mnist"  # whose garments have judges of their own
 JUDGED_DATASETS = [name for name in DATASETS if name != "garments"]
 DATA_FLAGS = ("caption", "caption_column", "caption_template", "fit", "background")  # of captioned pictures
 USUAL_SAMPLES = {True: (5000, 1600), False: (400, 200)}  # of Fashion-MNIST, of captioned pictures
-UNITS = {True: (10, 80), False: (4, 10)}  # the least of which numbers of pictures are multiples
 COMPARED_SETTINGS = ("sampler", "steps", "guidance_scale", "truncation")  # of which several may be given
 GARMENT_SIDE = 32  # pixels of Fashion-MNIST's pictures, with their border
 GIVEN_SETTINGS = (*COMPARED_SETTINGS, "guidance_interval", "karras", "timestep_spacing")
@@ -193,11 +198,7 @@ def _complete(flags):
 def _check(flags):
     if flags.model is not None and flags.compare is not None:
         raise InputError("--model and --compare are both given: name all models behind --compare")
-    for name, unit in zip(("samples", "tinted_samples"), UNITS[flags.dataset == FASHION_MNIST], strict=True):
-        value = getattr(flags, name)
-        if value < 2 * unit or value % unit:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} is {value}: give a multiple of {unit}, from {2 * unit}")
+    check_samples(flags.dataset == FASHION_MNIST, flags.samples, flags.tinted_samples)
     of_any_model = NoiseSchedule(ScheduleConfig(timestep_spacing="trailing"))
     for given in _given_settings(flags):
         GanSettings().replaced(truncation=given.pop("truncation"))
@@ -307,7 +308,10 @@ def _picture_judges(flags, sides):
             dataset = data.at(side, folder)
             dataset.decode()
             is_one_of_several = len(set(sides.values())) > 1
-            found[side] = PictureJudges(dataset, flags.colour_prompt, is_one_of_several, flags.lpips)
+            inception = None if flags.inception == "none" else flags.inception
+            found[side] = PictureJudges(
+                dataset, flags.colour_prompt, is_one_of_several, flags.lpips, inception
+            )
     return {name: found[side] for name, side in sides.items()}
 
 
@@ -320,11 +324,12 @@ def _given_settings(flags):
 
 def _scored(name, flags, judges, command):
     """A report and sheets of pictures for each of the settings, one after another."""
-    from sd_tf.evaluation.judging import NO_AUTOENCODER, has_autoencoder
+    from sd_tf.evaluation import judging
 
     model = families.load(name, **commandline.loading(flags))
     judges, facts = judges[name], getattr(model, "drawing_facts", dict)()
-    skipped = judges.skipped if has_autoencoder(model) else judges.skipped | NO_AUTOENCODER
+    skipped = judges.skipped | ({} if judging.has_autoencoder(model) else judging.NO_AUTOENCODER)
+    skipped |= {} if judging.reads_text(model) else judging.NO_TEXT
     coloured = flags.dataset == FASHION_MNIST or flags.colour_prompt
     weights = weights_sha256(resolve(name, flags.revision, flags.variant), flags.variant)
     number = flags.samples + (flags.tinted_samples if coloured else 0)
@@ -335,6 +340,7 @@ def _scored(name, flags, judges, command):
         print(f"{name}: {number} pictures, {described}", file=sys.stderr)
         drawn = judges.draw(model, flags.samples, flags.tinted_samples, settings)
         found = judges.scores(drawn, settings | facts, model.text_encoder)
+        found = found if judging.reads_text(model) else judging.without_agreement(found)
         varied = [
             f"{each.replace('_', ' ')} {settings[each]}" for each in _compared(flags) if each in settings
         ]

@@ -1,5 +1,7 @@
 """From a model to its report: draws what is scored, and has it scored by every judge at hand."""
 
+import dataclasses
+
 import numpy as np
 
 from sd_tf.checkpoints.clip import load_clip
@@ -21,6 +23,12 @@ from sd_tf.text.new_words import token_embeddings
 from sd_tf.text.tokenizer import Tokenizer
 
 NO_AUTOENCODER = {"the autoencoder's scores": "the model draws pixels, without one"}
+NO_TEXT = {"agreement with prompts": "the model draws without a text"}
+OF_TEXTS = (
+    *("class_accuracy", "tinted_class_accuracy", "colour_accuracy", "clip_score", "tinted_frechet_distance"),
+    "inception_tinted_frechet_distance",
+)
+OF_NO_PROMPT = "the model draws without a text, and these are not pictures of the prompts that others get"
 
 
 class Judges:
@@ -104,7 +112,7 @@ class Judges:
         """
         settings = settings | {"engine": "tensorflow"}  # of which the pictures are, to the last bit
         of_each = [
-            model.generate(prompts, number // len(prompts), **settings)
+            model.generate(prompts_for(model, prompts), number // len(prompts), **settings)
             for prompts, number in ((CLASS_PROMPTS, samples), (TINTED_PROMPTS, tinted_samples))
         ]
         return Drawn(*of_each, rebuilt_by(model, self.real.others) if rebuild else None)
@@ -144,6 +152,25 @@ class Judges:
             np.asarray(token_embeddings(tower).value) for tower in (text_encoder, self.clip.text_model)
         )
         return own.shape == judge.shape and np.allclose(own, judge, atol=1e-2)
+
+
+def reads_text(model) -> bool:
+    """Whether a model's pictures depend on a prompt."""
+    return getattr(model, "text_encoder", True) is not None
+
+
+def prompts_for(model, prompts) -> list[str]:
+    """The prompts to draw by; if the model reads none, as many of the first: each gets seeds of its own."""
+    return list(prompts) if reads_text(model) else [prompts[0]] * len(prompts)
+
+
+def without_agreement(scores) -> dict[str, Score]:
+    """The scores, by name, that can be told of a model without a text; none of them ranks it with others."""
+    return {
+        name: dataclasses.replace(score, reservation=score.reservation or OF_NO_PROMPT)
+        for name, score in scores.items()
+        if name not in OF_TEXTS
+    }
 
 
 def rebuilt_by(model, images):

@@ -1,6 +1,7 @@
 """What a model of one's own captioned pictures scores: its colours, its autoencoder, and whether it copies.
 
-There is no classifier and no test set of such pictures. So this says what can be said without: whether
+There is no classifier and no test set of such pictures. So this says what can be said without: how far drawn
+pictures are from the training pictures, in the features of a network that has learned others; whether
 prompts with a colour get pictures of that colour, pictures come back from latents as they were, and drawn
 pictures are no nearer to training pictures than those are to one another.
 """
@@ -13,10 +14,27 @@ import numpy as np
 from sd_tf.data.captioned_pictures import CaptionedPictures
 from sd_tf.evaluation.diversity import PairDistances, pairs_of
 from sd_tf.evaluation.dominant_colour import COLOURS, dominant_colour
-from sd_tf.evaluation.judging import rebuilt_by
+from sd_tf.evaluation.inception import Inception
+from sd_tf.evaluation.judging import prompts_for, reads_text, rebuilt_by
+from sd_tf.evaluation.perceptual_features import PerceptualFeatures
 from sd_tf.evaluation.protocol import Score
-from sd_tf.evaluation.scores import scored, signal_to_noise
-from sd_tf.evaluation.statistics import mean_estimate, nearest, quantiles, share_estimate
+from sd_tf.evaluation.scores import (
+    NARROW,
+    RESAMPLES,
+    WIDE_RESAMPLES,
+    scored,
+    signal_to_noise,
+    too_few_for_frechet,
+    too_few_for_kernel,
+)
+from sd_tf.evaluation.statistics import (
+    frechet_estimate,
+    kernel_estimate,
+    mean_estimate,
+    nearest,
+    quantiles,
+    share_estimate,
+)
 from sd_tf.images import sheet, to_unit
 from sd_tf.text.prompt_syntax import prompt_of
 
@@ -47,6 +65,7 @@ class PictureJudges:
             none. Captions that begin so, up to their colour, say which real pictures have which.
         is_one_of_several: whether pictures of other sizes, judged by others, are compared with these.
         lpips: files of LPIPS' weights; None for a stand-in.
+        inception: the file of Inception's graph, for distances in its features; None for a stand-in.
 
     Attributes:
         images: uint8 (n, size, size, 3), the training pictures, without flips or jitter.
@@ -59,6 +78,7 @@ class PictureJudges:
         colour_prompt: str | None = None,
         is_one_of_several: bool = False,
         lpips=None,
+        inception=None,
     ):
         self.is_one_of_several = is_one_of_several
         number = min(MOST, len(dataset))
@@ -68,7 +88,9 @@ class PictureJudges:
         self.colour_prompts = [colour_prompt.replace("{}", name) for name in COLOURS] if colour_prompt else []
         side = self.images.shape[1]
         self.about = {"pictures": f"{number} training pictures, scaled to {side} x {side} as drawn"}
-        self.skipped = {"Fréchet and kernel distance": "no judge has learned such pictures"}
+        self.skipped = {}
+        self.extractor = PerceptualFeatures() if inception is None else Inception(inception)
+        self.features_of_real = self.extractor.features(self.images)
         self.references = [_small(self.images), _small(self.images[:, :, ::-1])]
         self.of_real, _ = self._nearest(self.images, itself=True)
         self.pair_distances = PairDistances(lpips)
@@ -81,9 +103,9 @@ class PictureJudges:
         settings = settings | {"engine": "tensorflow"}
         chosen = np.linspace(0, len(self.prompts) - 1, min(samples // EACH, len(self.prompts))).astype(int)
         captions = [prompt_of(self.prompts[i]) for i in chosen]  # plain text, as the model has learned them
-        captioned = model.generate(captions, EACH, **settings)
+        captioned = model.generate(prompts_for(model, captions), EACH, **settings)
         coloured = None
-        if self.colour_prompts:
+        if self.colour_prompts and reads_text(model):
             coloured = model.generate(self.colour_prompts, coloured_samples // len(COLOURS), **settings)
         return Drawn(captioned, coloured, rebuilt_by(model, self.images))
 
@@ -104,7 +126,7 @@ class PictureJudges:
         ]  # others are there twice, which makes no model's picture a copy
         near = np.quantile(apart, COPY) if len(apart) else 0.0
         copies = share_estimate(found < near)
-        scores = {}
+        scores = self._distances(drawn.captioned, training, drawing)
         if drawn.rebuilt is not None:
             scores["reconstruction_psnr"] = self._reconstruction(drawn.rebuilt, training)
         scores |= {
@@ -145,6 +167,29 @@ class PictureJudges:
         distances, numbers = (np.stack(each) for each in zip(*found, strict=True))
         nearer, row = distances.argmin(axis=0), np.arange(len(small))
         return distances[nearer, row], numbers[nearer, row]
+
+    def _distances(self, images, training, drawing):
+        """Fréchet and kernel distance; real pictures score nothing, as there is no test set."""
+        found = self.extractor.features(images)
+        protocol = {
+            "extractor": self.extractor.name,
+            "sha256": self.extractor.sha256,
+            "resize": self.extractor.resize,
+            "samples": len(found),
+            "reference": f"the {training}",
+            "size": images.shape[1],
+        } | drawing
+        always = SEVERAL_SIZES if self.is_one_of_several else getattr(self.extractor, "reservation", "")
+        few = too_few_for_frechet(*found.shape), too_few_for_kernel(len(found))
+        reservations = ["; ".join(filter(None, (always, each))) for each in few]
+        resamples = RESAMPLES if found.shape[1] <= NARROW else WIDE_RESAMPLES
+        frechet = frechet_estimate(found, self.features_of_real, resamples)
+        kernel = kernel_estimate(found, self.features_of_real)
+        of_frechet = protocol | {"resamples": resamples}
+        return {
+            "frechet_distance": scored(frechet, "lower", of_frechet, None, reservations[0]),
+            "kernel_distance": scored(kernel, "lower", protocol, None, reservations[1]),
+        }
 
     def _reconstruction(self, images, training):
         ratios = signal_to_noise(images, self.images)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from sd_tf.errors import InputError, shown
+from sd_tf.errors import InputError, argument, shown
 from sd_tf.files import read_json
 
 LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
@@ -12,6 +12,8 @@ LARGEST_REPORT = 5_000_000  # bytes; a thousand settings' report has one million
 OF_FAMILIES = ("sizes", "thresholding", "super_resolution", "size")
 UNSAID = ("size",)  # what older reports do not say
 BY_PROMPT = ("class_accuracy", "tinted_class_accuracy", "colour_accuracy")  # whose details are shares
+
+UNITS = {True: (10, 80), False: (4, 10)}  # the least of which numbers of pictures are multiples
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,19 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """Its fields, as JSON has them."""
         return dataclasses.asdict(self)
+
+
+def check_samples(of_garments: bool, samples: int | None, tinted_samples: int | None):
+    """Raises `InputError` for numbers of pictures that prompts cannot share equally; None is the usual one.
+
+    Args:
+        of_garments: whether Fashion-MNIST's garments are judged, and not captioned pictures.
+        samples, tinted_samples: of `python -m sd_tf.evaluate`.
+    """
+    numbers = {"samples": samples, "tinted_samples": tinted_samples}
+    for (name, value), unit in zip(numbers.items(), UNITS[of_garments], strict=True):
+        if value is not None and (value < 2 * unit or value % unit):
+            raise InputError(f"{argument(name)} is {value}: give a multiple of {unit}, from {2 * unit}")
 
 
 def read_reports(file):

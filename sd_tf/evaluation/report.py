@@ -58,14 +58,14 @@ def page(reports, pictures, command, plot=None) -> str:
     for sentence in dict.fromkeys(report.get("pictures") for report in reports):
         parts += [f"<p class=note>Judged beside {html.escape(sentence)}.</p>"] if sentence else []
     if plot is not None:
-        parts.append(f"<h2>Distance and agreement</h2>{_picture(plot)}")
+        parts.append(f"<h2>Distance and agreement</h2>{picture(plot)}")
     for name in dict.fromkeys(name for sheets in pictures.values() for name in sheets):
         parts.append(f"<h2>{html.escape(name)}</h2>")
         for label, sheets in pictures.items():
             if name in sheets:
-                picture, note = sheets[name]
+                sheet, note = sheets[name]
                 title = f"<h3>{html.escape(label)}</h3>" if len(reports) > 1 else ""
-                parts.append(f"{title}{_picture(picture)}<p class=note>{html.escape(note)}</p>")
+                parts.append(f"{title}{picture(sheet)}<p class=note>{html.escape(note)}</p>")
     for report in reports:
         title = f": {html.escape(report['label'])}" if len(reports) > 1 else ""
         parts += [
@@ -219,7 +219,8 @@ def _protocols(report):
     return f"<table>{''.join(rows)}</table>"
 
 
-def _picture(image):
+def picture(image) -> str:
+    """uint8 (height, width, 3) as an element of a page, with all its bytes in it."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", optimize=True)
     return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
