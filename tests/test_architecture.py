@@ -29,8 +29,9 @@ STREAM = [
     {"latent", "cascade", "gan"},
     {"families"},
     {"evaluation", "exporting", "captioning", "checkup"},
+    {"studies"},
     {"__init__", "train", "generate", "evaluate", "recommend", "sweep", "export", "demo"}
-    | {"push", "caption", "doctor"},
+    | {"push", "caption", "doctor", "study"},
 ]
 FAMILIES = STREAM[7]
 KNOW_NO_FAMILY = ("diffusion", "checkpoints", "generation", "lora", "training", "sharing")

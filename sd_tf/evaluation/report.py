@@ -137,7 +137,7 @@ def _table(reports):
         arrow = "↓" if first["better"] == "lower" else "↑"
         real = "" if first["real"] is None else f"{first['real']:.4g}"
         rows.append(
-            _row(f"{html.escape(_title(name))} {arrow}", *(_cell(score, best) for score in scores), real)
+            _row(f"{html.escape(title_of(name))} {arrow}", *(_cell(score, best) for score in scores), real)
         )
     note = (
         "<p class=note>Small figures are 95 % intervals. <em>real</em> is what real pictures score by the "
@@ -204,14 +204,15 @@ def _quantiles(report):
     return f"<table>{''.join(rows)}</table>"
 
 
-def _title(name):
+def title_of(name: str) -> str:
+    """A score's name as tables have it."""
     known = name.removeprefix("inception_")
     return ("" if known == name else "Inception: ") + NAMES.get(known, known)
 
 
 def _protocols(report):
     rows = [
-        f"<tr><td>{html.escape(_title(name))}</td><td class=words>"
+        f"<tr><td>{html.escape(title_of(name))}</td><td class=words>"
         + html.escape("; ".join(f"{key}: {value}" for key, value in score["protocol"].items()))
         + "</td></tr>"
         for name, score in report["scores"].items()
@@ -249,7 +250,7 @@ def pareto_plot(reports, x="frechet_distance", y="class_accuracy") -> np.ndarray
             axes.plot([], [], " ", label=f"{i + 1}: {label}" if label else f"{i + 1}")
     best = [(a, b) for a, b in points if not any(c <= a and d >= b and (c, d) != (a, b) for c, d in points)]
     axes.plot(*zip(*best, strict=True), "o", markersize=11, fillstyle="none", color="black")
-    axes.set(xlabel=_title(x) + " ↓", ylabel=_title(y) + " ↑")
+    axes.set(xlabel=title_of(x) + " ↓", ylabel=title_of(y) + " ↑")
     _number_points(axes, points)
     legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7)
     for text in legend.get_texts():
