@@ -13,8 +13,9 @@ OWN_TITLES = {"peak_memory": "peak memory, MB ↓", "seconds_per_step": "seconds
 NOTE = (
     "Medians over the seeds; small figures are the range over them, from the lowest to the highest. "
     "<em>real</em> is what real pictures score by the same protocol. Peak memory is that of the training's "
-    "process, without a GPU's own. A cell is empty where there is no such score: an unconditional rung reads "
-    "no prompt, so its agreement with prompts is left empty, and a run that failed has none."
+    "process, without a GPU's own, and seconds are those of a machine as busy as it was. A cell is empty "
+    "where there is no such score: an unconditional rung reads no prompt, so its agreement with prompts is "
+    "left empty, and a run that failed has none."
 )
 
 
@@ -34,7 +35,7 @@ def page(ladder: Ladder, results, sheets: dict, command: str) -> str:
         f"<h1>{html.escape(ladder.name)}</h1>",
         f"<p>Made by <code>{html.escape(command)}</code>: each rung is trained with "
         f"{_seeds(ladder)}, for {_length(ladder)} each.</p>",
-        *(f"<p class=note>{html.escape(note)}</p>" for note in (*ladder.notes, *_about(firsts))),
+        *(f"<p class=note>{html.escape(note)}</p>" for note in (*ladder.notes, *_about(results, firsts))),
         _rungs(ladder),
         "<h2>What each rung scores</h2>",
         _table(ladder, results, main, firsts),
@@ -88,15 +89,32 @@ def _firsts(results):
     return found
 
 
-def _about(firsts):
-    """Sentences on scores that are not what their names promise."""
+def _about(results, firsts):
+    """Sentences on what is left out, and on scores that are not what their names promise."""
     extractor = str(firsts.get("diversity", {}).get("protocol", {}).get("extractor", ""))
     if extractor and not extractor.startswith("LPIPS"):
         name = extractor.partition(",")[0]
         yield f"Diversity is measured by {name}, which stands in for LPIPS: --lpips FILE takes LPIPS itself."
-    for name, score in firsts.items():
-        if score["reservation"]:
-            yield f"{title_of(name)} is no headline: {score['reservation']}."
+    left_out, reserved = {}, {}  # (what, why) -> rungs; why -> (name of a score -> rungs)
+    for result in results:
+        for reason in result.skipped.items():
+            left_out.setdefault(reason, {})[result.rung.title] = None
+        for name, score in result.scores.items():
+            if score["reservation"]:
+                names = reserved.setdefault(score["reservation"], {})
+                names.setdefault(title_of(name), {})[result.rung.title] = None
+    for (what, why), rungs in left_out.items():
+        yield f"Left out{_of(rungs, results)}: {what}, since {why}."
+    for why, names in reserved.items():
+        for rungs in dict.fromkeys(tuple(rungs) for rungs in names.values()):
+            those = ", ".join(name for name, own in names.items() if tuple(own) == rungs)
+            yield f"No headline{_of(rungs, results)}: {those}, since {why}."
+
+
+def _of(rungs, results):
+    """The rungs that a sentence is about, unless it is about all that have scores."""
+    scored = dict.fromkeys(result.rung.title for result in results if result.scores)
+    return "" if set(rungs) == set(scored) else f" of {', '.join(map(repr, rungs))}"
 
 
 def _rungs(ladder):

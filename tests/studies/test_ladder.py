@@ -371,6 +371,29 @@ def test_each_rung_has_the_parts_of_the_one_before_and_one_more():
         assert [part for part, is_there in ladder[name].items() if is_there] == names[1 : number + 1]
 
 
+def test_the_page_says_what_is_missing_and_of_which_rung(tmp_path):
+    found = gigagan.ladder_of(flags_of("--rungs", "unconditional", "text", "--seeds", "0", "1"))
+    plain, text = found.rungs
+    accuracy = Score(0.25, "higher", {}, real=0.9).to_json()
+
+    def distance(value, reservation=""):
+        return {"frechet_distance": Score(value, "lower", {}, reservation=reservation).to_json()}
+
+    results = [
+        ladder.Result(plain, 0, scores=distance(3.0, "no prompt"), skipped={"agreement": "it has no text"}),
+        ladder.Result(plain, 1, failure="the discriminator has won"),
+        ladder.Result(text, 0, scores=distance(1.0) | {"class_accuracy": accuracy}),
+        ladder.Result(text, 1, scores=distance(2.0) | {"class_accuracy": accuracy}),
+    ]
+    made = html.unescape(page(found, results, {}, "python -m sd_tf.study"))
+    assert "Left out of 'without a text': agreement, since it has no text." in made
+    assert "No headline of 'without a text': Fréchet distance, since no prompt." in made
+    assert "<td>3<br><small>1 of 2 seeds</small></td><td></td>" in made
+    assert "<td>1.5 <small>1 to 2</small></td><td>0.25 <small>0.25 to 0.25</small></td>" in made
+    assert "without a text, seed 1</td><td class=words>the discriminator has won" in made
+    assert "<em>0.9</em>" in made
+
+
 @pytest.mark.slow
 def test_a_study_of_tiny_runs_from_end_to_end(tmp_path, capsys):
     of_pictures = own_pictures(tmp_path / "pictures")
