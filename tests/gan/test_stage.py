@@ -233,3 +233,20 @@ def test_clips_loss_of_token_states_is_the_cross_entropy_of_their_plain_products
         for each in (logits, logits.T)
     ]
     np.testing.assert_allclose(found, np.mean(cross_entropies, axis=0), rtol=1e-3)
+
+
+def test_token_states_need_clips_loss_and_towers_of_one_width(monkeypatch):
+    from types import SimpleNamespace
+
+    from sd_tf.errors import InputError
+    from sd_tf.gan import recipe
+    from sd_tf.gan.options import GanOptions
+
+    with pytest.raises(InputError, match="clip_features needs clip_weight"):
+        GanOptions(clip_features="token_states")
+    towers = {"text_config": SimpleNamespace(hidden_size=4), "vision_config": SimpleNamespace(hidden_size=6)}
+    monkeypatch.setattr(recipe, "load_clip", lambda name: SimpleNamespace(**towers))
+    preset = SimpleNamespace(losses=GanLosses(clip=1.0, clip_features="token_states"))
+    planned = SimpleNamespace(recipe=SimpleNamespace(own=GanOptions(), preset=preset))
+    with pytest.raises(InputError, match="clip is clip-mini, whose states are 4 and 6 wide"):
+        recipe.PlannedGan._clip(planned)
