@@ -38,6 +38,7 @@ BOUNDS = {
     **dict.fromkeys(
         [
             *("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block"),
+            "encoder_channels",
             *("encoder_hid_dim", "time_embedding_dim"),
             *("cross_attention_dim", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
             *("num_channels", "patch_size", "d_model", "d_kv", "d_ff", "num_layers", "type_vocab_size"),

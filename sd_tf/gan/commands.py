@@ -93,6 +93,8 @@ def defaults(dataset: str, options: GanOptions) -> dict:
         "adversarial": losses.kind,
         "gamma": f"{losses.gamma:g}",
         "matching_weight": f"{losses.matching:g}",
+        "reconstruction_weight": f"{losses.reconstruction:g}",
+        "kl_weight": f"{losses.kl:g}",
         "clip_weight": f"{losses.clip:g}",
         "clip_features": losses.clip_features,
         "translation": f"{preset.augmentation.translation:g}",

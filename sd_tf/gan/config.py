@@ -25,6 +25,8 @@ class GeneratorConfig:
     latent_dim: int = 64  # of z
     style_dim: int = 256  # of w
     mapping_layers: int = 4
+    starts_from_style: bool = False  # drawing begins with features of w beside the learned ones
+    encoder_channels: tuple[int, ...] = ()  # of each level of the encoder, from the highest down; () for none
     text_dim: int | None = None  # width of the text encoder's states; None draws without a text
     text_width: int = 128  # of the learned layers behind it
     text_layers: int = 1
@@ -101,6 +103,12 @@ def check_config(config: GeneratorConfig | DiscriminatorConfig):
         if hasattr(config, name) and len(config.of_levels(name)) != levels:
             number = len(config.of_levels(name))
             raise InputError(f"{name} has {number} entries for {levels} block_out_channels: give {levels}")
+    encoder = getattr(config, "encoder_channels", ())
+    if encoder and len(encoder) != levels:
+        raise InputError(
+            f"encoder_channels has {len(encoder)} entries for {levels} block_out_channels: give {levels}, or "
+            "none"
+        )
     for number in getattr(config, "num_kernels", 1), getattr(config, "minibatch_groups", 1):
         if min(number if isinstance(number, tuple) else (number,)) < 1:
             raise InputError(f"num_kernels or minibatch_groups is {number}: 1 is none, give 1 or more")
@@ -140,6 +148,9 @@ class GanLosses(NamedTuple):
             states, are neither projected nor of length 1 and have no learned factor: a mistake to look at.
         vision: weight of the judgements by a frozen network's maps.
         vision_gamma: of R1 and R2 at these maps.
+        reconstruction: of a generator with an encoder, weight of the mean distance of pictures that are drawn
+            again from the pictures that they are drawn from.
+        kl: weight of the divergence of what the encoder says from the distribution that z is drawn from.
     """
 
     kind: str = "relativistic"
@@ -149,6 +160,8 @@ class GanLosses(NamedTuple):
     clip_features: str = "projected"
     vision: float = 1.0
     vision_gamma: float = 1.0
+    reconstruction: float = 20.0
+    kl: float = 0.01
 
 
 class Augmentation(NamedTuple):

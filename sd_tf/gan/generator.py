@@ -7,6 +7,7 @@ from keras import ops
 
 from sd_tf.config import as_config
 from sd_tf.gan.config import LOWEST_SIDE, GeneratorConfig, check_config
+from sd_tf.gan.encoder import Encoder
 from sd_tf.gan.layers import (
     AdaptiveConv2D,
     CrossAttention,
@@ -14,6 +15,7 @@ from sd_tf.gan.layers import (
     TextLayers,
     leaky_relu,
     pixels_of_patches,
+    smoothed,
     unit_rows,
 )
 from sd_tf.nn.added_attention import attention_bias
@@ -33,6 +35,8 @@ class Generator(keras.Model):
     bool (batch, tokens), of a frozen text encoder, if `text_dim` is not None. Returns a tuple of pictures,
     one for each level from the lowest up, float32 (batch, side, side, 3), about in [-1, 1]; the last is
     drawn.
+
+    `encoder`, if there is one, tells the z of a picture, see `Encoder`. Only training and inversion ask it.
 
     `styles` and `synthesize` are its two halves, for truncation, mixing and projection.
 
@@ -56,6 +60,11 @@ class Generator(keras.Model):
             )
             for i in range(config.mapping_layers)
         ]
+        self.encoder = None
+        if config.encoder_channels:
+            self.encoder = Encoder(
+                config.encoder_channels, config.latent_dim, config.patch_size, dtype=policy, name="encoder"
+            )
         kernels = config.of_levels("num_kernels")
         self.levels = [
             SynthesisLevel(
@@ -80,7 +89,18 @@ class Generator(keras.Model):
         for layer in self.mapping:
             layer.build((None, width))
             width = config.style_dim
+        if self.encoder is not None:
+            self.encoder.build()
         channels = config.block_out_channels[0]
+        self.start = None
+        if config.starts_from_style:
+            self.start = keras.layers.Dense(
+                LOWEST_SIDE**2 * channels,
+                kernel_initializer="lecun_normal",
+                dtype=self.dtype_policy,
+                name="start",
+            )
+            self.start.build((None, config.style_dim))
         self.constant = self.add_weight(
             shape=(1, LOWEST_SIDE, LOWEST_SIDE, channels),
             initializer=keras.initializers.RandomNormal(stddev=1.0),
@@ -119,6 +139,8 @@ class Generator(keras.Model):
         styles = styles if isinstance(styles, (list, tuple)) else [styles] * len(self.levels)
         bias = None if text_mask is None else attention_bias(text_mask)
         x = ops.repeat(ops.cast(self.constant, self.compute_dtype), ops.shape(styles[0])[0], axis=0)
+        if self.start is not None:
+            x = x + ops.reshape(self.start(styles[0]), (-1, *x.shape[1:]))
         pictures, picture = [], None
         for level, style in zip(self.levels, styles, strict=True):
             x, change = level(x, style, tokens, bias)
@@ -202,4 +224,5 @@ class SynthesisLevel(keras.layers.Layer):
             x = self.attention(x)
         if self.text_attention is not None:
             x = self.text_attention(x, tokens, bias)
-        return x, pixels_of_patches(self.to_rgb(x, style), self.patch_size)
+        change = pixels_of_patches(self.to_rgb(x, style), self.patch_size)
+        return x, smoothed(change) if self.patch_size > 1 else change

@@ -2,12 +2,16 @@
 
 import numpy as np
 
+from sd_tf.images import to_unit
+
 CANDIDATES = 64  # seeds, of whose styles the nearest are begun with
 LEARNING_RATE, BETAS = 0.05, (0.9, 0.999)
 
 
 def nearest_styles(model, pictures, prompt, seeds=CANDIDATES):
-    """For each picture, the styles of that seed whose picture is nearest, float32 (n, levels, style dim).
+    """For each picture, the styles whose picture is nearest, float32 (n, levels, style dim).
+
+    They are those of a seed, or of what the generator's encoder says, if it has one.
 
     Args:
         model: a `GigaGAN`.
@@ -16,7 +20,11 @@ def nearest_styles(model, pictures, prompt, seeds=CANDIDATES):
         seeds: how many are tried.
     """
     styles = model.styles(prompt, seeds, truncation=1.0, engine="tensorflow")
-    drawn = model.generate(prompt, seeds, styles=styles, engine="tensorflow", progress=False)
+    if model.generator.encoder is not None:
+        z = np.asarray(model.generator.encoder(to_unit(pictures))[0])
+        own = model.styles(prompt, len(z), z=z, truncation=1.0, engine="tensorflow")
+        styles = np.concatenate([styles, own])
+    drawn = model.generate(prompt, len(styles), styles=styles, engine="tensorflow", progress=False)
     drawn, pictures = (each.reshape(len(each), -1).astype(np.float32) for each in (drawn, pictures))
     return styles[[np.square(drawn - picture).mean(axis=1).argmin() for picture in pictures]]
 

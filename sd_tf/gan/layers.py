@@ -35,6 +35,16 @@ def halved(x):
     return ops.mean(x, axis=(2, 4))
 
 
+def smoothed(x):
+    """(batch, height, width, channels) after the filter (1, 2, 1) / 4 along both axes; edges go on.
+
+    Nothing is left of what changes from each pixel to the next and back: the grid of patches.
+    """
+    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="symmetric")
+    x = 0.25 * (x[:, :-2] + x[:, 2:]) + 0.5 * x[:, 1:-1]
+    return 0.25 * (x[:, :, :-2] + x[:, :, 2:]) + 0.5 * x[:, :, 1:-1]
+
+
 def pixels_of_patches(x, size):
     """(batch, height, width, size * size * channels) -> (batch, size * height, size * width, channels)."""
     height, width, channels = *x.shape[1:3], x.shape[3] // size**2

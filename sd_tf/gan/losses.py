@@ -74,5 +74,22 @@ def clip_loss(image_features, text_features, logit_scale, groups):
     return contrastive_loss(text_features, image_features, logit_scale, groups)
 
 
+def divergence(mean, log_variance):
+    """Of normal distributions from the standard one, in nats (Kingma and Welling 2014, appendix B).
+
+    Args:
+        mean, log_variance: float32 (batch, dimensions).
+
+    Returns:
+        float32 (batch,).
+    """
+    return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_variance) - log_variance - 1.0, axis=1)
+
+
+def reconstruction_loss(drawn, pictures):
+    """The mean absolute difference of pixels, float32 (batch,) (BicycleGAN, Zhu et al. 2017, equation 4)."""
+    return ops.mean(ops.abs(ops.cast(drawn, "float32") - pictures), axis=(1, 2, 3))
+
+
 def _mean(values):
     return ops.mean(ops.cast(values, "float32"), axis=1)

@@ -211,6 +211,7 @@ class GigaGAN:
         seed=0,
         truncation=None,
         batch_size=64,
+        z=None,
         prompt_syntax="weights",
         engine="auto",
     ):
@@ -224,7 +225,7 @@ class GigaGAN:
             >>> images = model.generate("a dress", styles=mixed)
 
         Args:
-            prompt, num_images, seed, truncation, batch_size, prompt_syntax, engine: as in `generate`.
+            prompt, num_images, seed, truncation, batch_size, z, prompt_syntax, engine: as in `generate`.
 
         Returns:
             float32 (prompts x num_images, levels, style dim).
@@ -234,7 +235,7 @@ class GigaGAN:
         """
         request = self._request(prompt, num_images, seed, batch_size, prompt_syntax)
         run, texts = self._engine(engine), drawing.texts_of_request(self, request)
-        styles = self._styles(run, request, texts, truncation)
+        styles = self._styles(run, request, texts, truncation, z)
         return drawing.at_each_level(styles, self._number_of_levels)
 
     def interpolate(

@@ -58,6 +58,8 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         draws = dataclasses.replace(draws, num_kernels=options.num_kernels)
     if options.unconditional:
         draws = dataclasses.replace(draws, cross_attention=(False,) * len(draws.block_out_channels))
+    if options.reconstruction_weight == 0:
+        draws = dataclasses.replace(draws, encoder_channels=())
     if options.multi_scale is not None:
         judges = dataclasses.replace(
             judges,
@@ -74,6 +76,8 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         "kind": options.adversarial,
         "gamma": options.gamma,
         "matching": 0.0 if options.unconditional else options.matching_weight,
+        "reconstruction": options.reconstruction_weight,
+        "kl": options.kl_weight,
         "clip": options.clip_weight,
         "clip_features": options.clip_features,
         "vision": options.vision_weight,

@@ -63,6 +63,12 @@ class GanOptions(Options):
     matching_weight: float | None = option(
         None, "of the loss of pictures with another's text; 0 leaves it out", at_least=0, group=LOSSES
     )
+    reconstruction_weight: float | None = option(
+        None, "of the loss of pictures that are drawn again; 0 leaves it out", at_least=0, group=LOSSES
+    )
+    kl_weight: float | None = option(
+        None, "of the divergence of their z from the usual ones", at_least=0, group=LOSSES
+    )
     clip_weight: float | None = option(
         None, "of CLIP's contrastive loss; 0 leaves it out", at_least=0, group=LOSSES
     )

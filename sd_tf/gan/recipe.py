@@ -50,6 +50,11 @@ class GanRecipe(RecipeFromBase):
                 "the model has no discriminator, so it cannot be trained: save it with one, or train a new "
                 "one"
             )
+        if options.reconstruction_weight and not is_new and not model.generator_config.encoder_channels:
+            raise InputError(
+                f"{options.named_value('reconstruction_weight')}, and the model has no encoder, which that "
+                "loss trains: leave it out, or train a new model"
+            )
         beginning = model.provenance.beginning
         usual = preset_named(options.preset or USUAL) if beginning is None else beginning.preset
         self.preset = changed(usual, options)

@@ -12,7 +12,14 @@ from sd_tf.errors import argument
 from sd_tf.gan.augmentation import NUMBERS, augmented
 from sd_tf.gan.config import GanLosses
 from sd_tf.gan.folder import save_network
-from sd_tf.gan.losses import clip_loss, discriminator_loss, generator_loss, matching_loss
+from sd_tf.gan.losses import (
+    clip_loss,
+    discriminator_loss,
+    divergence,
+    generator_loss,
+    matching_loss,
+    reconstruction_loss,
+)
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
 from sd_tf.text.prompt_syntax import prompt_of
@@ -21,7 +28,7 @@ from sd_tf.training.options import FOLDER, StageConfig
 from sd_tf.training.stage import Player, Stage, gathered_rows, mean_of_some, own_rows
 
 # Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
-LATENTS, AUGMENTATIONS, MISMATCHES = 2, 3, 4
+LATENTS, AUGMENTATIONS, MISMATCHES, POSTERIORS = 2, 3, 4, 5
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 RIGHT, SPREAD = "real above drawn", "spread of drawn to real"  # in the log
 # Running means over about so many steps say that a player has won, or that all pictures are the same.
@@ -127,6 +134,9 @@ class GanStage(Stage):
                 "z": normals((LATENTS, self.seed, epoch), indices, (self.generator.config.latent_dim,)),
                 "groups": examples.groups,
             }
+            if self.generator.encoder is not None:
+                noise = normals((POSTERIORS, self.seed, epoch), indices, (self.generator.config.latent_dim,))
+                found["posterior noise"] = noise
             if self.augmentation is not None:
                 numbers = uniforms((AUGMENTATIONS, self.seed, epoch), indices, 2 * NUMBERS)
                 found["numbers"] = numbers.astype(np.float32)
@@ -153,7 +163,8 @@ class GanStage(Stage):
         return self._texts("other_", examples.captions) | {"mismatched": examples.groups != groups}
 
     def losses(self, batch, player, averages):
-        drawn, real = self.generator(batch["z"], *_text(batch)), (batch["images"],)
+        z, posterior = self._latents(batch)
+        drawn, real = self.generator(z, *_text(batch)), (batch["images"],)
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
         shown = drawn[-1]
@@ -163,8 +174,39 @@ class GanStage(Stage):
         )  # of the same sizes; it halves the smallest itself
         real, drawn = self._augmented(real, drawn, batch)
         if player == GENERATOR:
-            return self._generator_losses(real, drawn, shown, batch)
+            found = self._generator_losses(real, drawn, shown, batch)
+            return found if posterior is None else self._with_reconstruction(found, shown, posterior, batch)
         return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch)
+
+    def _latents(self, batch):
+        """z of the drawn pictures, and what the encoder says of the real ones.
+
+        With an encoder the first half of the batch is drawn again, with z of their distributions. These are
+        judged as the others are (CVAE-GAN, Bao et al. 2017), so that the half costs an encoder and no more.
+        """
+        if self.generator.encoder is None:
+            return batch["z"], None
+        half = (tf.shape(batch["z"])[0] + 1) // 2
+        mean, log_variance = self.generator.encoder(batch["images"][:half])
+        again = mean + tf.exp(0.5 * log_variance) * batch["posterior noise"][:half]
+        return tf.concat([again, batch["z"][half:]], axis=0), (mean, log_variance)
+
+    def _with_reconstruction(self, found, shown, posterior, batch):
+        """The losses with those of the half that was drawn again."""
+        images, weights = batch["images"], self.weights
+        half, number = tf.shape(posterior[0])[0], tf.shape(images)[0]
+        difference = reconstruction_loss(shown[:half], images[:half])
+        of_encoder = divergence(*posterior)
+        is_again, others = tf.range(number) < half, tf.zeros([number - half])
+        share = tf.cast(half, tf.float32) / tf.cast(number, tf.float32)
+        for name, weight, values in (
+            ("reconstruction", weights.reconstruction, difference),
+            ("divergence", weights.kl, of_encoder),
+        ):
+            values = tf.concat([values, others], axis=0)
+            found |= mean_of_some(name, values, is_again)
+            found["loss"] += weight / share * values  # of the mean over the half
+        return found
 
     def _discriminator_losses(self, real, drawn, batch):
         weights, number = self.weights, tf.shape(real[-1])[0]

@@ -8,8 +8,10 @@ from sd_tf.errors import InputError
 from sd_tf.gan.losses import (
     clip_loss,
     discriminator_loss,
+    divergence,
     generator_loss,
     matching_loss,
+    reconstruction_loss,
 )
 from sd_tf.training.gradient_penalty import gradient_penalty
 
@@ -39,6 +41,17 @@ def test_relativistic_losses_are_of_differences_and_of_nothing_else():
     )
     with pytest.raises(InputError, match="hinge"):
         discriminator_loss(REAL, FAKE, "hinge")
+
+
+def test_the_divergence_is_that_of_torch_and_a_reconstruction_is_off_by_its_mean_difference():
+    torch = pytest.importorskip("torch")
+    normal, kl = torch.distributions.Normal, torch.distributions.kl_divergence
+    mean, deviation = torch.from_numpy(REAL), torch.from_numpy(np.exp(0.5 * FAKE))
+    expected = kl(normal(mean, deviation), normal(0.0, 1.0)).sum(dim=1)
+    np.testing.assert_allclose(divergence(REAL, FAKE), expected, rtol=1e-5)
+    drawn, pictures = (RNG.standard_normal((2, 4, 4, 3)).astype("float32") for _ in range(2))
+    found = reconstruction_loss(drawn, pictures)
+    np.testing.assert_allclose(found, np.abs(drawn - pictures).reshape(2, -1).mean(axis=1), rtol=1e-5)
 
 
 def test_the_penalty_of_a_quadratic_judge_is_known_and_so_is_its_gradient():

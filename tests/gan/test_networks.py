@@ -9,9 +9,10 @@ import pytest
 from sd_tf.errors import InputError
 from sd_tf.gan.config import DiscriminatorConfig, GeneratorConfig
 from sd_tf.gan.discriminator import Discriminator
+from sd_tf.gan.encoder import LOG_VARIANCE
 from sd_tf.gan.generator import Generator
 from sd_tf.gan.heads import with_deviation
-from sd_tf.gan.layers import halved, patches_of_pixels, pixels_of_patches
+from sd_tf.gan.layers import halved, patches_of_pixels, pixels_of_patches, smoothed
 from tests.conftest import shake_variables
 
 RNG = np.random.default_rng(0)
@@ -154,6 +155,41 @@ def test_positions_of_several_pixels():
     four = made(Discriminator, JUDGES, block_out_channels=(8, 8, 8, 16), self_attention=(False,) * 4)
     logits = four(pictures, normal(4, 3, 5), np.ones((4, 3), bool))  # it halves the smallest once more
     assert logits.shape == (4, 10)
+
+
+def test_positions_of_several_pixels_leave_no_grid():
+    x = normal(2, 5, 6, 3)
+    wide = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    expected = sum(
+        kernel[i, j] * wide[:, i : i + 5, j : j + 6] for i in range(3) for j in range(3)
+    )  # a convolution, by its definition
+    np.testing.assert_allclose(smoothed(x), expected, atol=1e-6)
+    rows, columns = np.indices((8, 8))
+    grid = ((-1.0) ** (rows + columns)).astype("float32")[None, :, :, None]
+    np.testing.assert_allclose(np.asarray(smoothed(grid))[:, 1:-1, 1:-1], 0.0, atol=1e-6)
+
+
+def test_drawing_may_begin_with_features_of_the_style():
+    plain, from_style = made(Generator, DRAWS), made(Generator, DRAWS, starts_from_style=True)
+    assert {v.path for v in from_style.weights} - {v.path for v in plain.weights} == {
+        "generator/start/kernel",
+        "generator/start/bias",
+    }
+    styles = normal(1, 10)
+    small = [np.asarray(from_style.synthesize(each, normal(1, 3, 8))[0]) for each in (styles, -styles)]
+    from_style.start.kernel.assign(np.zeros_like(from_style.start.kernel))
+    assert np.abs(small[0] - small[1]).max() > 1e-3
+
+
+def test_an_encoder_tells_a_distribution_of_z():
+    generator = made(Generator, DRAWS, encoder_channels=(8, 8, 12), patch_size=2)
+    mean, log_variance = generator.encoder(100 * normal(3, 32, 32, 3))
+    assert mean.shape == log_variance.shape == (3, 6)
+    low, high = LOG_VARIANCE
+    assert low <= np.asarray(log_variance).min() and np.asarray(log_variance).max() <= high
+    with pytest.raises(InputError, match="encoder_channels has 2 entries for 3 block_out_channels"):
+        made(Generator, DRAWS, encoder_channels=(8, 8))
 
 
 def test_the_deviation_of_a_group_is_its_own():

@@ -73,6 +73,37 @@ def test_the_losses_are_the_sums_of_their_parts(garments):
     np.testing.assert_allclose(found["loss"], found["adversarial"])
 
 
+WITH_ENCODER = dataclasses.replace(DRAWS, encoder_channels=(8, 8, 8, 12))
+
+
+def test_half_of_a_batch_is_drawn_again_from_what_the_encoder_says(garments):
+    stage = small_stage(garments, GanLosses(reconstruction=3.0, kl=0.5), draws=WITH_ENCODER)
+    shake_variables(stage.generator)
+    [batch] = stage.batches(0).take(1)
+    found = losses_of(stage, GENERATOR, batch)
+    mean, log_variance = map(np.asarray, stage.generator.encoder(batch["images"][:2]))
+    z = mean + np.exp(0.5 * log_variance) * np.asarray(batch["posterior noise"])[:2]
+    drawn = stage.generator(z, batch["states"][:2], batch["text_mask"][:2])[-1]
+    off = np.abs(np.asarray(drawn - batch["images"][:2])).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(found["reconstruction/sum"], [*off, 0, 0], rtol=1e-4)
+    away = 0.5 * (mean**2 + np.exp(log_variance) - log_variance - 1).sum(axis=1)
+    np.testing.assert_allclose(found["divergence/sum"], [*away, 0, 0], rtol=1e-4)
+    parts = 3.0 * found["reconstruction/sum"] + 0.5 * found["divergence/sum"]
+    np.testing.assert_allclose(found["loss"], found["adversarial"] + 2 * parts, rtol=1e-5)  # mean over a half
+
+
+def test_the_encoder_moves_with_the_generator(garments):
+    stage = small_stage(garments, draws=WITH_ENCODER)
+    step = Step(stage, tf.distribute.get_strategy(), "float32")
+    step.learners[GENERATOR].optimizer.learning_rate.assign(1e-3)
+    before = [np.array(v.value) for v in stage.generator.encoder.trainable_variables]
+    for _ in range(2):  # its second convolutions start at zero
+        means = step(*stage.batches(0).take(2))
+    assert {"generator/reconstruction/sum", "generator/divergence/sum"} <= set(means)
+    after = [np.array(v.value) for v in stage.generator.encoder.trainable_variables]
+    assert all(np.abs(new - old).max() > 0 for new, old in zip(after, before, strict=True))
+
+
 def test_judged_in_one_pass_they_are_judged_as_one_by_one(garments):
     stage = small_stage(garments, GanLosses(gamma=0.5))
     shake_variables(stage.discriminator)
