@@ -47,6 +47,8 @@ GARMENTS = Preset(
         patch_size=2,
         style_dim=128,
         mapping_layers=2,
+        starts_from_style=True,
+        encoder_channels=(32, 64, 96),
         text_width=64,
         num_kernels=1,
         self_attention=(False, True, False),
@@ -65,7 +67,7 @@ GARMENTS = Preset(
     max_minutes=28,
     generator_training=PLAYER,
     discriminator_training=PLAYER,
-    losses=GanLosses(gamma=0.03),
+    losses=GanLosses(gamma=0.7),
     augmentation=Augmentation(translation=0.0),
 )
 PICTURES = replace(
@@ -73,6 +75,7 @@ PICTURES = replace(
     generator=replace(
         GARMENTS.generator,
         block_out_channels=(192, 192, 128, 96),
+        encoder_channels=(32, 64, 96, 128),
         self_attention=(False, True, True, False),
         cross_attention=(False, True, True, False),
     ),
