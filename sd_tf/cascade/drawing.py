@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 
-from sd_tf.cascade.resizing import enlarged
 from sd_tf.cascade.stage import CHANNELS, by_condition
+from sd_tf.data.resizing import enlarged
 from sd_tf.diffusion.editing import noised
 from sd_tf.errors import InputError, argument
 from sd_tf.generation.checks import check_whole

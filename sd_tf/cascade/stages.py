@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from sd_tf.cascade.drawing import draw_stage
 from sd_tf.cascade.folder import save_unet
-from sd_tf.cascade.resizing import enlarged, shrunk
 from sd_tf.cascade.stage import by_condition
 from sd_tf.data.pipeline import fair_sample, pictures_at_once, stream
+from sd_tf.data.resizing import enlarged, shrunk
 from sd_tf.diffusion.conditions import Condition, drop_captions
 from sd_tf.diffusion.losses import diffusion_loss
 from sd_tf.generation.pictures import to_uint8

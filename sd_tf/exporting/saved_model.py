@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from tokenizers import Tokenizer as Rows
 
-from sd_tf.cascade.resizing import weights_of_pixels
+from sd_tf.data.resizing import weights_of_pixels
 from sd_tf.diffusion.levels import Level
 from sd_tf.diffusion.predictions import split_variance, to_prediction
 from sd_tf.exporting.parts import parts_of
@@ -165,7 +165,7 @@ class GraphStage:
         return x
 
     def _enlarged(self, smaller, seeds):
-        """As `sd_tf.cascade.resizing.enlarged`, and with noise."""
+        """As `sd_tf.data.resizing.enlarged`, and with noise."""
         stage, level = self._stage, self._stage.noising
         rows, columns = (
             weights_of_pixels(*each) for each in zip(stage.small_size, stage.shape[:2], strict=True)

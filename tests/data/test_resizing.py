@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sd_tf.cascade.resizing import enlarged, shrunk
+from sd_tf.data.resizing import enlarged, shrunk
 
 
 @pytest.mark.parametrize("small, large", [((8, 8), (16, 16)), ((5, 7), (20, 21)), ((1, 4), (3, 4))])

@@ -1,4 +1,4 @@
-"""Pictures made smaller for a stage, and larger for the next, as they are trained and drawn with."""
+"""Pictures made smaller, as a stage learns them, and larger again, as the next stage is given them."""
 
 import functools
 
