@@ -68,6 +68,7 @@ BOUNDS = {
     "freq_shift": Bound(0, 1, "the embedding's frequencies are divided by what it leaves of their number"),
     "max_position_embeddings": Bound(1, 1024, "attention takes its square; real ones are 77 to 512"),
     "relative_attention_max_distance": Bound(2, 1_000_000, "tokens; real ones are 128"),
+    "low_res_size": Bound(1, MOST_PIXELS, "the size of the pictures that a model enlarges"),
     "image_size": Bound(1, MOST_PIXELS, "pictures are resized to it; real ones are 224 and 336"),
     **dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id"], TOKEN),
     "num_train_timesteps": Bound(1, MOST_TIMESTEPS, "as many levels of noise are laid out"),

@@ -97,6 +97,8 @@ def defaults(dataset: str, options: GanOptions) -> dict:
         "kl_weight": f"{losses.kl:g}",
         "clip_weight": f"{losses.clip:g}",
         "clip_features": losses.clip_features,
+        "low_res_weight": f"{losses.low_res:g}",
+        "low_res_noise": f"{preset.low_res_noise:g}",
         "translation": f"{preset.augmentation.translation:g}",
         "cutout": f"{preset.augmentation.cutout:g}",
     }

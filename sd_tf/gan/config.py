@@ -26,7 +26,7 @@ class GeneratorConfig:
     style_dim: int = 256  # of w
     mapping_layers: int = 4
     starts_from_style: bool = False  # drawing begins with features of w beside the learned ones
-    encoder_channels: tuple[int, ...] = ()  # of each level of the encoder, from the highest down; () for none
+    encoder_channels: tuple[int, ...] = ()  # of each level of the encoder; () for none
     text_dim: int | None = None  # width of the text encoder's states; None draws without a text
     text_width: int = 128  # of the learned layers behind it
     text_layers: int = 1
@@ -35,12 +35,23 @@ class GeneratorConfig:
     self_attention: tuple[bool, ...] = (False, True, True, False)
     cross_attention: tuple[bool, ...] = (False, True, True, False)  # on the text's tokens
     attention_head_dim: int = 32
+    low_res_size: int | None = None  # pixels along a side of a picture to enlarge; None draws without one
     kept: dict = kept()
 
     @property
     def sample_size(self) -> int:
         """Pixels along a side."""
         return self.patch_size * self.sides[-1]
+
+    @property
+    def low_res_sizes(self) -> tuple[int, ...]:
+        """What `low_res_size` may be: the sizes of all levels but the last."""
+        return tuple(self.patch_size * side for side in self.sides[:-1])
+
+    @property
+    def levels_below(self) -> int:
+        """How many levels only read the picture to enlarge; those above them draw."""
+        return 0 if self.low_res_size is None else 1 + self.low_res_sizes.index(self.low_res_size)
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -117,6 +128,16 @@ def check_config(config: GeneratorConfig | DiscriminatorConfig):
             "judges_pixels is off, and vision_channels is empty: a discriminator judges by one of them, or "
             "by both"
         )
+    if getattr(config, "low_res_size", None) is not None and config.low_res_size not in config.low_res_sizes:
+        raise InputError(
+            f"low_res_size is {config.low_res_size}: a model that draws {config.sample_size} pixels enlarges "
+            f"{' or '.join(map(str, config.low_res_sizes)) or 'no picture, give it more levels'}"
+        )
+    if getattr(config, "low_res_size", None) is not None and config.starts_from_style:
+        raise InputError(
+            "starts_from_style is on, and low_res_size is given: a generator that enlarges starts from the small "
+            "picture, leave one of them out"
+        )
     attends = config.block_out_channels, config.of_levels("self_attention")
     if config.text_dim is not None and config.text_width % config.attention_head_dim:
         raise InputError(
@@ -151,6 +172,8 @@ class GanLosses(NamedTuple):
         reconstruction: of a generator with an encoder, weight of the mean distance of pictures that are drawn
             again from the pictures that they are drawn from.
         kl: weight of the divergence of what the encoder says from the distribution that z is drawn from.
+        low_res: of a generator that enlarges, weight of the mean squared difference of what it draws, made
+            small again, from the picture that it enlarges.
     """
 
     kind: str = "relativistic"
@@ -162,6 +185,7 @@ class GanLosses(NamedTuple):
     vision_gamma: float = 1.0
     reconstruction: float = 20.0
     kl: float = 0.01
+    low_res: float = 10.0
 
 
 class Augmentation(NamedTuple):

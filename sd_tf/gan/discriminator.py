@@ -182,7 +182,7 @@ class JudgingLevel(keras.layers.Layer):
     Called with (batch, side, side, channels in); returns (batch, side, side, channels).
     """
 
-    def __init__(self, channels, self_attention, head_width, **kwargs):
+    def __init__(self, channels, self_attention=False, head_width=32, **kwargs):
         super().__init__(**kwargs)
         self.channels, self.self_attention, self.head_width = channels, self_attention, head_width
 

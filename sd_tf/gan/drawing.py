@@ -6,6 +6,7 @@ from sd_tf.diffusion.conditions import concatenate
 from sd_tf.errors import InputError
 from sd_tf.generation.loop import batches
 from sd_tf.generation.pictures import to_uint8
+from sd_tf.generation.request import Request
 from sd_tf.generation.text_conditions import text_conditions
 from sd_tf.progress import tqdm
 from sd_tf.seeding import normals
@@ -42,6 +43,12 @@ class Texts:
 
     def _tokens(self, place):
         return self._conditions[place].context.shape[1]
+
+
+def texts_of(model, request) -> Texts:
+    """The `Texts` of a `Request` or an `Interpolation`."""
+    is_request = isinstance(request, Request)
+    return (texts_of_request if is_request else texts_of_interpolation)(model, request)
 
 
 def texts_of_request(model, request) -> Texts:
@@ -117,14 +124,16 @@ def at_each_level(styles, levels):
     return np.repeat(styles[:, None], levels, axis=1) if styles.ndim == 2 else styles
 
 
-def pictures_of(model, run, styles, texts, batch_size, progress):
+def pictures_of(model, run, styles, texts, batch_size, progress, low_res=None):
     """The pictures of styles, uint8 (n, side, side, 3).
 
     Args:
         styles: (n, levels, style dim).
+        low_res: float32 (n, side, side, 3), the pictures that a model enlarges.
     """
     found, all_places = np.empty((len(styles), *model.image_size, 3), np.uint8), texts.batches(batch_size)
     shows = progress and len(all_places) > 1
     for places in tqdm(all_places, unit="batch", disable=None if shows else True):
-        found[places] = to_uint8(np.asarray(run.synthesize(styles[places], *texts(places))))
+        of_picture = () if low_res is None else (low_res[places],)
+        found[places] = to_uint8(np.asarray(run.synthesize(styles[places], *of_picture, *texts(places))))
     return found

@@ -1,13 +1,18 @@
-"""GigaGAN's generator (Kang et al. 2023, section 3) in small: a picture from a text in one pass."""
+"""GigaGAN's generator (Kang et al. 2023, section 3) in small: a picture from a text in one pass.
+
+Or, as its upsampler (section 3.4), from a text and a smaller picture.
+"""
 
 import dataclasses
+import math
 
 import keras
 from keras import ops
 
 from sd_tf.config import as_config
+from sd_tf.errors import InputError
 from sd_tf.gan.config import LOWEST_SIDE, GeneratorConfig, check_config
-from sd_tf.gan.encoder import Encoder
+from sd_tf.gan.encoder import LatentEncoder, PictureFeatures
 from sd_tf.gan.layers import (
     AdaptiveConv2D,
     CrossAttention,
@@ -26,7 +31,7 @@ RGB = 3
 
 @keras.saving.register_keras_serializable("sd_tf")
 class Generator(keras.Model):
-    """`generator(z, states=None, text_mask=None)`.
+    """`generator(z, states=None, text_mask=None, low_res=None)`.
 
     Args:
         config: a `GeneratorConfig`, or its fields as a dictionary.
@@ -36,7 +41,11 @@ class Generator(keras.Model):
     one for each level from the lowest up, float32 (batch, side, side, 3), about in [-1, 1]; the last is
     drawn.
 
-    `encoder`, if there is one, tells the z of a picture, see `Encoder`. Only training and inversion ask it.
+    `encoder`, if there is one, tells the z of a picture, see `LatentEncoder`. Only training and inversion ask it.
+
+    With `low_res_size` it enlarges low_res, float (batch, low_res_size, low_res_size, 3) in [-1, 1]: what an
+    encoder sees in it joins the levels up to its size, and the levels above add to it, enlarged, what it
+    lacks. Pictures are returned of these levels alone. A new one only enlarges, bilinearly.
 
     `styles` and `synthesize` are its two halves, for truncation, mixing and projection.
 
@@ -62,7 +71,7 @@ class Generator(keras.Model):
         ]
         self.encoder = None
         if config.encoder_channels:
-            self.encoder = Encoder(
+            self.encoder = LatentEncoder(
                 config.encoder_channels, config.latent_dim, config.patch_size, dtype=policy, name="encoder"
             )
         kernels = config.of_levels("num_kernels")
@@ -72,11 +81,17 @@ class Generator(keras.Model):
                 config.attention_head_dim,
                 config.patch_size,
                 upsample=i > 0,
+                draws=i >= config.levels_below,
+                starts_at_zero=config.low_res_size is not None,
                 dtype=policy,
                 name=f"levels.{i}",
             )
             for i, channels in enumerate(config.block_out_channels)
         ]
+        self.low_res = None
+        if config.low_res_size is not None:
+            widths = config.block_out_channels[: config.levels_below]
+            self.low_res = PictureFeatures(widths, config.patch_size, dtype=policy, name="low_res")
 
     def build(self, *input_shapes):
         config = self.config
@@ -90,8 +105,16 @@ class Generator(keras.Model):
             layer.build((None, width))
             width = config.style_dim
         if self.encoder is not None:
-            self.encoder.build()
+            self.encoder.build((None, config.sample_size, config.sample_size, RGB))
         channels = config.block_out_channels[0]
+        if self.low_res is not None:
+            self.low_res.build((None, config.low_res_size, config.low_res_size, RGB))
+        else:
+            self.constant = self.add_weight(
+                shape=(1, LOWEST_SIDE, LOWEST_SIDE, channels),
+                initializer=keras.initializers.RandomNormal(stddev=1.0),
+                name="constant",
+            )
         self.start = None
         if config.starts_from_style:
             self.start = keras.layers.Dense(
@@ -101,20 +124,15 @@ class Generator(keras.Model):
                 name="start",
             )
             self.start.build((None, config.style_dim))
-        self.constant = self.add_weight(
-            shape=(1, LOWEST_SIDE, LOWEST_SIDE, channels),
-            initializer=keras.initializers.RandomNormal(stddev=1.0),
-            name="constant",
-        )
         for level, side in zip(self.levels, config.sides, strict=True):
             inner = side // 2 if level.upsample else side
             level.build((None, inner, inner, channels), (None, config.style_dim), text_shape)
             channels = level.channels
         self.built = True
 
-    def call(self, z, states=None, text_mask=None):
+    def call(self, z, states=None, text_mask=None, low_res=None):
         tokens, code = self.read(states, text_mask)
-        return self.synthesize(self.styles(z, code), tokens, text_mask)
+        return self.synthesize(self.styles(z, code), tokens, text_mask, low_res)
 
     def read(self, states=None, text_mask=None):
         """The text's local tokens and its global code, (None, None) without a text."""
@@ -129,21 +147,37 @@ class Generator(keras.Model):
             x = leaky_relu(layer(x))
         return x
 
-    def synthesize(self, styles, tokens=None, text_mask=None):
-        """Pictures of all levels, from w.
+    def synthesize(self, styles, tokens=None, text_mask=None, low_res=None):
+        """Pictures of all levels that draw, from w.
 
         Args:
             styles: (batch, style dim), or a list of such, one for each level: style mixing.
             tokens, text_mask: of `read`.
+            low_res: the pictures to enlarge, see this class.
+
+        Raises:
+            InputError: low_res is missing, or is given to a generator without `low_res_size`.
         """
+        if (low_res is None) != (self.low_res is None):
+            raise InputError(
+                f"low_res is {'missing' if low_res is None else 'given'}, and the generator's low_res_size "
+                f"is {self.config.low_res_size}: give low_res to a generator that enlarges, and to no other"
+            )
         styles = styles if isinstance(styles, (list, tuple)) else [styles] * len(self.levels)
         bias = None if text_mask is None else attention_bias(text_mask)
-        x = ops.repeat(ops.cast(self.constant, self.compute_dtype), ops.shape(styles[0])[0], axis=0)
-        if self.start is not None:
-            x = x + ops.reshape(self.start(styles[0]), (-1, *x.shape[1:]))
-        pictures, picture = [], None
-        for level, style in zip(self.levels, styles, strict=True):
-            x, change = level(x, style, tokens, bias)
+        pictures, picture, seen = [], None, [None] * len(self.levels)
+        if self.low_res is None:
+            x = ops.repeat(ops.cast(self.constant, self.compute_dtype), ops.shape(styles[0])[0], axis=0)
+            if self.start is not None:
+                x = x + ops.reshape(self.start(styles[0]), (-1, *x.shape[1:]))
+        else:
+            picture = ops.cast(low_res, "float32")
+            x, *of_levels = self.low_res(ops.cast(low_res, self.compute_dtype))
+            seen[1 : 1 + len(of_levels)] = of_levels
+        for level, style, skip in zip(self.levels, styles, seen, strict=True):
+            x, change = level(x, style, tokens, bias, skip)
+            if change is None:
+                continue
             change = ops.cast(change, "float32")
             picture = change if picture is None else smoothly_doubled(picture) + change
             pictures.append(picture)
@@ -171,10 +205,12 @@ class SynthesisLevel(keras.layers.Layer):
         patch_size: pixels of the picture along each side of a position.
         upsample: whether the resolution is doubled, between the two convolutions: the first one then has a
             quarter of the positions that it has in StyleGAN2, where it comes behind.
+        draws: whether it adds to the picture.
+        starts_at_zero: whether a new level adds nothing to it.
 
-    Called with x (batch, side, side, channels in), w (batch, style dim), the text's tokens or None and their
-    `attention_bias` or None. Returns the level's features and its part of the picture, (batch, patch size x
-    side, patch size x side, 3).
+    Called with x (batch, side, side, channels in), w (batch, style dim), the text's tokens or None, their
+    `attention_bias` or None, and features that join it (batch, side, side, channels) or None. Returns the
+    level's features and its part of the picture, (batch, patch size x side, patch size x side, 3), or None.
     """
 
     def __init__(
@@ -186,10 +222,12 @@ class SynthesisLevel(keras.layers.Layer):
         head_width,
         patch_size,
         upsample,
+        draws=True,
+        starts_at_zero=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.patch_size = patch_size
+        self.patch_size, self.draws, self.starts_at_zero = patch_size, draws, starts_at_zero
         self.channels, self.num_kernels, self.head_width = channels, num_kernels, head_width
         self.self_attention, self.cross_attention, self.upsample = self_attention, cross_attention, upsample
 
@@ -210,19 +248,30 @@ class SynthesisLevel(keras.layers.Layer):
         if self.cross_attention:
             self.text_attention = CrossAttention(self.head_width, dtype=policy, name="text_attention")
             self.text_attention.build(shape, text_shape)
-        self.to_rgb = AdaptiveConv2D(
-            RGB * self.patch_size**2, 1, demodulate=False, dtype=policy, name="to_rgb"
-        )
-        self.to_rgb.build(shape, style_shape)
+        self.to_rgb = None
+        if self.draws:
+            self.to_rgb = AdaptiveConv2D(
+                RGB * self.patch_size**2,
+                1,
+                demodulate=False,
+                starts_at_zero=self.starts_at_zero,
+                dtype=policy,
+                name="to_rgb",
+            )
+            self.to_rgb.build(shape, style_shape)
 
-    def call(self, x, style, tokens=None, bias=None):
+    def call(self, x, style, tokens=None, bias=None, skip=None):
         x = leaky_relu(self.convs[0](x, style))
         if self.upsample:
             x = doubled(x)
+        if skip is not None:
+            x = (x + skip) * math.sqrt(0.5)  # which keeps the deviation
         x = leaky_relu(self.convs[1](x, style))
         if self.attention is not None:
             x = self.attention(x)
         if self.text_attention is not None:
             x = self.text_attention(x, tokens, bias)
+        if self.to_rgb is None:
+            return x, None
         change = pixels_of_patches(self.to_rgb(x, style), self.patch_size)
         return x, smoothed(change) if self.patch_size > 1 else change

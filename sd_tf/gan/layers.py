@@ -45,6 +45,13 @@ def smoothed(x):
     return 0.25 * (x[:, :, :-2] + x[:, :, 2:]) + 0.5 * x[:, :, 1:-1]
 
 
+def halved_to(x, side):
+    """`halved` until pictures have that side, in pixels."""
+    while x.shape[1] > side:
+        x = halved(x)
+    return x
+
+
 def pixels_of_patches(x, size):
     """(batch, height, width, size * size * channels) -> (batch, size * height, size * width, channels)."""
     height, width, channels = *x.shape[1:3], x.shape[3] // size**2
@@ -111,21 +118,23 @@ class AdaptiveConv2D(keras.layers.Layer):
         size: of the kernel along each axis, odd.
         num_kernels: of the filter bank.
         demodulate: whether output channels are brought to unit norm.
+        starts_at_zero: whether a new layer returns zeros.
 
     Called with x (batch, height, width, channels in) and w (batch, any width); returns the same axes with
     `channels` channels, with a bias, in the compute dtype.
     """
 
-    def __init__(self, channels, size=3, num_kernels=1, demodulate=True, **kwargs):
+    def __init__(self, channels, size=3, num_kernels=1, demodulate=True, starts_at_zero=False, **kwargs):
         super().__init__(**kwargs)
         self.channels, self.size = channels, size
         self.num_kernels, self.demodulate = num_kernels, demodulate
+        self.starts_at_zero = starts_at_zero
 
     def build(self, x_shape, style_shape):
         channels_in, policy = x_shape[-1], self.dtype_policy
         shape = (self.num_kernels, self.size, self.size, channels_in, self.channels)
         deviation = 1.0 / math.sqrt(self.size * self.size * channels_in)
-        normal = keras.initializers.RandomNormal(stddev=deviation)
+        normal = "zeros" if self.starts_at_zero else keras.initializers.RandomNormal(stddev=deviation)
         self.kernels = self.add_weight(shape=shape, initializer=normal, name="weight")
         self.bias = self.add_weight(shape=(self.channels,), initializer="zeros", name="bias")
         self.affine = keras.layers.Dense(
@@ -153,6 +162,7 @@ class AdaptiveConv2D(keras.layers.Layer):
             "size": self.size,
             "num_kernels": self.num_kernels,
             "demodulate": self.demodulate,
+            "starts_at_zero": self.starts_at_zero,
         }
 
 

@@ -71,6 +71,12 @@ def check(name_or_folder, revision=None, variant=None, tokenizer=None, predictio
     load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
 
 
+def only_enlarges(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None) -> bool:
+    """Whether the model enlarges pictures, and does not draw from text alone."""
+    model = load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type)
+    return model.small_size is not None
+
+
 def settings_folder(folder: Path) -> Path:
     """Where its settings are; see `sd_tf.families.settings_folder`."""
     return folder

@@ -8,6 +8,7 @@ from keras import ops
 
 from sd_tf.errors import unknown
 from sd_tf.gan.config import ADVERSARIAL
+from sd_tf.gan.layers import halved_to
 from sd_tf.text.clip import contrastive_loss
 
 
@@ -89,6 +90,20 @@ def divergence(mean, log_variance):
 def reconstruction_loss(drawn, pictures):
     """The mean absolute difference of pixels, float32 (batch,) (BicycleGAN, Zhu et al. 2017, equation 4)."""
     return ops.mean(ops.abs(ops.cast(drawn, "float32") - pictures), axis=(1, 2, 3))
+
+
+def low_res_loss(pictures, low_res):
+    """How far enlarged pictures, made small again, are from those that they were made of.
+
+    Args:
+        pictures: float (batch, side, side, 3).
+        low_res: float (batch, smaller side, smaller side, 3), without noise.
+
+    Returns:
+        float32 (batch,), the mean squared difference.
+    """
+    small = halved_to(ops.cast(pictures, "float32"), low_res.shape[1])
+    return ops.mean(ops.square(small - ops.cast(low_res, "float32")), axis=(1, 2, 3))
 
 
 def _mean(values):

@@ -12,6 +12,7 @@ from sd_tf.gan.options import MODEL, GanOptions
 from sd_tf.gan.settings import GanSettings
 from sd_tf.generation.checks import check_whole
 from sd_tf.generation.engines import ENGINES, Engines
+from sd_tf.generation.enlarging import pictures_to_enlarge, request_of_pictures
 from sd_tf.generation.pictures import as_output, check_output, checked_image
 from sd_tf.generation.request import Interpolation, Request
 from sd_tf.images import to_unit
@@ -31,8 +32,8 @@ class GanEngine(NamedTuple):
 
     Attributes:
         styles: z (n, latent dim), context (n, tokens, width), mask int32 (n, tokens) -> w (n, style dim).
-        synthesize: w (n, levels, style dim), context, mask -> pictures, float32 (n, side, side, 3), about
-            [-1, 1].
+        synthesize: w (n, levels, style dim), of a model that enlarges float32 pictures (n, low_res_size,
+            low_res_size, 3), context, mask -> pictures, float32 (n, side, side, 3), about [-1, 1].
     """
 
     styles: Callable
@@ -41,6 +42,9 @@ class GanEngine(NamedTuple):
 
 class GigaGAN:
     """A text-to-image GAN (Kang et al. 2023) in small: one pass of its generator draws a picture.
+
+    With `low_res_size` in its generator's configuration it enlarges pictures instead, by `upscale`, alone or
+    as the last stage of a cascade.
 
     Args:
         generator: a `Generator`, or `Unread`.
@@ -130,6 +134,12 @@ class GigaGAN:
         return (self.generator_config.sample_size,) * 2
 
     @property
+    def small_size(self) -> tuple[int, int] | None:
+        """(height, width) of the pictures that it enlarges; None if it draws from text alone."""
+        side = self.generator_config.low_res_size
+        return None if side is None else (side, side)
+
+    @property
     def precision(self) -> str:
         """The Keras precision policy of its networks."""
         import keras
@@ -189,6 +199,7 @@ class GigaGAN:
             InputError: an argument is of the wrong type or out of range.
         """
         check_output(output)
+        self._check_draws_from_text()
         request = self._request(prompt, num_images, seed, batch_size, prompt_syntax, prompt_embeds)
         run, texts = self._engine(engine), drawing.texts_of_request(self, request)
         if styles is None:
@@ -263,6 +274,7 @@ class GigaGAN:
         Raises:
             InputError: there is nothing to interpolate, or an argument is out of range.
         """
+        self._check_draws_from_text()
         interpolation = Interpolation(prompts, seeds, frames, "", batch_size, prompt_syntax)
         self._check(interpolation)
         run, texts = self._engine(engine), drawing.texts_of_interpolation(self, interpolation)
@@ -285,6 +297,7 @@ class GigaGAN:
         Raises:
             InputError: an argument is of the wrong type or out of range.
         """
+        self._check_draws_from_text()
         is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
         number = len(image) if is_several else 1
         pictures = checked_image(image, number, 1, MOST_PIXELS, self.image_size)
@@ -301,6 +314,66 @@ class GigaGAN:
                 nearest_styles(self, pictures, request.prompts[0]),
                 steps,
                 lambda _, difference: (bar.update(), bar.set_postfix_str(f"{difference:.4f}")),
+            )
+
+    def upscale(
+        self,
+        image,
+        prompt="",
+        seed=0,
+        truncation=None,
+        batch_size=64,
+        output="array",
+        engine="auto",
+        progress=True,
+    ):
+        """Enlarges pictures, each in one pass.
+
+        Args:
+            image: a picture or several, as `image` of `LatentDiffusion.generate`, of `small_size`.
+            prompt: what they show: a string for all, or a list with one for each; "" says nothing.
+            seed, truncation, batch_size, output, engine, progress: as in `generate`.
+
+        Returns:
+            As `generate`, one picture for each.
+
+        Raises:
+            InputError: the model draws from text alone, or an argument is of the wrong type or out of range.
+        """
+        check_output(output)
+        self._check_enlarges()
+        images = pictures_to_enlarge(image)
+        request = request_of_pictures(prompt, len(images), "", seed, batch_size)
+        self._check(request)
+        images = self.enlarge(images, request, truncation=truncation, engine=engine, progress=progress)
+        return as_output(images, output, request)
+
+    def enlarge(self, images, request, draw=0, truncation=None, engine="auto", progress=True):
+        """Enlarges the pictures of a request; see `sd_tf.generation.enlarging.Enlarger`.
+
+        Args:
+            images, request, draw, engine, progress: as there.
+            truncation: as in `generate`.
+        """
+        self._check_enlarges()
+        if images.shape[1:3] != self.small_size:
+            sizes = [f"{width} x {height}" for height, width in (images.shape[1:3], self.small_size)]
+            raise InputError(f"image is {sizes[0]}, this model enlarges {sizes[1]}: scale it to that size")
+        run, texts = self._engine(engine), drawing.texts_of(self, request)
+        styles = drawing.at_each_level(
+            self._styles(run, request, texts, truncation, draw=draw), self._number_of_levels
+        )
+        return drawing.pictures_of(self, run, styles, texts, request.batch_size, progress, to_unit(images))
+
+    def _check_draws_from_text(self):
+        if self.small_size is not None:
+            raise InputError("this model only enlarges pictures: call upscale")
+
+    def _check_enlarges(self):
+        if self.small_size is None:
+            raise InputError(
+                "this model draws from text and enlarges no pictures: call generate, or train a model with "
+                "enlarge_from"
             )
 
     @property
@@ -332,12 +405,12 @@ class GigaGAN:
         import_tensorflow()
         return self.engines[name]
 
-    def _styles(self, run, request, texts, truncation=None, z=None):
+    def _styles(self, run, request, texts, truncation=None, z=None, draw=0):
         """w of a `Request` or an `Interpolation`, (pictures, style dim)."""
         truncation = self.recommended.replaced(truncation=truncation).truncation
         size = self.generator_config.latent_dim
         if z is None:
-            z = request.noise(np.arange(request.number), 0, (size,))
+            z = request.noise(np.arange(request.number), draw, (size,))
         else:
             z = drawing.checked_array("z", z, request.number, (size,))
         return drawing.styles_of(self, run, z, texts, truncation, request.batch_size)
@@ -347,7 +420,9 @@ class GigaGAN:
         generator, config, levels = self.generator, self.generator_config, self._number_of_levels
         z = ((None, config.latent_dim), "float32")
         w = ((None, levels, config.style_dim), "float32")
-        text = []
+        text, side, low_res = [], config.low_res_size, []
+        if side is not None:
+            low_res = [((None, side, side, 3), "float32")]
         if self.text_encoder is not None:
             text = [((None, None, config.text_dim), "float32"), ((None, None), "int32")]
 
@@ -356,14 +431,15 @@ class GigaGAN:
 
             return ops.cast(generator.styles(z, generator.read(*text)[1]), "float32")
 
-        def synthesize(w, *text):
+        def synthesize(w, *others):
+            small, text = (None, others) if side is None else (others[0], others[1:])
             mask = text[1] if text else None
             of_levels = [w[:, i] for i in range(levels)]
-            return generator.synthesize(of_levels, generator.read(*text)[0], mask)[-1]
+            return generator.synthesize(of_levels, generator.read(*text)[0], mask, small)[-1]
 
         return {
             "styles": (generator, styles, [z, *text]),
-            "synthesize": (generator, synthesize, [w, *text]),
+            "synthesize": (generator, synthesize, [w, *low_res, *text]),
         }
 
     # -- making, training, writing --------------------------------------------------------------

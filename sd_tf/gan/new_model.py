@@ -5,6 +5,7 @@ import dataclasses
 from sd_tf.checkpoints.sources import resolve
 from sd_tf.checkpoints.text_encoders import open_for_preset
 from sd_tf.data.open import open_data
+from sd_tf.errors import InputError
 from sd_tf.gan.model import GigaGAN
 from sd_tf.gan.options import GanOptions
 from sd_tf.gan.presets import WIDTHS, Preset, preset_named, preset_of
@@ -60,6 +61,17 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         draws = dataclasses.replace(draws, cross_attention=(False,) * len(draws.block_out_channels))
     if options.reconstruction_weight == 0:
         draws = dataclasses.replace(draws, encoder_channels=())
+    if options.enlarge_from is not None:
+        if options.enlarge_from not in draws.low_res_sizes:
+            sizes = " or ".join(map(str, draws.low_res_sizes))
+            raise InputError(
+                f"{options.named_value('enlarge_from')}: a model that draws {draws.sample_size} pixels "
+                f"enlarges {sizes}, give one of these or another {options.said('preset')}"
+            )
+        # What it draws is laid out by the small picture; z is for what that leaves open.
+        draws = dataclasses.replace(
+            draws, low_res_size=options.enlarge_from, starts_from_style=False, encoder_channels=()
+        )
     if options.multi_scale is not None:
         judges = dataclasses.replace(
             judges,
@@ -82,6 +94,7 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         "clip_features": options.clip_features,
         "vision": options.vision_weight,
         "vision_gamma": options.vision_gamma,
+        "low_res": options.low_res_weight,
     }
     losses = preset.losses._replace(**{name: value for name, value in given.items() if value is not None})
     given = {"translation": options.translation, "cutout": options.cutout}
@@ -96,4 +109,5 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         augmentation=augmentation,
         text_encoder=options.text_encoder or preset.text_encoder,
         vision=options.vision or preset.vision,
+        low_res_noise=preset.low_res_noise if options.low_res_noise is None else options.low_res_noise,
     )

@@ -28,6 +28,13 @@ class GanOptions(Options):
         None, "tokens of a caption that it reads, padding included", at_least=4, at_most=512, group=MODEL
     )
     unconditional: bool = option(False, "draw without a text", group=MODEL)
+    enlarge_from: int | None = option(
+        None,
+        "side in pixels of the pictures that it enlarges, in the place of drawing from text alone",
+        at_least=1,
+        example="16",
+        group=MODEL,
+    )
     num_kernels: int | None = option(
         None, "kernels of each filter bank; 1 for plain convolutions", at_least=1, at_most=64, group=MODEL
     )
@@ -86,6 +93,19 @@ class GanOptions(Options):
         needs=("clip_weight", None),
         group=LOSSES,
     )
+    low_res_weight: float | None = option(
+        None,
+        "of the loss that keeps an enlarged picture, made small again, to the small one",
+        at_least=0,
+        group=LOSSES,
+    )
+    low_res_noise: float | None = option(
+        None,
+        "the most deviation of noise that is added to small pictures, which go from -1 to 1",
+        at_least=0,
+        at_most=1,
+        group=LOSSES,
+    )
     translation: float | None = option(
         None,
         "how far the discriminator's pictures are moved at random, as a share of the side",
@@ -114,11 +134,20 @@ class GanOptions(Options):
                         "leave one of them out"
                     )
 
+    def check_of_a_model(self, enlarges: bool):
+        """Raises `InputError` for options of a model that enlarges, where it does not."""
+        for name in ("low_res_weight", "low_res_noise"):
+            if getattr(self, name) is not None and not enlarges:
+                raise InputError(
+                    f"{self.said(name)} is only for a model that enlarges pictures: leave it out, or "
+                    f"make one with {self.said('enlarge_from')}"
+                )
+
     def check_of_a_trained_model(self):
         """Raises `InputError` for options of a new model."""
         for name in (
             *("preset", "text_encoder", "text_length", "unconditional", "num_kernels", "multi_scale"),
-            "judged_by",
+            *("judged_by", "enlarge_from"),
         ):
             if getattr(self, name):
                 raise InputError(

@@ -25,6 +25,8 @@ class Preset:
     augmentation: Augmentation = Augmentation()
     text_length: int | None = None
     vision: str = "perceptual-mini"  # the frozen network that the discriminator judges by
+    low_res_noise: float = 0.1  # the most deviation of noise on pictures to enlarge
+    caption_dropout: float = 0.1  # of models that enlarge: the rest draws from its caption alone
     recommended: GanSettings = GanSettings()  # of the models that it makes
 
 
@@ -48,7 +50,7 @@ GARMENTS = Preset(
         style_dim=128,
         mapping_layers=2,
         starts_from_style=True,
-        encoder_channels=(32, 64, 96),
+        encoder_channels=(96, 64, 32),
         text_width=64,
         num_kernels=1,
         self_attention=(False, True, False),
@@ -75,7 +77,7 @@ PICTURES = replace(
     generator=replace(
         GARMENTS.generator,
         block_out_channels=(192, 192, 128, 96),
-        encoder_channels=(32, 64, 96, 128),
+        encoder_channels=(128, 96, 64, 32),
         self_attention=(False, True, True, False),
         cross_attention=(False, True, True, False),
     ),

@@ -3,12 +3,15 @@
 generator/ discriminator/ text_encoder/ tokenizer/ model_index.json     the finished model
 """
 
+import functools
+
 from sd_tf.checkpoints.clip import load_clip
 from sd_tf.checkpoints.perceptual import load_perceptual
 from sd_tf.checkpoints.tokenizers import load_tokenizer
 from sd_tf.errors import InputError, argument
 from sd_tf.gan import folder as folders
 from sd_tf.gan.discriminator import Discriminator
+from sd_tf.gan.enlarging import EnlargingStage
 from sd_tf.gan.generator import Generator
 from sd_tf.gan.new_model import changed
 from sd_tf.gan.options import MODEL, GanOptions
@@ -45,6 +48,7 @@ class GanRecipe(RecipeFromBase):
         self.own, self.options = options, (options,)
         if not is_new:
             options.check_of_a_trained_model()
+        options.check_of_a_model(model.small_size is not None)
         if model.discriminator_config is None:
             raise InputError(
                 "the model has no discriminator, so it cannot be trained: save it with one, or train a new "
@@ -62,11 +66,14 @@ class GanRecipe(RecipeFromBase):
 
     def described(self):
         encoder = self.model.text_encoder
-        losses = self.preset.losses
-        return {
+        losses, small = self.preset.losses._asdict(), self.model.small_size
+        if small is None:
+            del losses["low_res"]
+        found = {
             "text_encoder": "none" if encoder is None else f"{encoder.width} wide, {encoder.length} tokens",
-            "losses": ", ".join(f"{name} {value}" for name, value in losses._asdict().items()),
+            "losses": ", ".join(f"{name} {value}" for name, value in losses.items()),
         }
+        return found if small is None else found | {"enlarges": f"{small[1]} x {small[0]} pixels"}
 
     def read_model(self):
         self.model.read_networks()
@@ -117,8 +124,12 @@ class PlannedGan(PlannedStage):
         return self._stage(run, model.generator, model.discriminator, texts)
 
     def _stage(self, run, generator, discriminator, texts):
-        preset = self.recipe.preset
-        return GanStage(
+        preset, kind = self.recipe.preset, GanStage
+        if self.model.small_size is not None:
+            kind = functools.partial(
+                EnlargingStage, low_res_noise=preset.low_res_noise, caption_dropout=preset.caption_dropout
+            )
+        return kind(
             generator,
             discriminator,
             self.players,

@@ -146,9 +146,17 @@ class GanStage(Stage):
                     found |= self._of_others(indices, epoch, examples.groups)
             if self.clip is not None:
                 found["token_ids"] = self.clip[1](examples.captions)
-            return found
+            return self.completed(found, indices, epoch)
 
         return stream(fetch, len(self.dataset), self.batch_size, self.seed, first, part)
+
+    def completed(self, found, indices, epoch) -> dict[str, np.ndarray]:
+        """A batch with what else a kind of generator reads."""
+        return found
+
+    def drawn_of(self, batch, z):
+        """The generator's pictures of a batch and its z, from the lowest level up."""
+        return self.generator(z, *text_of(batch))
 
     def _texts(self, prefix, captions):
         rows = self.texts.rows_of(captions)
@@ -164,7 +172,7 @@ class GanStage(Stage):
 
     def losses(self, batch, player, averages):
         z, posterior = self._latents(batch)
-        drawn, real = self.generator(z, *_text(batch)), (batch["images"],)
+        drawn, real = self.drawn_of(batch, z), (batch["images"],)
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
         shown = drawn[-1]
@@ -250,7 +258,7 @@ class GanStage(Stage):
 
     def _codes(self, batch):
         """The codes of the texts of real, of drawn, and of real pictures once more with another's text."""
-        text = _text(batch)
+        text = text_of(batch)
         if "mismatched" not in batch:
             own = self.discriminator.code_of(*text)
             return None if own is None else tf.concat([own, own], axis=0)
@@ -282,7 +290,7 @@ class GanStage(Stage):
         return tf.reduce_mean(tf.concat([real, drawn], axis=0), axis=0, keepdims=True)
 
     def _generator_losses(self, real, drawn, shown, batch):
-        weights, code = self.weights, self.discriminator.code_of(*_text(batch))
+        weights, code = self.weights, self.discriminator.code_of(*text_of(batch))
         loss, found = 0.0, {}
         for judge in self._judges():
             logits = judge(drawn, code)
@@ -366,7 +374,8 @@ def _kept_mean(value):
     return tf.Variable(value, dtype=tf.float64, trainable=False)
 
 
-def _text(batch):
+def text_of(batch):
+    """States and mask of a batch's texts, or nothing."""
     return (batch["states"], batch["text_mask"]) if "states" in batch else ()
 
 

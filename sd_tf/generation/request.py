@@ -33,6 +33,7 @@ class Request:
         prompt_syntax: one of `sd_tf.text.prompt_syntax.SYNTAXES`.
         prompt_embeds: float (prompts, tokens, width), instead of `prompt`.
         negative_prompt_embeds: float (1 or prompts, tokens, width), instead of `negative_prompt`.
+        may_be_empty: whether a prompt may say nothing.
 
     Attributes:
         prompts, negative_prompts: lists of strings of equal length; empty strings in place of embeddings.
@@ -57,11 +58,12 @@ class Request:
         prompt_syntax="weights",
         prompt_embeds=None,
         negative_prompt_embeds=None,
+        may_be_empty=False,
     ):
         self.syntax = checked_syntax(prompt_syntax)
         self.prompt_embeds = _checked_embeds("prompt_embeds", prompt_embeds, "prompt", prompt)
         if self.prompt_embeds is None:
-            self.prompts, self.loras = _prompts_and_loras(prompt, prompt_syntax)
+            self.prompts, self.loras = _prompts_and_loras(prompt, prompt_syntax, may_be_empty)
         else:
             self.prompts, self.loras = [""] * len(self.prompt_embeds), {}
         number = len(self.prompts)
@@ -100,7 +102,7 @@ class Request:
         return [
             f"prompt {prompt!r} has no Latin letter: the text encoder was trained on English captions"
             for prompt in (self.prompts if self.prompt_embeds is None else ())
-            if not any("a" <= letter <= "z" for letter in prompt.lower())
+            if prompt.strip() and not any("a" <= letter <= "z" for letter in prompt.lower())
         ]
 
     def for_each_picture(self, values) -> np.ndarray:
@@ -218,8 +220,12 @@ class Interpolation:
         return np.stack(mixed).astype("float32")
 
 
-def checked_prompts(prompt) -> list[str]:
+def checked_prompts(prompt, may_be_empty=False) -> list[str]:
     """A prompt, or several, as a list.
+
+    Args:
+        prompt: a string or a list of strings.
+        may_be_empty: whether one may say nothing.
 
     Raises:
         InputError: it is neither a string nor a list of strings, there is none, or one is empty.
@@ -229,7 +235,7 @@ def checked_prompts(prompt) -> list[str]:
         raise InputError(f"prompt is {shown(prompts)}: give a string or a list of strings")
     for text in prompts:
         check_text("prompt", text)
-        if not text.strip():
+        if not (may_be_empty or text.strip()):
             raise InputError("the prompt is empty: say what to draw, such as 'a red dress'")
     return list(prompts)
 
@@ -241,8 +247,8 @@ def checked_syntax(prompt_syntax) -> str:
     return prompt_syntax
 
 
-def _prompts_and_loras(prompt, syntax):
-    prompts = checked_prompts(prompt)
+def _prompts_and_loras(prompt, syntax, may_be_empty=False):
+    prompts = checked_prompts(prompt, may_be_empty)
     return without_loras(prompts) if syntax == "a1111" else (prompts, {})
 
 
