@@ -60,12 +60,14 @@ def load(name_or_folder, **options):
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    return _loading_with(name_or_folder, options).load(name_or_folder, **options)
+    loading, options = _loading_with(name_or_folder, options)
+    return loading.load(name_or_folder, **options)
 
 
 def load_lazily(name_or_folder, **options):
     """As `load`, with networks that are read when first used; imports neither Keras nor TensorFlow."""
-    return _loading_with(name_or_folder, options).load_lazily(name_or_folder, **options)
+    loading, options = _loading_with(name_or_folder, options)
+    return loading.load_lazily(name_or_folder, **options)
 
 
 def check(name_or_folder, from_text=False, **options):
@@ -77,13 +79,33 @@ def check(name_or_folder, from_text=False, **options):
         options: `revision`, `variant`, `tokenizer`, `prediction_type`, `followed_by`, as the family's own
             `load` has them.
     """
-    loading = _loading_with(name_or_folder, options)
+    loading, options = _loading_with(name_or_folder, options)
     loading.check(name_or_folder, **options)
     if from_text and hasattr(loading, "only_enlarges") and loading.only_enlarges(name_or_folder, **options):
         raise InputError(
             f"{name_or_folder} only enlarges pictures: name a model that draws from text, or enlarge by "
             "python -m sd_tf.generate --upscale"
         )
+
+
+def open_enlarger(name_or_folder, dtype=None, variant=None):
+    """As `load_lazily`, of a model that enlarges pictures in one call; None if it is of another kind.
+
+    Families whose models end in one of another family are given this function: they know no other family.
+
+    Args:
+        name_or_folder, dtype, variant: as in `load`.
+
+    Returns:
+        An `sd_tf.generation.enlarging.Enlarger`, or None.
+    """
+    pipeline = _pipeline_of(name_or_folder)
+    for home in FAMILIES.values():
+        if pipeline in home.pipelines:
+            loading = importlib.import_module(home.loading)
+            if hasattr(getattr(loading, home.name), "enlarge"):
+                return loading.load_lazily(name_or_folder, dtype=dtype, variant=variant)
+    return None
 
 
 def class_of(name_or_folder, revision=None) -> type:
@@ -166,22 +188,28 @@ def _loading_of(name_or_folder, revision=None):
 
 
 def _loading_with(name_or_folder, options):
-    """The family's module for a call with these options."""
+    """The family's module for a call with these options, and all options that it is called with."""
     loading = _loading_of(name_or_folder, options.get("revision"))
-    if "followed_by" in options and "followed_by" not in inspect.signature(loading.load).parameters:
+    known = inspect.signature(loading.load).parameters
+    if "followed_by" in options and "followed_by" not in known:
         raise InputError(
             f"{argument('followed_by')} is for cascades, and {name_or_folder} is none: leave it out"
         )
-    return loading
+    return loading, options | ({"open_enlarger": open_enlarger} if "open_enlarger" in known else {})
 
 
 def _family_of(name_or_folder, revision=None) -> str:
     """The family of a model, by its `model_index.json`; the default where there is none."""
+    pipeline = _pipeline_of(name_or_folder, revision)
+    return next((name for name, home in FAMILIES.items() if pipeline in home.pipelines), USUAL)
+
+
+def _pipeline_of(name_or_folder, revision=None) -> str | None:
+    """`_class_name` of a model's `model_index.json`; None where there is none."""
     folder = path_of(name_or_folder)
     try:
         if not folder.exists():
             folder = index_from_hub(str(name_or_folder), revision)
-        pipeline = read_json(folder / "model_index.json", root=folder).get("_class_name")
+        return read_json(folder / "model_index.json", root=folder).get("_class_name")
     except (InputError, OSError, ValueError):  # the family's own `load` says what is wrong
-        return USUAL
-    return next((name for name, home in FAMILIES.items() if pipeline in home.pipelines), USUAL)
+        return None

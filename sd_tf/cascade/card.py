@@ -22,11 +22,14 @@ def traits_of(model, folder) -> Traits:
         (first, names), *others = ((pipeline, " and ".join(names)) for pipeline, names in opened.items())
         enlarging = "".join(f", {pipeline} {names}" for pipeline, names in others)
         read_by = f"diffusers' {first} opens its folder {names}{enlarging}"
+    enlarged = ""
+    if model.upsampler is not None:
+        enlarged = f" and a {type(model.upsampler).__name__} that enlarges in one pass"
     number = NUMBERS[len(stages) - 1]
     return Traits(
         height,
         width,
-        f"cascade of {number} diffusion model{'s' * (len(stages) > 1)} on pixels (Imagen: {sizes})",
+        f"cascade of {number} diffusion model{'s' * (len(stages) > 1)} on pixels (Imagen: {sizes}){enlarged}",
         read_by,
         ("imagen",),
         LIBRARY,

@@ -1,7 +1,8 @@
 """Reads and writes cascades as folders: one folder for each stage, in the format of diffusers' IF pipelines.
 
 `model_index.json` of the whole lists the stages. `IFPipeline` opens `base`, and `IFSuperResolutionPipeline`
-`sr2` and what follows. The text encoder is in `base` alone.
+`sr2` and what follows. The text encoder is in `base` alone. An upsampler is the last of the folders, a whole
+model of its own.
 """
 
 from pathlib import Path
@@ -57,6 +58,8 @@ def save(model, folder, dtype="float32", max_shard_size=SHARD):
 def _save_parts(model, folder, dtype, max_shard_size):
     for number in range(len(model.stages)):
         save_stage(model, number, folder / stage_name(number), dtype, max_shard_size)
+    if model.upsampler is not None:
+        model.upsampler.save(folder / model.upsampler_name, dtype, max_shard_size)
     save_index(model, folder)
 
 
@@ -77,6 +80,8 @@ def save_index(model, folder, number=None):
         for name, stage in zip(names, stages, strict=True)
         if stage.is_super_resolution
     }
+    if number is None and model.upsampler is not None:
+        names.append(model.upsampler_name)
     write_json(Path(folder) / MODEL_INDEX, of_diffusers(PIPELINE, stages=names, augment_levels=levels))
 
 

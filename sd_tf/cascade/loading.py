@@ -30,7 +30,11 @@ from sd_tf.text.known_words import read_words
 USUAL_STEPS, USUAL_GUIDANCE = {False: 100, True: 50}, {False: 7.0, True: 4.0}  # of diffusers' IF pipelines
 USUAL_AUGMENT_LEVEL = 250  # likewise
 UNETS = ("unet", *(f"{stage_name(number)}/unet" for number in range(MOST_STAGES)))  # of a stage, of a cascade
-PARTS = UNETS + tuple(name.replace("unet", "text_encoder") for name in UNETS)  # whose weights are downloaded
+OF_UPSAMPLERS = ("generator", "discriminator")
+PARTS = (  # whose weights are downloaded
+    *(*UNETS, *(name.replace("unet", "text_encoder") for name in UNETS)),
+    *(f"{stage_name(number)}/{part}" for number in range(1, MOST_STAGES) for part in OF_UPSAMPLERS),
+)
 
 
 def load(
@@ -41,6 +45,7 @@ def load(
     tokenizer=None,
     prediction_type=None,
     followed_by=(),
+    open_enlarger=None,
 ) -> CascadedDiffusion:
     """Reads a cascade: one that was trained here, or stages of DeepFloyd IF.
 
@@ -56,11 +61,15 @@ def load(
         prediction_type: not of cascades, whose files always say it.
         followed_by: models whose stages enlarge what those before have drawn, such as
             ["DeepFloyd/IF-II-M-v1.0"]. The first model's text encoder is read once, and no other downloaded.
+            The last one may be a model of another family that enlarges in one pass.
+        open_enlarger: opens such a model, see `sd_tf.families.open_enlarger`; None refuses it.
 
     Raises:
         InputError: there is no such model, it is of another kind, or a file is missing or damaged.
     """
-    model = load_lazily(name_or_folder, dtype, revision, variant, tokenizer, prediction_type, followed_by)
+    model = load_lazily(
+        name_or_folder, dtype, revision, variant, tokenizer, prediction_type, followed_by, open_enlarger
+    )
     import_tensorflow()
     return model
 
@@ -73,6 +82,7 @@ def load_lazily(
     tokenizer=None,
     prediction_type=None,
     followed_by=(),
+    open_enlarger=None,
 ) -> CascadedDiffusion:
     """As `load`; TensorFlow is not imported yet."""
     if prediction_type is not None:
@@ -83,9 +93,22 @@ def load_lazily(
     source, folders, levels = _found(name_or_folder, revision, variant, PARTS)
     reading = _with_text_encoder(folders, source)
     text = open_text_encoder(reading, text_length(folders[0]), None, None, variant, tokenizer)
+    upsampler = _upsampler(folders[-1], source, dtype, variant, open_enlarger) if len(folders) > 1 else None
+    networks = [reading / "text_encoder", *(folder / "unet" for folder in folders)]
+    if upsampler is not None:
+        folder = folders.pop()
+        networks[-1:] = sorted(file.parent for file in folder.glob("*/config.json"))
     stages = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
-    networks = (reading / "text_encoder", *(folder / "unet" for folder in folders))
     for name in _checked_names(followed_by):
+        if upsampler is not None:
+            raise InputError(
+                f"{argument('followed_by')} has {name} behind a model that enlarges in one pass: such a one "
+                "is the last"
+            )
+        if open_enlarger is not None:
+            upsampler = open_enlarger(name, dtype=dtype, variant=variant)
+            if upsampler is not None:
+                continue
         _, folders, levels = _found(name, None, variant, UNETS)
         later = [_stage(folder, dtype, variant, levels.get(folder.name)) for folder in folders]
         if not later[0].is_super_resolution:
@@ -96,12 +119,25 @@ def load_lazily(
             f"{argument('followed_by')} makes {len(stages)} stages, of which {MOST_STAGES} are the most"
         )
     with naming(source):
-        model = CascadedDiffusion(stages, text)
+        model = CascadedDiffusion(stages, text, upsampler)
     model.dtype, model.known_words = dtype, read_words(source)
     if not followed_by:
         parts = tuple(network.relative_to(source).as_posix() for network in networks)
         model.origin = Origin(source, parts, variant)
     return model
+
+
+def _upsampler(folder, source, dtype, variant, open_enlarger):
+    """The last stage's model where it enlarges in one pass; None where it is a diffusion model."""
+    pipeline = read_json(folder / MODEL_INDEX, root=folder).get("_class_name")
+    if pipeline in (BASE_PIPELINE, SUPER_RESOLUTION_PIPELINE):
+        return None
+    if open_enlarger is None:
+        raise InputError(
+            f"{folder} is a {shown(pipeline)}, which enlarges what the stages before it draw and is trained "
+            f"by itself: name a stage alone, such as {source / stage_name(0)}"
+        )
+    return open_enlarger(folder, dtype=dtype, variant=variant)
 
 
 def _checked_names(followed_by):
@@ -129,10 +165,18 @@ def _found(name_or_folder, revision, variant, parts):
 
 
 def only_enlarges(
-    name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None, followed_by=()
+    name_or_folder,
+    revision=None,
+    variant=None,
+    tokenizer=None,
+    prediction_type=None,
+    followed_by=(),
+    open_enlarger=None,
 ) -> bool:
     """Whether the model is a super-resolution stage alone, which does not draw from text."""
-    model = load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type, followed_by)
+    model = load_lazily(
+        name_or_folder, None, revision, variant, tokenizer, prediction_type, followed_by, open_enlarger
+    )
     return model.stages[0].is_super_resolution
 
 
@@ -153,14 +197,24 @@ def with_snapshot(model: CascadedDiffusion, snapshot: Path, variant=None) -> Cas
             f"{snapshot / 'config.json'} is not that of the run's model: it is no snapshot of this run"
         )
     first = PixelStage(unet, first.schedule, first.noising, first.recommended, first.augment_level)
-    found = CascadedDiffusion([first, *later], model.text_encoder)
+    found = CascadedDiffusion([first, *later], model.text_encoder, model.upsampler)
     found.dtype, found.known_words = model.dtype, model.known_words
     return found
 
 
-def check(name_or_folder, revision=None, variant=None, tokenizer=None, prediction_type=None, followed_by=()):
+def check(
+    name_or_folder,
+    revision=None,
+    variant=None,
+    tokenizer=None,
+    prediction_type=None,
+    followed_by=(),
+    open_enlarger=None,
+):
     """Raises `InputError` where `load` would, for all but the weights; imports no Keras and no TensorFlow."""
-    load_lazily(name_or_folder, None, revision, variant, tokenizer, prediction_type, followed_by)
+    load_lazily(
+        name_or_folder, None, revision, variant, tokenizer, prediction_type, followed_by, open_enlarger
+    )
 
 
 def _stages_of(index, source):

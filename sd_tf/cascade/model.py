@@ -5,22 +5,22 @@ import math
 
 import numpy as np
 
-from sd_tf.cascade.drawing import draw_interpolation, draw_request, enlarge_pictures
+from sd_tf.cascade.drawing import DRAWS_OF_A_STAGE, draw_interpolation, draw_request, enlarge_pictures
 from sd_tf.cascade.options import CascadeOptions
-from sd_tf.cascade.stage import drawing_facts, stage_name
+from sd_tf.cascade.stage import MOST_STAGES, drawing_facts, stage_name
 from sd_tf.diffusion.conditions import Condition
-from sd_tf.errors import InputError, shown, unknown
+from sd_tf.errors import InputError, argument, shown, unknown
 from sd_tf.generation.checks import check_whole, checked_size
 from sd_tf.generation.engines import ENGINES
-from sd_tf.generation.pictures import as_output, check_output, checked_image, to_uint8
-from sd_tf.generation.request import LARGEST_BATCH, Interpolation, Request, checked_negative_prompts
+from sd_tf.generation.enlarging import pictures_to_enlarge, request_of_pictures
+from sd_tf.generation.pictures import as_output, check_output, to_uint8
+from sd_tf.generation.request import Interpolation, Request
 from sd_tf.generation.settings import Settings
 from sd_tf.lora.adaptable import Adaptable
 from sd_tf.lora.adaptations import Adaptations
 from sd_tf.quiet import import_tensorflow
 from sd_tf.text.encoder import CLIPTextEncoder
 from sd_tf.text.new_words import with_word
-from sd_tf.text.prompts import encode_prompts
 from sd_tf.training.provenance import Provenance
 
 LARGEST_IMAGE = 512**2  # pixels of a picture, or four times the model's own if that is more
@@ -36,9 +36,11 @@ class CascadedDiffusion(Adaptable):
         stages: `PixelStage`s, the smallest first. All but the first are super-resolution stages; the first
             may be one, too: such a model enlarges pictures that it is given.
         text_encoder: a `TextEncoder`, frozen, whose states all stages attend to.
+        upsampler: an `Enlarger`, which enlarges in one pass what the last stage has drawn, such as a
+            `GigaGAN`; None for none. It reads prompts by its own text encoder.
 
     Attributes:
-        stages, text_encoder: as given.
+        stages, text_encoder, upsampler: as given.
         known_words: the words of all captions that it has learned from, if its text encoder has learned from
             no others; None if that may know any word.
         provenance: a `Provenance`: how the model was made and trained, for later runs.
@@ -56,23 +58,30 @@ class CascadedDiffusion(Adaptable):
 
     Options = CascadeOptions
 
-    def __init__(self, stages, text_encoder):
+    def __init__(self, stages, text_encoder, upsampler=None):
         _check_fit(stages, text_encoder)
-        self.stages, self.text_encoder = list(stages), text_encoder
+        if upsampler is not None:
+            _check_upsampler(stages, upsampler)
+        self.stages, self.text_encoder, self.upsampler = list(stages), text_encoder, upsampler
         self.known_words, self.provenance, self.dtype = None, Provenance(), None
         self.origin = None
 
     @property
     def stage_names(self) -> list[str]:
-        """Names of the stages: "base", "sr2" and so on."""
+        """Names of the stages: "base", "sr2" and so on; the upsampler is none of them."""
         return [stage_name(number) for number in range(len(self.stages))]
+
+    @property
+    def upsampler_name(self) -> str | None:
+        """The name of the upsampler as a stage, such as "sr2"; None without one."""
+        return None if self.upsampler is None else stage_name(len(self.stages))
 
     # -- sizes ----------------------------------------------------------------------------------
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the pictures that it draws by default, in pixels."""
-        return self.stages[-1].image_size
+        return (self.stages[-1] if self.upsampler is None else self.upsampler).image_size
 
     @property
     def factors(self) -> list[int]:
@@ -99,11 +108,12 @@ class CascadedDiffusion(Adaptable):
     @property
     def most_pixels(self) -> int:
         """The most pixels that a picture may have: attention's memory grows with their square."""
-        return max(LARGEST_IMAGE, 4 * math.prod(self.image_size))
+        return max(LARGEST_IMAGE, 4 * math.prod(self.stages[-1].image_size))
 
     def sizes_of(self, height=None, width=None) -> list[tuple[int, int]]:
         """(height, width) of each stage's pictures, for those of the last stage; None for the model's own."""
-        last = tuple(side or own for side, own in zip((height, width), self.image_size, strict=True))
+        own_size = self.stages[-1].image_size
+        last = tuple(side or own for side, own in zip((height, width), own_size, strict=True))
         sizes = [last]
         for factor in self.factors[:0:-1]:
             sizes.insert(0, tuple(side // factor for side in sizes[0]))
@@ -131,7 +141,12 @@ class CascadedDiffusion(Adaptable):
 
     def drawing_facts(self) -> dict[str, str]:
         """How it draws besides the first stage's `Settings`: what the protocol of a score says of it."""
-        return drawing_facts(self.stages)
+        facts = drawing_facts(self.stages)
+        if self.upsampler is None:
+            return facts
+        height, width = self.image_size
+        facts["sizes"] += f", then {width} x {height}"
+        return facts | {"upsampler": f"{type(self.upsampler).__name__}, one pass"}
 
     @property
     def precision(self) -> str:
@@ -146,6 +161,8 @@ class CascadedDiffusion(Adaptable):
         for stage in self.stages:
             stage.read()
         self.text_encoder.network()
+        if self.upsampler is not None:
+            self.upsampler.read_networks()
 
     def weights_sha256(self) -> str:
         """A hash of all weights without LoRAs."""
@@ -153,7 +170,9 @@ class CascadedDiffusion(Adaptable):
 
         with self.without_adaptations():
             return fingerprint(
-                *(weights_fingerprint(stage.unet) for stage in self.stages), self.text_encoder.fingerprint
+                *(weights_fingerprint(stage.unet) for stage in self.stages),
+                self.text_encoder.fingerprint,
+                *([] if self.upsampler is None else [self.upsampler.weights_sha256()]),
             )
 
     def put(self, number: int, unet):
@@ -232,7 +251,7 @@ class CascadedDiffusion(Adaptable):
                 (noise conditioning augmentation); None for the model's.
             super_resolution: settings of the later stages, such as {"steps": 10, "guidance_scale": 1}; a
                 list has those of each.
-            stages: how many stages are run; None for all.
+            stages: how many stages are run, the upsampler among them; None for all.
             engine: "tensorflow"; "openvino", which needs the extra `openvino` and float32 UNets and runs them
                 faster on a CPU; or "auto", which is OpenVINO if it is installed, there is no GPU and the
                 model came from files. The text encoder is always TensorFlow's.
@@ -260,7 +279,13 @@ class CascadedDiffusion(Adaptable):
             prompt_embeds,
             negative_prompt_embeds,
         )
-        number = self._number_of(stages)
+        number, enlarges = self._number_of(stages)
+        if enlarges and mask is not None:
+            raise InputError(
+                f"{argument('mask')} is given, and {self.upsampler_name} enlarges all of a picture in one "
+                f"pass, so that nothing would stay as it is: leave it out, or set {argument('stages')} to "
+                f"{number}"
+            )
         base = self.stages[0].recommended.replaced(
             steps=steps,
             guidance_scale=guidance_scale,
@@ -288,6 +313,8 @@ class CascadedDiffusion(Adaptable):
                 callback,
                 progress,
             )
+        if enlarges:
+            images = self._enlarged(images, request, engine, progress)
         return as_output(images, output, request)
 
     def interpolate(
@@ -328,9 +355,9 @@ class CascadedDiffusion(Adaptable):
         _check_engine(engine)
         self._check_draws_from_text()
         interpolation = Interpolation(prompts, seeds, frames, negative_prompt, batch_size, prompt_syntax)
-        number = self._number_of(stages)
+        number, enlarges = self._number_of(stages)
         with self._weighing(interpolation.loras):
-            return draw_interpolation(
+            images = draw_interpolation(
                 self,
                 interpolation,
                 [
@@ -343,6 +370,7 @@ class CascadedDiffusion(Adaptable):
                 engine,
                 progress,
             )
+        return self._enlarged(images, interpolation, engine, progress) if enlarges else images
 
     def upscale(
         self,
@@ -360,7 +388,7 @@ class CascadedDiffusion(Adaptable):
         callback=None,
         progress=True,
     ):
-        """Enlarges pictures by the super-resolution stages.
+        """Enlarges pictures by the super-resolution stages and the upsampler.
 
         Args:
             image: a picture or several, as `image` of `generate`.
@@ -377,43 +405,38 @@ class CascadedDiffusion(Adaptable):
         check_output(output)
         _check_engine(engine)
         later = [stage for stage in self.stages if stage.is_super_resolution]
-        if not later:
+        if not later and self.upsampler is None:
             raise InputError("this model has no super-resolution stage: train one, or name another model")
-        is_several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
-        number = len(image) if is_several else 1
-        if not number:
-            raise InputError("image is an empty list: give one picture at least")
-        multiple, most = self._limits_of_small_pictures()
-        images = checked_image(image, number, multiple, most)
-        prompts = [prompt] * number if isinstance(prompt, str) else prompt
-        if (
-            not isinstance(prompts, (list, tuple))
-            or len(prompts) != number
-            or not all(isinstance(each, str) for each in prompts)
-        ):
-            raise InputError(f"prompt is {shown(prompt)}: give one, or {number}, one for each picture")
-        if all(each.strip() for each in prompts):
-            request = Request(prompts, negative_prompt, 1, seed, batch_size)
-        else:  # of which a `Request` wants words
-            texts = [*checked_negative_prompts(negative_prompt, number), *prompts]
-            batch_size = check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
-            [encoded] = encode_prompts([texts], self.text_encoder, batch_size)
-            negative, positive = encoded.context[:number], encoded.context[number:]
-            request = Request(
-                None, "", 1, seed, batch_size, prompt_embeds=positive, negative_prompt_embeds=negative
+        images = pictures_to_enlarge(image, *self._limits_of_small_pictures())
+        self._check_size_of_small_pictures(images)
+        request = request_of_pictures(prompt, len(images), negative_prompt, seed, batch_size)
+        settings = self._later_settings(super_resolution, later)
+        thresholdings = [stage.thresholding.replaced(thresholding, percentile) for stage in later]
+        if later:
+            images = enlarge_pictures(
+                self, request, settings, thresholdings, images, augment_level, engine, callback, progress
             )
-        drawn = enlarge_pictures(
-            self,
-            request,
-            self._later_settings(super_resolution, later),
-            [stage.thresholding.replaced(thresholding, percentile) for stage in later],
-            request.for_each_picture(images),
-            augment_level,
-            engine,
-            callback,
-            progress,
-        )
-        return as_output(drawn, output, request)
+        if self.upsampler is not None:
+            images = self._enlarged(images, request, engine, progress)
+        return as_output(images, output, request)
+
+    def _enlarged(self, images, request, engine, progress):
+        """What the upsampler makes of the last stage's pictures."""
+        draw = len(self.stages) * DRAWS_OF_A_STAGE
+        return self.upsampler.enlarge(images, request, draw, engine=engine, progress=progress)
+
+    def _check_size_of_small_pictures(self, images):
+        """Raises `InputError` for pictures that the stages do not enlarge to what the upsampler takes."""
+        if self.upsampler is None:
+            return
+        pairs = zip(self.stages, self.factors, strict=True)
+        total = math.prod(factor for stage, factor in pairs if stage.is_super_resolution)
+        height, width = (side // total for side in self.upsampler.small_size)
+        if images.shape[1:3] != (height, width):
+            raise InputError(
+                f"image is {images.shape[2]} x {images.shape[1]}, this model enlarges {width} x {height}: "
+                "scale it to that size"
+            )
 
     def _limits_of_small_pictures(self):
         """What sides of pictures to enlarge are multiples of, and the most pixels that they may have."""
@@ -443,14 +466,26 @@ class CascadedDiffusion(Adaptable):
         return [stage.recommended.replaced(**(own or {})) for stage, own in pairs]
 
     def _number_of(self, stages):
-        """How many stages are run; None for all."""
-        return len(self.stages) if stages is None else check_whole("stages", stages, 1, len(self.stages))
+        """How many of the `PixelStage`s are run, and whether the upsampler is; None for all."""
+        own = len(self.stages)
+        most = own + (self.upsampler is not None)
+        number = most if stages is None else check_whole("stages", stages, 1, most)
+        return min(number, own), number > own
 
     def _check_draws_from_text(self):
         if self.stages[0].is_super_resolution:
             raise InputError("this model only enlarges pictures: call upscale")
 
     def _checked_size(self, height, width):
+        """(height, width) of the last `PixelStage`'s pictures; None for its own."""
+        if self.upsampler is not None:
+            for name, side, own in zip(("height", "width"), (height, width), self.image_size, strict=True):
+                if side not in (None, own):
+                    raise InputError(
+                        f"{argument(name)} is {shown(side)}: {self.upsampler_name} draws pictures of {own} "
+                        "alone, leave it out"
+                    )
+            return self.stages[-1].image_size
         return checked_size(height, width, self.image_size, self.sides_multiple, self.most_pixels)
 
     # -- LoRAs and words ------------------------------------------------------------------------
@@ -626,6 +661,22 @@ def _check_engine(engine):
     """Raises `InputError` for an unknown engine, before anything is encoded."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
+
+
+def _check_upsampler(stages, upsampler):
+    if not hasattr(upsampler, "enlarge") or upsampler.small_size is None:
+        raise InputError(
+            f"upsampler is a {type(upsampler).__name__} that enlarges no pictures: take one that does, such "
+            "as a GAN that was trained with enlarge_from"
+        )
+    drawn, taken = (f"{width} x {height}" for height, width in (stages[-1].image_size, upsampler.small_size))
+    if drawn != taken:
+        raise InputError(
+            f"stage {stage_name(len(stages) - 1)} draws {drawn}, and the upsampler enlarges {taken}: take "
+            "models that fit"
+        )
+    if len(stages) == MOST_STAGES:
+        raise InputError(f"the upsampler makes {MOST_STAGES + 1} stages, of which {MOST_STAGES} are the most")
 
 
 def _check_fit(stages, text_encoder):

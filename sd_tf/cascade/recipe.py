@@ -70,6 +70,11 @@ class CascadeRecipe(RecipeFromBase):
         loras = (f"{name}/{LORA_FILE}" for name in self.names)
         self.results = (folders.MODEL_INDEX, *folders.OTHER_FILES, *loras)
         options.check_of_a_model(self.names, is_new, model.text_encoder)
+        if model.upsampler is not None:
+            raise InputError(
+                f"stage {model.upsampler_name} of the model is a {type(model.upsampler).__name__}, which is "
+                "trained by itself: train a model of the other stages, and put them together again"
+            )
         self.preset = model.provenance.beginning.preset if is_new else _fine_tuning_preset(options)
         height, width = model.image_size
         if height != width:

@@ -19,6 +19,13 @@ def summary_of(model) -> str:
             f"{stage_name(number):<13} {weights:>13,} weights   {height} x {width} pixels, channels "
             f"{stage.config.block_out_channels}, predicts {stage.schedule.config.prediction_type}"
         )
+    if model.upsampler is not None:
+        upsampler = model.upsampler
+        large, small = (f"{rows} x {columns}" for rows, columns in (model.image_size, upsampler.small_size))
+        rows.append(
+            f"{model.upsampler_name:<13} {upsampler.number_of_weights:>13,} weights   {large} pixels of "
+            f"{small} in one pass, a {type(upsampler).__name__}"
+        )
     encoder = model.text_encoder
     return "\n".join(
         [

@@ -106,7 +106,7 @@ def _model(name):
     try:
         files = [file for file in folder.rglob("*") if file.is_file()]
         if is_regular(folder / "model_index.json"):
-            parts = _parts_of(read_json(folder / "model_index.json"))
+            parts = _parts_of(folder)
             lacking = [part for part in parts if not list((folder / part).glob("*.safetensors"))]
             if lacking:
                 raise InputError(f"{folder} has no weights of {', '.join(lacking)}")
@@ -122,14 +122,20 @@ def _model(name):
     return Finding(name, f"whole, {size_in_words(sum(file.stat().st_size for file in files))}")
 
 
-def _parts_of(index):
+def _parts_of(folder):
     """The folders of a model that have weights; of a cascade each stage's, by its `model_index.json`."""
+    index = read_json(folder / "model_index.json", root=folder)
     if index.get("_class_name") == GAN:
         return WEIGHTS_OF_GAN
     stages = index.get("stages")
     if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
         return WEIGHTS_OF_PARTS
-    return [*(f"{stage}/unet" for stage in stages), *(f"{stage}/text_encoder" for stage in stages[:1])]
+    last = read_json(folder / stages[-1] / "model_index.json", root=folder) if len(stages) > 1 else {}
+    of_last = ()
+    if last.get("_class_name") == GAN:  # which enlarges what the stages before it draw
+        *stages, name = stages
+        of_last = (f"{name}/{part}" for part in WEIGHTS_OF_GAN)
+    return [f"{stages[0]}/text_encoder", *(f"{stage}/unet" for stage in stages), *of_last]
 
 
 def data() -> list[Finding]:

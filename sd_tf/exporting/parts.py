@@ -10,6 +10,7 @@ from sd_tf.cascade.model import CascadedDiffusion
 from sd_tf.cascade.stage import CHANNELS, stage_name
 from sd_tf.diffusion.levels import Level
 from sd_tf.diffusion.thresholding import Thresholding
+from sd_tf.errors import InputError
 
 
 class Network(NamedTuple):
@@ -97,6 +98,11 @@ def _parts_of_latent(model):
 
 
 def _parts_of_cascade(model):
+    if model.upsampler is not None:
+        raise InputError(
+            f"stage {model.upsampler_name} of the model enlarges in one pass, and an export draws in steps: "
+            "export the stages before it"
+        )
     stages = []
     for number, stage in enumerate(model.stages):
         first = number * DRAWS_OF_A_STAGE

@@ -9,10 +9,11 @@ def traits_of(model, folder) -> Traits:
     """The `Traits` of a model that was saved in that folder."""
     height, width = model.image_size
     encoder = model.text_encoder
+    does = "a picture" if model.small_size is None else "enlarges a picture"
     return Traits(
         height,
         width,
-        "GAN (GigaGAN in small, a picture in one pass)",
+        f"GAN (GigaGAN in small, {does} in one pass)",
         "sd_tf opens it",
         ("gan", "gigagan"),
         LIBRARY,

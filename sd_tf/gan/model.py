@@ -140,6 +140,14 @@ class GigaGAN:
         return None if side is None else (side, side)
 
     @property
+    def number_of_weights(self) -> int:
+        """Of the generator, which need not be read."""
+        from sd_tf.gan.generator import Generator
+        from sd_tf.gan.summary import weights_of
+
+        return weights_of(Generator, self.generator_config)
+
+    @property
     def precision(self) -> str:
         """The Keras precision policy of its networks."""
         import keras

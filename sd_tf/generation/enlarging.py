@@ -1,7 +1,7 @@
 """Models of any family that enlarge pictures in one call, alone or as the last stage of a cascade."""
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -12,17 +12,18 @@ from sd_tf.generation.request import Request
 LARGEST_PICTURE = 4096**2  # pixels
 
 
-@runtime_checkable
 class Enlarger(Protocol):
     """What a cascade asks of the model that enlarges what its own stages draw.
 
     Attributes:
         image_size: (height, width) of what it makes.
         small_size: (height, width) of what it enlarges; None if it enlarges nothing.
+        number_of_weights: of the network that enlarges.
     """
 
     image_size: tuple[int, int]
     small_size: tuple[int, int] | None
+    number_of_weights: int
 
     def enlarge(self, images, request, draw=0, *, engine="auto", progress=True) -> np.ndarray:
         """Enlarges the pictures of a request, uint8 (number, *image_size, 3).

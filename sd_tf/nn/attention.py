@@ -56,8 +56,9 @@ def scaled_dot_product_attention(query, key, value, num_heads, mask=None, record
     Returns:
         (batch, tokens, width), the dtype of `value`. The softmax is computed in float32 or wider.
     """
-    _, tokens, width = query.shape
-    context_tokens, head_width = ops.shape(key)[1], width // num_heads  # an int if it is known
+    width = query.shape[-1]
+    tokens, context_tokens = ops.shape(query)[1], ops.shape(key)[1]  # ints where they are known
+    head_width = width // num_heads
     query = query * (1.0 / math.sqrt(head_width) if scale is None else scale)
 
     def heads(x, tokens):  # (batch, tokens, width) -> (batch, heads, tokens, head width)
