@@ -31,6 +31,7 @@ NOT_WITH_UPSCALE = (
     *("image", "mask", "strength", "frames", "strip", "stages", "height", "width", "clip_skip"),
     *("clip_guidance", "initial_noise", "reword_to"),
 )
+ALSO_WITH_UPSCALE = ("truncation",)  # of `DRAWING_FLAGS`
 NOT_WITH_FRAMES = ("image", "clip_guidance", "initial_noise", "strip", "clip_skip")
 
 
@@ -62,7 +63,8 @@ def main(arguments=None):
     if flags.mask is None:
         settings.pop("resamples", None)
     if flags.upscale is not None:  # those of the first stage, which is not run
-        settings = {name: value for name, value in settings.items() if name not in DRAWING_FLAGS}
+        only_drawing = set(DRAWING_FLAGS) - set(ALSO_WITH_UPSCALE)
+        settings = {name: value for name, value in settings.items() if name not in only_drawing}
     metadata = _metadata(flags, settings)
     settings |= {name: getattr(flags, name) for name in ("batch_size", "engine", "height", "width")}
     settings["prompt_syntax"] = flags.prompt_syntax
@@ -256,14 +258,14 @@ def _add_start_picture(group):
 
 def _add_cascade(group):
     group.add_argument(
-        "--upscale", metavar="FILE", help="picture to enlarge by the super-resolution stages; needs no prompt"
+        "--upscale", metavar="FILE", help="picture to enlarge by a cascade or an upsampler; needs no prompt"
     )
     group.add_argument(
         "--followed-by",
         nargs="+",
         default=[],
         metavar="MODEL",
-        help="models whose stages enlarge what --model draws, such as DeepFloyd/IF-II-M-v1.0",
+        help="models that enlarge what --model draws, such as DeepFloyd/IF-II-M-v1.0 or a GAN of yours",
     )
     group.add_argument("--stages", type=int, help="stages to run (default: all)")
     group.add_argument("--sr-steps", type=int, help="steps of super-resolution (default: the model's)")
@@ -369,7 +371,7 @@ def _check_upscale(flags):
     """The `Request` of one picture; refuses flags of drawing."""
     from sd_tf.generation.request import Request
 
-    for name in (*NOT_WITH_UPSCALE, *DRAWING_FLAGS):
+    for name in (*NOT_WITH_UPSCALE, *(name for name in DRAWING_FLAGS if name not in ALSO_WITH_UPSCALE)):
         value = getattr(flags, name)
         if value is not None and value is not False and (name, value) != ("clip_skip", 0):
             flag = name.replace("_", "-")
@@ -385,7 +387,12 @@ def _check_upscale(flags):
 def _upscaled(model, flags, request, settings):
     """The enlarged picture of --upscale, (1, height, width, 3)."""
     if not hasattr(model, "upscale"):
-        raise InputError(f"--upscale needs a cascade with a super-resolution stage, {flags.model} is none")
+        raise InputError(
+            f"--upscale needs a cascade with a super-resolution stage or a GAN that enlarges, {flags.model} "
+            "is neither"
+        )
+    given = [*_of_pixels(flags), *(name for name in ("negative_prompt",) if any(flags.negative_prompt))]
+    families.check_takes(type(model), given, "upscale")
     known = inspect.signature(model.upscale).parameters
     settings = {name: value for name, value in settings.items() if name in known}
     prompt = flags.prompt[0] if flags.prompt else ""

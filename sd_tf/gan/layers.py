@@ -95,8 +95,10 @@ def adaptive_convolution(x, kernels, style, selection=None, demodulate=True):
         weights = ops.softmax(at_least_float32(selection), axis=-1)
     # A mean of kernels is one kernel on as many copies of x, each times its weight: a convolution of the
     # whole batch, where a kernel for each example would need one for each.
+    # Reshaped, and not indexed with None in the middle, which OpenVINO converts to something else.
     scales = ops.cast(weights[:, :, None] * style[:, None], x.dtype)  # (batch, number, in)
-    copies = ops.concatenate([x * scales[:, None, None, i] for i in range(number)], axis=-1)
+    scales = ops.reshape(scales, (-1, number, 1, 1, channels_in))
+    copies = ops.concatenate([x * scales[:, i] for i in range(number)], axis=-1)
     stacked = ops.reshape(ops.transpose(kernels, (1, 2, 0, 3, 4)), (size, size, -1, channels_out))
     result = ops.conv(copies, ops.cast(stacked, x.dtype), padding="same")
     if demodulate:  # by the norms of the mean kernels, without making these: from the products of each two
@@ -105,7 +107,8 @@ def adaptive_convolution(x, kernels, style, selection=None, demodulate=True):
         pairs = weights[:, :, None, None] * weights[:, None, :, None] * ops.square(style)[:, None, None]
         pairs = ops.reshape(pairs, (-1, number * number * channels_in))
         norms = ops.matmul(pairs, ops.reshape(products, (-1, channels_out)))
-        result = result * ops.cast(ops.rsqrt(norms + EPSILON), x.dtype)[:, None, None, :]
+        scales = ops.cast(ops.rsqrt(norms + EPSILON), x.dtype)
+        result = result * ops.reshape(scales, (-1, 1, 1, channels_out))
     return result
 
 
