@@ -135,8 +135,8 @@ def check_config(config: GeneratorConfig | DiscriminatorConfig):
         )
     if getattr(config, "low_res_size", None) is not None and config.starts_from_style:
         raise InputError(
-            "starts_from_style is on, and low_res_size is given: a generator that enlarges starts from the small "
-            "picture, leave one of them out"
+            "starts_from_style is on, and low_res_size is given: a generator that enlarges starts from the "
+            "small picture, leave one of them out"
         )
     attends = config.block_out_channels, config.of_levels("self_attention")
     if config.text_dim is not None and config.text_width % config.attention_head_dim:

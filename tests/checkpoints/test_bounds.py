@@ -21,6 +21,7 @@ from sd_tf.diffusion.samplers import SAMPLERS
 from sd_tf.diffusion.schedules import NoiseSchedule, ScheduleConfig
 from sd_tf.errors import InputError
 from sd_tf.gan.config import DiscriminatorConfig, GeneratorConfig
+from sd_tf.gan.config_files import GENERATOR
 from sd_tf.latent import config_files as latent_files
 from sd_tf.latent.config import AutoencoderConfig, UNetConfig
 from sd_tf.latent.loading import load_lazily
@@ -203,6 +204,27 @@ def test_numbers_out_of_bounds_are_refused_when_the_model_is_read(saved, tmp_pat
         with pytest.raises(InputError, match=message) as refused:
             read(tmp_path)
         assert str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        (
+            2**31,
+            "low_res_size is 2147483648, expected 1 to 4096: the size of the pictures that a model enlarges",
+        ),
+        (0, "low_res_size is 0, expected 1 to 4096"),
+        (-8, "low_res_size is -8, expected 1 to 4096"),
+        (12, "config.json: low_res_size is 12: a model that draws 32 pixels enlarges 4 or 8 or 16"),
+        (32, "config.json: low_res_size is 32: a model that draws 32 pixels enlarges"),
+        ("8", "low_res_size is '8', expected something like None"),
+    ],
+)
+def test_a_generator_enlarges_no_pictures_of_sizes_that_it_has_no_level_for(side, message):
+    values = GENERATOR.to_json(GeneratorConfig(low_res_size=8, cross_attention=(False,) * 4))
+    assert GENERATOR.from_json(values, "config.json").low_res_size == 8
+    with pytest.raises(InputError, match=message):
+        GENERATOR.from_json(values | {"low_res_size": side}, "config.json")
 
 
 def test_half_of_the_width_is_no_shift_of_frequencies():
