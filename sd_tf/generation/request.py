@@ -191,7 +191,7 @@ class Interpolation:
         ]
 
     def conditions(self, condition):
-        """The conditions of the frames, interpolated linearly; a mask is the union of both prompts' masks.
+        """The conditions of the frames, interpolated linearly; between two prompts a mask is the union of theirs.
 
         Args:
             condition: a `Condition` whose rows are the negative prompt and then the prompts.
@@ -201,7 +201,9 @@ class Interpolation:
         """
 
         def mixed(share, here, there):
-            return here | there if here.dtype == bool else (1 - share) * here + share * there
+            if here.dtype == bool:
+                return (here if share < 1 else there) if share in (0, 1) else here | there
+            return (1 - share) * here + share * there
 
         negative, texts = condition.rows(slice(0, 1)), condition.rows(slice(1, None))
         texts = texts.map(lambda part: _for_each(part, self._stops, 1))

@@ -17,7 +17,7 @@ from tests.conftest import shake_variables
 from tests.gan.small import DRAWS
 
 FAST = {"steps": 2, "engine": "tensorflow", "progress": False}
-PROMPTS = ["a red dress", "a bag"]
+PROMPTS = ["a red dress", "a blue bag"]
 
 
 def upsampler(encoder, **changes):
