@@ -41,7 +41,7 @@ class Generator(keras.Model):
     one for each level from the lowest up, float32 (batch, side, side, 3), about in [-1, 1]; the last is
     drawn.
 
-    `encoder`, if there is one, tells the z of a picture, see `LatentEncoder`. Only training and inversion ask it.
+    `encoder`, if there is one, tells the z of a picture, see `LatentEncoder`; training and inversion ask it.
 
     With `low_res_size` it enlarges low_res, float (batch, low_res_size, low_res_size, 3) in [-1, 1]: what an
     encoder sees in it joins the levels up to its size, and the levels above add to it, enlarged, what it
