@@ -191,7 +191,7 @@ class Interpolation:
         ]
 
     def conditions(self, condition):
-        """The conditions of the frames, interpolated linearly; between two prompts a mask is the union of theirs.
+        """The conditions of the frames, interpolated linearly; between prompts a mask is the union of theirs.
 
         Args:
             condition: a `Condition` whose rows are the negative prompt and then the prompts.
