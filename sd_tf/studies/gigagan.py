@@ -29,7 +29,8 @@ MOST_PICTURES = 16  # of a prompt
 PROMPTS = {"pokemon": ["drawing of a brown and black pokemon"]}  # others' are those of their previews
 MOST_PROMPTS = 6
 
-_PLAIN = ("--multi-scale", "none", "--num-kernels", "1")
+_ALONE = ("--reconstruction-weight", "0")
+_PLAIN = ("--multi-scale", "none", "--num-kernels", "1", *_ALONE)
 _CLIP = ("--matching-weight", "1", "--clip-weight", "0.1")
 RUNGS = (
     Rung("unconditional", "without a text", "nothing: it draws without a text", ("--unconditional", *_PLAIN)),
@@ -58,12 +59,18 @@ RUNGS = (
         "multi-scale",
         "+ several scales",
         "the discriminator sees and judges several scales",
-        (*_CLIP, "--multi-scale", "both", "--num-kernels", "1"),
+        (*_CLIP, "--multi-scale", "both", "--num-kernels", "1", *_ALONE),
     ),
     Rung(
         "filter-bank",
         "+ filter bank",
         "the generator's convolutions mix four kernels by the example",
+        (*_CLIP, "--multi-scale", "both", "--num-kernels", "4", *_ALONE),
+    ),
+    Rung(
+        "encoder",
+        "+ encoder",
+        "half of a batch is drawn again from what an encoder says of real pictures",
         (*_CLIP, "--multi-scale", "both", "--num-kernels", "4"),
     ),
 )
