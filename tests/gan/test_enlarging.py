@@ -210,7 +210,7 @@ def test_the_generators_loss_has_it_with_its_weight_and_compares_with_the_pictur
     [batch] = stage.batches(0).take(1)
     found = losses_of(stage, GENERATOR, batch)
     np.testing.assert_allclose(found["loss"], found["adversarial"] + 3.0 * found["low_res"], rtol=1e-5)
-    drawn = np.asarray(stage.drawn_of(batch)[-1])
+    drawn = np.asarray(stage.drawn_of(batch, batch["z"])[-1])
     expected = ((shrunk(drawn, (8, 8)) - shrunk(batch["images"].numpy(), (8, 8))) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(found["low_res"], expected, rtol=1e-4)
     assert "low_res" not in losses_of(stage, DISCRIMINATOR, batch)
