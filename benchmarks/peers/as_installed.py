@@ -29,7 +29,9 @@ def imagen_pytorch():
 def gigagan_pytorch():
     """The module `gigagan_pytorch.gigagan_pytorch`, which has all layers."""
     with _without(*TORCHVISION, "open_clip", "numerize", "numerize.numerize"):
-        return importlib.import_module("gigagan_pytorch.gigagan_pytorch")
+        found = importlib.import_module("gigagan_pytorch.gigagan_pytorch")
+    vars(found.numerize).setdefault("numerize", str)  # by which it prints how large its networks are
+    return found
 
 
 @contextlib.contextmanager

@@ -9,19 +9,17 @@ states, which `benchmarks.equal_minutes` writes. The second command writes `unet
 `training.json` into DIR, the third `drawn-*.npy`, a file for each prompt. Both go on where they were stopped.
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from benchmarks.peers import as_installed
-from sd_tf.data.fashion_mnist import FashionMNIST
+from benchmarks.peers import as_installed, training
+from benchmarks.peers.drawn_files import KINDS, add_speed, drawn_file, write_pictures
+from benchmarks.peers.training import SIDE
 
-SIDE, LEARNING_RATE, CLIP = 32, 1e-4, 50.0
+LEARNING_RATE, CLIP = 1e-4, 50.0
 UNET = {  # MinImagen's defaults, without attention at the full size, as the Pokemon report has it
     "dim": 128,
     "dim_mults": (1, 2, 4),
@@ -30,8 +28,6 @@ UNET = {  # MinImagen's defaults, without attention at the full size, as the Pok
     "layer_cross_attns": (False, True, True),
 }
 DROPPED, PERCENTILE, TIMESTEPS = 0.15, 0.9, 1000
-SAVED_EVERY = 500  # steps
-WARM_UP = 3  # steps that are not timed
 
 
 def made(width):
@@ -48,86 +44,63 @@ def made(width):
     )
 
 
-class Texts:
-    """The states of captions, from `texts.npz`."""
+class MinImagen:
+    """A peer, as `benchmarks.peers.training` has them."""
 
-    def __init__(self, folder):
-        found = np.load(folder / "texts.npz")
-        self.states, self.masks = (torch.from_numpy(found[name]) for name in ("states", "masks"))
-        self.prompts = {kind: found[kind].tolist() for kind in ("grey", "tinted")}
-        self.rows = {caption: row for row, caption in enumerate(found["captions"].tolist())}
+    name, weights, losses = "minimagen", "unet.safetensors", ("loss",)
+    batch_size, saved_every, steps_of_a_round = 2, 500, 1
 
-    def __call__(self, captions):
-        """(states, masks) of some captions."""
-        rows = [self.rows[caption] for caption in captions]
-        return self.states[rows], self.masks[rows]
+    def __init__(self, texts):
+        self.texts, self.imagen = texts, made(texts.width)
+        self.unet = self.imagen.unets[0]
+        self.optimizer = torch.optim.Adam(self.unet.parameters(), lr=LEARNING_RATE)
 
+    def steps(self, batch_size, first):
+        """As MinImagen's loop has it: the loss, clipping of gradients, Adam."""
+        self.imagen.train()
+        for images, captions in training.batches(batch_size, first):
+            states, masks = self.texts(captions)
+            loss = self.imagen(images, text_embeds=states, text_masks=masks)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(list(self.unet.parameters()), CLIP)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            yield (loss.item(),)
 
-def steps(imagen, texts, batch_size, optimizer, first=0):
-    """Takes a training step for each item that is asked for; yields the losses.
+    def state(self):
+        return {"unet": self.unet.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    As MinImagen's loop has it: the loss, clipping of gradients, Adam.
-    """
-    dataset, number, parameters = FashionMNIST("train"), first, list(imagen.unets[0].parameters())
-    while True:
-        epoch, start = divmod(number * batch_size, len(dataset) // batch_size * batch_size)
-        order = np.random.default_rng(epoch).permutation(len(dataset))
-        examples = dataset.examples(order[start : start + batch_size], epoch)
-        images = torch.from_numpy(examples.images).permute(0, 3, 1, 2).float() / 255
-        states, masks = texts(examples.captions)
-        loss = imagen(images, text_embeds=states, text_masks=masks)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        number += 1
-        yield loss.item()
+    def load_state(self, state):
+        self.unet.load_state_dict(state["unet"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
+    def tensors(self):
+        return self.unet.state_dict()
 
-def adam(imagen):
-    return torch.optim.Adam(imagen.unets[0].parameters(), lr=LEARNING_RATE)
+    @staticmethod
+    def add_flags(parser):
+        parser.add_argument("--guidance-scale", type=float, default=3.0)
+        parser.add_argument("--sampling-steps", type=int, default=TIMESTEPS)
 
-
-def measure(folder, number, batch_size):
-    """Seconds of a step, the median of some."""
-    texts = Texts(folder)
-    imagen = made(texts.states.shape[-1]).train()
-    losses, taken = steps(imagen, texts, batch_size, adam(imagen)), []
-    for _ in range(WARM_UP + number):
-        began = time.perf_counter()
-        next(losses)
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken[WARM_UP:]))
-
-
-def train(folder, number, batch_size):
-    """Trains for so many steps, and writes the weights; goes on from a state that an earlier call left."""
-    texts, state = Texts(folder), folder / "state.pt"
-    imagen, asked = made(texts.states.shape[-1]).train(), {"steps": number, "batch_size": batch_size}
-    done, before = 0, 0.0  # steps and seconds of earlier calls
-    unet, optimizer = imagen.unets[0], adam(imagen)
-    if state.is_file():
-        found = torch.load(state, weights_only=True)
-        if found["asked"] != asked:
-            raise SystemExit(f"{folder} is of {found['asked']}, not {asked}: name another --output")
-        unet.load_state_dict(found["unet"])
-        optimizer.load_state_dict(found["optimizer"])
-        done, before = found["done"], found.get("seconds", 0.0)
-    losses, began, recent = steps(imagen, texts, batch_size, optimizer, done), time.monotonic(), []
-    while done < number:
-        recent.append(next(losses))
-        done += 1
-        if done % SAVED_EVERY == 0 or done == number:
-            seconds = before + time.monotonic() - began
-            values = {"asked": asked, "done": done, "seconds": seconds, "unet": unet.state_dict()}
-            torch.save(values | {"optimizer": optimizer.state_dict()}, folder / "state.tmp")
-            (folder / "state.tmp").rename(state)
-            print(f"step {done} of {number}, loss {np.mean(recent):.4f}", flush=True)
-            recent = []
-    seconds = before + time.monotonic() - began
-    save_file(unet.state_dict(), folder / "unet.safetensors")
-    (folder / "training.json").write_text(json.dumps(asked | {"seconds": round(seconds, 1)}))
-    state.unlink(missing_ok=True)
+    def draw(self, folder, options):
+        """Writes the pictures of each prompt into a file of its own; leaves those that are there."""
+        self.unet.load_state_dict(load_file(folder / self.weights))
+        self.imagen.eval()
+        settings = options.guidance_scale, options.sampling_steps
+        totals = options.samples, options.tinted_samples
+        for kind, total in zip(KINDS, totals, strict=True):
+            own = self.texts.prompts[kind]
+            number = total // len(own)
+            for i, prompt in enumerate(own):
+                file = drawn_file(folder, kind, i, number, *settings)
+                if file.is_file():
+                    continue
+                torch.manual_seed(i + 1000 * (kind == "tinted"))
+                began = time.perf_counter()
+                images = draw(self.imagen, *self.texts([prompt] * number), *settings)
+                add_speed(folder, totals, settings, number, time.perf_counter() - began)
+                write_pictures(file, images)
+                print(f"{kind}: {(i + 1) * number} of {number * len(own)} pictures", flush=True)
 
 
 class Respaced:
@@ -177,61 +150,8 @@ def draw(imagen, states, masks, scale, number_of_steps):
         text_mask=masks,
         cond_scale=scale,
     )
-    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-def draw_all(folder, samples, tinted_samples, scale, number_of_steps):
-    """Writes the pictures of each prompt into a file of its own."""
-    texts = Texts(folder)
-    imagen = made(texts.states.shape[-1]).eval()
-    imagen.unets[0].load_state_dict(load_file(folder / "unet.safetensors"))
-    for kind, total in (("grey", samples), ("tinted", tinted_samples)):
-        own = texts.prompts[kind]
-        number = total // len(own)
-        for i, prompt in enumerate(own):
-            file = drawn_file(folder, kind, i, number, scale, number_of_steps)
-            if file.is_file():
-                continue
-            torch.manual_seed(i + 1000 * (kind == "tinted"))
-            images = draw(imagen, *texts([prompt] * number), scale, number_of_steps)
-            np.save(file.with_suffix(".tmp.npy"), images)
-            file.with_suffix(".tmp.npy").rename(file)
-            print(f"{kind}: {(i + 1) * number} of {number * len(own)} pictures", flush=True)
-
-
-def drawn_file(folder, kind, i, number, scale, number_of_steps):
-    """Where the pictures of a prompt are."""
-    return folder / f"drawn-{scale:g}-{number_of_steps}-{number}-{kind}-{i:02}.npy"
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--measure", type=int, help="times so many steps")
-    parser.add_argument("--steps", type=int, help="trains for so many; draws where none are given")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--tinted-samples", type=int, default=160)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--sampling-steps", type=int, default=TIMESTEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    if options.measure is not None:
-        print(measure(options.output, options.measure, options.batch_size))
-    elif options.steps is not None:
-        train(options.output, options.steps, options.batch_size)
-    else:
-        draw_all(
-            options.output,
-            options.samples,
-            options.tinted_samples,
-            options.guidance_scale,
-            options.sampling_steps,
-        )
+    return training.to_uint8(images)
 
 
 if __name__ == "__main__":
-    main()
+    training.main(MinImagen, __doc__)
