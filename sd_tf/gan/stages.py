@@ -176,10 +176,8 @@ class GanStage(Stage):
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
         shown = drawn[-1]
-        real, drawn = (
-            real[-len(drawn) :],
-            drawn[-len(real) :],
-        )  # of the same sizes; it halves the smallest itself
+        # Of the same sizes; the discriminator halves the smallest itself.
+        real, drawn = real[-len(drawn) :], drawn[-len(real) :]
         real, drawn = self._augmented(real, drawn, batch)
         if player == GENERATOR:
             found = self._generator_losses(real, drawn, shown, batch)
