@@ -126,6 +126,11 @@ class GanOptions(Options):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.enlarge_from and self.reconstruction_weight:
+            raise InputError(
+                f"{self.named_value('reconstruction_weight')}, and {self.said('enlarge_from')} makes a model "
+                "without an encoder, since small pictures lay out what it draws: leave one of them out"
+            )
         if self.unconditional:
             for name in ("text_encoder", "text_length", "matching_weight", "clip_weight"):
                 if getattr(self, name):

@@ -69,6 +69,8 @@ class GanRecipe(RecipeFromBase):
         losses, small = self.preset.losses._asdict(), self.model.small_size
         if small is None:
             del losses["low_res"]
+        if not self.model.generator_config.encoder_channels:
+            del losses["reconstruction"], losses["kl"]
         found = {
             "text_encoder": "none" if encoder is None else f"{encoder.width} wide, {encoder.length} tokens",
             "losses": ", ".join(f"{name} {value}" for name, value in losses.items()),

@@ -374,6 +374,7 @@ def test_a_new_model_enlarges_from_the_size_that_is_asked_for(tmp_path):
     recipe = recipe_of(model, options, tmp_path)
     assert recipe.preset.losses.low_res == 4.0 and recipe.preset.low_res_noise == 0.0
     assert recipe.described()["enlarges"] == "16 x 16 pixels"
+    assert "reconstruction" not in recipe.described()["losses"]  # it has no encoder
     plain = new_model(GanOptions(unconditional=True), "fashion_mnist")
     assert (
         plain.small_size is None
@@ -392,4 +393,6 @@ def test_sizes_and_flags_that_do_not_fit_are_refused(tmp_path, capsys):
         InputError, match="--low-res-weight is only for a model that enlarges pictures: leave"
     ):
         train.main([*flags, "--low-res-weight", "2"])
+    with pytest.raises(InputError, match="--enlarge-from makes a model without an encoder"):
+        train.main([*flags, "--enlarge-from", "16", "--reconstruction-weight", "2"])
     assert not (tmp_path / "run").exists()

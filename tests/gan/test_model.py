@@ -15,6 +15,9 @@ from sd_tf.errors import InputError
 from sd_tf.gan.card import traits_of
 from sd_tf.gan.discriminator import Discriminator
 from sd_tf.gan.generator import Generator
+from sd_tf.gan.inversion import nearest_styles
+from sd_tf.gan.options import GanOptions
+from sd_tf.gan.recipe import recipe_of
 from sd_tf.gan.settings import GanSettings
 from sd_tf.seeding import seeded
 from sd_tf.sharing.card import model_card
@@ -83,6 +86,20 @@ def test_an_inverted_picture_is_drawn_again(model):
     known = model.generate(PROMPT, seed=5, truncation=1.0)  # of one of the seeds that it tries
     found = model.invert(known[0], PROMPT, steps=20, progress=False)
     assert np.abs(model.generate(PROMPT, styles=found).astype(int) - known).max() <= 1
+
+
+def test_an_encoder_tells_where_an_inversion_begins(model, monkeypatch):
+    z = np.random.default_rng(3).standard_normal((2, 6)).astype("float32")  # of no seed
+    pictures = model.generate([PROMPT], 2, z=z, truncation=1.0)
+    styles = model.styles(PROMPT, 2, z=z, truncation=1.0)
+    assert np.abs(nearest_styles(model, pictures, PROMPT) - styles).max() > 1e-2
+    monkeypatch.setattr(model.generator, "encoder", lambda seen: (z, np.zeros_like(z)))
+    np.testing.assert_allclose(nearest_styles(model, pictures, PROMPT), styles, atol=1e-5)
+
+
+def test_a_trained_model_without_an_encoder_takes_no_weight_of_its_loss(model, tmp_path):
+    with pytest.raises(InputError, match="reconstruction_weight is 2.0, and the model has no encoder"):
+        recipe_of(model, GanOptions(reconstruction_weight=2.0), tmp_path)
 
 
 def test_a_saved_model_draws_the_same(model, tmp_path):
