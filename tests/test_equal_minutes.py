@@ -172,8 +172,9 @@ class FakeJudges:
         return {"frechet_distance": Score(1.0, "lower", {"samples": len(drawn.grey)} | drawing)}
 
     def draw(self, model, samples, tinted_samples, settings, rebuild=True):
-        assert settings.keys() == model.recommended.to_json().keys() & set(equal_minutes.COMPARED) | {"seed"}
-        assert all(settings[name] == getattr(model.recommended, name) for name in settings.keys() - {"seed"})
+        recommended = model.recommended.to_json()
+        assert settings.keys() == recommended.keys() & set(equal_minutes.COMPARED) | {"seed"}
+        assert all(settings[name] == recommended[name] for name in settings.keys() - {"seed"})
         return Drawn(*(np.zeros((n, 32, 32, 3), np.uint8) for n in (samples, tinted_samples)), None)
 
 
