@@ -63,6 +63,7 @@ def test_a_report_says_how_every_stage_drew_and_what_there_is_no_score_of(
     np.testing.assert_array_equal(generate(model, captions, 4, steps=1), captioned)  # by its own settings
     found = json.loads((tmp_path / "report.json").read_text())
     known = {"nearest_training_distance", "copies", "diversity", "colour_accuracy"}
+    known |= {"frechet_distance", "kernel_distance"}
     assert set(found["scores"]) == known
     for score in found["scores"].values():
         assert {name: score["protocol"][name] for name in FACTS} == FACTS
