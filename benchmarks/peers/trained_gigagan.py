@@ -15,7 +15,7 @@ gradient penalty of real and drawn pictures every fourth step, the reconstructio
 learning rate, and the moving average. Changed, or without a default:
 
 - at most 128 channels, and 128 in the first map, of which 256 and 512 would be its own: its kernels are mixed
-  for each picture, so that a step would take minutes on two cores
+  for each picture, which is slow on a processor
 - the mapping network is 64 wide and 4 deep, as in its README; so are the text layers on the frozen states
 - batches of 16, see `docs/benchmarks.md`
 
