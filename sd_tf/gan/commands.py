@@ -94,6 +94,7 @@ def defaults(dataset: str, options: GanOptions) -> dict:
         "gamma": f"{losses.gamma:g}",
         "matching_weight": f"{losses.matching:g}",
         "reconstruction_weight": f"{losses.reconstruction:g}",
+        "perceptual_weight": f"{losses.perceptual:g}",
         "kl_weight": f"{losses.kl:g}",
         "clip_weight": f"{losses.clip:g}",
         "clip_features": losses.clip_features,

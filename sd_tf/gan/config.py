@@ -26,11 +26,10 @@ class GeneratorConfig:
     style_dim: int = 256  # of w
     mapping_layers: int = 4
     starts_from_style: bool = False  # drawing begins with features of w beside the learned ones
-    encoder_channels: tuple[int, ...] = ()  # of each level of the encoder; () for none
+    encoder_channels: tuple[int, ...] = ()  # of each level of the encoder, see `encoder_patch`; () for none
     text_dim: int | None = None  # width of the text encoder's states; None draws without a text
     text_width: int = 128  # of the learned layers behind it
     text_layers: int = 1
-    patch_size: int = 1  # pixels of the picture along each side of a position
     num_kernels: int | tuple[int, ...] = 4  # of the filter banks, of all levels or of each; 1 has no bank
     self_attention: tuple[bool, ...] = (False, True, True, False)
     cross_attention: tuple[bool, ...] = (False, True, True, False)  # on the text's tokens
@@ -41,12 +40,12 @@ class GeneratorConfig:
     @property
     def sample_size(self) -> int:
         """Pixels along a side."""
-        return self.patch_size * self.sides[-1]
+        return self.sides[-1]
 
     @property
     def low_res_sizes(self) -> tuple[int, ...]:
         """What `low_res_size` may be: the sizes of all levels but the last."""
-        return tuple(self.patch_size * side for side in self.sides[:-1])
+        return self.sides[:-1]
 
     @property
     def levels_below(self) -> int:
@@ -55,8 +54,16 @@ class GeneratorConfig:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Positions along a side of each level."""
-        return tuple(LOWEST_SIDE * 2**level for level in range(len(self.block_out_channels)))
+        """Pixels along a side of each level."""
+        return tuple(side_of(level + 1) for level in range(len(self.block_out_channels)))
+
+    @property
+    def encoder_patch(self) -> float:
+        """Pixels of the picture along a side of each position that the encoder sees.
+
+        Its levels begin with 4 x 4 as well; with fewer than the generator's, positions are patches.
+        """
+        return self.sample_size / side_of(len(self.encoder_channels))
 
     def of_levels(self, name: str) -> tuple:
         """A field that is one value for all levels, or one for each: as the latter."""
@@ -72,7 +79,7 @@ class DiscriminatorConfig:
     """
 
     block_out_channels: tuple[int, ...] = (64, 128, 256, 256)
-    patch_size: int = 1  # as of `GeneratorConfig`, and in the same way of the smaller pictures
+    patch_size: int = 1  # pixels along each side of a position, of the picture and of smaller ones
     text_dim: int | None = None
     text_width: int = 128
     text_layers: int = 1
@@ -89,7 +96,7 @@ class DiscriminatorConfig:
     @property
     def sample_size(self) -> int:
         """Pixels along a side."""
-        return self.patch_size * LOWEST_SIDE * 2 ** (len(self.block_out_channels) - 1)
+        return self.patch_size * side_of(len(self.block_out_channels))
 
     def of_levels(self, name: str) -> tuple:
         """As of `GeneratorConfig`."""
@@ -97,27 +104,32 @@ class DiscriminatorConfig:
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
 
+def side_of(levels: int) -> int:
+    """Positions along a side of the last of so many levels."""
+    return LOWEST_SIDE * 2 ** (levels - 1)
+
+
 def check_config(config: GeneratorConfig | DiscriminatorConfig):
     """Raises `InputError` where the fields disagree on the levels, or a number makes no network."""
     levels = len(config.block_out_channels)
     if levels > MOST_LEVELS:
-        side = config.patch_size * LOWEST_SIDE * 2 ** (levels - 1)
         raise InputError(
-            f"block_out_channels has {levels} entries, which are pictures of {side} pixels: {MOST_LEVELS} "
-            "are the most"
+            f"block_out_channels has {levels} entries, which are pictures of {config.sample_size} pixels: "
+            f"{MOST_LEVELS} are the most"
         )
     if not levels:
         raise InputError("block_out_channels is empty: give one number of channels for each level")
-    if config.patch_size not in PATCHES:
+    if getattr(config, "patch_size", 1) not in PATCHES:
         raise InputError(f"patch_size is {config.patch_size}: give one of {', '.join(map(str, PATCHES))}")
     for name in ("num_kernels", "self_attention", "cross_attention"):
         if hasattr(config, name) and len(config.of_levels(name)) != levels:
             number = len(config.of_levels(name))
             raise InputError(f"{name} has {number} entries for {levels} block_out_channels: give {levels}")
     encoder = getattr(config, "encoder_channels", ())
-    if encoder and len(encoder) != levels:
+    if encoder and config.encoder_patch not in PATCHES:
+        may_be = " or ".join(str(levels - i) for i in range(len(PATCHES)) if levels > i)
         raise InputError(
-            f"encoder_channels has {len(encoder)} entries for {levels} block_out_channels: give {levels}, or "
+            f"encoder_channels has {len(encoder)} entries for {levels} block_out_channels: give {may_be}, or "
             "none"
         )
     for number in getattr(config, "num_kernels", 1), getattr(config, "minibatch_groups", 1):
@@ -171,6 +183,7 @@ class GanLosses(NamedTuple):
         vision_gamma: of R1 and R2 at these maps.
         reconstruction: of a generator with an encoder, weight of the mean distance of pictures that are drawn
             again from the pictures that they are drawn from.
+        perceptual: likewise, of the distance of their activations in a frozen network.
         kl: weight of the divergence of what the encoder says from the distribution that z is drawn from.
         low_res: of a generator that enlarges, weight of the mean squared difference of what it draws, made
             small again, from the picture that it enlarges.
@@ -184,6 +197,7 @@ class GanLosses(NamedTuple):
     vision: float = 1.0
     vision_gamma: float = 1.0
     reconstruction: float = 20.0
+    perceptual: float = 0.0
     kl: float = 0.01
     low_res: float = 10.0
 

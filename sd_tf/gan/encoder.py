@@ -5,7 +5,7 @@ from keras import ops
 
 from sd_tf.gan.config import LOWEST_SIDE
 from sd_tf.gan.discriminator import JudgingLevel
-from sd_tf.gan.layers import halved, leaky_relu, patches_of_pixels
+from sd_tf.gan.layers import halved, leaky_relu, patches_of_pixels, unit_rows
 from sd_tf.nn.blocks import conv
 from sd_tf.nn.precision import at_least_float32
 
@@ -58,14 +58,17 @@ class PictureFeatures(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("sd_tf")
 class LatentEncoder(keras.layers.Layer):
-    """The normal distribution of z for a picture (Kingma and Welling 2014; Zhu et al. 2017, section 3.2).
+    """The normal distribution of z for a picture and its text (Sohn et al. 2015, section 4.1).
+
+    What the text says already z does not have to say, and is then spread alike for every text.
 
     Args:
         block_out_channels, patch_size: as of `PictureFeatures`.
         latent_dim: of z.
 
-    Called with pictures, float (batch, side, side, 3) in [-1, 1]; returns the mean and the logarithm of the
-    variance, float32 (batch, latent dim) each, the latter between `LOG_VARIANCE`.
+    Called with pictures, float (batch, side, side, 3) in [-1, 1], and the global code of their texts, (batch,
+    any width), or None without a text; returns the mean and the logarithm of the variance, float32 (batch,
+    latent dim) each, the latter between `LOG_VARIANCE`.
     """
 
     def __init__(self, block_out_channels, latent_dim, patch_size=1, **kwargs):
@@ -73,7 +76,7 @@ class LatentEncoder(keras.layers.Layer):
         self.block_out_channels, self.patch_size = tuple(block_out_channels), patch_size
         self.latent_dim = latent_dim
 
-    def build(self, input_shape):
+    def build(self, input_shape, code_shape=None):
         policy = self.dtype_policy
         self.features = PictureFeatures(
             self.block_out_channels, self.patch_size, dtype=policy, name="features"
@@ -83,11 +86,20 @@ class LatentEncoder(keras.layers.Layer):
             2 * self.latent_dim, kernel_initializer="lecun_normal", dtype=policy, name="out"
         )
         self.out.build((None, LOWEST_SIDE**2 * self.block_out_channels[0]))
+        self.text_out = None
+        if code_shape is not None:
+            self.text_out = keras.layers.Dense(
+                2 * self.latent_dim, use_bias=False, kernel_initializer="zeros", dtype=policy, name="text_out"
+            )
+            self.text_out.build(code_shape)
 
-    def call(self, pictures):
+    def call(self, pictures, code=None):
         [lowest, *_] = self.features(pictures)
         x = ops.reshape(leaky_relu(lowest), (-1, LOWEST_SIDE**2 * self.block_out_channels[0]))
-        mean, log_variance = ops.split(at_least_float32(self.out(x)), 2, axis=-1)
+        x = at_least_float32(self.out(x))
+        if self.text_out is not None:
+            x = x + at_least_float32(self.text_out(unit_rows(code)))
+        mean, log_variance = ops.split(x, 2, axis=-1)
         return mean, ops.clip(log_variance, *LOG_VARIANCE)
 
     def get_config(self):

@@ -11,7 +11,7 @@ from sd_tf.data.pipeline import fair_sample
 from sd_tf.data.resizing import shrunk
 from sd_tf.gan.layers import halved_to
 from sd_tf.gan.losses import low_res_loss
-from sd_tf.gan.stages import GanStage, text_of
+from sd_tf.gan.stages import GanStage
 from sd_tf.generation.pictures import to_uint8
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
@@ -50,8 +50,9 @@ class EnlargingStage(GanStage):
             found["text_mask"][dropped] = self.texts.mask[-1]
         return found | {"low_res": low_res.astype(np.float32)}
 
-    def drawn_of(self, batch, z):
-        return self.generator(z, *text_of(batch), low_res=batch["low_res"])
+    def drawn_of(self, batch, z, tokens, code):
+        styles = self.generator.styles(z, code)
+        return self.generator.synthesize(styles, tokens, batch.get("text_mask"), batch["low_res"])
 
     def _generator_losses(self, real, drawn, shown, batch):
         losses = super()._generator_losses(real, drawn, shown, batch)

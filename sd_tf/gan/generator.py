@@ -19,8 +19,6 @@ from sd_tf.gan.layers import (
     DistanceAttention,
     TextLayers,
     leaky_relu,
-    pixels_of_patches,
-    smoothed,
     unit_rows,
 )
 from sd_tf.nn.added_attention import attention_bias
@@ -72,14 +70,15 @@ class Generator(keras.Model):
         self.encoder = None
         if config.encoder_channels:
             self.encoder = LatentEncoder(
-                config.encoder_channels, config.latent_dim, config.patch_size, dtype=policy, name="encoder"
+                *(config.encoder_channels, config.latent_dim, int(config.encoder_patch)),
+                dtype=policy,
+                name="encoder",
             )
         kernels = config.of_levels("num_kernels")
         self.levels = [
             SynthesisLevel(
                 *(channels, kernels[i], config.self_attention[i], config.cross_attention[i]),
                 config.attention_head_dim,
-                config.patch_size,
                 upsample=i > 0,
                 draws=i >= config.levels_below,
                 starts_at_zero=config.low_res_size is not None,
@@ -91,7 +90,7 @@ class Generator(keras.Model):
         self.low_res = None
         if config.low_res_size is not None:
             widths = config.block_out_channels[: config.levels_below]
-            self.low_res = PictureFeatures(widths, config.patch_size, dtype=policy, name="low_res")
+            self.low_res = PictureFeatures(widths, dtype=policy, name="low_res")
 
     def build(self, *input_shapes):
         config = self.config
@@ -105,7 +104,8 @@ class Generator(keras.Model):
             layer.build((None, width))
             width = config.style_dim
         if self.encoder is not None:
-            self.encoder.build((None, config.sample_size, config.sample_size, RGB))
+            code_shape = None if self.text is None else (None, config.text_width)
+            self.encoder.build((None, config.sample_size, config.sample_size, RGB), code_shape)
         channels = config.block_out_channels[0]
         if self.low_res is not None:
             self.low_res.build((None, config.low_res_size, config.low_res_size, RGB))
@@ -202,7 +202,6 @@ class SynthesisLevel(keras.layers.Layer):
         num_kernels: of the filter banks.
         self_attention, cross_attention: whether positions attend on each other, and on the text.
         head_width: of the attentions.
-        patch_size: pixels of the picture along each side of a position.
         upsample: whether the resolution is doubled, between the two convolutions: the first one then has a
             quarter of the positions that it has in StyleGAN2, where it comes behind.
         draws: whether it adds to the picture.
@@ -210,7 +209,7 @@ class SynthesisLevel(keras.layers.Layer):
 
     Called with x (batch, side, side, channels in), w (batch, style dim), the text's tokens or None, their
     `attention_bias` or None, and features that join it (batch, side, side, channels) or None. Returns the
-    level's features and its part of the picture, (batch, patch size x side, patch size x side, 3), or None.
+    level's features and its part of the picture, (batch, side, side, 3), or None.
     """
 
     def __init__(
@@ -220,14 +219,13 @@ class SynthesisLevel(keras.layers.Layer):
         self_attention,
         cross_attention,
         head_width,
-        patch_size,
         upsample,
         draws=True,
         starts_at_zero=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.patch_size, self.draws, self.starts_at_zero = patch_size, draws, starts_at_zero
+        self.draws, self.starts_at_zero = draws, starts_at_zero
         self.channels, self.num_kernels, self.head_width = channels, num_kernels, head_width
         self.self_attention, self.cross_attention, self.upsample = self_attention, cross_attention, upsample
 
@@ -251,7 +249,7 @@ class SynthesisLevel(keras.layers.Layer):
         self.to_rgb = None
         if self.draws:
             self.to_rgb = AdaptiveConv2D(
-                RGB * self.patch_size**2,
+                RGB,
                 1,
                 demodulate=False,
                 starts_at_zero=self.starts_at_zero,
@@ -273,5 +271,4 @@ class SynthesisLevel(keras.layers.Layer):
             x = self.text_attention(x, tokens, bias)
         if self.to_rgb is None:
             return x, None
-        change = pixels_of_patches(self.to_rgb(x, style), self.patch_size)
-        return x, smoothed(change) if self.patch_size > 1 else change
+        return x, self.to_rgb(x, style)

@@ -8,7 +8,7 @@ CANDIDATES = 64  # seeds, of whose styles the nearest are begun with
 LEARNING_RATE, BETAS = 0.05, (0.9, 0.999)
 
 
-def nearest_styles(model, pictures, prompt, seeds=CANDIDATES):
+def nearest_styles(model, pictures, prompt, texts, seeds=CANDIDATES):
     """For each picture, the styles whose picture is nearest, float32 (n, levels, style dim).
 
     They are those of a seed, or of what the generator's encoder says, if it has one.
@@ -17,11 +17,12 @@ def nearest_styles(model, pictures, prompt, seeds=CANDIDATES):
         model: a `GigaGAN`.
         pictures: uint8 (n, side, side, 3).
         prompt: a string.
+        texts: of each picture, its context and mask, or nothing.
         seeds: how many are tried.
     """
     styles = model.styles(prompt, seeds, truncation=1.0, engine="tensorflow")
     if model.generator.encoder is not None:
-        z = np.asarray(model.generator.encoder(to_unit(pictures))[0])
+        z = np.asarray(model.generator.encoder(to_unit(pictures), model.generator.read(*texts)[1])[0])
         own = model.styles(prompt, len(z), z=z, truncation=1.0, engine="tensorflow")
         styles = np.concatenate([styles, own])
     drawn = model.generate(prompt, len(styles), styles=styles, engine="tensorflow", progress=False)

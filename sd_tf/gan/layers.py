@@ -35,28 +35,11 @@ def halved(x):
     return ops.mean(x, axis=(2, 4))
 
 
-def smoothed(x):
-    """(batch, height, width, channels) after the filter (1, 2, 1) / 4 along both axes; edges go on.
-
-    Nothing is left of what changes from each pixel to the next and back: the grid of patches.
-    """
-    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="symmetric")
-    x = 0.25 * (x[:, :-2] + x[:, 2:]) + 0.5 * x[:, 1:-1]
-    return 0.25 * (x[:, :, :-2] + x[:, :, 2:]) + 0.5 * x[:, :, 1:-1]
-
-
 def halved_to(x, side):
     """`halved` until pictures have that side, in pixels."""
     while x.shape[1] > side:
         x = halved(x)
     return x
-
-
-def pixels_of_patches(x, size):
-    """(batch, height, width, size * size * channels) -> (batch, size * height, size * width, channels)."""
-    height, width, channels = *x.shape[1:3], x.shape[3] // size**2
-    x = ops.reshape(x, (-1, height, width, size, size, channels))
-    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, size * height, size * width, channels))
 
 
 def patches_of_pixels(x, size):

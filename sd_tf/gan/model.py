@@ -319,7 +319,7 @@ class GigaGAN:
                 self.generator,
                 to_unit(pictures),
                 texts,
-                nearest_styles(self, pictures, request.prompts[0]),
+                nearest_styles(self, pictures, request.prompts[0], texts),
                 steps,
                 lambda _, difference: (bar.update(), bar.set_postfix_str(f"{difference:.4f}")),
             )

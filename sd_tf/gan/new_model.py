@@ -89,6 +89,7 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         "gamma": options.gamma,
         "matching": 0.0 if options.unconditional else options.matching_weight,
         "reconstruction": options.reconstruction_weight,
+        "perceptual": options.perceptual_weight,
         "kl": options.kl_weight,
         "clip": options.clip_weight,
         "clip_features": options.clip_features,

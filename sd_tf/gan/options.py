@@ -73,6 +73,12 @@ class GanOptions(Options):
     reconstruction_weight: float | None = option(
         None, "of the loss of pictures that are drawn again; 0 leaves it out", at_least=0, group=LOSSES
     )
+    perceptual_weight: float | None = option(
+        None,
+        "of the distance of pictures that are drawn again in the maps of --vision; 0 leaves it out",
+        at_least=0,
+        group=LOSSES,
+    )
     kl_weight: float | None = option(
         None, "of the divergence of their z from the usual ones", at_least=0, group=LOSSES
     )

@@ -37,7 +37,7 @@ PLAYER = StageConfig(
     optimizer="muon",
     learning_rate=2e-3,
     lr_schedule="cosine",
-    warmup_steps=100,
+    warmup_steps=300,
     weight_decay=0.0,
     gradient_clip=1e3,
     beta_1=0.0,
@@ -45,16 +45,15 @@ PLAYER = StageConfig(
 )
 GARMENTS = Preset(
     generator=GeneratorConfig(
-        block_out_channels=(128, 128, 96),
-        patch_size=2,
+        block_out_channels=(128, 128, 96, 32),
         style_dim=128,
         mapping_layers=2,
         starts_from_style=True,
         encoder_channels=(96, 64, 32),
         text_width=64,
         num_kernels=1,
-        self_attention=(False, True, False),
-        cross_attention=(False, True, False),
+        self_attention=(False, True, False, False),
+        cross_attention=(False, True, False, False),
     ),
     discriminator=DiscriminatorConfig(
         block_out_channels=(32, 64, 96),
@@ -76,10 +75,10 @@ PICTURES = replace(
     GARMENTS,
     generator=replace(
         GARMENTS.generator,
-        block_out_channels=(192, 192, 128, 96),
+        block_out_channels=(192, 192, 128, 96, 32),
         encoder_channels=(128, 96, 64, 32),
-        self_attention=(False, True, True, False),
-        cross_attention=(False, True, True, False),
+        self_attention=(False, True, True, False, False),
+        cross_attention=(False, True, True, False, False),
     ),
     discriminator=replace(
         GARMENTS.discriminator,

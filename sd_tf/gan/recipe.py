@@ -142,8 +142,15 @@ class PlannedGan(PlannedStage):
             run.options.seed,
             self._clip() if preset.losses.clip else None,
             self.model,
-            load_perceptual(preset.vision) if discriminator.config.vision_channels else None,
+            self._vision(discriminator),
         )
+
+    def _vision(self, discriminator):
+        """The frozen network that judges or compares pictures; None if nothing asks for it."""
+        preset, config = self.recipe.preset, self.model.generator_config
+        if discriminator.config.vision_channels or (config.encoder_channels and preset.losses.perceptual):
+            return load_perceptual(preset.vision)
+        return None
 
     def _clip(self):
         name = self.recipe.own.clip or "clip-mini"

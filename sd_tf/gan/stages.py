@@ -154,9 +154,9 @@ class GanStage(Stage):
         """A batch with what else a kind of generator reads."""
         return found
 
-    def drawn_of(self, batch, z):
-        """The generator's pictures of a batch and its z, from the lowest level up."""
-        return self.generator(z, *text_of(batch))
+    def drawn_of(self, batch, z, tokens, code):
+        """The generator's pictures of a batch, its z and what it read, from the lowest level up."""
+        return self.generator.synthesize(self.generator.styles(z, code), tokens, batch.get("text_mask"))
 
     def _texts(self, prefix, captions):
         rows = self.texts.rows_of(captions)
@@ -171,8 +171,9 @@ class GanStage(Stage):
         return self._texts("other_", examples.captions) | {"mismatched": examples.groups != groups}
 
     def losses(self, batch, player, averages):
-        z, posterior = self._latents(batch)
-        drawn, real = self.drawn_of(batch, z), (batch["images"],)
+        tokens, code = self.generator.read(*text_of(batch))
+        z, posterior = self._latents(batch, code)
+        drawn, real = self.drawn_of(batch, z, tokens, code), (batch["images"],)
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
         shown = drawn[-1]
@@ -184,7 +185,7 @@ class GanStage(Stage):
             return found if posterior is None else self._with_reconstruction(found, shown, posterior, batch)
         return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch)
 
-    def _latents(self, batch):
+    def _latents(self, batch, code):
         """z of the drawn pictures, and what the encoder says of the real ones.
 
         With an encoder the first half of the batch is drawn again, with z of their distributions. These are
@@ -193,7 +194,8 @@ class GanStage(Stage):
         if self.generator.encoder is None:
             return batch["z"], None
         half = (tf.shape(batch["z"])[0] + 1) // 2
-        mean, log_variance = self.generator.encoder(batch["images"][:half])
+        code = None if code is None else code[:half]
+        mean, log_variance = self.generator.encoder(batch["images"][:half], code)
         again = mean + tf.exp(0.5 * log_variance) * batch["posterior noise"][:half]
         return tf.concat([again, batch["z"][half:]], axis=0), (mean, log_variance)
 
@@ -202,11 +204,15 @@ class GanStage(Stage):
         images, weights = batch["images"], self.weights
         half, number = tf.shape(posterior[0])[0], tf.shape(images)[0]
         difference = reconstruction_loss(shown[:half], images[:half])
-        of_encoder = divergence(*posterior)
+        of_encoder, perceptual = divergence(*posterior), []
+        if weights.perceptual:
+            apart = self.vision.distance(shown[:half], images[:half])
+            perceptual = [("perceptual", weights.perceptual, apart)]
         is_again, others = tf.range(number) < half, tf.zeros([number - half])
         share = tf.cast(half, tf.float32) / tf.cast(number, tf.float32)
         for name, weight, values in (
             ("reconstruction", weights.reconstruction, difference),
+            *perceptual,
             ("divergence", weights.kl, of_encoder),
         ):
             values = tf.concat([values, others], axis=0)
@@ -272,7 +278,7 @@ class GanStage(Stage):
         judge, weights = self.discriminator, self.weights
         if judge.config.judges_pixels:
             yield Judge("", 1.0, weights.gamma, lambda pictures: pictures, judge.seen, judge.judged)
-        if self.vision is not None:
+        if judge.config.vision_channels:
             yield Judge(
                 "vision ", weights.vision, weights.vision_gamma, self._maps, tuple, judge.judged_by_vision
             )

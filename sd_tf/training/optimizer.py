@@ -13,7 +13,8 @@ BUCKET = 2**22  # most values in one vector, unless one variable has more; bound
 FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000
 MOMENTUM, NEWTON_SCHULZ_STEPS, NEWTON_SCHULZ = 0.95, 5, (3.4445, -4.7750, 2.0315)
 RMS_OF_ADAMW = 0.2  # of an update before the learning rate (Liu et al. 2025)
-FIRST_AND_LAST_LAYERS = ("conv_in", "conv_out", "patch_embedding")
+KERNELS = ("kernel", "weight")  # the latter of a GAN's adaptive convolutions
+FIRST_AND_LAST_LAYERS = ("conv_in", "conv_out", "patch_embedding", "to_rgb")
 
 
 class Optimizer:
@@ -354,7 +355,7 @@ def _if_finite(pairs, new, average, settings):
 
 def _is_matrix(variable):
     """Whether Muon may update it: a kernel of a layer that is neither the first nor the last."""
-    return variable.name == "kernel" and not any(name in variable.path for name in FIRST_AND_LAST_LAYERS)
+    return variable.name in KERNELS and not any(name in variable.path for name in FIRST_AND_LAST_LAYERS)
 
 
 def _joined(tensors):

@@ -12,7 +12,7 @@ from sd_tf.gan.discriminator import Discriminator
 from sd_tf.gan.encoder import LOG_VARIANCE
 from sd_tf.gan.generator import Generator
 from sd_tf.gan.heads import with_deviation
-from sd_tf.gan.layers import halved, patches_of_pixels, pixels_of_patches, smoothed
+from sd_tf.gan.layers import halved, patches_of_pixels
 from tests.conftest import shake_variables
 
 RNG = np.random.default_rng(0)
@@ -141,33 +141,20 @@ def test_the_first_pictures_are_judged_again_with_other_texts(changes):
 
 
 def test_positions_of_several_pixels():
-    x = np.arange(2 * 3 * 2 * 12, dtype="float32").reshape(2, 3, 2, 12)
-    pixels = np.asarray(pixels_of_patches(x, 2))
-    assert pixels.shape == (2, 6, 4, 3)
-    np.testing.assert_array_equal(pixels[1, 3, 2], x[1, 1, 1, 6:9])  # the lower left pixel of a position
-    np.testing.assert_array_equal(patches_of_pixels(pixels, 2), x)
-    generator = made(Generator, DRAWS, patch_size=2)
+    pixels = np.arange(2 * 6 * 4 * 3, dtype="float32").reshape(2, 6, 4, 3)
+    patches = np.asarray(patches_of_pixels(pixels, 2))
+    assert patches.shape == (2, 3, 2, 12)
+    np.testing.assert_array_equal(
+        patches[1, 1, 1, 6:9], pixels[1, 3, 2]
+    )  # the lower left pixel of a position
+    generator = made(Generator, DRAWS)
     pictures = generator(normal(4, 6), normal(4, 4, 5), np.ones((4, 4), bool))
-    assert [each.shape[1] for each in pictures] == [8, 16, 32] and generator.config.sample_size == 32
-    judge = made(Discriminator, JUDGES, patch_size=2)
-    logits = judge(pictures, normal(4, 3, 5), np.ones((4, 3), bool))
-    assert logits.shape == (4, 6) and judge.config.sample_size == 32
+    text = normal(4, 3, 5), np.ones((4, 3), bool)
+    judge = made(Discriminator, JUDGES, patch_size=2, block_out_channels=(8, 16), self_attention=(False,) * 2)
+    assert judge(pictures, *text).shape == (4, 3) and judge.config.sample_size == 16
     four = made(Discriminator, JUDGES, block_out_channels=(8, 8, 8, 16), self_attention=(False,) * 4)
-    logits = four(pictures, normal(4, 3, 5), np.ones((4, 3), bool))  # it halves the smallest once more
+    logits = four((normal(4, 16, 16, 3), normal(4, 32, 32, 3)), *text)  # it halves the smallest, twice
     assert logits.shape == (4, 10)
-
-
-def test_positions_of_several_pixels_leave_no_grid():
-    x = normal(2, 5, 6, 3)
-    wide = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
-    expected = sum(
-        kernel[i, j] * wide[:, i : i + 5, j : j + 6] for i in range(3) for j in range(3)
-    )  # a convolution, by its definition
-    np.testing.assert_allclose(smoothed(x), expected, atol=1e-6)
-    rows, columns = np.indices((8, 8))
-    grid = ((-1.0) ** (rows + columns)).astype("float32")[None, :, :, None]
-    np.testing.assert_allclose(np.asarray(smoothed(grid))[:, 1:-1, 1:-1], 0.0, atol=1e-6)
 
 
 def test_drawing_may_begin_with_features_of_the_style():
@@ -183,13 +170,21 @@ def test_drawing_may_begin_with_features_of_the_style():
 
 
 def test_an_encoder_tells_a_distribution_of_z():
-    generator = made(Generator, DRAWS, encoder_channels=(8, 8, 12), patch_size=2)
-    mean, log_variance = generator.encoder(100 * normal(3, 32, 32, 3))
-    assert mean.shape == log_variance.shape == (3, 6)
-    low, high = LOG_VARIANCE
-    assert low <= np.asarray(log_variance).min() and np.asarray(log_variance).max() <= high
-    with pytest.raises(InputError, match="encoder_channels has 2 entries for 3 block_out_channels"):
-        made(Generator, DRAWS, encoder_channels=(8, 8))
+    side = DRAWS.sample_size
+    whole = made(Generator, DRAWS, encoder_channels=(8, 8, 12))
+    patches = made(Generator, DRAWS, encoder_channels=(8, 12))
+    assert (whole.config.encoder_patch, patches.config.encoder_patch) == (1, 2)
+    for generator in (whole, patches):
+        pictures, code = 100 * normal(3, side, side, 3), normal(3, 8)
+        mean, log_variance = generator.encoder(pictures, code)
+        [other, _] = generator.encoder(pictures, -code)
+        assert np.abs(np.asarray(other - mean)).max() > 1e-3  # with another text
+        assert mean.shape == log_variance.shape == (3, 6)
+        low, high = LOG_VARIANCE
+        assert low <= np.asarray(log_variance).min() and np.asarray(log_variance).max() <= high
+    message = "encoder_channels has 4 entries for 3 block_out_channels: give 3 or 2 or 1"
+    with pytest.raises(InputError, match=message):
+        made(Generator, DRAWS, encoder_channels=(8,) * 4)
 
 
 def test_the_deviation_of_a_group_is_its_own():
@@ -214,7 +209,7 @@ def test_a_network_is_made_again_from_its_configuration(kind, config):
         (Generator, {"num_kernels": 0}, "is 0: 1 is none"),
         (Generator, {"text_dim": None}, "cross_attention is on, and text_dim is None"),
         (Generator, {"attention_head_dim": 3, "text_width": 9}, "8 channels do not divide into heads of 3"),
-        (Generator, {"patch_size": 3}, "patch_size is 3: give one of 1, 2, 4"),
+        (Discriminator, {"patch_size": 3}, "patch_size is 3: give one of 1, 2, 4"),
         (Discriminator, {"self_attention": (True,)}, "self_attention has 1 entries for 3 block_out_channels"),
     ],
 )

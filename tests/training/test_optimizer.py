@@ -183,15 +183,22 @@ def test_an_interrupt_while_the_averages_are_put_in_place_brings_the_weights_bac
 
 # -- Muon -------------------------------------------------------------------------------------------
 
-KERNELS = {"a/kernel": (6, 4), "b/kernel": (3, 3, 2, 8), "c/kernel": (6, 4), "conv_in/kernel": (3, 4)}
+KERNELS = {
+    "a/kernel": (6, 4),
+    "b/kernel": (3, 3, 2, 8),
+    "c/kernel": (6, 4),
+    "d/weight": (2, 3, 3, 2, 8),  # a filter bank
+    "conv_in/kernel": (3, 4),
+}
 
 
 class Layer(keras.layers.Layer):
     """Gives its variables a path."""
 
-    def __init__(self, shape, rng, name):
+    def __init__(self, shape, rng, path):
+        name, _, of_kernel = path.partition("/")
         super().__init__(name=name)
-        self.kernel = self.add_weight(shape=shape, name="kernel")
+        self.kernel = self.add_weight(shape=shape, name=of_kernel)
         self.bias = self.add_weight(shape=shape[-1:], name="bias")
         for variable in self.weights:
             variable.assign(rng.normal(size=variable.shape))
@@ -199,7 +206,7 @@ class Layer(keras.layers.Layer):
 
 def layers():
     rng = np.random.default_rng(0)
-    found = [Layer(shape, rng, path.partition("/")[0]) for path, shape in KERNELS.items()]
+    found = [Layer(shape, rng, path) for path, shape in KERNELS.items()]
     return [variable for layer in found for variable in layer.weights]
 
 
@@ -209,8 +216,8 @@ def test_hidden_kernels_are_updated_as_by_torchs_muon_and_all_else_by_adamw(buck
     monkeypatch.setattr(optimizers, "BUCKET", bucket)
     variables = layers()
     ours = Optimizer(variables, config(optimizer="muon", gradient_clip=1e9))
-    matrices = [v for v in variables if v.name == "kernel" and "conv_in" not in v.path]
-    assert len(matrices) == 3
+    matrices = [v for v in variables if v.name != "bias" and "conv_in" not in v.path]
+    assert len(matrices) == 4
 
     def flat(value, variable):  # torch's takes matrices only: (output, whatever comes in)
         return value.reshape(-1, variable.shape[-1]).T.copy()
