@@ -196,8 +196,8 @@ class GanLosses(NamedTuple):
     clip_features: str = "projected"
     vision: float = 1.0
     vision_gamma: float = 1.0
-    reconstruction: float = 20.0
-    perceptual: float = 0.0
+    reconstruction: float = 8.0
+    perceptual: float = 4.0
     kl: float = 0.01
     low_res: float = 10.0
 

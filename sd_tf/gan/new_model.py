@@ -91,7 +91,7 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         "reconstruction": options.reconstruction_weight,
         "perceptual": options.perceptual_weight,
         "kl": options.kl_weight,
-        "clip": options.clip_weight,
+        "clip": _clip_weight(options),
         "clip_features": options.clip_features,
         "vision": options.vision_weight,
         "vision_gamma": options.vision_gamma,
@@ -112,3 +112,10 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         vision=options.vision or preset.vision,
         low_res_noise=preset.low_res_noise if options.low_res_noise is None else options.low_res_noise,
     )
+
+
+def _clip_weight(options):
+    """What models without a text, and those that enlarge, whose captions are left out at times, have is 0."""
+    if options.clip_weight is None and (options.unconditional or options.enlarge_from):
+        return 0.0
+    return options.clip_weight

@@ -88,7 +88,6 @@ class GanOptions(Options):
     clip: str | None = option(
         None,
         "CLIP of that loss, with both towers: a bundled name, a folder or a hub id (default: clip-mini)",
-        needs=("clip_weight", None),
         group=LOSSES,
     )
     clip_features: str | None = option(
@@ -96,7 +95,6 @@ class GanOptions(Options):
         "what that loss compares: projected features of length 1, or the towers' pooled states as they are, "
         "which is a mistake to look at",
         choices=CLIP_FEATURES,
-        needs=("clip_weight", None),
         group=LOSSES,
     )
     low_res_weight: float | None = option(

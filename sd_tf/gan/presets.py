@@ -61,14 +61,14 @@ GARMENTS = Preset(
         text_width=64,
         self_attention=(False, False, False),
         multi_scale_input=False,
-        vision_channels=(),
+        vision_channels=WIDTHS,
         vision_width=32,
     ),
     text_encoder="clip-mini",
     max_minutes=28,
     generator_training=PLAYER,
     discriminator_training=PLAYER,
-    losses=GanLosses(gamma=0.7),
+    losses=GanLosses(gamma=0.7, clip=0.25),
     augmentation=Augmentation(translation=0.0),
 )
 PICTURES = replace(
@@ -84,10 +84,12 @@ PICTURES = replace(
         GARMENTS.discriminator,
         block_out_channels=(32, 64, 96, 128),
         self_attention=(False, False, True, False),
+        vision_channels=(),  # the bundled frozen network and CLIP know garments alone
     ),
     text_encoder=MINILM,
     text_length=32,
     max_minutes=60,
+    losses=GanLosses(gamma=0.7),
     augmentation=Augmentation(translation=0.125, cutout=0.25),
 )
 

@@ -62,7 +62,23 @@ class GanRecipe(RecipeFromBase):
         beginning = model.provenance.beginning
         usual = preset_named(options.preset or USUAL) if beginning is None else beginning.preset
         self.preset = changed(usual, options)
+        self._check_losses(model)
         self.image_size, self.minutes = model.image_size[0], self.preset.max_minutes
+
+    def _check_losses(self, model):
+        """Raises `InputError` for options of a loss that is left out."""
+        options, losses = self.options[0], self.preset.losses
+        for name in ("clip", "clip_features"):
+            if getattr(options, name) is not None and not losses.clip:
+                raise InputError(
+                    f"{options.said(name)} needs {options.said('clip_weight')}: add it, or leave "
+                    f"{options.said(name)} out"
+                )
+        if options.perceptual_weight and not model.generator_config.encoder_channels:
+            raise InputError(
+                f"{options.named_value('perceptual_weight')}, and the model has no encoder, of whose "
+                "pictures that loss is: leave it out, or train a new model with an encoder"
+            )
 
     def described(self):
         encoder = self.model.text_encoder
@@ -70,7 +86,7 @@ class GanRecipe(RecipeFromBase):
         if small is None:
             del losses["low_res"]
         if not self.model.generator_config.encoder_channels:
-            del losses["reconstruction"], losses["kl"]
+            del losses["reconstruction"], losses["perceptual"], losses["kl"]
         found = {
             "text_encoder": "none" if encoder is None else f"{encoder.width} wide, {encoder.length} tokens",
             "losses": ", ".join(f"{name} {value}" for name, value in losses.items()),

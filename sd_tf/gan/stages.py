@@ -20,12 +20,14 @@ from sd_tf.gan.losses import (
     matching_loss,
     reconstruction_loss,
 )
+from sd_tf.graphs import batch_slices, sliced
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
 from sd_tf.text.prompt_syntax import prompt_of
 from sd_tf.training.gradient_penalty import gradient_penalty
 from sd_tf.training.options import FOLDER, StageConfig
 from sd_tf.training.stage import Player, Stage, gathered_rows, mean_of_some, own_rows
+from sd_tf.training.workers import Workers
 
 # Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
 LATENTS, AUGMENTATIONS, MISMATCHES, POSTERIORS = 2, 3, 4, 5
@@ -122,6 +124,9 @@ class GanStage(Stage):
         """CLIP's loss compares all examples of a batch."""
         return not self.weights.clip
 
+    def divides(self, player):
+        return player == DISCRIMINATOR or self.divisible
+
     @property
     def state(self):
         return {"right": self._running[RIGHT], "spread": self._running[SPREAD]}
@@ -171,9 +176,24 @@ class GanStage(Stage):
         return self._texts("other_", examples.captions) | {"mismatched": examples.groups != groups}
 
     def losses(self, batch, player, averages):
+        if player == DISCRIMINATOR or not self.weights.clip:
+            return self._losses(batch, player)[0]
+        # CLIP's loss compares all pictures of the batch, which are drawn and judged on all cores before.
+        strategy = tf.distribute.get_strategy()
+        here = strategy.num_replicas_in_sync // Workers(strategy).number
+        number = batch_slices(self.batch_size // strategy.num_replicas_in_sync, here, self.unit)
+        parts = [self._losses(part, player) for part in sliced(batch, number, self.unit)]
+        found = {name: tf.concat([losses[name] for losses, _ in parts], axis=0) for name in parts[0][0]}
+        found["clip"] = self._clip_loss(tf.concat([shown for _, shown in parts], axis=0), batch)
+        found["loss"] += self.weights.clip * found["clip"]
+        return found
+
+    def _losses(self, batch, player):
+        """A player's losses but CLIP's, and the drawn pictures."""
         tokens, code = self.generator.read(*text_of(batch))
         z, posterior = self._latents(batch, code)
-        drawn, real = self.drawn_of(batch, z, tokens, code), (batch["images"],)
+        drawn = tuple(map(cut_off, self.drawn_of(batch, z, tokens, code)))
+        real = (batch["images"],)
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
         shown = drawn[-1]
@@ -182,8 +202,10 @@ class GanStage(Stage):
         real, drawn = self._augmented(real, drawn, batch)
         if player == GENERATOR:
             found = self._generator_losses(real, drawn, shown, batch)
-            return found if posterior is None else self._with_reconstruction(found, shown, posterior, batch)
-        return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch)
+            if posterior is not None:
+                found = self._with_reconstruction(found, shown, posterior, batch)
+            return found, shown
+        return self._discriminator_losses(real, tuple(map(tf.stop_gradient, drawn)), batch), shown
 
     def _latents(self, batch, code):
         """z of the drawn pictures, and what the encoder says of the real ones.
@@ -302,9 +324,6 @@ class GanStage(Stage):
             adversarial = generator_loss(real_logits, logits, weights.kind)
             loss += judge.weight * adversarial
             found[f"{judge.prefix}adversarial"] = adversarial
-        if weights.clip:
-            found["clip"] = self._clip_loss(shown, batch)
-            loss += weights.clip * found["clip"]
         return {"loss": loss, **found}
 
     def _clip_loss(self, pictures, batch):
@@ -371,6 +390,20 @@ class GanStage(Stage):
 
     def save_snapshot(self, folder, dtype):
         save_network(self.generator, folder, dtype)
+
+
+@tf.custom_gradient
+def cut_off(pictures):
+    """What is beyond black and white cut off, as where pictures are shown: there are whole grounds of black.
+
+    A gradient that brings such a pixel back goes on to it, and one that takes it further out does not.
+    """
+
+    def gradient(upstream):
+        is_inside = tf.abs(pictures) <= 1.0
+        return tf.where(is_inside | (upstream * pictures > 0.0), upstream, tf.zeros_like(upstream))
+
+    return tf.clip_by_value(pictures, -1.0, 1.0), gradient
 
 
 def _kept_mean(value):

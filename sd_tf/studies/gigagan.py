@@ -31,20 +31,22 @@ MOST_PROMPTS = 6
 
 _ALONE = ("--reconstruction-weight", "0")
 _PLAIN = ("--multi-scale", "none", "--num-kernels", "1", *_ALONE)
-_CLIP = ("--matching-weight", "1", "--clip-weight", "0.1")
+_NO_CLIP = ("--clip-weight", "0")
+_CLIP_WEIGHT = "0.25"
+_CLIP = ("--matching-weight", "1", "--clip-weight", _CLIP_WEIGHT)
 RUNGS = (
     Rung("unconditional", "without a text", "nothing: it draws without a text", ("--unconditional", *_PLAIN)),
     Rung(
         "text",
         "+ text",
         "the text's global code and its tokens, in both players",
-        ("--matching-weight", "0", *_PLAIN),
+        ("--matching-weight", "0", *_NO_CLIP, *_PLAIN),
     ),
     Rung(
         "matching",
         "+ matching",
         "real pictures with another's text count as drawn",
-        ("--matching-weight", "1", *_PLAIN),
+        ("--matching-weight", "1", *_NO_CLIP, *_PLAIN),
     ),
     Rung("clip", "+ CLIP loss", "CLIP's contrastive loss of projected features", (*_CLIP, *_PLAIN)),
     Rung(
@@ -198,14 +200,11 @@ def _rungs(flags):
 
 
 def _with_clip(rung, clip):
-    return rung._replace(flags=(*rung.flags, "--clip", clip)) if "--clip-weight" in rung.flags else rung
+    return rung._replace(flags=(*rung.flags, "--clip", clip)) if _CLIP_WEIGHT in rung.flags else rung
 
 
 def _without_clip(rung):
-    if "--clip-weight" not in rung.flags:
-        return rung
-    place = rung.flags.index("--clip-weight")
-    return rung._replace(flags=(*rung.flags[:place], *rung.flags[place + 2 :]))
+    return rung._replace(flags=tuple("0" if flag == _CLIP_WEIGHT else flag for flag in rung.flags))
 
 
 def _training(flags, folder):
@@ -218,6 +217,7 @@ def _training(flags, folder):
         "max_steps": flags.max_steps,
         "preset": flags.preset,
         "batch_size": flags.batch_size,
+        "judged_by": "pixels",
         "previews": 0,  # which take a part of the minutes
         "cache_dir": folder / "cache",
     }

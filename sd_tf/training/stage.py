@@ -58,6 +58,10 @@ class Stage:
         """The player of each move in a step."""
         return tuple(name for name, times in self.order for _ in range(times))
 
+    def divides(self, player: str) -> bool:
+        """Whether that player's losses are `divisible`, which the others' may not be."""
+        return self.divisible
+
     def batches(self, first: int, part: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
         """Endless batches, name -> (batch, ...), one for each move.
 

@@ -185,7 +185,7 @@ class Step:
     def _divided_gradients(self, name, batch):
         """Losses and gradients of a batch, divided among the CPU cores."""
         number = 1
-        if self.stage.divisible:
+        if self.stage.divides(name):
             num_examples = self.stage.batch_size // self.strategy.num_replicas_in_sync // self.accumulate
             number = batch_slices(num_examples, self._replicas_here, self.stage.unit)
         if number == self.accumulate == 1 and not self.xla:

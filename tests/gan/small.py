@@ -58,7 +58,7 @@ def small_stage(dataset, losses=GanLosses(), augmentation=None, seed=0, draws=DR
         discriminator.build()
     texts = Texts(dataset.distinct_captions) if draws.text_dim else None
     configs = {GENERATOR: PLAYER, DISCRIMINATOR: PLAYER}
-    vision = load_perceptual() if judges.vision_channels else None
+    vision = load_perceptual() if judges.vision_channels or draws.encoder_channels else None
     return GanStage(
         generator, discriminator, configs, dataset, texts, losses, augmentation, seed, vision=vision
     )

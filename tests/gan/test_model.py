@@ -14,6 +14,7 @@ from sd_tf.checkpoints.text_encoders import open_text_encoder
 from sd_tf.errors import InputError
 from sd_tf.gan.card import traits_of
 from sd_tf.gan.discriminator import Discriminator
+from sd_tf.gan.drawing import texts_of_request
 from sd_tf.gan.generator import Generator
 from sd_tf.gan.inversion import nearest_styles
 from sd_tf.gan.options import GanOptions
@@ -92,9 +93,10 @@ def test_an_encoder_tells_where_an_inversion_begins(model, monkeypatch):
     z = np.random.default_rng(3).standard_normal((2, 6)).astype("float32")  # of no seed
     pictures = model.generate([PROMPT], 2, z=z, truncation=1.0)
     styles = model.styles(PROMPT, 2, z=z, truncation=1.0)
-    assert np.abs(nearest_styles(model, pictures, PROMPT) - styles).max() > 1e-2
-    monkeypatch.setattr(model.generator, "encoder", lambda seen: (z, np.zeros_like(z)))
-    np.testing.assert_allclose(nearest_styles(model, pictures, PROMPT), styles, atol=1e-5)
+    texts = texts_of_request(model, model._request(PROMPT, 2, 0, 64, "weights"))(range(2))
+    assert np.abs(nearest_styles(model, pictures, PROMPT, texts) - styles).max() > 1e-2
+    monkeypatch.setattr(model.generator, "encoder", lambda seen, code: (z, np.zeros_like(z)))
+    np.testing.assert_allclose(nearest_styles(model, pictures, PROMPT, texts), styles, atol=1e-5)
 
 
 def test_a_trained_model_without_an_encoder_takes_no_weight_of_its_loss(model, tmp_path):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from sd_tf.data.garments import Garments
 from sd_tf.gan.config import Augmentation, GanLosses
-from sd_tf.gan.stages import DISCRIMINATOR, GENERATOR
+from sd_tf.gan.stages import DISCRIMINATOR, GENERATOR, cut_off
 from sd_tf.training.gradient_penalty import gradient_penalty
 from sd_tf.training.step import Step
 from tests.conftest import shake_variables
@@ -77,19 +77,22 @@ WITH_ENCODER = dataclasses.replace(DRAWS, encoder_channels=(8, 8, 8, 12))
 
 
 def test_half_of_a_batch_is_drawn_again_from_what_the_encoder_says(garments):
-    stage = small_stage(garments, GanLosses(reconstruction=3.0, kl=0.5), draws=WITH_ENCODER)
+    weights = GanLosses(reconstruction=3.0, perceptual=2.0, kl=0.5)
+    stage = small_stage(garments, weights, draws=WITH_ENCODER)
     shake_variables(stage.generator)
     [batch] = stage.batches(0).take(1)
     found = losses_of(stage, GENERATOR, batch)
     [_, code] = stage.generator.read(batch["states"][:2], batch["text_mask"][:2])
     mean, log_variance = map(np.asarray, stage.generator.encoder(batch["images"][:2], code))
     z = mean + np.exp(0.5 * log_variance) * np.asarray(batch["posterior noise"])[:2]
-    drawn = stage.generator(z, batch["states"][:2], batch["text_mask"][:2])[-1]
+    drawn = cut_off(stage.generator(z, batch["states"][:2], batch["text_mask"][:2])[-1])
     off = np.abs(np.asarray(drawn - batch["images"][:2])).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(found["reconstruction/sum"], [*off, 0, 0], rtol=1e-4)
+    apart = np.asarray(stage.vision.distance(drawn, batch["images"][:2]))
+    np.testing.assert_allclose(found["perceptual/sum"], [*apart, 0, 0], rtol=1e-4)
     away = 0.5 * (mean**2 + np.exp(log_variance) - log_variance - 1).sum(axis=1)
     np.testing.assert_allclose(found["divergence/sum"], [*away, 0, 0], rtol=1e-4)
-    parts = 3.0 * found["reconstruction/sum"] + 0.5 * found["divergence/sum"]
+    parts = 3.0 * found["reconstruction/sum"] + 2.0 * found["perceptual/sum"] + 0.5 * found["divergence/sum"]
     np.testing.assert_allclose(found["loss"], found["adversarial"] + 2 * parts, rtol=1e-5)  # mean over a half
 
 
@@ -105,6 +108,17 @@ def test_the_encoder_moves_with_the_generator(garments):
     assert all(np.abs(new - old).max() > 0 for new, old in zip(after, before, strict=True))
 
 
+def test_what_is_beyond_black_and_white_is_cut_off_and_can_come_back():
+    pixels = tf.constant([-0.5, 0.5, -1.5, -1.5, 1.5, 1.5])
+    upstream = tf.constant([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])  # a step is taken against it
+    with tf.GradientTape() as tape:
+        tape.watch(pixels)
+        shown = cut_off(pixels)
+    np.testing.assert_array_equal(shown, [-0.5, 0.5, -1, -1, 1, 1])
+    found = tape.gradient(shown, pixels, output_gradients=upstream)
+    np.testing.assert_array_equal(found, [1, -1, 0, -1, 1, 0])
+
+
 def test_judged_in_one_pass_they_are_judged_as_one_by_one(garments):
     stage = small_stage(garments, GanLosses(gamma=0.5))
     shake_variables(stage.discriminator)
@@ -115,7 +129,7 @@ def test_judged_in_one_pass_they_are_judged_as_one_by_one(garments):
         stage.discriminator.code_of,
     )
     own, other = (text(batch[f"{of}states"], batch[f"{of}text_mask"]) for of in ("", "other_"))
-    drawn = stage.generator(batch["z"], batch["states"], batch["text_mask"])
+    drawn = tuple(map(cut_off, stage.generator(batch["z"], batch["states"], batch["text_mask"])))
     real = tuple(judge.pyramid_of(batch["images"])[::-1])
     logits, r1 = gradient_penalty(lambda x: judge.judged(judge.seen(x), own), real)
     drawn_logits, r2 = gradient_penalty(lambda x: judge.judged(judge.seen(x), own), drawn)
@@ -191,7 +205,7 @@ def test_the_log_says_how_the_players_stand(garments):
     for name in ("accuracy on real", "accuracy on drawn", "real above drawn"):
         assert ((found[name] >= 0) & (found[name] <= 1)).all()
     assert (found["loss ratio/count"] > 0).all() and found["accuracy on mismatched/count"].max() == 1
-    drawn = np.asarray(stage.generator(batch["z"], batch["states"], batch["text_mask"])[-1])
+    drawn = np.clip(stage.generator(batch["z"], batch["states"], batch["text_mask"])[-1], -1, 1)
     expected = drawn.std(axis=0).mean() / np.std(np.asarray(batch["images"]), axis=0).mean()
     np.testing.assert_allclose(found["spread of drawn to real"], expected, rtol=1e-4)
 
@@ -236,6 +250,12 @@ def test_clips_loss_looks_at_pictures_as_they_are_shown(garments):
     assert np.abs(found[1]["adversarial"] - found[0]["adversarial"]).max() > 1e-6
 
 
+def test_clips_loss_keeps_the_generators_batch_together_and_the_discriminators_is_divided(garments):
+    with_clip, without = (small_stage(garments, GanLosses(clip=weight)) for weight in (1.0, 0.0))
+    assert with_clip.divides(DISCRIMINATOR) and not with_clip.divides(GENERATOR)
+    assert without.divides(DISCRIMINATOR) and without.divides(GENERATOR)
+
+
 def test_clips_loss_of_token_states_is_the_cross_entropy_of_their_plain_products(garments):
     from sd_tf.checkpoints.clip import load_clip
     from sd_tf.checkpoints.tokenizers import load_tokenizer
@@ -245,7 +265,7 @@ def test_clips_loss_of_token_states_is_the_cross_entropy_of_their_plain_products
     stage.clip = clip, load_tokenizer("clip-mini", clip.text_config.max_position_embeddings)
     [batch] = stage.batches(0).take(1)
     found = losses_of(stage, GENERATOR, batch)["clip"]
-    drawn = stage.generator(batch["z"], batch["states"], batch["text_mask"])[-1]
+    drawn = cut_off(stage.generator(batch["z"], batch["states"], batch["text_mask"])[-1])
     of_pictures = np.asarray(clip.vision_model(clip.preprocess(drawn)).pooled, np.float64)
     of_texts = np.asarray(clip.text_model(batch["token_ids"]).pooled, np.float64)
     assert np.linalg.norm(of_texts, axis=1).min() > 2, "they are not of length 1"
@@ -258,15 +278,17 @@ def test_clips_loss_of_token_states_is_the_cross_entropy_of_their_plain_products
     np.testing.assert_allclose(found, np.mean(cross_entropies, axis=0), rtol=1e-3)
 
 
-def test_token_states_need_clips_loss_and_towers_of_one_width(monkeypatch):
+def test_token_states_need_clips_loss_and_towers_of_one_width(monkeypatch, tmp_path):
     from types import SimpleNamespace
 
     from sd_tf.errors import InputError
     from sd_tf.gan import recipe
+    from sd_tf.gan.new_model import new_model
     from sd_tf.gan.options import GanOptions
 
+    options = GanOptions(clip_features="token_states", unconditional=True)  # which has no loss of CLIP
     with pytest.raises(InputError, match="clip_features needs clip_weight"):
-        GanOptions(clip_features="token_states")
+        recipe.recipe_of(new_model(options, "fashion_mnist"), options, tmp_path)
     towers = {"text_config": SimpleNamespace(hidden_size=4), "vision_config": SimpleNamespace(hidden_size=6)}
     monkeypatch.setattr(recipe, "load_clip", lambda name: SimpleNamespace(**towers))
     preset = SimpleNamespace(losses=GanLosses(clip=1.0, clip_features="token_states"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -341,7 +342,8 @@ def test_without_a_clip_that_knows_the_captions_its_rungs_are_left_out_and_the_p
     assert [rung.name for rung in found.rungs] == [
         *("unconditional", "text", "matching", "multi-scale", "filter-bank", "encoder")
     ]
-    assert not any("clip" in flag for rung in found.rungs for flag in rung.flags)
+    weights = [dict(pairwise(rung.flags)).get("--clip-weight") for rung in found.rungs]
+    assert weights == [None, "0", "0", "0", "0", "0"]  # without a text there is none
     assert "clip and clip-token-states are left out" in found.notes[0] and html.escape(
         found.notes[0]
     ) in page(found, [], {}, "")
