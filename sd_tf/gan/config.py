@@ -58,12 +58,13 @@ class GeneratorConfig:
         return tuple(side_of(level + 1) for level in range(len(self.block_out_channels)))
 
     @property
-    def encoder_patch(self) -> float:
+    def encoder_patch(self) -> int:
         """Pixels of the picture along a side of each position that the encoder sees.
 
-        Its levels begin with 4 x 4 as well; with fewer than the generator's, positions are patches.
+        Its levels begin with 4 x 4 as well; with fewer than the generator's, positions are patches. With
+        more there is none, which is 0.
         """
-        return self.sample_size / side_of(len(self.encoder_channels))
+        return self.sample_size // side_of(len(self.encoder_channels))
 
     def of_levels(self, name: str) -> tuple:
         """A field that is one value for all levels, or one for each: as the latter."""

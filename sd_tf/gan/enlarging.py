@@ -50,10 +50,6 @@ class EnlargingStage(GanStage):
             found["text_mask"][dropped] = self.texts.mask[-1]
         return found | {"low_res": low_res.astype(np.float32)}
 
-    def drawn_of(self, batch, z, tokens, code):
-        styles = self.generator.styles(z, code)
-        return self.generator.synthesize(styles, tokens, batch.get("text_mask"), batch["low_res"])
-
     def _generator_losses(self, real, drawn, shown, batch):
         losses = super()._generator_losses(real, drawn, shown, batch)
         if not self.weights.low_res:

@@ -70,7 +70,7 @@ class Generator(keras.Model):
         self.encoder = None
         if config.encoder_channels:
             self.encoder = LatentEncoder(
-                *(config.encoder_channels, config.latent_dim, int(config.encoder_patch)),
+                *(config.encoder_channels, config.latent_dim, config.encoder_patch),
                 dtype=policy,
                 name="encoder",
             )

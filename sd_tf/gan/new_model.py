@@ -84,6 +84,8 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
             judges_pixels=options.judged_by != "vision",
             vision_channels=() if options.judged_by == "pixels" else WIDTHS,
         )
+    # Without a text there is nothing to compare, and a model that enlarges is not told some of the captions.
+    leaves_clip_out = options.unconditional or (options.enlarge_from and options.clip_weight is None)
     given = {
         "kind": options.adversarial,
         "gamma": options.gamma,
@@ -91,7 +93,7 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         "reconstruction": options.reconstruction_weight,
         "perceptual": options.perceptual_weight,
         "kl": options.kl_weight,
-        "clip": _clip_weight(options),
+        "clip": 0.0 if leaves_clip_out else options.clip_weight,
         "clip_features": options.clip_features,
         "vision": options.vision_weight,
         "vision_gamma": options.vision_gamma,
@@ -112,10 +114,3 @@ def changed(preset: Preset, options: GanOptions) -> Preset:
         vision=options.vision or preset.vision,
         low_res_noise=preset.low_res_noise if options.low_res_noise is None else options.low_res_noise,
     )
-
-
-def _clip_weight(options):
-    """What models without a text, and those that enlarge, whose captions are left out at times, have is 0."""
-    if options.clip_weight is None and (options.unconditional or options.enlarge_from):
-        return 0.0
-    return options.clip_weight

@@ -84,7 +84,7 @@ PICTURES = replace(
         GARMENTS.discriminator,
         block_out_channels=(32, 64, 96, 128),
         self_attention=(False, False, True, False),
-        vision_channels=(),  # the bundled frozen network and CLIP know garments alone
+        vision_channels=(),  # the bundled networks, which judge and know captions, know garments alone
     ),
     text_encoder=MINILM,
     text_length=32,

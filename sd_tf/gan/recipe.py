@@ -3,6 +3,7 @@
 generator/ discriminator/ text_encoder/ tokenizer/ model_index.json     the finished model
 """
 
+import dataclasses
 import functools
 
 from sd_tf.checkpoints.clip import load_clip
@@ -54,31 +55,26 @@ class GanRecipe(RecipeFromBase):
                 "the model has no discriminator, so it cannot be trained: save it with one, or train a new "
                 "one"
             )
-        if options.reconstruction_weight and not is_new and not model.generator_config.encoder_channels:
-            raise InputError(
-                f"{options.named_value('reconstruction_weight')}, and the model has no encoder, which that "
-                "loss trains: leave it out, or train a new model"
-            )
         beginning = model.provenance.beginning
-        usual = preset_named(options.preset or USUAL) if beginning is None else beginning.preset
-        self.preset = changed(usual, options)
-        self._check_losses(model)
+        self.preset = changed(usual_preset() if beginning is None else beginning.preset, options)
+        self._check_losses()
         self.image_size, self.minutes = model.image_size[0], self.preset.max_minutes
 
-    def _check_losses(self, model):
+    def _check_losses(self):
         """Raises `InputError` for options of a loss that is left out."""
-        options, losses = self.options[0], self.preset.losses
+        options, losses = self.own, self.preset.losses
         for name in ("clip", "clip_features"):
             if getattr(options, name) is not None and not losses.clip:
                 raise InputError(
                     f"{options.said(name)} needs {options.said('clip_weight')}: add it, or leave "
                     f"{options.said(name)} out"
                 )
-        if options.perceptual_weight and not model.generator_config.encoder_channels:
-            raise InputError(
-                f"{options.named_value('perceptual_weight')}, and the model has no encoder, of whose "
-                "pictures that loss is: leave it out, or train a new model with an encoder"
-            )
+        for name in ("reconstruction_weight", "perceptual_weight", "kl_weight"):
+            if getattr(options, name) and not self.model.generator_config.encoder_channels:
+                raise InputError(
+                    f"{options.named_value(name)}, and the model has no encoder, which that loss trains: "
+                    "leave it out, or train a new model with an encoder"
+                )
 
     def described(self):
         encoder = self.model.text_encoder
@@ -109,6 +105,15 @@ class GanRecipe(RecipeFromBase):
 
     def stages(self, run):
         return [PlannedGan(self, run)]
+
+
+def usual_preset():
+    """The training settings that a model of a folder goes on with.
+
+    Without CLIP's loss, unless it is asked for: the bundled CLIP may not know the captions.
+    """
+    usual = preset_named(USUAL)
+    return dataclasses.replace(usual, losses=usual.losses._replace(clip=0.0))
 
 
 def recipe_of(model, options, folder) -> GanRecipe:

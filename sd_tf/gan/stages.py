@@ -20,14 +20,14 @@ from sd_tf.gan.losses import (
     matching_loss,
     reconstruction_loss,
 )
-from sd_tf.graphs import batch_slices, sliced
+from sd_tf.graphs import sliced
 from sd_tf.images import to_unit
 from sd_tf.seeding import normals, uniforms
 from sd_tf.text.prompt_syntax import prompt_of
 from sd_tf.training.gradient_penalty import gradient_penalty
 from sd_tf.training.options import FOLDER, StageConfig
 from sd_tf.training.stage import Player, Stage, gathered_rows, mean_of_some, own_rows
-from sd_tf.training.workers import Workers
+from sd_tf.training.workers import slices_on_cores
 
 # Keys of independent streams of random numbers (`sd_tf.seeding`); 1 is `generate`'s.
 LATENTS, AUGMENTATIONS, MISMATCHES, POSTERIORS = 2, 3, 4, 5
@@ -159,10 +159,6 @@ class GanStage(Stage):
         """A batch with what else a kind of generator reads."""
         return found
 
-    def drawn_of(self, batch, z, tokens, code):
-        """The generator's pictures of a batch, its z and what it read, from the lowest level up."""
-        return self.generator.synthesize(self.generator.styles(z, code), tokens, batch.get("text_mask"))
-
     def _texts(self, prefix, captions):
         rows = self.texts.rows_of(captions)
         states = self.texts.states[rows].astype(np.float32)
@@ -179,9 +175,7 @@ class GanStage(Stage):
         if player == DISCRIMINATOR or not self.weights.clip:
             return self._losses(batch, player)[0]
         # CLIP's loss compares all pictures of the batch, which are drawn and judged on all cores before.
-        strategy = tf.distribute.get_strategy()
-        here = strategy.num_replicas_in_sync // Workers(strategy).number
-        number = batch_slices(self.batch_size // strategy.num_replicas_in_sync, here, self.unit)
+        number = slices_on_cores(self.batch_size, tf.distribute.get_strategy(), self.unit)
         parts = [self._losses(part, player) for part in sliced(batch, number, self.unit)]
         found = {name: tf.concat([losses[name] for losses, _ in parts], axis=0) for name in parts[0][0]}
         found["clip"] = self._clip_loss(tf.concat([shown for _, shown in parts], axis=0), batch)
@@ -192,8 +186,9 @@ class GanStage(Stage):
         """A player's losses but CLIP's, and the drawn pictures."""
         tokens, code = self.generator.read(*text_of(batch))
         z, posterior = self._latents(batch, code)
-        drawn = tuple(map(cut_off, self.drawn_of(batch, z, tokens, code)))
-        real = (batch["images"],)
+        styles = self.generator.styles(z, code)
+        drawn = self.generator.synthesize(styles, tokens, batch.get("text_mask"), batch.get("low_res"))
+        drawn, real = tuple(map(cut_off, drawn)), (batch["images"],)
         if self.discriminator.config.judges_pixels:  # of every size that is judged, as those that are drawn
             real = tuple(self.discriminator.pyramid_of(batch["images"])[::-1])
         shown = drawn[-1]

@@ -6,12 +6,12 @@ import keras
 import tensorflow as tf
 
 from sd_tf.errors import InputError, argument
-from sd_tf.graphs import batch_slices, sliced
+from sd_tf.graphs import sliced
 from sd_tf.nn.fused import fusing
 from sd_tf.nn.remat import rematerialising
 from sd_tf.training.optimizer import Optimizer
 from sd_tf.training.strategy import check_batch_size
-from sd_tf.training.workers import Workers
+from sd_tf.training.workers import slices_on_cores
 
 
 class Learner:
@@ -86,7 +86,6 @@ class Step:
                 f"its loss compares examples of all of them: leave {argument('xla')} out, or use one replica"
             )
         check_batch_size(stage.batch_size, replicas, self.accumulate, stage.unit)
-        self._replicas_here = replicas // Workers(strategy).number  # replicas that share this process's cores
         with strategy.scope():
             scaling = precision == "mixed_float16"
             self.learners = {name: Learner(player, scaling) for name, player in stage.players.items()}
@@ -186,8 +185,7 @@ class Step:
         """Losses and gradients of a batch, divided among the CPU cores."""
         number = 1
         if self.stage.divides(name):
-            num_examples = self.stage.batch_size // self.strategy.num_replicas_in_sync // self.accumulate
-            number = batch_slices(num_examples, self._replicas_here, self.stage.unit)
+            number = slices_on_cores(self.stage.batch_size // self.accumulate, self.strategy, self.stage.unit)
         if number == self.accumulate == 1 and not self.xla:
             return self._gradients_of(name)(batch)
         results = [self._compiled_gradients[name](part) for part in sliced(batch, number, self.stage.unit)]

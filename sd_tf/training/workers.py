@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from sd_tf.errors import InputError
+from sd_tf.graphs import batch_slices
 
 
 class Workers:
@@ -48,6 +49,13 @@ class Workers:
 
     def _gather(self, values):
         return self.strategy.gather(self.strategy.run(lambda: tf.identity(values)), axis=0)
+
+
+def slices_on_cores(num_examples, strategy, unit=1) -> int:
+    """`batch_slices` of a replica's part of so many examples, of all replicas of all workers."""
+    replicas = strategy.num_replicas_in_sync
+    here = replicas // Workers(strategy).number  # replicas that share this process's cores
+    return batch_slices(num_examples // replicas, here, unit)
 
 
 @contextlib.contextmanager

@@ -104,6 +104,11 @@ def test_a_trained_model_without_an_encoder_takes_no_weight_of_its_loss(model, t
         recipe_of(model, GanOptions(reconstruction_weight=2.0), tmp_path)
 
 
+def test_a_trained_model_goes_on_with_clips_loss_if_it_is_asked_for(model, tmp_path):
+    weights = [recipe_of(model, GanOptions(clip_weight=w), tmp_path).preset.losses.clip for w in (None, 0.5)]
+    assert weights == [0.0, 0.5]  # the bundled CLIP may not know the captions
+
+
 def test_a_saved_model_draws_the_same(model, tmp_path):
     model.save(tmp_path / "gan")
     again = sd_tf.load(tmp_path / "gan")

@@ -333,7 +333,7 @@ def test_timesteps_by_logits_are_distributed_as_in_diffusers(tiny_model, logit_m
 def test_a_step_that_computes_activations_again_is_the_same(
     tiny_model, tmp_path, monkeypatch, precision, tolerance
 ):
-    monkeypatch.setattr("sd_tf.training.step.batch_slices", lambda *examples: 2)
+    monkeypatch.setattr("sd_tf.training.workers.batch_slices", lambda *examples: 2)
     others = {
         name: getattr(tiny_model, name) for name in ("autoencoder", "text_encoder", "tokenizer", "schedule")
     }

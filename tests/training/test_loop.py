@@ -191,7 +191,7 @@ def test_half_precision_learns(tmp_path, precision):
 
 
 def test_parts_on_a_core_each_learn_what_the_whole_batch_does(tmp_path, monkeypatch):
-    monkeypatch.setattr("sd_tf.training.step.batch_slices", lambda *examples: 3)  # of 2, 3 and 3
+    monkeypatch.setattr("sd_tf.training.workers.batch_slices", lambda *examples: 3)  # of 2, 3 and 3
     losses = []
     ours = trainer(tmp_path)
     ours.fit([lambda trainer, step, elapsed, means: losses.append(float(means["loss"]))])
